@@ -1,0 +1,113 @@
+"""Modules around a `CompressedWeight`, and how they get into a model.
+
+`WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts see them. A cast such as
+`model.half()` does not touch them: scales are numbers on disk, not activations.
+
+`CompressedLinear` computes x Ŵᵀ + b. The kernel here is the reference: dequantize, then torch's product, in the dtype of x.
+
+`CompressedExperts` stands in for one fused 3-D parameter of a mixture of experts (transformers ≥ 5 keeps all experts of a layer in
+one tensor). Model code reads that parameter as an attribute, so two hooks on its owner put the dequantized tensor there for
+the length of one forward pass: it works with any experts implementation, and only one layer's experts are dense at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sinq.tensor import CompressedWeight
+
+
+class WeightStore(nn.Module):
+    """A `CompressedWeight` whose tensors are this module's buffers."""
+
+    def __init__(self, value: CompressedWeight) -> None:
+        super().__init__()
+        self.value = value
+        for name, tensor in value.state_dict().items():
+            self.register_buffer(name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move_only, recurse)
+        self.value = type(self.value).from_state(self.value.config(), dict(self.named_buffers()))
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.value.shape
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers()).device
+
+
+class CompressedLinear(nn.Module):
+    """A linear layer, (..., in_features) → (..., out_features), with a compressed weight."""
+
+    kernel = "reference"
+
+    def __init__(self, weight: CompressedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = WeightStore(weight)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.value.dequantize(x.dtype), bias)
+
+    def extra_repr(self) -> str:
+        bits = self.weight.value.bits_per_weight
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.3f}, kernel={self.kernel}"
+
+
+class CompressedExperts(nn.ModuleList):
+    """The matrices of a fused expert parameter, one `WeightStore` each.
+
+    Args:
+        weights: one (out, in) value per expert.
+        transposed: whether the model keeps them as (experts, in, out).
+    """
+
+    kernel = "reference"
+
+    def __init__(self, weights: list[CompressedWeight], transposed: bool, dtype: torch.dtype) -> None:
+        super().__init__([WeightStore(weight) for weight in weights])
+        self.transposed, self.dtype = transposed, dtype
+
+    def dense(self) -> Tensor:
+        """The parameter as the model's code expects it, 3-D."""
+        matrices = torch.stack([store.value.dequantize(self.dtype) for store in self])  # type: ignore[union-attr]
+        return matrices.transpose(1, 2) if self.transposed else matrices
+
+    def install(self, owner: nn.Module, parameter: str) -> None:
+        """Take the place of `owner.<parameter>`."""
+        if not any(isinstance(child, CompressedExperts) for child in owner.children()):
+            owner.register_forward_pre_hook(_show_dense)
+            owner.register_forward_hook(_hide_dense, always_call=True)
+        delattr(owner, parameter)
+        owner.register_module(parameter, self)
+
+
+def _show_dense(owner: nn.Module, args: Any) -> None:
+    for name, child in owner.named_children():
+        if isinstance(child, CompressedExperts):
+            owner.__dict__[name] = child.dense()  # found before the module of that name
+
+
+def _hide_dense(owner: nn.Module, args: Any, output: Any) -> None:
+    for name, child in owner.named_children():
+        if isinstance(child, CompressedExperts):
+            owner.__dict__.pop(name, None)

@@ -1,0 +1,101 @@
+"""Rounding to a grid: choose a scale and a zero-point per group, then the nearest code.
+
+Two pure functions, so that methods can put their own work between them:
+
+    scale, zero = choose(weight, grid)             # what the extremes (or the mean and the extremes) of each group ask for
+    codes = assign(weight, scale, zero, grid)      # nearest level
+
+Ranges, per group of `grid.group_size` weights of a row:
+- uniform: [min, max] → scale = (max − min)/(2^bits − 1), zero = −round(min/scale). Zero is a whole number but not confined to
+  [0, 2^bits − 1], so a group far from 0 keeps its resolution (SINQ's code does the same).
+- uniform, symmetric: the smallest scale for which [min, max] lies inside [−2^(bits−1), 2^(bits−1) − 1]·scale. All levels exist.
+- NF tables: scale = max|w − mean|, zero = −mean/scale; symmetric: scale = max|w|.
+
+A zero must survive being stored (exactly up to 2048 in float16, one byte with 8-bit auxiliaries). Where a narrow group far from 0
+would need a larger one, its range is widened until it does not, so that one odd group never costs the others anything.
+"""
+
+import torch
+from torch import Tensor
+
+from sinq.grid import Grid, Levels
+
+TABLE_ZERO_STEP = 1 / 64  # resolution of a zero-point of an NF table in one byte: −2 … 1.98
+
+
+def by_group(matrix: Tensor, group_size: int) -> Tensor:
+    """(out, in) → (out, in / group_size, group_size)."""
+    return matrix.reshape(matrix.shape[0], -1, group_size)
+
+
+def choose(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero of each group of a float32 (out, in) matrix: both (out, in / group_size); zero is None if symmetric."""
+    groups = by_group(weight, grid.group_size)
+    if grid.levels is not Levels.uniform:
+        return _choose_table(groups, grid)
+    return _choose_symmetric(groups, grid) if grid.symmetric else _choose_range(groups, grid)
+
+
+def assign(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
+    """The nearest code of each weight, uint8 (out, in), given scales and zeros (out, in / group_size)."""
+    position = by_group(weight, grid.group_size) / scale[..., None] + (centre(grid) if zero is None else zero[..., None])
+    if grid.levels is Levels.uniform:
+        codes = position.round_().clamp_(0, 2**grid.bits - 1)
+    else:
+        table = level_table(grid, weight.device)
+        codes = torch.bucketize(position, (table[1:] + table[:-1]) / 2)
+    return codes.to(torch.uint8).reshape(weight.shape)
+
+
+def level_table(grid: Grid, device: torch.device) -> Tensor:
+    """The value of each code, float32 (2^bits,)."""
+    if grid.levels is Levels.uniform:
+        return torch.arange(2**grid.bits, dtype=torch.float32, device=device)
+    return torch.tensor(grid.levels.value, dtype=torch.float32, device=device)
+
+
+def centre(grid: Grid) -> float:
+    """The zero-point of a symmetric grid, which is not stored."""
+    return float(2 ** (grid.bits - 1)) if grid.levels is Levels.uniform else 0.0
+
+
+def zero_limits(grid: Grid) -> tuple[float, float]:
+    """Smallest and largest zero that is stored without loss."""
+    if grid.auxiliary_bits == 8:
+        middle = 2 ** (grid.bits - 1) if grid.levels is Levels.uniform else 0
+        step = 1 if grid.levels is Levels.uniform else TABLE_ZERO_STEP
+        return middle - 128 * step, middle + 127 * step
+    largest = 2.0**11 if grid.auxiliary_bits == 16 else 2.0**24
+    return -largest, largest
+
+
+def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    low, high = groups.aminmax(dim=-1)
+    top = 2**grid.bits - 1
+    scale = (high - low).clamp_min(grid.range_floor) / top
+    zero = torch.nan_to_num(-torch.round(low / scale), nan=0.0)
+    smallest, largest = zero_limits(grid)
+    scale = torch.where(zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale))
+    return _nonzero(scale), zero.clamp(smallest, largest)
+
+
+def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:
+    low, high = groups.aminmax(dim=-1)
+    half = 2 ** (grid.bits - 1)
+    return _nonzero(torch.maximum(-low / half, high / (half - 1)).clamp_min(grid.range_floor / (2 * half - 1))), None
+
+
+def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    if grid.symmetric:
+        return _nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor)), None
+    mean = groups.mean(-1)
+    scale = (groups - mean[..., None]).abs().amax(-1).clamp_min(grid.range_floor)
+    _, largest = zero_limits(grid)
+    scale = _nonzero(torch.maximum(scale, mean.abs() / largest))
+    zero = -mean / scale
+    return scale, (zero / TABLE_ZERO_STEP).round() * TABLE_ZERO_STEP if grid.auxiliary_bits == 8 else zero
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    # A group of zeros is exact with any scale.
+    return torch.where(scale > 0, scale, 1.0)

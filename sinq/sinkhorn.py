@@ -1,0 +1,136 @@
+"""Sinkhorn normalization of standard deviations (SINQ, arXiv 2509.22944, algorithm 1).
+
+A matrix is easy to quantize when no row and no column stands out. SINQ divides it by a scale per row and a scale per column
+until the standard deviations of all rows and columns are as equal as they get:
+
+    Ŵ = W / (row ⊗ col),   imbalance(Ŵ) = max(all row and column std) / min(all row and column std)   → small
+
+Each step measures both kinds of std on the same Ŵ (Jacobi, not Gauss-Seidel), compares them with the target τ (the smallest
+std of the tile at the start), and moves the logarithms of the scales by the clamped ratio. The best state seen is kept.
+Everything happens per tile (see `grid.py`); tiles are independent of each other.
+
+The paper leaves the constants open. The defaults are those of the authors' code, with one difference: there the floors are
+absolute numbers, so a tile with std 1e-4 is hardly balanced at all; here they are relative to the tile's own std
+(`relative_floors=False` gives the absolute ones), which makes the result independent of the scale of the weights.
+
+This module is the definition: plain and in float32. Fast versions are tested against it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20  # tiles are worked on in pieces that stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """Constants of the iteration. Raises `ValueError` for values that make it meaningless."""
+
+    iterations: int = 16
+    """States scored; the update after the last one is not taken."""
+    step_min: float = 0.7
+    step_max: float = 2.0
+    """Clamp of std/τ in one step."""
+    log_min: float = -0.3
+    log_max: float = 10.0
+    """Clip of the accumulated logarithm of a scale."""
+    std_min: float = 1e-3
+    std_max: float = 1e3
+    """Clamp of a measured std; in units of the tile's std where `relative_floors`."""
+    early_stop: bool = True
+    """Stop moving a tile the first time its imbalance rises."""
+    relative_floors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations={self.iterations} is not possible; it must be ≥ 1")
+        for low, high in (("step_min", "step_max"), ("log_min", "log_max"), ("std_min", "std_max")):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(f"{low}={getattr(self, low)} must be below {high}={getattr(self, high)}")
+        if self.step_min <= 0 or self.std_min <= 0:
+            raise ValueError(f"step_min={self.step_min} and std_min={self.std_min} must be above 0")
+
+
+def to_tiles(weight: Tensor, tile: tuple[int, int]) -> Tensor:
+    """(out, in) → (out/rows · in/columns, rows, columns), in row-major order of tiles."""
+    rows, columns = tile
+    out_features, in_features = weight.shape
+    split = weight.reshape(out_features // rows, rows, in_features // columns, columns)
+    return split.transpose(1, 2).reshape(-1, rows, columns)
+
+
+def _std(tiles: Tensor, dim: int) -> Tensor:
+    # Unbiased like the reference; a single row or column has no spread.
+    return tiles.std(dim=dim, correction=min(1, tiles.shape[dim] - 1))
+
+
+def imbalance(tiles: Tensor) -> Tensor:
+    """Largest over smallest std of all rows and columns (paper, equation 4). (T, rows, columns) → (T,)."""
+    return _ratio(_std(tiles, 2), _std(tiles, 1))
+
+
+def _ratio(row_std: Tensor, col_std: Tensor) -> Tensor:
+    both = torch.cat([row_std, col_std], dim=1)
+    return both.amax(1) / both.amin(1).clamp_min(1e-12)
+
+
+def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn | None = None) -> tuple[Tensor, Tensor]:
+    """The row and column scales that balance every tile of a matrix.
+
+    Args:
+        weight: (out, in), any float type; computed in float32.
+        tile: rows and columns of a tile; they must divide `weight`.
+
+    Returns:
+        row_scale (out, in / columns) and col_scale (out / rows, in), float32, all positive.
+    """
+    options = options or Sinkhorn()
+    tiles = to_tiles(weight.float(), tile)
+    pieces = [_balance(piece, options) for piece in _pieces(tiles)]
+    rows, cols = (torch.cat(part) for part in zip(*pieces, strict=True))
+    (height, width), (out_features, in_features) = tile, weight.shape
+    row_scale = rows.reshape(out_features // height, in_features // width, height).transpose(1, 2)
+    return row_scale.reshape(out_features, -1), cols.reshape(out_features // height, in_features)
+
+
+def _pieces(tiles: Tensor) -> Iterator[Tensor]:
+    yield from tiles.split(max(1, CHUNK_ELEMENTS // tiles[0].numel()))
+
+
+def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:
+    """(T, rows, columns) → row scales (T, rows), column scales (T, columns)."""
+    if options.relative_floors:
+        spread = tiles.std(dim=(1, 2), keepdim=True)
+        tiles = tiles / torch.where(spread > 0, spread, 1.0)
+    log_row, log_col = torch.zeros_like(tiles[:, :, 0]), torch.zeros_like(tiles[:, 0, :])
+    best_row, best_col = log_row, log_col
+    row_std, col_std = _std(tiles, 2), _std(tiles, 1)
+    best = previous = torch.full_like(row_std[:, 0], torch.inf)
+    target = _target(row_std, col_std, options)
+    moving = torch.ones_like(target)
+    for _ in range(options.iterations):
+        current = tiles / log_col.exp()[:, None, :] / log_row.exp()[:, :, None]
+        row_std, col_std = _std(current, 2), _std(current, 1)
+        score = _ratio(row_std, col_std)
+        better = (score <= best)[:, None]
+        best_row, best_col = torch.where(better, log_row, best_row), torch.where(better, log_col, best_col)
+        best = torch.minimum(score, best)
+        if options.early_stop:
+            moving = moving * (score <= previous)[:, None]
+        previous = score
+        log_row, log_col = (_step(log, std, target, moving, options) for log, std in ((log_row, row_std), (log_col, col_std)))
+    return best_row.exp(), best_col.exp()
+
+
+def _target(row_std: Tensor, col_std: Tensor, options: Sinkhorn) -> Tensor:
+    """τ of the paper, (T, 1): the smallest std of the tile. The 1e-6 is the reference's guard."""
+    both = torch.cat([row_std, col_std], dim=1).clamp(options.std_min, options.std_max)
+    return both.amin(1, keepdim=True) + 1e-6
+
+
+def _step(log_scale: Tensor, std: Tensor, target: Tensor, moving: Tensor, options: Sinkhorn) -> Tensor:
+    ratio = (std.clamp(options.std_min, options.std_max) / target).clamp(options.step_min, options.step_max)
+    return (log_scale + ratio.log() * moving).clamp(options.log_min, options.log_max)

@@ -1,0 +1,138 @@
+"""What a compressed weight is: the protocol all methods produce, and the one value all scalar quantizers produce.
+
+`CompressedWeight` is the whole contract between a method and everything behind it (linear layers, checkpoints, size accounting):
+a shape, `dequantize`, and the tensors and plain configuration it is rebuilt from. `nbytes` and `bits_per_weight` are sums over those
+tensors, so they cannot disagree with what is saved.
+
+`QuantizedTensor` is the value of RTN, SINQ, HQQ, GPTQ, AWQ, NF4 …: packed codes, scales and zeros per group, and column scales
+per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scale are the same field.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sinq import auxiliary
+from sinq.grid import Grid, Levels
+from sinq.packing import pack, unpack
+from sinq.rounding import assign, by_group, centre, level_table
+
+
+class CompressedWeight(ABC):
+    """A matrix (out_features, in_features) in fewer bits."""
+
+    shape: tuple[int, int]
+    notes: Mapping[str, float]
+    """What was decided while making it (a gate that fired, a damping that was raised); counted in the run's row."""
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix (out, in) this value stands for; computed in float32, then cast."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `from_state` needs besides tensors, as plain JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """The inverse of `config` and `state_dict`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Everything stored, in bits, divided by the weights it stands for."""
+        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor(CompressedWeight):
+    """Codes, scales, zeros and column scales of one matrix, as they are stored.
+
+    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` if 8-bit; `zero` (out, in/group) unless symmetric;
+    `col_scale` (out/tile rows, in) if there is one.
+    """
+
+    grid: Grid
+    shape: tuple[int, int]
+    tensors: dict[str, Tensor]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def quantize(
+        cls,
+        weight: Tensor,
+        grid: Grid,
+        scale: Tensor,
+        zero: Tensor | None,
+        row_scale: Tensor | None = None,
+        col_scale: Tensor | None = None,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Round a matrix to a grid whose scales are known.
+
+        Args:
+            weight: (out, in) float32, already divided by `row_scale` and `col_scale`: what is rounded.
+            scale, zero: (out, in/group_size), of that normalized matrix.
+            row_scale: (out, in/group_size), merged into `scale`.
+            col_scale: (out/tile rows, in).
+        """
+        tensors = {"codes": pack(assign(weight, scale, zero, grid), grid.bits)}
+        tensors |= auxiliary.store_scale(scale if row_scale is None else scale * row_scale, grid.auxiliary_bits)
+        if zero is not None:
+            tensors["zero"] = auxiliary.store_zero(zero, grid)
+        if col_scale is not None:
+            tensors["col_scale"] = col_scale.to(torch.float32 if grid.auxiliary_bits == 32 else torch.float16)
+        return cls(grid, (weight.shape[0], weight.shape[1]), tensors, notes or {})
+
+    def codes(self) -> Tensor:
+        """uint8 (out, in)."""
+        return unpack(self.tensors["codes"], self.grid.bits, self.shape)
+
+    def scale(self) -> Tensor:
+        """float32 (out, in / group_size)."""
+        return auxiliary.load_scale(self.tensors)
+
+    def zero(self) -> Tensor | float:
+        """float32 (out, in / group_size), or the constant of a symmetric grid."""
+        return auxiliary.load_zero(self.tensors["zero"], self.grid) if "zero" in self.tensors else centre(self.grid)
+
+    def col_scale(self) -> Tensor | None:
+        """float32 (out / tile rows, in)."""
+        return self.tensors["col_scale"].float() if "col_scale" in self.tensors else None
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        codes, zero = self.codes(), self.zero()
+        levels = codes.float() if self.grid.levels is Levels.uniform else level_table(self.grid, codes.device)[codes.int()]
+        groups = by_group(levels, self.grid.group_size)
+        groups.sub_(zero[..., None] if isinstance(zero, Tensor) else zero).mul_(self.scale()[..., None])
+        matrix = groups.reshape(self.shape)
+        col_scale = self.col_scale()
+        if col_scale is not None:
+            tiles = matrix.reshape(len(col_scale), -1, self.shape[1])
+            matrix = tiles.mul_(col_scale[:, None, :]).reshape(self.shape)
+        return matrix.to(dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "grid": asdict(self.grid) | {"levels": self.grid.levels.name}, "notes": dict(self.notes)}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        grid = Grid(**(config["grid"] | {"levels": Levels[config["grid"]["levels"]]}))
+        rows, columns = config["shape"]
+        return cls(grid, (rows, columns), tensors, config["notes"])
