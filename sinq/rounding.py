@@ -8,7 +8,9 @@ Two pure functions, so that methods can put their own work between them:
 Ranges, per group of `grid.group_size` weights of a row:
 - uniform: [min, max] → scale = (max − min)/(2^bits − 1), zero = −round(min/scale). Zero is a whole number but not confined to
   [0, 2^bits − 1], so a group far from 0 keeps its resolution (SINQ's code does the same).
-- uniform, symmetric: the smallest scale for which [min, max] lies inside [−2^(bits−1), 2^(bits−1) − 1]·scale. All levels exist.
+- uniform, symmetric: scale = max|w|/2^(bits−1), all 2^bits levels from −2^(bits−1) to 2^(bits−1) − 1. A largest weight that is
+  positive is cut by one step; the finer step is worth it (relative error of a Gaussian at 2 bits 0.41, against 0.71 without
+  the lowest level).
 - NF tables: scale = max|w − mean|, zero = −mean/scale; symmetric: scale = max|w|.
 
 A zero must survive being stored (exactly up to 2048 in float16, one byte with 8-bit auxiliaries). Where a narrow group far from 0
@@ -80,9 +82,8 @@ def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:
-    low, high = groups.aminmax(dim=-1)
     half = 2 ** (grid.bits - 1)
-    return _nonzero(torch.maximum(-low / half, high / (half - 1)).clamp_min(grid.range_floor / (2 * half - 1))), None
+    return _nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor / 2) / half), None
 
 
 def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:

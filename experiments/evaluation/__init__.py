@@ -1,0 +1,9 @@
+"""Evaluations: each turns a model into metrics. One file each."""
+
+from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.latency import Latency
+from experiments.evaluation.memory import Memory
+from experiments.evaluation.perplexity import Perplexity
+from experiments.evaluation.size import Size
+
+__all__ = ["Evaluation", "Latency", "Measurement", "Memory", "Perplexity", "Size", "Subject"]

@@ -1,0 +1,51 @@
+"""What an evaluation is: a frozen dataclass of options that turns a subject into metrics and the raw samples behind them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experiments.models import LoadedModel
+from sinq import CompressionReport
+from sinq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A compressed model and what it is measured against and on."""
+
+    model: PreTrainedModel
+    """Compressed, or the dense model itself when there is no compression."""
+    loaded: LoadedModel
+    """The dense model, its tokenizer and facts."""
+    tokens: Tensor
+    """The evaluation text, int64 (tokens,)."""
+    report: CompressionReport
+    device: torch.device
+    progress: Progress
+
+    @property
+    def is_dense(self) -> bool:
+        return self.model is self.loaded.model
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """metrics: named numbers and facts, nested; samples: raw measurements, kept in the row."""
+
+    metrics: dict[str, Any]
+    samples: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluation(ABC):
+    """Something that can be measured of a model."""
+
+    def check(self, subject: Subject) -> None:
+        """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Measurement:
+        """Measure."""

@@ -1,0 +1,88 @@
+"""Latency: prefill and decode apart, dense and compressed in turn.
+
+Each round times the dense model and the compressed one, one after the other, so that a machine whose speed drifts slows both. What
+counts is the ratio of medians, compressed over dense, in tokens per second; every sample is kept in the row. The first round
+warms up and is not counted.
+
+Not covered yet: CUDA graphs and a compiled baseline. On a GPU both models run eagerly, and the row says so.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.meters import seconds
+from experiments.text import windows
+from sinq import CompressedExperts, CompressedLinear
+
+
+@dataclass(frozen=True)
+class Latency(Evaluation):
+    """Tokens per second of prefill and decode, batch 1, greedy."""
+
+    prompt_tokens: int = 128
+    decode_tokens: int = 8
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        for option in ("prompt_tokens", "decode_tokens", "rounds"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
+
+    def check(self, subject: Subject) -> None:
+        if self.prompt_tokens + self.decode_tokens > subject.loaded.context:
+            raise ValueError(
+                f"evaluation.latency: prompt_tokens={self.prompt_tokens} and decode_tokens={self.decode_tokens} do not fit the model's"
+                f" context of {subject.loaded.context}"
+            )
+        windows(subject.tokens, self.prompt_tokens, 1)
+
+    def measure(self, subject: Subject) -> Measurement:
+        prompt = windows(subject.tokens, self.prompt_tokens, 1).to(subject.device)
+        models = {"dense": subject.loaded.model} | ({} if subject.is_dense else {"compressed": subject.model})
+        samples: dict[str, dict[str, list[float]]] = {phase: {name: [] for name in models} for phase in ("prefill", "decode")}
+        for round_number in subject.progress(range(self.rounds + 1), "latency", self.rounds + 1):
+            for name, model in models.items():
+                prefill, decode = self._time(model, prompt, subject.device)
+                if round_number > 0:
+                    samples["prefill"][name].append(prefill)
+                    samples["decode"][name].append(decode)
+        phases = {phase: _summary(samples[phase], tokens) for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))}
+        return Measurement(phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples})
+
+    @torch.inference_mode()
+    def _time(self, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> tuple[float, float]:
+        """Seconds of prefill and of decoding `decode_tokens`."""
+        state = {}
+
+        def prefill() -> None:
+            state["output"] = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+
+        def decode() -> None:
+            output = state["output"]
+            for _ in range(self.decode_tokens):
+                chosen = output.logits[:, -1:].argmax(-1)
+                output = model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+
+        works: list[Callable[[], None]] = [prefill, decode]
+        first, second = (seconds(work, device) for work in works)
+        return first, second
+
+
+def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:
+    speed = {name: tokens / median(times) for name, times in samples.items()}
+    summary = {"tokens": float(tokens), "dense_tokens_per_second": speed["dense"]}
+    if "compressed" in speed:
+        summary |= {"tokens_per_second": speed["compressed"], "ratio": speed["compressed"] / speed["dense"]}
+    return summary
+
+
+def kernel(model: PreTrainedModel) -> str:
+    """The kernels that compressed layers of a model run, or what a dense one has."""
+    kernels = {module.kernel for module in model.modules() if isinstance(module, CompressedLinear | CompressedExperts)}
+    return "+".join(sorted(kernels)) or "torch"

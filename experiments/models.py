@@ -1,0 +1,143 @@
+"""Models: where they come from, and what a run needs to know about a loaded one.
+
+A source is a small frozen dataclass; `load` turns it into a `LoadedModel` once per process, so that a sweep loads a model once. The
+dense model is never changed: `sparing_clone` copies its module tree while sharing every tensor, and compression replaces
+modules of the copy.
+"""
+
+import copy
+import enum
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments import smollm2
+
+SAMPLE = 1 << 16
+
+
+class DType(enum.Enum):
+    """The number format a model computes in. auto: float32 on a CPU, bfloat16 on an accelerator."""
+
+    auto = None
+    float32 = torch.float32
+    bfloat16 = torch.bfloat16
+    float16 = torch.float16
+
+    def on(self, device: torch.device) -> torch.dtype:
+        """The format meant for a device."""
+        return self.value or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ModelSource(ABC):
+    """Something a causal language model can be loaded from."""
+
+    dtype: DType = DType.auto
+
+    @abstractmethod
+    def location(self) -> tuple[str, str | None]:
+        """A local folder or hub id, and a revision. May download."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str | None]:
+        """What makes this model this model, wherever its files are."""
+
+
+@dataclass(frozen=True)
+class SmolLM2(ModelSource):
+    """The embedded default (see `smollm2.py`)."""
+
+    def location(self) -> tuple[str, str | None]:
+        return str(smollm2.folder()), None
+
+    def identity(self) -> dict[str, str | None]:
+        return {"name": "smollm2", "sha256": smollm2.SHA256}
+
+
+@dataclass(frozen=True)
+class Pretrained(ModelSource):
+    """Any Hugging Face causal language model: a hub id, or a local folder."""
+
+    path: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder")
+
+    def location(self) -> tuple[str, str | None]:
+        return self.path, self.revision
+
+    def identity(self) -> dict[str, str | None]:
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return {"name": folder.name, "fingerprint": fingerprint(folder)}
+        return {"name": self.path, "revision": self.revision}
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a model folder's configuration and of the ends of its weight files; cheap for any size."""
+    digest = hashlib.sha256()
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(SAMPLE))
+            content.seek(max(0, size - SAMPLE))
+            digest.update(content.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stored_dtype: torch.dtype
+    """The number format of the checkpoint: what the dense model costs on disk."""
+
+    @property
+    def context(self) -> int:
+        """Longest input the model was made for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """A hash of all that decides how text becomes tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        state = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def load(source: ModelSource, device: torch.device) -> LoadedModel:
+    """The model of a source, on a device, in evaluation mode.
+
+    Raises:
+        ValueError: it cannot be had; the message says why and what to do.
+    """
+    path, revision = source.location()
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=source.dtype.on(device))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {path} cannot be loaded: {reason} Check model.path; without a network it must be a local folder") from error
+    model.requires_grad_(False)
+    return LoadedModel(model.to(device).eval(), tokenizer, config.dtype or torch.float32)
+
+
+def sparing_clone(model: nn.Module) -> nn.Module:
+    """A copy of a module tree that shares every parameter and buffer with the original."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
