@@ -1,14 +1,14 @@
 """Calibration: the windows of text that methods with a statistic may look at. Always from a text's calibration part."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.models import LoadedModel
-from experiments.text import StateOfTheUnion, Text, tokenize
+from experiments.text import Text, tokenize
 
 
 class Calibration(ABC):
@@ -38,7 +38,7 @@ class NoCalibration(Calibration):
 class CalibrationText(Calibration):
     """Windows at random places of a text's calibration part."""
 
-    text: Text = field(default_factory=StateOfTheUnion)
+    text: Text
     samples: int = 128
     """Number of windows."""
     seqlen: int = 2048

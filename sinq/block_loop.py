@@ -92,20 +92,18 @@ def _require_calibration(method: LayerMethod, calibration: Tensor | None, target
 
 
 def _explain_misfits(method: LayerMethod, misfits: list[Target]) -> str:
-    shapes: dict[tuple[int, int], list[str]] = {}
+    by_sizes: dict[str, list[Target]] = {}
     for target in misfits:
-        shapes.setdefault(target.shape, []).append(target.name)
-    parts = []
-    for shape, names in shapes.items():
-        sizes = [g for g in method.grid.fitting_sizes(shape) if g <= 512]
-        parts.append(f"{len(names)} of shape {shape[0]}×{shape[1]} ({names[0]}{', …' if len(names) > 1 else ''}) take {sizes or 'none'}")
+        sizes = [str(size) for size in method.grid.fitting_sizes(target.shape) if size <= 512]
+        by_sizes.setdefault(", ".join(sizes) or "no size", []).append(target)
+    parts = [f"{len(like)} like {like[0].name} ({like[0].shape[0]}×{like[0].shape[1]}) take {sizes}" for sizes, like in by_sizes.items()]
     return f"group_size={method.grid.group_size} does not divide {len(misfits)} layers: {'; '.join(parts)}. Choose another, or on_misfit=shrink|skip"
 
 
 def _shrink(method: LayerMethod, target: Target) -> Step:
     grid = method.grid.shrunk(target.shape)
     if grid is None:
-        raise ValueError(f"no group size of at least 8 divides {target.name} ({target.shape[0]}×{target.shape[1]}); use on_misfit=skip or layers.exclude")
+        raise ValueError(f"no group size from 2 to {method.grid.group_size} divides {target.name} ({target.shape[0]}×{target.shape[1]}); use on_misfit=skip or layers.exclude")
     return Step(target, method.with_grid(grid), {"shrunk_group_size": float(grid.group_size)})
 
 

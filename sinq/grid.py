@@ -17,7 +17,7 @@ import enum
 from dataclasses import dataclass, replace
 
 BITS = (2, 3, 4, 5, 6, 8)
-SMALLEST_GROUP = 8  # below it the auxiliaries cost more than the codes save
+SMALLEST_GROUP = 2  # one weight alone has no range
 
 
 class Levels(enum.Enum):

@@ -1,0 +1,106 @@
+"""What a person sees: progress bars with time left, one line per run, and tables of rows."""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from huggingface_hub.utils import disable_progress_bars
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from experiments.record import Row
+from sinq.progress import T
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("perplexity", "perplexity.value", "{:.3f}"),
+    ("bits/weight", "size.bits_per_weight", "{:.3f}"),
+    ("linear MB", "size.nbytes", "MB"),
+    ("model MB", "size.model_nbytes", "MB"),
+    ("prefill tok/s", "latency.prefill", "speed"),
+    ("decode tok/s", "latency.decode", "speed"),
+    ("peak MB", "memory.inference_peak_bytes", "MB"),
+    ("quantize s", "compression.seconds_quantize", "{:.2f}"),
+)
+"""Title, place in the row's metrics, format."""
+
+
+class _Lines(logging.Handler):
+    """Log records as plain lines of the console, below any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), markup=False, soft_wrap=True, style="dim")
+
+
+def set_up() -> None:
+    """Show this project's log, and quiet the libraries' own bars and retries. For entry points."""
+    own = logging.getLogger("experiments")
+    own.setLevel(logging.INFO)
+    own.handlers = [_Lines()]
+    for library in ("huggingface_hub", "datasets", "httpx"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
+    """A progress bar around an iterable; it goes away when done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+def table(rows: list[Row], title: str) -> Table:
+    """Rows side by side: dense ones first, then in the order given. Columns nobody has are left out."""
+    ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
+    shown = [column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)]
+    view = Table(title=title, title_justify="left")
+    view.add_column("run", no_wrap=True)
+    for heading, _, _ in shown:
+        view.add_column(heading, justify="right")
+    for row in ordered:
+        view.add_row(row["name"], *(_cell(look_up(row["metrics"], place), style) for _, place, style in shown))
+    return view
+
+
+def look_up(nested: dict[str, Any], place: str) -> Any:
+    """The value at a dotted place, or None."""
+    value: Any = nested
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _cell(value: Any, style: str) -> str:
+    if value is None:
+        return "–"
+    if style == "MB":
+        return f"{value / 1e6:.1f}"
+    if style == "speed":
+        own = value.get("tokens_per_second", value["dense_tokens_per_second"])
+        return f"{own:.1f}" + (f" ({value['ratio']:.2f}×)" if "ratio" in value else "")
+    return style.format(value)
+
+
+def facts(row: Row) -> str:
+    """One line under a table: what was measured on what."""
+    perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
+    parts = [f"{protocol['source']}", f"{protocol['dtype']} on {row['identity']['device']}"]
+    if perplexity:
+        parts.insert(1, f"first {perplexity['windows']} of {perplexity['windows_available']} windows of {perplexity['seqlen']} tokens")
+    if "latency" in row["metrics"]:
+        parts.append(f"kernel {row['metrics']['latency']['kernel']}")
+    if row["identity"]["model"].get("name") == "smollm2":
+        parts.append("embedded model, once 4-bit: for comparing methods, not for quoting")
+    return "; ".join(parts)
+
+
+def decisions(row: Row) -> str:
+    """What was decided for the user, or an empty line."""
+    taken = look_up(row["metrics"], "compression.decisions") or {}
+    return ", ".join(f"{kind}: {count} layers" for kind, count in taken.items())

@@ -1,0 +1,65 @@
+"""Tracking: a logger mirrors finished rows elsewhere. The row is the truth; losing a log loses nothing."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.record import Row
+
+
+class Logger(ABC):
+    """Where finished rows are shown besides the results folder."""
+
+    @abstractmethod
+    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        """Mirror one finished row."""
+
+
+@dataclass(frozen=True)
+class NoLogger(Logger):
+    """Nowhere."""
+
+    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class WandB(Logger):
+    """Weights & Biases: configuration, metrics under the row's own names, and the table of layers.
+
+    Offline runs need no account and no network; they are kept in `<results_dir>/wandb` and sent by `wandb sync <folder>`.
+    """
+
+    project: str = "sinq"
+    mode: str = "offline"
+    entity: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise ValueError(f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)")
+
+    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        import wandb
+
+        results_dir.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.project, entity=self.entity, group=self.group, mode=self.mode, dir=results_dir, id=row["run_id"], resume="allow",
+            name=row["name"], config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")}, settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+        run.log(flatten({"metrics": row["metrics"]}))
+        if not layers.empty:
+            run.log({"layers": wandb.Table(dataframe=layers)})
+        run.finish()
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,134 @@
+"""The pipeline: load, compress, evaluate, record. See the module docstrings of its parts for each.
+
+The order is chosen so that mistakes surface first: everything that can be checked is, then the model is compressed (seconds to
+minutes, and where a group size that does not fit is refused), then the dense model is evaluated if no run has done so yet, then
+the compressed one. The dense baseline is a run like any other, with its own row, found again by every run that shares its model,
+text and evaluations.
+"""
+
+import gc
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from baselines.dense import Dense
+from experiments import models, record
+from experiments.evaluation import Subject
+from experiments.identity import identity, run_id
+from experiments.loggers import Logger, NoLogger
+from experiments.meters import Peak, peak_memory
+from experiments.models import LoadedModel
+from experiments.provenance import protocol, provenance
+from experiments.record import Row
+from experiments.run import Run
+from experiments.text import tokenize
+from sinq import CompressionReport
+from sinq.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how runs are executed: nothing here changes a number."""
+
+    results_dir: Path
+    logger: Logger = NoLogger()
+    force: bool = False
+    """Run again what is already finished."""
+    progress: Progress = silent
+
+
+def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None) -> Row:
+    """The finished row of a run: found, or measured and recorded now.
+
+    Args:
+        config: the resolved configuration the run was built from, kept in the row.
+
+    Raises:
+        Exception: whatever stopped the run; its row then has status "failed" and the reason.
+    """
+    parts = identity(run)
+    name = run_id(parts)
+    with record.claim(setting.results_dir, name):
+        found = record.find(setting.results_dir, name)
+        if found and found["status"] == record.FINISHED and not setting.force:
+            return found
+        row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
+        try:
+            row, layers = _measure(run, row, setting)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            failed = {"status": record.FAILED, "reason": reason, "metrics": {}, "provenance": provenance(run.torch_device)}
+            record.write(setting.results_dir, row | failed)
+            raise
+        record.write(setting.results_dir, row, layers)
+    setting.logger.log(row, layers, setting.results_dir)
+    return row
+
+
+def label(run: Run) -> str:
+    """A short name for people: method, and bits and group size where it has them."""
+    method = run.choices.get("method", type(run.method).__name__.lower())
+    grid = getattr(run.method, "grid", None)
+    return method if grid is None else f"{method} {grid.bits}-bit g{grid.group_size}"
+
+
+def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
+    device = run.torch_device
+    loaded = models.load(run.model, device)
+    passage = run.text.evaluation()
+    tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
+    subject = Subject(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    for evaluation in run.evaluation.values():
+        evaluation.check(subject)
+    compression: dict[str, Any] = {}
+    dense = None
+    if not isinstance(run.method, Dense):
+        subject, peak = _compress(run, subject, loaded, setting)
+        compression = {"compression": _compression_metrics(subject.report, peak)}
+        dense = _dense(run, setting, row["config"])
+    measured = {key: evaluation.measure(subject) for key, evaluation in run.evaluation.items()}
+    metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
+    if dense is not None and "perplexity" in metrics and "perplexity" in dense["metrics"]:
+        metrics["perplexity"]["dense"] = dense["metrics"]["perplexity"]["value"]
+    layers = pd.json_normalize([asdict(layer) for layer in subject.report.layers])
+    finished = {
+        "status": record.FINISHED,
+        "dense_run_id": dense["run_id"] if dense else None,
+        "metrics": metrics,
+        "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
+        "protocol": protocol(loaded, passage, tokens),
+        "provenance": provenance(device),
+    }
+    return row | finished, layers
+
+
+def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
+    """The row of the same run without compression."""
+    as_config = None if config is None else {**config, "method": {"_target_": "baselines.dense.Dense"}}
+    return execute(replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False), as_config)
+
+
+def _compress(run: Run, dense: Subject, loaded: LoadedModel, setting: Setting) -> tuple[Subject, Peak]:
+    gc.collect()
+    model: Any = models.sparing_clone(loaded.model)
+    calibration = run.calibration.windows(loaded) if run.method.statistic is not None else None
+    with peak_memory(dense.device) as peak:
+        report = run.method.compress(model, calibration, layers=run.layers, device=dense.device, progress=setting.progress)
+    return replace(dense, model=model.to(dense.device), report=report), peak
+
+
+def _compression_metrics(report: CompressionReport, peak: Peak) -> dict[str, Any]:
+    errors = torch.tensor([layer.relative_error for layer in report.layers])
+    return {
+        "layers": len(report.layers),
+        "decisions": report.decisions,
+        "seconds_quantize": report.seconds_quantize,
+        "seconds_statistics": report.seconds_statistics,
+        "relative_error_mean": errors.mean().item(),
+        "peak_increase_bytes": peak.increase_bytes,
+        "peak_source": peak.source,
+    }

@@ -1,0 +1,91 @@
+"""Rows: one finished run is one JSON file, `runs/<run_id>.json`, and every table and plot is a view of these files.
+
+A row is written in one step when its run is over, so an interrupted run leaves nothing. A failed run leaves a row that says why and is
+tried again. The report on single layers lies beside it as `<run_id>.layers.csv`, written first.
+
+While a run is going on its process holds a lock on its id. Another process that wants the same run waits and then finds it
+finished. The operating system frees the lock of a process that dies.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from experiments.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+SCHEMA = 1
+FINISHED, FAILED = "finished", "failed"
+
+
+def row_path(results_dir: Path, run_id: str) -> Path:
+    """Where the row of a run is, or will be."""
+    return results_dir / "runs" / f"{run_id}.json"
+
+
+def layers_path(results_dir: Path, run_id: str) -> Path:
+    """Where the table of a run's layers is; there is none for a dense run."""
+    return results_dir / "runs" / f"{run_id}.layers.csv"
+
+
+@contextmanager
+def claim(results_dir: Path, run_id: str) -> Iterator[None]:
+    """Be the only process at work on a run; wait, and say so, while another one is."""
+    locks = results_dir / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"results_dir={results_dir} cannot be written: {error.strerror}") from error
+    lock = FileLock(locks / f"{run_id}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting: another process is at work on run %s", run_id)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def find(results_dir: Path, run_id: str) -> Row | None:
+    """The row of a run, finished or failed; None if there is none that can be read."""
+    try:
+        return json.loads(row_path(results_dir, run_id).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Path:
+    """Write a row, and before it the table of its layers."""
+    if layers is not None and not layers.empty:
+        with atomic_write(layers_path(results_dir, row["run_id"])) as file:
+            layers.to_csv(file, index=False)
+    path = row_path(results_dir, row["run_id"])
+    with atomic_write(path) as file:
+        file.write(json.dumps({"schema": SCHEMA, **row}, indent=1).encode())
+    return path
+
+
+def load(results_dir: str | Path) -> pd.DataFrame:
+    """All rows of a results folder, one line each, nested names joined by dots (`metrics.perplexity.value`).
+
+    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in `.attrs["unreadable"]`.
+    """
+    rows, unreadable = [], []
+    for path in sorted((Path(results_dir) / "runs").glob("*.json")):
+        try:
+            rows.append(json.loads(path.read_text()))
+        except json.JSONDecodeError:
+            unreadable.append(path.name)
+    table = pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
+    table.attrs["unreadable"] = unreadable
+    return table

@@ -1,0 +1,42 @@
+"""One run: a model, a text, a method and what to measure. Built by Hydra from `conf/`, or by hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from experiments.calibration import Calibration, NoCalibration
+from experiments.evaluation import Evaluation
+from experiments.models import ModelSource
+from experiments.text import Text
+from sinq import Layers, Method
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be measured. Where the result goes is not part of it (see `pipeline.execute`)."""
+
+    model: ModelSource
+    text: Text
+    method: Method
+    evaluation: Mapping[str, Evaluation]
+    layers: Layers = field(default_factory=Layers)
+    calibration: Calibration = field(default_factory=NoCalibration)
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes CUDA where there is one."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Names the user chose parts by (method: sinq_release), for tables; not part of the run's identity."""
+
+    def __post_init__(self) -> None:
+        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device}: torch sees no CUDA device here; use device=cpu")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, with `auto` decided."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device={self.device} is not a device; use auto, cpu, cuda or cuda:<number>") from error
