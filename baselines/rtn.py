@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sinq import Grid, LayerMethod, QuantizedTensor, choose
+from sinq import Grid, LayerMethod, QuantizedTensor
 
 
 @dataclass(frozen=True)
@@ -14,5 +14,4 @@ class RTN(LayerMethod):
     grid: Grid = Grid()
 
     def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
-        scale, zero = choose(weight, self.grid)
-        return QuantizedTensor.quantize(weight, self.grid, scale, zero)
+        return QuantizedTensor.round(weight, self.grid)

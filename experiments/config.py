@@ -33,7 +33,7 @@ from experiments.run import Run
 from experiments.text import StateOfTheUnion
 from sinq import Layers, Method, OnMisfit
 
-PARTS = (
+PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, NoCalibration, CalibrationText, Perplexity, Size, Latency, Memory,
     NoLogger, WandB,
 )  # fmt: skip
@@ -70,7 +70,7 @@ def register() -> None:
 
 def method_classes() -> list[type[Method]]:
     """Every dataclass of `sinq/` and `baselines/` that is a method."""
-    found = {}
+    found: dict[str, type[Method]] = {}
     for package in (sinq, baselines):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for value in vars(importlib.import_module(info.name)).values():
@@ -81,7 +81,9 @@ def method_classes() -> list[type[Method]]:
 
 def build(config: DictConfig, choices: dict[str, str] | None = None) -> Run:
     """The run a composed configuration describes. Raises `ValueError` or Hydra's `InstantiationException` for a bad value."""
-    parts = {name: instantiate(config[name], _convert_="all") for name in ("model", "text", "method", "calibration", "layers", "evaluation")}
+    parts = {
+        name: instantiate(config[name], _convert_="all") for name in ("model", "text", "method", "calibration", "layers", "evaluation")
+    }
     return Run(**parts, device=config.device, choices=choices or {})
 
 

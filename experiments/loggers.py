@@ -47,9 +47,17 @@ class WandB(Logger):
 
         results_dir.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
-            project=self.project, entity=self.entity, group=self.group, mode=self.mode, dir=results_dir, id=row["run_id"], resume="allow",
-            name=row["name"], config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")}, settings=wandb.Settings(silent=True, console="off"),
-        )  # fmt: skip
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            mode=self.mode,  # type: ignore[arg-type]
+            dir=results_dir,
+            id=row["run_id"],
+            resume="allow",
+            name=row["name"],
+            config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")},
+            settings=wandb.Settings(silent=True, console="off"),
+        )
         run.log(flatten({"metrics": row["metrics"]}))
         if not layers.empty:
             run.log({"layers": wandb.Table(dataframe=layers)})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sinq.block_loop import timed
+from sinq.clock import timed
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

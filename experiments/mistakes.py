@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from experiments.console import console
@@ -37,8 +38,8 @@ def explain(error: BaseException) -> str:
 
 
 def _unknown_option(error: OmegaConfBaseException) -> str:
-    accepted = [str(key) for key in error.parent_node.keys()] if error.parent_node is not None else []  # type: ignore[attr-defined]
-    known = ", ".join(key for key in accepted if not key.startswith("_"))
+    siblings = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = ", ".join(str(key) for key in siblings if not str(key).startswith("_"))
     return f"there is no option {error.full_key}" + (f"; there are: {known}" if known else "")
 
 

@@ -132,9 +132,12 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=source.dtype.on(device))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {path} cannot be loaded: {reason} Check model.path; without a network it must be a local folder") from error
+        raise ValueError(
+            f"model {path} cannot be loaded: {reason} Check model.path; without a network it must be a local folder"
+        ) from error
     model.requires_grad_(False)
-    return LoadedModel(model.to(device).eval(), tokenizer, config.dtype or torch.float32)
+    model.to(device)  # type: ignore[arg-type]
+    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32)
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:

@@ -144,13 +144,19 @@ def _read_file(folder: Path, rows: FileRows, joiner: str) -> Passage:
     file = folder / rows.path
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8") as lines:
-        if ".json" in file.name:
-            texts = [json.loads(line)["text"] for line in lines]
-        else:
-            texts = [line if line.strip() else "" for line in lines]
+        read_row = _json_row if ".json" in file.name else _text_row
+        texts = [read_row(line) for line in lines]
     first, last = round(rows.start * len(texts)), round(rows.stop * len(texts))
     share = "" if (first, last) == (0, len(texts)) else f", rows {first}–{last - 1}"
     return Passage(joiner.join(texts[first:last]), f"file {rows.path}{share}")
+
+
+def _json_row(line: str) -> str:
+    return json.loads(line)["text"]
+
+
+def _text_row(line: str) -> str:
+    return line if line.strip() else ""
 
 
 @lru_cache(maxsize=4)
@@ -162,9 +168,8 @@ def _read_hub(name: str, rows: HubRows, joiner: str, files: str) -> Passage:
         table = load_dataset(rows.path, rows.config, split=rows.split, data_files=rows.data_files, revision=rows.revision)
     except (OSError, ConnectionError, DatasetNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"text={name}: the hub did not give {rows.path} ({reason}). Without a network, put {files} in a folder and name it with text.path or SINQ_DATA"
-        ) from error
+        instead = f"Without a network, put {files} in a folder and name it with text.path or SINQ_DATA"
+        raise ValueError(f"text={name}: the hub did not give {rows.path} ({reason}). {instead}") from error
     return Passage(joiner.join(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}")
 
 
@@ -186,6 +191,8 @@ def windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
     """
     count = len(tokens) // seqlen
     if count == 0:
-        raise ValueError(f"the text has {len(tokens)} tokens, fewer than one window of seqlen={seqlen}; use a longer text or a smaller seqlen")
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, fewer than one window of seqlen={seqlen}; use a longer text or a smaller seqlen"
+        )
     count = count if limit is None else min(count, limit)
     return tokens[: count * seqlen].reshape(count, seqlen)

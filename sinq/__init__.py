@@ -9,6 +9,7 @@ model = sinq.load(folder)
 
 from sinq.checkpoint import load, save, stored_tensors
 from sinq.grid import Grid, Levels
+from sinq.half_quadratic import HalfQuadratic
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
 from sinq.method import SINQ, LayerMethod, Method
@@ -18,7 +19,27 @@ from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
 from sinq.tensor import CompressedWeight, QuantizedTensor
 
 __all__ = [
-    "SINQ", "CompressedExperts", "CompressedLinear", "CompressedWeight", "CompressionReport", "Grid", "LayerMethod", "LayerReport",
-    "Layers", "Levels", "Method", "OnMisfit", "QuantizedTensor", "Sinkhorn", "assign", "choose", "find_targets", "imbalance", "load",
-    "save", "sinkhorn_scales", "stored_tensors",
-]  # fmt: skip
+    "SINQ",
+    "CompressedExperts",
+    "CompressedLinear",
+    "CompressedWeight",
+    "CompressionReport",
+    "Grid",
+    "HalfQuadratic",
+    "LayerMethod",
+    "LayerReport",
+    "Layers",
+    "Levels",
+    "Method",
+    "OnMisfit",
+    "QuantizedTensor",
+    "Sinkhorn",
+    "assign",
+    "choose",
+    "find_targets",
+    "imbalance",
+    "load",
+    "save",
+    "sinkhorn_scales",
+    "stored_tensors",
+]

@@ -5,7 +5,7 @@
 Calibration-free methods skip everything but the middle. Only one block (or, without calibration, one matrix) is on `device` at a time,
 so a model larger than the accelerator is no special case; results go back to where the model lives.
 
-Everything that can be refused is refused by `plan`, before the first matrix is touched.
+Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 
 What a calibrated run assumes: blocks are the model's largest `ModuleList`, each maps hidden states (first argument) to hidden states
 (its output, or the first of a tuple), and its other arguments depend on the length of the window but not on its text.
@@ -15,16 +15,16 @@ router chose for them, which no hook shows; methods that need statistics refuse 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sinq.layers import Layers, OnMisfit, Target, find_targets
+from sinq.clock import timed
+from sinq.layers import Layers
+from sinq.plan import Step, plan
 from sinq.progress import Progress
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
@@ -33,84 +33,25 @@ if TYPE_CHECKING:
     from sinq.method import LayerMethod
 
 
-@dataclass(frozen=True)
-class Step:
-    """A target, the method as it fits that target, and what was decided for it."""
-
-    target: Target
-    method: LayerMethod
-    notes: dict[str, float]
-
-
 def compress_layers(
-    model: nn.Module, method: LayerMethod, calibration: Tensor | None, layers: Layers, device: torch.device | str | None, progress: Progress
+    model: nn.Module,
+    method: LayerMethod,
+    calibration: Tensor | None,
+    *,
+    layers: Layers,
+    device: torch.device | str | None,
+    progress: Progress,
 ) -> CompressionReport:
     """`LayerMethod.compress`: see there for arguments."""
     steps, skipped = plan(model, method, calibration, layers)
     place = torch.device(device) if device is not None else next(model.parameters()).device
+    seconds = 0.0
     with torch.no_grad():
         if method.statistic is None or calibration is None:
-            reports = [report for step in progress(steps, "quantizing layers", len(steps)) for report in _compress(model, step, None, place)]
-            return _total(reports, skipped, 0.0)
-        return _calibrated(model, steps, skipped, calibration, place, progress)
-
-
-def plan(model: nn.Module, method: LayerMethod, calibration: Tensor | None, layers: Layers) -> tuple[list[Step], tuple[str, ...]]:
-    """Which layers are compressed and how; names of the layers left dense because the grid does not fit.
-
-    Raises:
-        ValueError: statistics are needed and cannot be had; a group size does not divide layers; a weight is not finite.
-    """
-    targets = find_targets(model, layers.exclude)
-    if method.statistic is not None:
-        _require_calibration(method, calibration, targets)
-    misfits = [t for t in targets if not method.grid.fits(t.shape)]
-    if misfits and layers.on_misfit is OnMisfit.error:
-        raise ValueError(_explain_misfits(method, misfits))
-    for target in targets:
-        _require_finite(target)
-    steps, skipped = [], []
-    for target in targets:
-        if method.grid.fits(target.shape):
-            steps.append(Step(target, method, {}))
-        elif layers.on_misfit is OnMisfit.skip:
-            skipped.append(target.name)
+            reports = [entry for step in progress(steps, "quantizing layers", len(steps)) for entry in _compress(model, step, None, place)]
         else:
-            steps.append(_shrink(method, target))
-    if not steps:
-        raise ValueError(f"group_size={method.grid.group_size} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress")
-    return steps, tuple(skipped)
-
-
-def _require_calibration(method: LayerMethod, calibration: Tensor | None, targets: list[Target]) -> None:
-    name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
-    if calibration is None:
-        raise ValueError(f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one with calibration=…")
-    experts = [t.name for t in targets if t.parameter is not None]
-    if experts:
-        raise ValueError(f"{name} needs the {needed} of each layer's inputs, which fused experts ({experts[0]}, …) do not show; add them to layers.exclude")
-
-
-def _explain_misfits(method: LayerMethod, misfits: list[Target]) -> str:
-    by_sizes: dict[str, list[Target]] = {}
-    for target in misfits:
-        sizes = [str(size) for size in method.grid.fitting_sizes(target.shape) if size <= 512]
-        by_sizes.setdefault(", ".join(sizes) or "no size", []).append(target)
-    parts = [f"{len(like)} like {like[0].name} ({like[0].shape[0]}×{like[0].shape[1]}) take {sizes}" for sizes, like in by_sizes.items()]
-    return f"group_size={method.grid.group_size} does not divide {len(misfits)} layers: {'; '.join(parts)}. Choose another, or on_misfit=shrink|skip"
-
-
-def _shrink(method: LayerMethod, target: Target) -> Step:
-    grid = method.grid.shrunk(target.shape)
-    if grid is None:
-        raise ValueError(f"no group size from 2 to {method.grid.group_size} divides {target.name} ({target.shape[0]}×{target.shape[1]}); use on_misfit=skip or layers.exclude")
-    return Step(target, method.with_grid(grid), {"shrunk_group_size": float(grid.group_size)})
-
-
-def _require_finite(target: Target) -> None:
-    for name, matrix in target.matrices().items():
-        if not torch.isfinite(matrix).all():
-            raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")
+            reports, seconds = _calibrated(model, steps, calibration, place, progress)
+    return CompressionReport(tuple(reports), skipped, seconds, sum(report.seconds for report in reports))
 
 
 def _compress(model: nn.Module, step: Step, statistic: Statistic | None, place: torch.device) -> list[LayerReport]:
@@ -127,35 +68,10 @@ def _compress(model: nn.Module, step: Step, statistic: Statistic | None, place: 
     return reports
 
 
-class Clock:
-    """Seconds measured by `timed`."""
-
-    seconds = 0.0
-
-
-@contextmanager
-def timed(device: torch.device) -> Iterator[Clock]:
-    """Wall-clock time of a piece of work, with the device's queue drained at both ends."""
-    clock = Clock()
-    _drain(device)
-    start = time.perf_counter()
-    yield clock
-    _drain(device)
-    clock.seconds = time.perf_counter() - start
-
-
-def _drain(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _total(reports: list[LayerReport], skipped: tuple[str, ...], seconds_statistics: float) -> CompressionReport:
-    return CompressionReport(tuple(reports), skipped, seconds_statistics, sum(report.seconds for report in reports))
-
-
 def _calibrated(
-    model: nn.Module, steps: list[Step], skipped: tuple[str, ...], calibration: Tensor, place: torch.device, progress: Progress
-) -> CompressionReport:
+    model: nn.Module, steps: list[Step], calibration: Tensor, place: torch.device, progress: Progress
+) -> tuple[list[LayerReport], float]:
+    """Reports of all layers, and the seconds spent on statistics."""
     blocks = find_blocks(model)
     hidden, arguments = _enter(model, blocks, calibration)
     reports, seconds = [], 0.0
@@ -180,7 +96,7 @@ def _calibrated(
         seconds += clock.seconds
         for step in outside:
             reports += _compress(model, step, statistics[step.target.name], place)
-    return _total(reports, skipped, seconds)
+    return reports, seconds
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:

@@ -90,7 +90,7 @@ def _places(model: nn.Module) -> list[dict[str, Any]]:
         if isinstance(module, CompressedLinear):
             places.append({"name": name, "parameter": None, "values": [_describe(f"{name}.weight", module.weight.value)]})
         elif isinstance(module, CompressedExperts):
-            values = [_describe(f"{name}.{key}", store.value) for key, store in module.named_children()]  # type: ignore[arg-type]
+            values = [_describe(f"{name}.{index}", store.value) for index, store in enumerate(module.stores())]
             places.append({"name": name, "parameter": name.rpartition(".")[2], "values": values})
     return places
 

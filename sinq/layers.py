@@ -11,6 +11,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -83,7 +84,7 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
         ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with the embedding;
             a 3-D parameter that is not known to be experts.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_head(model)
     candidates = list(_candidates(model))
     kept = [t for t in candidates if not (_matches(t.name, exclude) or (HEAD in exclude and t.module is head))]
     for pattern in exclude:
@@ -95,6 +96,12 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
         _refuse_tied(model, target, head)
         _refuse_unknown(target)
     return kept
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that turns hidden states into logits, whatever the architecture calls it."""
+    ask: Any = getattr(model, "get_output_embeddings", None)
+    return ask() if ask else None
 
 
 def _candidates(model: nn.Module) -> Iterator[Target]:
@@ -114,7 +121,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _refuse_tied(model: nn.Module, target: Target, head: nn.Module | None) -> None:
     embedding = model.get_input_embeddings() if target.module is head else None  # type: ignore[operator]
     if embedding is not None and embedding.weight is target.module.weight:
-        raise ValueError(f"{target.name} shares its weight with the input embedding; compressing it would untie them. Add it to layers.exclude")
+        raise ValueError(
+            f"{target.name} shares its weight with the input embedding; compressing it would untie them. Add it to layers.exclude"
+        )
 
 
 def _refuse_unknown(target: Target) -> None:

@@ -54,7 +54,7 @@ class CompressedLinear(nn.Module):
     def __init__(self, weight: CompressedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = WeightStore(weight)
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property
     def out_features(self) -> int:
@@ -87,9 +87,13 @@ class CompressedExperts(nn.ModuleList):
         super().__init__([WeightStore(weight) for weight in weights])
         self.transposed, self.dtype = transposed, dtype
 
+    def stores(self) -> list[WeightStore]:
+        """One per expert."""
+        return [store for store in self if isinstance(store, WeightStore)]
+
     def dense(self) -> Tensor:
         """The parameter as the model's code expects it, 3-D."""
-        matrices = torch.stack([store.value.dequantize(self.dtype) for store in self])  # type: ignore[union-attr]
+        matrices = torch.stack([store.value.dequantize(self.dtype) for store in self.stores()])
         return matrices.transpose(1, 2) if self.transposed else matrices
 
     def install(self, owner: nn.Module, parameter: str) -> None:

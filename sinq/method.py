@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sinq.block_loop import compress_layers
-from sinq.grid import Grid
+from sinq.grid import Grid, Levels
+from sinq.half_quadratic import HalfQuadratic, refine
 from sinq.layers import Layers
 from sinq.progress import Progress, silent
 from sinq.report import CompressionReport
-from sinq.rounding import choose
+from sinq.rounding import assign, choose
 from sinq.sinkhorn import Sinkhorn, sinkhorn_scales
 from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight, QuantizedTensor
@@ -79,7 +80,7 @@ class LayerMethod(Method):
         device: torch.device | str | None = None,
         progress: Progress = silent,
     ) -> CompressionReport:
-        return compress_layers(model, self, calibration, layers or Layers(), device, progress)
+        return compress_layers(model, self, calibration, layers=layers or Layers(), device=device, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,15 @@ class SINQ(LayerMethod):
     kurtosis_gate: float | None = None
     """Round to nearest, without Sinkhorn, matrices whose kurtosis is above this. The paper has no gate; the release has 5."""
 
+    refinement: HalfQuadratic | None = None
+    """HQQ's refinement of the zero-points of the normalized matrix."""
+
     def __post_init__(self) -> None:
+        grid = self.grid
+        if self.refinement is not None and (grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform):
+            raise ValueError(
+                "refinement moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
+            )
         if self.kurtosis_gate is not None and self.kurtosis_gate <= 0:
             raise ValueError(f"kurtosis_gate={self.kurtosis_gate} is not possible; it must be above 0, or null for no gate")
 
@@ -99,14 +108,17 @@ class SINQ(LayerMethod):
         if self.kurtosis_gate is not None:
             measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
             if measured > self.kurtosis_gate:
-                scale, zero = choose(weight, self.grid)
-                return QuantizedTensor.quantize(weight, self.grid, scale, zero, notes={"gated_by_kurtosis": measured})
+                return QuantizedTensor.round(weight, self.grid, {"gated_by_kurtosis": measured})
         tile = self.grid.tile((weight.shape[0], weight.shape[1]))
         row_scale, col_scale = sinkhorn_scales(weight, tile, self.sinkhorn)
         normalized = divide(weight, row_scale, col_scale)
         scale, zero = choose(normalized, self.grid)
+        if self.refinement is None:
+            codes = assign(normalized, scale, zero, self.grid)
+        else:
+            codes, zero = refine(normalized, scale, self.grid, self.refinement)
         shift = _exponent_shift(scale * row_scale)
-        return QuantizedTensor.quantize(normalized, self.grid, scale, zero, row_scale * shift, col_scale / shift)
+        return QuantizedTensor.store(codes, self.grid, scale * row_scale * shift, zero, col_scale=col_scale / shift)
 
 
 def divide(weight: Tensor, row_scale: Tensor, col_scale: Tensor) -> Tensor:

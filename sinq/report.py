@@ -58,9 +58,18 @@ def describe(name: str, weight: Tensor, compressed: CompressedWeight, seconds: f
     norm = torch.linalg.vector_norm(weight).item()
     error = torch.linalg.vector_norm(weight - compressed.dequantize()).item()
     return LayerReport(
-        name, *compressed.shape, compressed.nbytes, compressed.bits_per_weight, error / norm if norm > 0 else 0.0, *balance,
-        seconds, grid.group_size if grid else None, dict(compressed.notes) | notes,
-    )  # fmt: skip
+        name=name,
+        out_features=compressed.shape[0],
+        in_features=compressed.shape[1],
+        nbytes=compressed.nbytes,
+        bits_per_weight=compressed.bits_per_weight,
+        relative_error=error / norm if norm > 0 else 0.0,
+        imbalance_before=balance[0],
+        imbalance_after=balance[1],
+        seconds=seconds,
+        group_size=grid.group_size if grid else None,
+        notes=dict(compressed.notes) | notes,
+    )
 
 
 def _imbalances(weight: Tensor, compressed: QuantizedTensor) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from sinq import auxiliary
 from sinq.grid import Grid, Levels
 from sinq.packing import pack, unpack
-from sinq.rounding import assign, by_group, centre, level_table
+from sinq.rounding import assign, by_group, centre, choose, level_table
 
 
 class CompressedWeight(ABC):
@@ -71,31 +71,35 @@ class QuantizedTensor(CompressedWeight):
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def quantize(
+    def store(
         cls,
-        weight: Tensor,
+        codes: Tensor,
         grid: Grid,
         scale: Tensor,
         zero: Tensor | None,
-        row_scale: Tensor | None = None,
+        *,
         col_scale: Tensor | None = None,
         notes: Mapping[str, float] | None = None,
     ) -> Self:
-        """Round a matrix to a grid whose scales are known.
+        """Pack codes and round scales to how the grid stores them.
 
         Args:
-            weight: (out, in) float32, already divided by `row_scale` and `col_scale`: what is rounded.
-            scale, zero: (out, in/group_size), of that normalized matrix.
-            row_scale: (out, in/group_size), merged into `scale`.
+            codes: uint8 (out, in).
+            scale, zero: (out, in/group_size); zero None if the grid is symmetric.
             col_scale: (out/tile rows, in).
         """
-        tensors = {"codes": pack(assign(weight, scale, zero, grid), grid.bits)}
-        tensors |= auxiliary.store_scale(scale if row_scale is None else scale * row_scale, grid.auxiliary_bits)
+        tensors = {"codes": pack(codes, grid.bits)} | auxiliary.store_scale(scale, grid.auxiliary_bits)
         if zero is not None:
             tensors["zero"] = auxiliary.store_zero(zero, grid)
         if col_scale is not None:
             tensors["col_scale"] = col_scale.to(torch.float32 if grid.auxiliary_bits == 32 else torch.float16)
-        return cls(grid, (weight.shape[0], weight.shape[1]), tensors, notes or {})
+        return cls(grid, (codes.shape[0], codes.shape[1]), tensors, notes or {})
+
+    @classmethod
+    def round(cls, weight: Tensor, grid: Grid, notes: Mapping[str, float] | None = None) -> Self:
+        """A float32 matrix (out, in), rounded to nearest."""
+        scale, zero = choose(weight, grid)
+        return cls.store(assign(weight, scale, zero, grid), grid, scale, zero, notes=notes)
 
     def codes(self) -> Tensor:
         """uint8 (out, in)."""

@@ -43,7 +43,7 @@ class Measurement:
 class Evaluation(ABC):
     """Something that can be measured of a model."""
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to check
         """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
 
     @abstractmethod

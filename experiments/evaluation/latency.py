@@ -52,7 +52,9 @@ class Latency(Evaluation):
                 if round_number > 0:
                     samples["prefill"][name].append(prefill)
                     samples["decode"][name].append(decode)
-        phases = {phase: _summary(samples[phase], tokens) for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))}
+        phases = {
+            phase: _summary(samples[phase], tokens) for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))
+        }
         return Measurement(phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples})
 
     @torch.inference_mode()

@@ -27,7 +27,7 @@ PROBE_TOKENS = 8
 class Perplexity(Evaluation):
     """Perplexity of the evaluation text."""
 
-    windows: int | None = 8
+    windows: int | None = None
     """How many windows, from the start of the text; null for all."""
     seqlen: int = 2048
     """Tokens of a window; the model's context where that is smaller."""

@@ -1,0 +1,39 @@
+# `make help` lists what there is. Every target sets up .venv first when it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Without a GPU, torch comes from constraints/cpu.txt, so that no CUDA build is pulled.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## install into .venv
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+run: $(READY)  ## quantize the embedded model with SINQ, evaluate, record, print a table; ARGS='bits=3' for more
+	$(BIN)/python run.py $(ARGS)
+
+test: $(READY)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY)  ## all tests; some take minutes
+	$(BIN)/python -m pytest -m '' $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv and tool caches; results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,87 @@
+"""What will be done to each layer, decided and checked before any work: a list of steps, or an error that says what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sinq.grid import SMALLEST_GROUP
+from sinq.layers import Layers, OnMisfit, Target, find_targets
+
+if TYPE_CHECKING:
+    from sinq.method import LayerMethod
+
+
+@dataclass(frozen=True)
+class Step:
+    """A target, the method as it fits that target, and what was decided for it."""
+
+    target: Target
+    method: LayerMethod
+    notes: dict[str, float]
+
+
+def plan(model: nn.Module, method: LayerMethod, calibration: Tensor | None, layers: Layers) -> tuple[list[Step], tuple[str, ...]]:
+    """Which layers are compressed and how; names of the layers left dense because the grid does not fit.
+
+    Raises:
+        ValueError: statistics are needed and cannot be had; a group size does not divide layers; a weight is not finite.
+    """
+    targets = find_targets(model, layers.exclude)
+    if method.statistic is not None:
+        _require_calibration(method, calibration, targets)
+    misfits = [t for t in targets if not method.grid.fits(t.shape)]
+    if misfits and layers.on_misfit is OnMisfit.error:
+        raise ValueError(_explain_misfits(method, misfits))
+    for target in targets:
+        _require_finite(target)
+    steps, skipped = [], []
+    for target in targets:
+        if method.grid.fits(target.shape):
+            steps.append(Step(target, method, {}))
+        elif layers.on_misfit is OnMisfit.skip:
+            skipped.append(target.name)
+        else:
+            steps.append(_shrink(method, target))
+    if not steps:
+        raise ValueError(
+            f"group_size={method.grid.group_size} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress"
+        )
+    return steps, tuple(skipped)
+
+
+def _require_calibration(method: LayerMethod, calibration: Tensor | None, targets: list[Target]) -> None:
+    name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
+    if calibration is None:
+        raise ValueError(f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one with calibration=…")
+    experts = [t.name for t in targets if t.parameter is not None]
+    if experts:
+        hidden = f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
+        raise ValueError(f"{name} needs the {needed} of each layer's inputs, {hidden}")
+
+
+def _explain_misfits(method: LayerMethod, misfits: list[Target]) -> str:
+    by_sizes: dict[str, list[Target]] = {}
+    for target in misfits:
+        sizes = [str(size) for size in method.grid.fitting_sizes(target.shape) if size <= 512]
+        by_sizes.setdefault(", ".join(sizes) or "no size", []).append(target)
+    parts = [f"{len(like)} like {like[0].name} ({like[0].shape[0]}×{like[0].shape[1]}) take {sizes}" for sizes, like in by_sizes.items()]
+    summary = f"group_size={method.grid.group_size} does not divide {len(misfits)} layers: {'; '.join(parts)}"
+    return f"{summary}. Choose another, or on_misfit=shrink|skip"
+
+
+def _shrink(method: LayerMethod, target: Target) -> Step:
+    grid = method.grid.shrunk(target.shape)
+    if grid is None:
+        wanted = f"no group size from {SMALLEST_GROUP} to {method.grid.group_size}"
+        raise ValueError(f"{wanted} divides {target.name} ({target.shape[0]}×{target.shape[1]}); use on_misfit=skip or layers.exclude")
+    return Step(target, method.with_grid(grid), {"shrunk_group_size": float(grid.group_size)})
+
+
+def _require_finite(target: Target) -> None:
+    for name, matrix in target.matrices().items():
+        if not torch.isfinite(matrix).all():
+            raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")

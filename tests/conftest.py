@@ -1,0 +1,70 @@
+"""Shared pieces of the tests: where the data beside the project is, tiny models of every architecture, and a golden file reader."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if (SHARED / "data").is_dir():
+    os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
+
+needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}")
+needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"texts and models are not at {SHARED / 'data'}; set SINQ_DATA")
+
+SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+BODY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SMALL, **BODY, intermediate_size=128, tie_word_embeddings=False),
+    "qwen3-tied": Qwen3Config(**SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "qwen3-untied": Qwen3Config(**SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False),
+    "gpt2": GPT2Config(**SMALL, n_embd=64, n_layer=2, n_head=4, n_positions=64),
+    "opt": OPTConfig(**SMALL, **BODY, ffn_dim=128, word_embed_proj_dim=32),
+    "moe": Qwen3MoeConfig(
+        **SMALL,
+        **BODY,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
+}
+
+
+def tiny_model(architecture: str) -> PreTrainedModel:
+    """A randomly initialised model, the same at every call."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval().requires_grad_(False)
+
+
+def tiny_tokens(windows: int = 2, seqlen: int = 32) -> torch.Tensor:
+    """Token ids (windows, seqlen), the same at every call."""
+    return torch.randint(3, 96, (windows, seqlen), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    """A matrix (96, 128) whose rows and columns differ in scale, as real ones do."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.randn(96, 1, generator=generator).exp(), torch.randn(1, 128, generator=generator).exp()
+    return 0.02 * torch.randn(96, 128, generator=generator) * rows * columns
