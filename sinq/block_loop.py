@@ -58,7 +58,7 @@ def _compress(model: nn.Module, step: Step, statistic: Statistic | None, place: 
     """Quantize every matrix of a target and put the results into the model."""
     weights, reports = [], []
     for name, matrix in step.target.matrices().items():
-        weight = matrix.to(place, torch.float32)
+        weight = matrix.to(place, torch.float32).contiguous()
         with timed(place) as clock:
             compressed = step.method.quantize(weight, statistic)
         reports.append(describe(name, weight, compressed, clock.seconds, step.notes))
@@ -107,19 +107,21 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
 
 
-def _enter(model: nn.Module, blocks: nn.ModuleList, calibration: Tensor) -> tuple[list[Tensor], list[dict[str, Any]]]:
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with besides its hidden states."""
+
+
+def _enter(model: nn.Module, blocks: nn.ModuleList, calibration: Tensor) -> tuple[list[Tensor], list[Arguments]]:
     """Hidden states of every window before the first block, and each block's other arguments.
 
     The model runs with blocks that only pass their input on, so this costs an embedding look-up.
     """
-    arguments: list[dict[str, Any]] = [{} for _ in blocks]
+    arguments: list[Arguments] = [((), {}) for _ in blocks]
     hidden: list[Tensor] = []
 
     def pass_on(index: int) -> Any:
         def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if args:
-                raise ValueError(f"{type(blocks[index]).__name__} takes positional arguments; calibrated methods cannot run it alone")
-            arguments[index] = kwargs
+            arguments[index] = args, kwargs
             if index == 0:
                 hidden.append(states.cpu())
             return states
@@ -136,11 +138,11 @@ def _enter(model: nn.Module, blocks: nn.ModuleList, calibration: Tensor) -> tupl
     return hidden, arguments
 
 
-def _run(block: nn.Module, hidden: list[Tensor], arguments: dict[str, Any], place: torch.device) -> list[Tensor]:
+def _run(block: nn.Module, hidden: list[Tensor], arguments: Arguments, place: torch.device) -> list[Tensor]:
     outputs = []
-    kwargs = _moved(arguments, place)
+    args, kwargs = _moved(arguments, place)
     for states in hidden:
-        output = block(states.to(place), **kwargs)
+        output = block(states.to(place), *args, **kwargs)
         outputs.append((output[0] if isinstance(output, tuple) else output).cpu())
     return outputs
 

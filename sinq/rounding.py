@@ -75,10 +75,11 @@ def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     low, high = groups.aminmax(dim=-1)
     top = 2**grid.bits - 1
     scale = (high - low).clamp_min(grid.range_floor) / top
-    zero = torch.nan_to_num(-torch.round(low / scale), nan=0.0)
+    scale = _nonzero(torch.where(scale > 0, scale, low.abs()))  # a constant group is one step away from 0, and exact
+    zero = -torch.round(low / scale)
     smallest, largest = zero_limits(grid)
     scale = torch.where(zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale))
-    return _nonzero(scale), zero.clamp(smallest, largest)
+    return scale, zero.clamp(smallest, largest)
 
 
 def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:

@@ -1,0 +1,114 @@
+"""The block loop with calibration, on toy methods that record what they are given."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sinq import SINQ, Grid, LayerMethod, Layers, QuantizedTensor, find_targets
+from sinq.block_loop import find_blocks
+from sinq.statistics import ChannelMean, Hessian, Statistic
+from tests.conftest import tiny_model, tiny_tokens
+
+
+@dataclass(frozen=True)
+class Recorder(LayerMethod):
+    """Rounds to nearest at 2 bits, so that compressed predecessors matter, and keeps the statistics it saw, in order."""
+
+    grid: Grid = Grid(bits=2, group_size=32)
+    seen: list[Statistic] = field(default_factory=list)
+    statistic: ClassVar[type[Statistic]] = Hessian
+
+    def quantize(self, weight: Tensor, statistic: Any) -> QuantizedTensor:
+        self.seen.append(statistic)
+        return QuantizedTensor.round(weight, self.grid)
+
+
+class MeanRecorder(Recorder):
+    statistic = ChannelMean
+
+
+def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
+    """All inputs of a layer over all windows, (tokens, in), by a hook on an ordinary forward pass."""
+    caught: list[Tensor] = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: caught.append(args[0].reshape(-1, args[0].shape[-1])))
+    for window in tokens:
+        model(window[None])
+    hook.remove()
+    return torch.cat(caught)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2", "opt"])
+def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architecture: str) -> None:
+    tokens, model, method = tiny_tokens(3), tiny_model(architecture), Recorder()
+    report = method.compress(model, tokens)
+    blocks = next(name for name, module in model.named_modules() if module is find_blocks(model))
+    in_blocks = [layer.name for layer in report.layers if layer.name.startswith(blocks)]
+    for name, statistic in zip(in_blocks, method.seen, strict=False):
+        # A model whose earlier blocks are compressed and whose own block is not yet: what the loop should have shown this layer.
+        partly, block = tiny_model(architecture), name.removeprefix(f"{blocks}.").split(".")[0]
+        earlier = [other for other in in_blocks if other.removeprefix(f"{blocks}.").split(".")[0] < block]
+        if earlier:
+            names = [target.name for target in find_targets(partly)]
+            Rounding().compress(partly, layers=Layers(exclude=("lm_head", *(other for other in names if other not in earlier))))
+        x = inputs_of(partly, name, tokens).double()
+        assert statistic.tokens == tokens.numel()
+        torch.testing.assert_close(statistic.matrix(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Rounding(LayerMethod):
+    """What `Recorder` does to weights, without calibration."""
+
+    grid: Grid = Grid(bits=2, group_size=32)
+
+    def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
+        return QuantizedTensor.round(weight, self.grid)
+
+
+def test_a_calibrated_loop_compresses_like_a_free_one_where_statistics_are_ignored() -> None:
+    tokens, calibrated, free = tiny_tokens(), tiny_model("llama"), tiny_model("llama")
+    report = Recorder().compress(calibrated, tokens)
+    Rounding().compress(free)
+    assert torch.equal(calibrated(tokens).logits, free(tokens).logits)
+    assert report.seconds_statistics > 0
+
+
+def test_layers_outside_the_blocks_come_last_with_statistics_of_the_compressed_model() -> None:
+    tokens, model, method = tiny_tokens(), tiny_model("llama"), MeanRecorder()
+    report = method.compress(model, tokens, layers=Layers(exclude=()))
+    assert report.layers[-1].name == "lm_head"
+    expected = inputs_of(model, "lm_head", tokens).abs().mean(0)
+    torch.testing.assert_close(method.seen[-1].mean_magnitude(), expected)  # type: ignore[attr-defined]
+
+
+def test_hooks_and_stand_ins_are_gone_afterwards() -> None:
+    model = tiny_model("llama")
+    Recorder().compress(model, tiny_tokens())
+    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_half_precision_inputs_do_not_overflow_a_hessian() -> None:
+    hessian = Hessian(4, torch.device("cpu"))
+    hessian.update(torch.full((2, 3, 4), 1000.0, dtype=torch.float16))
+    assert torch.equal(hessian.matrix(), torch.full((4, 4), 1e6, dtype=torch.float64))
+
+
+def test_a_method_that_needs_statistics_says_so() -> None:
+    with pytest.raises(ValueError, match="Recorder needs calibration text: it works from the Hessian"):
+        Recorder().compress(tiny_model("llama"))
+    with pytest.raises(ValueError, match=r"fused experts \(model\.layers\.0\.mlp\.experts"):
+        Recorder().compress(tiny_model("moe"), tiny_tokens())
+
+
+def test_progress_sees_every_layer() -> None:
+    calls = []
+
+    def watch(items: Any, description: str, total: int) -> Any:
+        calls.append((description, total, len(list(items))))
+        return items
+
+    SINQ(Grid(bits=8, group_size=32)).compress(tiny_model("llama"), progress=watch)
+    assert calls == [("quantizing layers", 14, 14)]
