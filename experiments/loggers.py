@@ -58,9 +58,8 @@ class WandB(Logger):
             config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")},
             settings=wandb.Settings(silent=True, console="off"),
         )
-        run.log(flatten({"metrics": row["metrics"]}))
-        if not layers.empty:
-            run.log({"layers": wandb.Table(dataframe=layers)})
+        tables = {} if layers.empty else {"layers": wandb.Table(dataframe=layers)}
+        run.log(flatten({"metrics": row["metrics"]}) | tables)
         run.finish()
 
 

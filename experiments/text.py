@@ -22,6 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from experiments.cache import cache_dir, data_dir
 from experiments.files import atomic_write
 
+HEADING = 100
+"""Rows up to this many characters (headings, formulas) may well stand in both parts."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -123,24 +126,29 @@ class Corpus(Text):
     calibration_hub: ClassVar[HubRows]
 
     def evaluation(self) -> Passage:
-        return self._part(self.evaluation_files, self.evaluation_hub)
+        rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
+        return Passage(self.joiner.join(rows), source)
 
     def calibration(self) -> Passage:
-        return self._part(self.calibration_files, self.calibration_hub)
+        """The calibration rows, less those that evaluate: crawled texts hold some documents twice."""
+        rows, source = self._rows(self.calibration_files, self.calibration_hub)
+        held_out = {row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING}
+        return Passage(self.joiner.join(row for row in rows if row not in held_out), source)
 
-    def _part(self, files: tuple[FileRows, ...], hub: HubRows) -> Passage:
+    def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
+        """Rows of a part, and where they are from."""
         folder = Path(self.path).expanduser() if self.path else data_dir()
         for rows in files:
             if folder is not None and (folder / rows.path).is_file():
-                return _read_file(folder, rows, self.joiner)
+                return _read_file(folder, rows)
         names = " or ".join(rows.path for rows in files)
         if self.path:
             raise ValueError(f"text={self.name}: text.path={self.path} has no {names}")
-        return _read_hub(self.name, hub, self.joiner, names)
+        return _read_hub(self.name, hub, names)
 
 
 @lru_cache(maxsize=4)
-def _read_file(folder: Path, rows: FileRows, joiner: str) -> Passage:
+def _read_file(folder: Path, rows: FileRows) -> tuple[tuple[str, ...], str]:
     file = folder / rows.path
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8") as lines:
@@ -148,7 +156,7 @@ def _read_file(folder: Path, rows: FileRows, joiner: str) -> Passage:
         texts = [read_row(line) for line in lines]
     first, last = round(rows.start * len(texts)), round(rows.stop * len(texts))
     share = "" if (first, last) == (0, len(texts)) else f", rows {first}–{last - 1}"
-    return Passage(joiner.join(texts[first:last]), f"file {rows.path}{share}")
+    return tuple(texts[first:last]), f"file {rows.path}{share}"
 
 
 def _json_row(line: str) -> str:
@@ -160,7 +168,7 @@ def _text_row(line: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _read_hub(name: str, rows: HubRows, joiner: str, files: str) -> Passage:
+def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], str]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -170,7 +178,7 @@ def _read_hub(name: str, rows: HubRows, joiner: str, files: str) -> Passage:
         reason = str(error).strip().splitlines()[0]
         instead = f"Without a network, put {files} in a folder and name it with text.path or SINQ_DATA"
         raise ValueError(f"text={name}: the hub did not give {rows.path} ({reason}). {instead}") from error
-    return Passage(joiner.join(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}")
+    return tuple(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}"
 
 
 def tokenize(passage: Passage, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:

@@ -1,6 +1,9 @@
 """Shared pieces of the tests: where the data beside the project is, tiny models of every architecture, and a golden file reader."""
 
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,6 @@ from transformers import (
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
 
@@ -68,3 +70,14 @@ def weight() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.randn(96, 1, generator=generator).exp(), torch.randn(1, 128, generator=generator).exp()
     return 0.02 * torch.randn(96, 128, generator=generator) * rows * columns
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A Hugging Face folder with a tiny Llama."""
+    folder = tmp_path / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    from tests.experiments.tiny import tiny_tokenizer
+
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,108 @@
+"""Every YAML file composes and builds; every mistake is an error that names the option."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from baselines.dense import Dense
+from experiments.config import build, method_classes, register
+from experiments.mistakes import MENDABLE, explain
+from experiments.run import Run
+from sinq import SINQ, Grid, Levels, Sinkhorn
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder in which the test model seems to be."""
+    (tmp_path / "models/stories260k").mkdir(parents=True)
+    monkeypatch.setenv("SINQ_DATA", str(tmp_path))
+
+
+def built(*overrides: str) -> Run:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    return build(config)
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
+    extra = ["model.path=some/model"] if (group, name) == ("model", "hub") else []
+    run = built(f"{group}={name}", *extra)
+    assert isinstance(run, Run)
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert OmegaConf.select(compose("config", overrides=[f"{group}={name}", *extra]), group) is not None
+
+
+def test_every_method_class_has_a_yaml() -> None:
+    used = {type(built(f"method={name}").method) for group, name in OPTIONS if group == "method"}
+    assert used == set(method_classes())
+
+
+def test_the_presets_are_what_they_say() -> None:
+    assert built().method == SINQ(Grid(bits=4, group_size=64), Sinkhorn(16, 0.7, 2.0, -0.3, 10.0))
+    release = built("method=sinq_release").method
+    assert isinstance(release, SINQ)
+    assert (release.kurtosis_gate, release.grid.auxiliary_bits, release.grid.range_floor) == (5.0, 8, 1e-4)
+    assert not release.sinkhorn.relative_floors
+    assert built("method=none").method == Dense()
+
+
+def test_options_that_cut_across_reach_the_parts() -> None:
+    run = built("bits=3", "group_size=32", "on_misfit=skip", "calibration=sotu", "seed=7", "layers.exclude=[lm_head,down_proj]")
+    assert isinstance(run.method, SINQ)
+    assert (run.method.grid.bits, run.method.grid.group_size) == (3, 32)
+    assert (run.layers.on_misfit.name, list(run.layers.exclude)) == ("skip", ["lm_head", "down_proj"])
+    assert run.calibration.seed == 7  # type: ignore[attr-defined]
+
+
+def test_options_of_a_method_are_set_by_name() -> None:
+    method: Any = built("method.grid.levels=nf4", "method.sinkhorn.iterations=8", "method.kurtosis_gate=4").method
+    assert (method.grid.levels, method.sinkhorn.iterations, method.kurtosis_gate) == (Levels.nf4, 8, 4.0)
+
+
+def test_an_evaluation_can_be_left_out() -> None:
+    assert set(built("~evaluation.latency").evaluation) == {"perplexity", "size", "memory"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bits=7", "bits=7 is not possible; it must be one of (2, 3, 4, 5, 6, 8)"),
+        ("bits=four", "bits: Value 'four' of type 'str' could not be converted to Integer"),
+        ("bitz=4", "there is no option bitz; there are: "),
+        ("method.grid.bitz=4", "there is no option method.grid.bitz; there are: bits, group_size"),
+        ("method.sinkhorn.early_stop=perhaps", "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)"),
+        ("method.grid.levels=nf5", "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3]"),
+        ("method=sink", "method=sink does not exist; choose one of none, rtn, sinq, sinq_release"),
+        ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
+        ("evaluation.perplexity.windows=0", "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all"),
+        ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),
+        ("device=tpu9", "device=tpu9 is not a device; use auto, cpu, cuda or cuda:<number>"),
+        ("bits=[", "override 'bits=[' cannot be read: "),
+    ],
+)
+def test_a_mistake_is_explained_in_a_line(override: str, message: str) -> None:
+    with pytest.raises(MENDABLE) as caught:
+        built(override)
+    explained = explain(caught.value)
+    assert explained.startswith(message)
+    assert explained.count("\n") <= 1
+
+
+def test_missing_data_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SINQ_DATA")
+    with pytest.raises(MENDABLE) as caught:
+        built("model=stories260k")
+    assert explain(caught.value) == "models/stories260k is not part of this project, and the environment variable SINQ_DATA names no folder"

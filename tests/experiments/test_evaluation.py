@@ -1,0 +1,174 @@
+"""The rulers, tested on things of known size, and the measurements made with them."""
+
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sinq
+from experiments.evaluation import Latency, Memory, Perplexity, Size
+from experiments.evaluation.perplexity import head_is_plain, window_nll
+from experiments.meters import peak_memory, seconds
+from experiments.models import sparing_clone
+from sinq import SINQ, Grid
+from tests.conftest import tiny_model, tiny_tokens
+from tests.experiments.tiny import subject
+
+CPU = torch.device("cpu")
+
+
+class TestPerplexity:
+    def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(self) -> None:
+        given = subject()
+        given.model.lm_head.weight.zero_()
+        assert Perplexity(seqlen=32).measure(given).metrics["value"] == pytest.approx(96, rel=1e-6)
+
+    def test_it_is_the_plain_loop(self, architecture: str) -> None:
+        given = subject(architecture)
+        result = Perplexity(windows=3, seqlen=32).measure(given)
+        expected = []
+        for window in given.tokens[: 3 * 32].reshape(3, 32):
+            log_likelihood = given.model(window[None]).logits[0].double().log_softmax(-1)
+            expected.append(-log_likelihood[:-1].gather(1, window[1:, None]).mean().item())
+        assert result.samples["window_nll"] == pytest.approx(expected, rel=1e-5)
+        assert result.metrics["value"] == pytest.approx(math.exp(sum(expected) / 3), rel=1e-5)
+        assert (result.metrics["windows"], result.metrics["windows_available"], result.metrics["seqlen"]) == (3, 8, 32)
+
+    def test_windows_are_cut_to_the_models_context(self) -> None:
+        assert Perplexity(windows=1).measure(subject()).metrics["seqlen"] == 64
+
+    def test_a_model_that_does_more_than_its_head_is_run_whole(self) -> None:
+        class Capped(nn.Module):
+            """Soft-caps its logits, like Gemma 2."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = tiny_model("llama")
+                self.inner.lm_head.weight *= 30
+                self.base_model = self.inner.base_model
+
+            def get_output_embeddings(self) -> Any:
+                return self.inner.get_output_embeddings()
+
+            def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+                return SimpleNamespace(logits=3 * torch.tanh(self.inner(input_ids).logits / 3))
+
+        model: Any = Capped()
+        assert not head_is_plain(model, tiny_tokens(1, 8))
+        assert head_is_plain(model.inner, tiny_tokens(1, 8))
+        measured = Perplexity(windows=1, seqlen=32).measure(subject(compressed=model))
+        assert measured.metrics["head"] == "whole"
+        window = subject().tokens[:32]
+        expected = nn.functional.cross_entropy(model(window[None], False).logits[0, :-1], window[1:]).item()
+        assert measured.metrics["nll"] == pytest.approx(expected, rel=1e-5)
+
+    def test_a_text_shorter_than_a_window_is_refused_early(self) -> None:
+        given = subject(windows=0)
+        with pytest.raises(ValueError, match="0 tokens, fewer than one window of seqlen=64"):
+            Perplexity().check(given)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("rounds", [3])
+    def test_it_is_not_slower_than_the_plain_loop(self, rounds: int) -> None:
+        from experiments.models import SmolLM2, load
+
+        model = load(SmolLM2(), CPU).model
+        windows = torch.randint(1000, (rounds, 1, 2048), generator=torch.Generator().manual_seed(0))
+
+        @torch.inference_mode()
+        def plain(window: torch.Tensor) -> float:
+            return nn.functional.cross_entropy(model(window, use_cache=False).logits[0, :-1].float(), window[0, 1:]).item()
+
+        window_nll(model, windows[0])
+        ratios = [seconds(lambda w=w: window_nll(model, w), CPU) / seconds(lambda w=w: plain(w), CPU) for w in windows]  # type: ignore[misc]
+        assert sorted(ratios)[rounds // 2] < 1.05
+
+
+class TestSize:
+    def test_it_is_what_a_checkpoint_weighs(self, tmp_path: Path) -> None:
+        model = tiny_model("qwen3-tied")
+        report = SINQ(Grid(bits=4, group_size=32)).compress(model)
+        given = subject("qwen3-tied", compressed=model)
+        metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
+        sinq.save(model, tmp_path)
+        file = tmp_path / "model.safetensors"
+        header = int.from_bytes(file.read_bytes()[:8], "little") + 8
+        assert metrics["model_nbytes"] == file.stat().st_size - header
+        weights = sum(layer.out_features * layer.in_features for layer in report.layers)
+        assert metrics["bits_per_weight"] == pytest.approx(8 * sum(layer.nbytes for layer in report.layers) / weights)
+        assert metrics["dense_model_nbytes"] == sum(p.nbytes for p in tiny_model("qwen3-tied").parameters())
+
+    def test_a_dense_model_has_the_bits_of_its_number_format(self) -> None:
+        assert Size().measure(subject()).metrics["bits_per_weight"] == 32
+
+
+class TestMemory:
+    @pytest.mark.parametrize("size", [50_000_000, 200_000_000])
+    def test_a_tensor_of_known_size_is_measured(self, size: int) -> None:
+        with peak_memory(CPU) as peak:
+            torch.ones(size, dtype=torch.uint8)
+        assert 0.98 * size < peak.increase_bytes < 1.2 * size + 30e6, peak.source
+
+    def test_memory_freed_before_does_not_count(self) -> None:
+        torch.ones(300_000_000, dtype=torch.uint8)
+        with peak_memory(CPU) as peak:
+            pass
+        assert peak.increase_bytes < 30e6
+
+    def test_inference_needs_at_least_the_weights(self) -> None:
+        metrics = Memory(prompt_tokens=32).measure(subject()).metrics
+        assert metrics["inference_peak_bytes"] == metrics["weights_bytes"] + metrics["inference_increase_bytes"]
+        assert metrics["weights_bytes"] == sum(p.nbytes for p in tiny_model("llama").parameters())
+
+
+class TestLatency:
+    def test_a_sleep_has_a_known_length(self) -> None:
+        assert 0.2 <= seconds(lambda: time.sleep(0.2), CPU) < 0.4
+
+    def test_a_model_twice_as_slow_has_half_the_speed(self) -> None:
+        class Slow(nn.Module):
+            """Sleeps, then answers."""
+
+            def __init__(self, pause: float) -> None:
+                super().__init__()
+                self.pause, self.inner = pause, tiny_model("llama")
+
+            def forward(self, **inputs: Any) -> Any:
+                time.sleep(self.pause)
+                return self.inner(**inputs)
+
+        given = subject(compressed=Slow(0.2))
+        given = type(given)(**{**vars(given), "loaded": type(given.loaded)(Slow(0.1), given.loaded.tokenizer, torch.float32)})  # type: ignore[arg-type]
+        object.__setattr__(given.loaded.model, "config", tiny_model("llama").config)
+        result = Latency(prompt_tokens=8, decode_tokens=2, rounds=2).measure(given)
+        for phase in ("prefill", "decode"):
+            assert result.metrics[phase]["ratio"] == pytest.approx(0.5, rel=0.25)
+            assert [len(times) for times in result.samples["seconds"][phase].values()] == [2, 2]
+
+    def test_the_kernel_that_ran_is_named(self) -> None:
+        model = sparing_clone(tiny_model("llama"))
+        SINQ(Grid(bits=8, group_size=32)).compress(model)
+        options = Latency(prompt_tokens=8, decode_tokens=1, rounds=1)
+        assert options.measure(subject(compressed=model)).metrics["kernel"] == "reference"
+        dense = options.measure(subject()).metrics
+        assert dense["kernel"] == "torch"
+        assert "ratio" not in dense["decode"]
+
+    def test_a_prompt_longer_than_the_context_is_refused_early(self) -> None:
+        with pytest.raises(ValueError, match=r"prompt_tokens=60 and decode_tokens=8 do not fit .* 64"):
+            Latency(prompt_tokens=60).check(subject())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(Perplexity, {"windows": 0}), (Perplexity, {"seqlen": 1}), (Latency, {"rounds": 0}), (Memory, {"prompt_tokens": 0})],
+)
+def test_options_out_of_range_are_named(kind: Any, options: dict[str, int]) -> None:
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"evaluation.{kind.__name__.lower()}.{name}={value}"):
+        kind(**options)

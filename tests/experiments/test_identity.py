@@ -1,0 +1,78 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.dense import Dense
+from baselines.rtn import RTN
+from experiments.calibration import CalibrationText
+from experiments.evaluation import Perplexity
+from experiments.identity import identity, run_id
+from experiments.models import DType, Pretrained
+from experiments.run import Run
+from experiments.text import StateOfTheUnion
+from sinq import SINQ, Grid, Layers, OnMisfit
+from tests.sinq.test_block_loop import Recorder
+
+
+@pytest.fixture
+def run(tiny_folder: Path) -> Run:
+    return Run(Pretrained(path=str(tiny_folder)), StateOfTheUnion(), SINQ(), {"perplexity": Perplexity()}, device="cpu")
+
+
+def name(run: Run, **changes: Any) -> str:
+    return run_id(identity(replace(run, **changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": SINQ(Grid(bits=3))},
+        {"method": RTN()},
+        {"method": Dense()},
+        {"text": StateOfTheUnion(evaluate_from=2010)},
+        {"evaluation": {"perplexity": Perplexity(windows=3)}},
+        {"layers": Layers(on_misfit=OnMisfit.skip)},
+    ],
+)
+def test_what_can_change_a_number_changes_the_id(run: Run, changes: dict[str, Any]) -> None:
+    assert name(run, **changes) != name(run)
+
+
+def test_the_number_format_changes_the_id(run: Run) -> None:
+    assert name(run, model=replace(run.model, dtype=DType.bfloat16)) != name(run)
+    assert name(run, model=replace(run.model, dtype=DType.float32)) == name(run)  # what auto means on a CPU
+
+
+def test_what_cannot_change_a_number_does_not(run: Run, tiny_folder: Path) -> None:
+    before = name(run)
+    assert name(run, choices={"method": "sinq"}) == before
+    assert name(run, calibration=CalibrationText(StateOfTheUnion())) == before
+    assert name(run, method=Dense()) == name(run, method=Dense(), layers=Layers(exclude=("*",)))
+    elsewhere = tiny_folder.parent / "elsewhere" / tiny_folder.name
+    elsewhere.parent.mkdir()
+    tiny_folder.rename(elsewhere)
+    assert name(run, model=Pretrained(path=str(elsewhere))) == before
+
+
+def test_calibration_counts_where_it_is_used(run: Run) -> None:
+    calibrated = [name(run, method=Recorder(), calibration=CalibrationText(StateOfTheUnion(), seed=seed)) for seed in (0, 1)]
+    assert calibrated[0] != calibrated[1]
+
+
+def test_other_weights_are_another_model(run: Run, tiny_folder: Path) -> None:
+    before = name(run)
+    content = bytearray((tiny_folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tiny_folder / "model.safetensors").write_bytes(content)
+    assert name(run) != before
+
+
+def test_devices_are_checked_at_once(run: Run) -> None:
+    with pytest.raises(ValueError, match="device=gpu is not a device; use auto, cpu, cuda"):
+        replace(run, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device=cuda: torch sees no CUDA device here"):
+            replace(run, device="cuda")

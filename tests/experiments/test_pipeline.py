@@ -1,0 +1,147 @@
+"""Runs in this process, on a tiny model: what is measured, what is found again, what failure leaves behind."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from baselines.dense import Dense
+from baselines.rtn import RTN
+from experiments import models, record
+from experiments.evaluation import Evaluation, Latency, Measurement, Memory, Perplexity, Size, Subject
+from experiments.identity import identity, run_id
+from experiments.models import Pretrained
+from experiments.pipeline import Setting, execute
+from experiments.run import Run
+from experiments.text import StateOfTheUnion
+from sinq import SINQ, Grid, Layers, OnMisfit, Sinkhorn
+
+MEASURED: list[str] = []
+
+
+@dataclass(frozen=True)
+class Counted(Evaluation):
+    """Notes that it was asked, and by which kind of model."""
+
+    def measure(self, subject: Subject) -> Measurement:
+        MEASURED.append("dense" if subject.is_dense else "compressed")
+        return Measurement({"weight": subject.loaded.model.model.layers[0].mlp.up_proj.weight.double().sum().item()})
+
+
+@pytest.fixture
+def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path / "cache"))
+    MEASURED.clear()
+    evaluation = {"perplexity": Perplexity(windows=2), "counted": Counted()}
+    return Run(Pretrained(path=str(tiny_folder)), StateOfTheUnion(evaluate_from=2025), SINQ(Grid(group_size=32)), evaluation, device="cpu")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(tmp_path / "results")
+
+
+def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Setting) -> None:
+    everything: dict[str, Evaluation] = {
+        "perplexity": Perplexity(windows=2),
+        "size": Size(),
+        "latency": Latency(prompt_tokens=8, decode_tokens=2, rounds=1),
+        "memory": Memory(prompt_tokens=16),
+    }
+    row = execute(replace(run, evaluation=everything), setting, {"bits": 4})
+    table = record.load(setting.results_dir).set_index("run_id")
+    for place in (
+        "metrics.perplexity.value", "metrics.perplexity.dense", "metrics.size.bits_per_weight", "metrics.size.nbytes",
+        "metrics.latency.decode.ratio", "metrics.latency.prefill.ratio", "metrics.memory.inference_peak_bytes",
+        "metrics.compression.seconds_quantize", "metrics.compression.peak_increase_bytes", "protocol.fingerprint", "protocol.tokenizer",
+        "provenance.packages.torch", "provenance.device", "provenance.code.commit",
+    ):  # fmt: skip
+        assert table.loc[row["run_id"], place] is not None
+        assert not pd.isna(table.loc[row["run_id"], place]), place
+    assert len(row["samples"]["perplexity"]["window_nll"]) == 2
+    assert row["config"] == {"bits": 4}
+    layers = pd.read_csv(record.layers_path(setting.results_dir, row["run_id"]))
+    assert len(layers) == 14
+    assert {"name", "bits_per_weight", "relative_error", "imbalance_before", "imbalance_after", "seconds"} <= set(layers)
+
+
+def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Setting) -> None:
+    first = execute(run, setting)
+    assert MEASURED == ["dense", "compressed"]
+    assert execute(run, setting) == json.loads(json.dumps({"schema": record.SCHEMA, **first}))
+    assert MEASURED == ["dense", "compressed"]
+    execute(run, replace(setting, force=True))
+    assert MEASURED == ["dense", "compressed", "compressed"]
+
+
+def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Setting) -> None:
+    rows = [execute(replace(run, method=method), setting) for method in (SINQ(Grid(3, 32)), RTN(Grid(4, 32)), Dense())]
+    assert MEASURED.count("dense") == 1
+    assert rows[0]["dense_run_id"] == rows[1]["dense_run_id"] == rows[2]["run_id"]
+    assert rows[0]["metrics"]["perplexity"]["dense"] == rows[2]["metrics"]["perplexity"]["value"]
+
+
+def test_compression_leaves_the_dense_model_alone_and_it_is_loaded_once(run: Run, setting: Setting) -> None:
+    models.load.cache_clear()
+    rows = [execute(replace(run, method=SINQ(Grid(bits, 32))), setting) for bits in (2, 3, 4)]
+    assert models.load.cache_info().misses == 1
+    assert len({row["metrics"]["counted"]["weight"] for row in rows}) == 1
+    loaded = models.load(run.model, torch.device("cpu")).model
+    assert not any("Compressed" in type(module).__name__ for module in loaded.modules())
+
+
+def test_decisions_are_in_the_row(run: Run, setting: Setting) -> None:
+    shrunk = execute(replace(run, method=SINQ(Grid(group_size=128)), layers=Layers(on_misfit=OnMisfit.shrink)), setting)
+    assert shrunk["metrics"]["compression"]["decisions"] == {"shrunk_group_size": 12}
+    gate = SINQ(Grid(group_size=32), Sinkhorn(relative_floors=False), kurtosis_gate=2.9)
+    decisions = execute(replace(run, method=gate), setting)["metrics"]["compression"]["decisions"]
+    assert 0 < decisions["gated_by_kurtosis"] <= 14
+
+
+@dataclass(frozen=True)
+class Failing(Evaluation):
+    """Fails for as long as a file exists."""
+
+    trigger: str
+
+    def measure(self, subject: Subject) -> Measurement:
+        if Path(self.trigger).exists() and not subject.is_dense:
+            raise RuntimeError("the sky fell")
+        return Measurement({})
+
+
+def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(run: Run, setting: Setting, tmp_path: Path) -> None:
+    (tmp_path / "trigger").write_text("")
+    failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
+    with pytest.raises(RuntimeError, match="the sky fell"):
+        execute(failing, setting)
+    row = record.find(setting.results_dir, run_id(identity(failing)))
+    assert row is not None
+    assert (row["status"], row["reason"]) == ("failed", "RuntimeError: the sky fell")
+    (tmp_path / "trigger").unlink()
+    assert execute(failing, setting)["status"] == "finished"
+
+
+def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Setting) -> None:
+    with pytest.raises(ValueError, match="group_size=48 does not divide 14 layers"):
+        execute(replace(run, method=SINQ(Grid(group_size=48))), setting)
+    assert MEASURED == []
+
+
+def test_an_interrupted_run_leaves_nothing(run: Run, setting: Setting) -> None:
+    def interrupt(items: Any, description: str, total: int) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, replace(setting, progress=interrupt))
+    assert not list(setting.results_dir.rglob("*.json*"))
+    assert execute(run, setting)["status"] == "finished"
+
+
+def test_a_hub_that_cannot_be_reached_is_explained(run: Run, setting: Setting) -> None:
+    with pytest.raises(ValueError, match=r"model no/such-model cannot be loaded: .* must be a local folder"):
+        execute(replace(run, model=Pretrained(path="no/such-model")), setting)

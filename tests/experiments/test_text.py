@@ -1,0 +1,108 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.calibration import CalibrationText
+from experiments.corpora import C4, PennTreebank, WikiText2
+from experiments.models import LoadedModel
+from experiments.text import StateOfTheUnion, Text, tokenize, windows
+from tests.conftest import needs_data, tiny_model
+from tests.experiments.tiny import tiny_tokenizer
+
+
+def paragraphs(text: str) -> set[str]:
+    """Paragraphs long enough to be nobody's formula."""
+    return {part.strip() for part in text.split("\n") if len(part) > 200}
+
+
+@pytest.mark.parametrize("text", [StateOfTheUnion(), pytest.param(WikiText2(), marks=needs_data), pytest.param(C4(), marks=needs_data)])
+def test_what_calibrates_is_never_what_evaluates(text: Text) -> None:
+    evaluation, calibration = paragraphs(text.evaluation().text), paragraphs(text.calibration().text)
+    assert len(evaluation) > 10
+    assert len(calibration) > 10
+    assert not evaluation & calibration
+
+
+@needs_data
+def test_wikitext2_rows_are_those_of_the_hub() -> None:
+    rows = WikiText2().evaluation().text.split("\n\n")  # a row ends with a newline of its own, a blank one is empty
+    assert WikiText2().evaluation().text.startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
+    assert len(rows) == 4358
+
+
+def test_lines_and_json_become_rows(tmp_path: Path) -> None:
+    (tmp_path / "ptb").mkdir()
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "ptb/ptb.test.txt").write_text("one\n \ntwo\n")
+    with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
+        file.writelines(json.dumps({"text": word, "url": "-"}) + "\n" for word in ("alpha", "beta"))
+    assert PennTreebank(path=str(tmp_path)).evaluation().text == "one\n  two\n"
+    assert C4(path=str(tmp_path)).evaluation().text == "alpha\n\nbeta"
+
+
+def test_a_sample_is_split_and_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4/c4_train_sample.jsonl").write_text("".join(json.dumps({"text": f"d{k}"}) + "\n" for k in range(5)))
+    text = C4(path=str(tmp_path))
+    assert (text.evaluation().text, text.calibration().text) == ("d0\n\nd1", "d2\n\nd3\n\nd4")
+    assert text.evaluation().source == "file c4/c4_train_sample.jsonl, rows 0–1"
+
+
+def test_a_document_that_evaluates_is_left_out_of_calibration(tmp_path: Path) -> None:
+    (tmp_path / "c4").mkdir()
+    documents = ["a" * 200, "heading", "heading", "a" * 200, "b" * 200, "b" * 200]
+    (tmp_path / "c4/c4_train_sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    assert C4(path=str(tmp_path)).calibration().text == "b" * 200 + "\n\n" + "b" * 200
+
+
+def test_a_folder_without_the_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"text=ptb: text\.path=.* has no ptb/ptb\.test\.txt"):
+        PennTreebank(path=str(tmp_path)).evaluation()
+
+
+def test_years_must_not_overlap() -> None:
+    with pytest.raises(ValueError, match=r"text\.calibrate_until=2001 must be before text\.evaluate_from=2001"):
+        StateOfTheUnion(calibrate_until=2001)
+
+
+def test_identity_is_content_not_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "ptb").mkdir(parents=True)
+        (tmp_path / name / "ptb/ptb.test.txt").write_text("same\n")
+    first, second = (PennTreebank(path=str(tmp_path / name)).identity() for name in ("a", "b"))
+    assert first == second
+    (tmp_path / "c/ptb").mkdir(parents=True)
+    (tmp_path / "c/ptb/ptb.test.txt").write_text("other\n")
+    assert PennTreebank(path=str(tmp_path / "c")).identity() != first
+
+
+def test_tokens_are_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
+    passage, tokenizer = StateOfTheUnion(evaluate_from=2024).evaluation(), tiny_tokenizer()
+    first = tokenize(passage, tokenizer, "hash")
+    assert first.tolist() == tokenizer(passage.text)["input_ids"]
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *args, **options: pytest.fail("tokenised again"))
+    assert torch.equal(tokenize(passage, tokenizer, "hash"), first)
+    assert [file.suffix for file in (tmp_path / "tokens").iterdir()] == [".npy"]
+
+
+def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
+    tokens = torch.arange(23)
+    assert windows(tokens, 5).tolist() == torch.arange(20).reshape(4, 5).tolist()
+    assert len(windows(tokens, 5, 2)) == 2
+    with pytest.raises(ValueError, match="23 tokens, fewer than one window of seqlen=24"):
+        windows(tokens, 24)
+
+
+def test_calibration_windows_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
+    loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer(), torch.float32)
+    draws = [CalibrationText(StateOfTheUnion(calibrate_until=1792), samples=3, seqlen=32, seed=seed).windows(loaded) for seed in (0, 0, 1)]
+    assert draws[0].shape == (3, 32)
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    with pytest.raises(ValueError, match=r"calibration\.samples=0"):
+        CalibrationText(StateOfTheUnion(), samples=0)

@@ -1,0 +1,44 @@
+"""The README is true: its steps for adding a method work as written, and its commands exist."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("sinq", "baselines", "experiments", "conf"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.py", project)
+    steps = README[README.index("## Add a method") :]
+    for language, content in re.findall(r"```(python|yaml)\n(.*?)```", steps, re.S):
+        path = re.match(r"# (\S+)\n", content)
+        assert path, f"a block of {language} does not begin with its path"
+        (project / path[1]).write_text(content)
+    method = re.search(r"python run.py method=(\w+)", steps)
+    assert method
+    options = ["model=hub", f"model.path={tiny_folder}", "text.evaluate_from=2025", "evaluation=quality", "group_size=32", "logger=none"]
+    environment = os.environ | {"PYTHONPATH": str(project), "SINQ_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "run.py", f"method={method[1]}", "bits=3", f"results_dir={tmp_path / 'results'}", *options]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{method[1]} 3-bit g32" in done.stdout
+
+
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README))
+    assert named
+    assert named <= targets
+
+
+def test_its_files_exist() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
