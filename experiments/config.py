@@ -31,11 +31,11 @@ from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import Layers, Method, OnMisfit
+from sinq import HalfQuadratic, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, NoCalibration, CalibrationText, Perplexity, Size, Latency, Memory,
-    NoLogger, WandB,
+    NoLogger, WandB, HalfQuadratic,
 )  # fmt: skip
 
 

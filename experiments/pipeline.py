@@ -6,22 +6,20 @@ the compressed one. The dense baseline is a run like any other, with its own row
 text and evaluations.
 """
 
-import gc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import torch
 
 from baselines.dense import Dense
 from experiments import models, record
 from experiments.evaluation import Subject
 from experiments.identity import identity, run_id
 from experiments.loggers import Logger, NoLogger
-from experiments.meters import Peak, peak_memory
-from experiments.models import LoadedModel
+from experiments.meters import peak_memory
 from experiments.provenance import protocol, provenance
 from experiments.record import Row
 from experiments.run import Run
@@ -87,8 +85,8 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
     compression: dict[str, Any] = {}
     dense = None
     if not isinstance(run.method, Dense):
-        subject, peak = _compress(run, subject, loaded, setting)
-        compression = {"compression": _compression_metrics(subject.report, peak)}
+        subject = _compress(run, subject, setting)
+        compression = {"compression": _compression_metrics(subject.report)}
         dense = _dense(run, setting, row["config"])
     measured = {key: evaluation.measure(subject) for key, evaluation in run.evaluation.items()}
     metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
@@ -112,23 +110,19 @@ def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
     return execute(replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False), as_config)
 
 
-def _compress(run: Run, dense: Subject, loaded: LoadedModel, setting: Setting) -> tuple[Subject, Peak]:
-    gc.collect()
-    model: Any = models.sparing_clone(loaded.model)
-    calibration = run.calibration.windows(loaded) if run.method.statistic is not None else None
+def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
+    model: Any = models.sparing_clone(dense.loaded.model)
+    calibration = run.calibration.windows(dense.loaded) if run.method.statistic is not None else None
     with peak_memory(dense.device) as peak:
         report = run.method.compress(model, calibration, layers=run.layers, device=dense.device, progress=setting.progress)
-    return replace(dense, model=model.to(dense.device), report=report), peak
+    return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)
 
 
-def _compression_metrics(report: CompressionReport, peak: Peak) -> dict[str, Any]:
-    errors = torch.tensor([layer.relative_error for layer in report.layers])
+def _compression_metrics(report: CompressionReport) -> dict[str, Any]:
     return {
         "layers": len(report.layers),
         "decisions": report.decisions,
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
-        "relative_error_mean": errors.mean().item(),
-        "peak_increase_bytes": peak.increase_bytes,
-        "peak_source": peak.source,
+        "relative_error_mean": fmean(layer.relative_error for layer in report.layers),
     }

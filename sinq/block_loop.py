@@ -13,29 +13,24 @@ Layers outside the blocks are compressed last, with statistics from the compress
 router chose for them, which no hook shows; methods that need statistics refuse them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sinq.clock import timed
 from sinq.layers import Layers
-from sinq.plan import Step, plan
+from sinq.plan import Quantizer, Step, plan
 from sinq.progress import Progress
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
 
-if TYPE_CHECKING:
-    from sinq.method import LayerMethod
-
 
 def compress_layers(
     model: nn.Module,
-    method: LayerMethod,
+    method: Quantizer,
     calibration: Tensor | None,
     *,
     layers: Layers,

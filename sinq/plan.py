@@ -1,18 +1,26 @@
 """What will be done to each layer, decided and checked before any work: a list of steps, or an error that says what to change."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from sinq.grid import SMALLEST_GROUP
+from sinq.grid import SMALLEST_GROUP, Grid
 from sinq.layers import Layers, OnMisfit, Target, find_targets
+from sinq.statistics import Statistic
+from sinq.tensor import CompressedWeight
 
-if TYPE_CHECKING:
-    from sinq.method import LayerMethod
+
+class Quantizer(Protocol):
+    """What the loop needs of a method; `LayerMethod` is it."""
+
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def statistic(self) -> type[Statistic] | None: ...
+    def quantize(self, weight: Tensor, statistic: Any) -> CompressedWeight: ...
+    def with_grid(self, grid: Grid) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -20,11 +28,11 @@ class Step:
     """A target, the method as it fits that target, and what was decided for it."""
 
     target: Target
-    method: LayerMethod
+    method: Quantizer
     notes: dict[str, float]
 
 
-def plan(model: nn.Module, method: LayerMethod, calibration: Tensor | None, layers: Layers) -> tuple[list[Step], tuple[str, ...]]:
+def plan(model: nn.Module, method: Quantizer, calibration: Tensor | None, layers: Layers) -> tuple[list[Step], tuple[str, ...]]:
     """Which layers are compressed and how; names of the layers left dense because the grid does not fit.
 
     Raises:
@@ -53,7 +61,7 @@ def plan(model: nn.Module, method: LayerMethod, calibration: Tensor | None, laye
     return steps, tuple(skipped)
 
 
-def _require_calibration(method: LayerMethod, calibration: Tensor | None, targets: list[Target]) -> None:
+def _require_calibration(method: Quantizer, calibration: Tensor | None, targets: list[Target]) -> None:
     name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
     if calibration is None:
         raise ValueError(f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one with calibration=…")
@@ -63,7 +71,7 @@ def _require_calibration(method: LayerMethod, calibration: Tensor | None, target
         raise ValueError(f"{name} needs the {needed} of each layer's inputs, {hidden}")
 
 
-def _explain_misfits(method: LayerMethod, misfits: list[Target]) -> str:
+def _explain_misfits(method: Quantizer, misfits: list[Target]) -> str:
     by_sizes: dict[str, list[Target]] = {}
     for target in misfits:
         sizes = [str(size) for size in method.grid.fitting_sizes(target.shape) if size <= 512]
@@ -73,7 +81,7 @@ def _explain_misfits(method: LayerMethod, misfits: list[Target]) -> str:
     return f"{summary}. Choose another, or on_misfit=shrink|skip"
 
 
-def _shrink(method: LayerMethod, target: Target) -> Step:
+def _shrink(method: Quantizer, target: Target) -> Step:
     grid = method.grid.shrunk(target.shape)
     if grid is None:
         wanted = f"no group size from {SMALLEST_GROUP} to {method.grid.group_size}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experiments.meters import Peak
 from experiments.models import LoadedModel
 from sinq import CompressionReport
 from sinq.progress import Progress
@@ -26,6 +27,8 @@ class Subject:
     report: CompressionReport
     device: torch.device
     progress: Progress
+    quantize_peak: Peak | None = None
+    """Peak memory while it was compressed."""
 
     @property
     def is_dense(self) -> bool:

@@ -1,22 +1,24 @@
-"""Peak memory of inference: what one forward pass over a prompt adds, on top of the model's own tensors.
+"""Peak memory of quantization, and of inference.
 
-(The peak of quantization is measured by the pipeline while it happens.) The dense model may be in memory too, so the figure is put
-together from the model's bytes as they are in memory and the measured increase.
+Each is the bytes of the model's tensors as they are in memory (the dense ones while quantizing, its own in inference) plus the measured
+increase: of the whole compression, and of one forward pass over a prompt. The dense and the compressed model may both be in
+memory here, so a process's own peak would say little.
 """
 
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from experiments.meters import peak_memory
+from experiments.meters import Peak, peak_memory
 from experiments.text import windows
 from sinq import stored_tensors
 
 
 @dataclass(frozen=True)
 class Memory(Evaluation):
-    """Peak memory of a prefill."""
+    """Peak memory of compressing the model, and of a prefill."""
 
     prompt_tokens: int = 512
     """Length of the prompt; the model's context where that is smaller."""
@@ -32,12 +34,13 @@ class Memory(Evaluation):
         prompt = windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1).to(subject.device)
         with torch.inference_mode(), peak_memory(subject.device) as peak:
             subject.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        weights = sum(tensor.nbytes for tensor in stored_tensors(subject.model).values())
-        metrics = {
-            "inference_peak_bytes": weights + peak.increase_bytes,
-            "inference_increase_bytes": peak.increase_bytes,
-            "weights_bytes": weights,
-            "prompt_tokens": prompt.shape[1],
-            "source": peak.source,
-        }
-        return Measurement(metrics)
+        metrics = _with_weights("inference", subject.model, peak)
+        if subject.quantize_peak is not None:
+            metrics |= _with_weights("quantize", subject.loaded.model, subject.quantize_peak)
+        return Measurement(metrics | {"prompt_tokens": prompt.shape[1], "source": peak.source})
+
+
+def _with_weights(phase: str, model: PreTrainedModel, peak: Peak) -> dict[str, int]:
+    weights = sum(tensor.nbytes for tensor in stored_tensors(model).values())
+    total = weights + peak.increase_bytes
+    return {f"{phase}_peak_bytes": total, f"{phase}_weights_bytes": weights, f"{phase}_increase_bytes": peak.increase_bytes}

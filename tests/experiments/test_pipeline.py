@@ -57,7 +57,7 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
     for place in (
         "metrics.perplexity.value", "metrics.perplexity.dense", "metrics.size.bits_per_weight", "metrics.size.nbytes",
         "metrics.latency.decode.ratio", "metrics.latency.prefill.ratio", "metrics.memory.inference_peak_bytes",
-        "metrics.compression.seconds_quantize", "metrics.compression.peak_increase_bytes", "protocol.fingerprint", "protocol.tokenizer",
+        "metrics.compression.seconds_quantize", "metrics.memory.quantize_peak_bytes", "protocol.fingerprint", "protocol.tokenizer",
         "provenance.packages.torch", "provenance.device", "provenance.code.commit",
     ):  # fmt: skip
         assert table.loc[row["run_id"], place] is not None

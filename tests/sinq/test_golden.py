@@ -14,6 +14,8 @@ OFFICIAL = {"auxiliary_bits": 32, "range_floor": 1e-4}
 
 def entries() -> list[tuple[str, str]]:
     """(file, prefix) of every official result."""
+    if not (SHARED / "golden").is_dir():
+        return [("golden files", "absent")]  # so that the skipped test is seen
     found = []
     for file in sorted((SHARED / "golden").glob("*.safetensors")):
         with safe_open(file, "pt") as content:
