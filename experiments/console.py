@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub.utils import disable_progress_bars
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,14 +18,14 @@ from sinq.progress import T
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("perplexity", "perplexity.value", "{:.3f}"),
-    ("bits/weight", "size.bits_per_weight", "{:.3f}"),
+    ("ppl", "perplexity.value", "{:.3f}"),
+    ("bits/w", "size.bits_per_weight", "{:.3f}"),
     ("linear MB", "size.nbytes", "MB"),
     ("model MB", "size.model_nbytes", "MB"),
     ("prefill tok/s", "latency.prefill", "speed"),
     ("decode tok/s", "latency.decode", "speed"),
     ("peak MB", "memory.inference_peak_bytes", "MB"),
-    ("quantize s", "compression.seconds_quantize", "{:.2f}"),
+    ("quant s", "compression.seconds_quantize", "{:.2f}"),
 )
 """Title, place in the row's metrics, format."""
 
@@ -59,7 +60,7 @@ def table(rows: list[Row], title: str) -> Table:
     """Rows side by side: dense ones first, then in the order given. Columns nobody has are left out."""
     ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
     shown = [column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)]
-    view = Table(title=title, title_justify="left")
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     view.add_column("run", no_wrap=True)
     for heading, _, _ in shown:
         view.add_column(heading, justify="right")

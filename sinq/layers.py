@@ -63,6 +63,11 @@ class Target:
         return {f"{self.name}.{k}": (matrix.T if self._transposed else matrix) for k, matrix in enumerate(stack)}
 
     @property
+    def numel(self) -> int:
+        """Weights in all matrices together."""
+        return getattr(self.module, self.parameter or "weight").numel()
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of each matrix."""
         rows, columns = next(iter(self.matrices().values())).shape
@@ -85,7 +90,7 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
             a 3-D parameter that is not known to be experts.
     """
     head = output_head(model)
-    candidates = list(_candidates(model))
+    candidates = list(linear_places(model))
     kept = [t for t in candidates if not (_matches(t.name, exclude) or (HEAD in exclude and t.module is head))]
     for pattern in exclude:
         if pattern != HEAD and not any(_matches(t.name, (pattern,)) for t in candidates):
@@ -104,7 +109,8 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return ask() if ask else None
 
 
-def _candidates(model: nn.Module) -> Iterator[Target]:
+def linear_places(model: nn.Module) -> Iterator[Target]:
+    """Every place that holds matrices of linear layers, the output head included."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             yield Target(name, module)

@@ -87,6 +87,11 @@ class CompressedExperts(nn.ModuleList):
         super().__init__([WeightStore(weight) for weight in weights])
         self.transposed, self.dtype = transposed, dtype
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype  # a cast of the model changes what it computes in
+        return self
+
     def stores(self) -> list[WeightStore]:
         """One per expert."""
         return [store for store in self if isinstance(store, WeightStore)]

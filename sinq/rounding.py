@@ -26,7 +26,9 @@ TABLE_ZERO_STEP = 1 / 64  # resolution of a zero-point of an NF table in one byt
 
 
 def by_group(matrix: Tensor, group_size: int) -> Tensor:
-    """(out, in) → (out, in / group_size, group_size)."""
+    """(out, in) → (out, in / group_size, group_size). Raises `ValueError` if the size does not divide."""
+    if matrix.shape[1] % group_size:
+        raise ValueError(f"group_size={group_size} does not divide a matrix of {matrix.shape[0]}×{matrix.shape[1]}")
     return matrix.reshape(matrix.shape[0], -1, group_size)
 
 

@@ -97,7 +97,8 @@ class QuantizedTensor(CompressedWeight):
 
     @classmethod
     def round(cls, weight: Tensor, grid: Grid, notes: Mapping[str, float] | None = None) -> Self:
-        """A float32 matrix (out, in), rounded to nearest."""
+        """A matrix (out, in), rounded to nearest in float32."""
+        weight = weight.float()
         scale, zero = choose(weight, grid)
         return cls.store(assign(weight, scale, zero, grid), grid, scale, zero, notes=notes)
 

@@ -7,7 +7,8 @@ embeddings and norms in the number format of the original checkpoint, shared ten
 from dataclasses import dataclass
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from sinq import find_targets, stored_tensors
+from sinq import stored_tensors
+from sinq.layers import linear_places, output_head
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Size(Evaluation):
         whole = sum(tensor.nbytes for tensor in stored_tensors(subject.model, stored).values())
         dense_whole = sum(tensor.nbytes for tensor in stored_tensors(subject.loaded.model, stored).values())
         if subject.is_dense:
-            targets = find_targets(subject.model)
-            weights = sum(matrix.numel() for target in targets for matrix in target.matrices().values())
+            head = output_head(subject.model)
+            weights = sum(place.numel for place in linear_places(subject.model) if place.module is not head)
             linear = weights * stored.itemsize
         else:
             weights = sum(layer.out_features * layer.in_features for layer in subject.report.layers)

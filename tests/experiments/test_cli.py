@@ -35,7 +35,7 @@ def test_one_run_prints_a_table_and_the_path_of_its_row(tiny_folder: Path, tmp_p
     assert done.returncode == 0, done.stderr
     rows = record.load(tmp_path / "results")
     assert sorted(rows["name"]) == ["none", "sinq 4-bit g32"]
-    assert all(word in done.stdout for word in ("perplexity", "none", "sinq 4-bit g32"))
+    assert all(word in done.stdout for word in ("ppl", "none", "sinq 4-bit g32"))
     assert str(record.row_path(tmp_path / "results", rows.set_index("name").loc["sinq 4-bit g32", "run_id"])) in done.stdout
 
 

@@ -29,6 +29,15 @@ def test_a_cast_of_the_model_leaves_what_is_stored_alone() -> None:
     assert compressed(torch.randn(3, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_a_cast_changes_what_experts_compute_in() -> None:
+    model = tiny_model("moe")
+    SINQ(Grid(bits=8, group_size=32)).compress(model)
+    before = model(tiny_tokens()).logits
+    after = model.to(torch.bfloat16)(tiny_tokens()).logits
+    assert after.dtype == torch.bfloat16
+    torch.testing.assert_close(after.float(), before, rtol=0.1, atol=0.02)
+
+
 def test_moving_a_model_moves_its_weights() -> None:
     _, compressed = layer()
     compressed.to("meta")

@@ -89,6 +89,17 @@ def test_quantizing_what_is_on_the_grid_changes_nothing(bits: int, symmetric: bo
     torch.testing.assert_close(QuantizedTensor.round(once, grid).dequantize(), once, rtol=1e-5, atol=1e-6)
 
 
+def test_a_group_size_that_does_not_divide_is_named() -> None:
+    with pytest.raises(ValueError, match="group_size=64 does not divide a matrix of 8×48"):
+        choose(gaussian(), Grid(group_size=64))
+
+
+def test_half_precision_weights_are_rounded_in_float32() -> None:
+    half = gaussian().to(torch.bfloat16)
+    grid = Grid(group_size=16)
+    assert torch.equal(QuantizedTensor.round(half, grid).dequantize(), QuantizedTensor.round(half.float(), grid).dequantize())
+
+
 def test_the_official_floor_is_an_option() -> None:
     scale, _ = choose(1e-7 * gaussian(), Grid(bits=4, group_size=16, range_floor=1e-4))
     torch.testing.assert_close(scale, torch.full_like(scale, 1e-4 / 15))
