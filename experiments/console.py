@@ -18,16 +18,15 @@ from sinq.progress import T
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("ppl", "perplexity.value", "{:.3f}"),
-    ("bits/w", "size.bits_per_weight", "{:.3f}"),
-    ("linear MB", "size.nbytes", "MB"),
-    ("model MB", "size.model_nbytes", "MB"),
-    ("prefill tok/s", "latency.prefill", "speed"),
-    ("decode tok/s", "latency.decode", "speed"),
-    ("peak MB", "memory.inference_peak_bytes", "MB"),
-    ("quant s", "compression.seconds_quantize", "{:.2f}"),
+    ("ppl", "perplexity.value", "number"),
+    ("bits/w", "size.bits_per_weight", "number"),
+    ("model\nMB", "size.model_nbytes", "MB"),
+    ("prefill\ntok/s", "latency.prefill", "speed"),
+    ("decode\ntok/s", "latency.decode", "speed"),
+    ("peak\nMB", "memory.inference_peak_bytes", "MB"),
+    ("quant\ns", "compression.seconds_quantize", "seconds"),
 )
-"""Title, place in the row's metrics, format."""
+"""Title, place in the row's metrics, format. Made to fit 80 characters."""
 
 
 class _Lines(logging.Handler):
@@ -60,10 +59,10 @@ def table(rows: list[Row], title: str) -> Table:
     """Rows side by side: dense ones first, then in the order given. Columns nobody has are left out."""
     ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
     shown = [column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)]
-    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     view.add_column("run", no_wrap=True)
     for heading, _, _ in shown:
-        view.add_column(heading, justify="right")
+        view.add_column(heading, justify="right", no_wrap=True)
     for row in ordered:
         view.add_row(row["name"], *(_cell(look_up(row["metrics"], place), style) for _, place, style in shown))
     return view
@@ -81,11 +80,18 @@ def _cell(value: Any, style: str) -> str:
     if value is None:
         return "–"
     if style == "MB":
-        return f"{value / 1e6:.1f}"
+        return _short(value / 1e6, 1)
+    if style == "seconds":
+        return _short(value, 1)
     if style == "speed":
-        own = value.get("tokens_per_second", value["dense_tokens_per_second"])
-        return f"{own:.1f}" + (f" ({value['ratio']:.2f}×)" if "ratio" in value else "")
-    return style.format(value)
+        own = _short(value.get("tokens_per_second", value["dense_tokens_per_second"]), 1)
+        return f"{own} {value['ratio']:.2f}×" if "ratio" in value else own
+    return _short(value, 3)
+
+
+def _short(value: float, digits: int) -> str:
+    """With so many digits after the point, or none where that would be a long number."""
+    return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
 
 
 def facts(row: Row) -> str:
