@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from experiments.record import Row
+from experiments.record import Row, flatten
 from sinq.progress import T
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
@@ -63,9 +63,20 @@ def table(rows: list[Row], title: str) -> Table:
     view.add_column("run", no_wrap=True)
     for heading, _, _ in shown:
         view.add_column(heading, justify="right", no_wrap=True)
-    for row in ordered:
-        view.add_row(row["name"], *(_cell(look_up(row["metrics"], place), style) for _, place, style in shown))
+    for name, row in zip(distinct_names(ordered), ordered, strict=True):
+        view.add_row(name, *(_cell(look_up(row["metrics"], place), style) for _, place, style in shown))
     return view
+
+
+def distinct_names(rows: list[Row]) -> list[str]:
+    """The rows' names; those that several rows share, with the options in which these rows differ."""
+    options = [flatten(row["identity"]) for row in rows]
+    names = []
+    for row, own in zip(rows, options, strict=True):
+        alike = [other for other, its in zip(options, rows, strict=True) if its["name"] == row["name"]]
+        differing = sorted({key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)})
+        names.append(" ".join([row["name"], *(f"{key.rpartition('.')[2]}={own.get(key)}" for key in differing)]))
+    return names
 
 
 def look_up(nested: dict[str, Any], place: str) -> Any:

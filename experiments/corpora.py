@@ -38,7 +38,7 @@ class PennTreebank(Corpus):
 
     name = "ptb"
     joiner = " "
-    evaluation_files = (FileRows("ptb/ptb.test.txt"),)
+    evaluation_files = (FileRows("ptb/ptb.test.txt", strip=True),)
     evaluation_hub = HubRows("ptb-text-only/ptb_text_only", split="test", revision="refs/convert/parquet", column="sentence")
-    calibration_files = (FileRows("ptb/ptb.train.txt"),)
+    calibration_files = (FileRows("ptb/ptb.train.txt", strip=True),)
     calibration_hub = HubRows("ptb-text-only/ptb_text_only", split="train", revision="refs/convert/parquet", column="sentence")

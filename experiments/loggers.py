@@ -1,13 +1,15 @@
 """Tracking: a logger mirrors finished rows elsewhere. The row is the truth; losing a log loses nothing."""
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from experiments.record import Row
+from experiments.record import Row, flatten
+
+log = logging.getLogger(__name__)
 
 
 class Logger(ABC):
@@ -45,6 +47,14 @@ class WandB(Logger):
     def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
         import wandb
 
+        try:
+            self._log(row, layers, results_dir)
+        except wandb.errors.Error as error:
+            log.info("W&B did not take the run (%s); its row is safe in the results folder", error)
+
+    def _log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        import wandb
+
         results_dir.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
@@ -61,12 +71,3 @@ class WandB(Logger):
         tables = {} if layers.empty else {"layers": wandb.Table(dataframe=layers)}
         run.log(flatten({"metrics": row["metrics"]}) | tables)
         run.finish()
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

@@ -1,4 +1,4 @@
-"""Rulers: peak memory and time, on a CPU and on CUDA. `tests/experiments/test_meters.py` measures things of known size with them."""
+"""Rulers: peak memory and time, on a CPU and on CUDA. `tests/experiments/test_evaluation.py` measures things of known size with them."""
 
 import ctypes
 import gc

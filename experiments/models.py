@@ -18,8 +18,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import smollm2
-
-SAMPLE = 1 << 16
+from experiments.cache import cache_dir
+from experiments.files import atomic_write
 
 
 class DType(enum.Enum):
@@ -73,7 +73,8 @@ class Pretrained(ModelSource):
             raise ValueError("model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder")
 
     def location(self) -> tuple[str, str | None]:
-        return self.path, self.revision
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path, self.revision
 
     def identity(self) -> dict[str, str | None]:
         folder = Path(self.path).expanduser()
@@ -83,17 +84,20 @@ class Pretrained(ModelSource):
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of a model folder's configuration and of the ends of its weight files; cheap for any size."""
-    digest = hashlib.sha256()
+    """A hash of all configuration and weight files of a model's folder."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(SAMPLE))
-            content.seek(max(0, size - SAMPLE))
-            digest.update(content.read(SAMPLE))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("".join(f"{file.name}:{_file_hash(file)}" for file in files).encode()).hexdigest()[:16]
+
+
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file's content, kept in the cache until the file changes: large models take minutes to read."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    known = cache_dir() / "hashes" / key
+    if not known.exists():
+        with file.open("rb") as content, atomic_write(known) as out:
+            out.write(hashlib.file_digest(content, "sha256").hexdigest().encode())
+    return known.read_text()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     stored_dtype: torch.dtype
     """The number format of the checkpoint: what the dense model costs on disk."""
+    commit: str | None = None
+    """The hub's commit the files are of; None for a local folder."""
 
     @property
     def context(self) -> int:
@@ -137,7 +143,7 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         ) from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
-    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32)
+    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32, getattr(config, "_commit_hash", None))
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:

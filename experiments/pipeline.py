@@ -52,15 +52,17 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
     name = run_id(parts)
     with record.claim(setting.results_dir, name):
         found = record.find(setting.results_dir, name)
-        if found and found["status"] == record.FINISHED and not setting.force:
-            return found
+        finished = found if found and found["status"] == record.FINISHED else None
+        if finished and not setting.force:
+            return finished
         row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
         try:
             row, layers = _measure(run, row, setting)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             failed = {"status": record.FAILED, "reason": reason, "metrics": {}, "provenance": provenance(run.torch_device)}
-            record.write(setting.results_dir, row | failed)
+            if not finished:  # a forced run that fails does not cost the row there is
+                record.write(setting.results_dir, row | failed)
             raise
         record.write(setting.results_dir, row, layers)
     setting.logger.log(row, layers, setting.results_dir)
@@ -122,6 +124,7 @@ def _compression_metrics(report: CompressionReport) -> dict[str, Any]:
     return {
         "layers": len(report.layers),
         "decisions": report.decisions,
+        "skipped": list(report.skipped),
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
         "relative_error_mean": fmean(layer.relative_error for layer in report.layers),

@@ -40,6 +40,7 @@ def protocol(loaded: LoadedModel, passage: Passage, tokens: torch.Tensor) -> dic
         "fingerprint": passage.fingerprint,
         "tokens": len(tokens),
         "tokenizer": loaded.tokenizer_hash,
+        "model_commit": loaded.commit,
         "bos": "tokenizer default: " + ("added once" if bos is not None and tokens[0] == bos else "none"),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "stored_dtype": str(loaded.stored_dtype).removeprefix("torch."),
@@ -56,7 +57,7 @@ def _git() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = ask("status", "--porcelain", "--untracked-files=no")
+    status = ask("status", "--porcelain")
     return {"commit": ask("rev-parse", "HEAD"), "changed": None if status is None else bool(status)}
 
 

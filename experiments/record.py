@@ -89,3 +89,12 @@ def load(results_dir: str | Path) -> pd.DataFrame:
     table = pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
     table.attrs["unreadable"] = unreadable
     return table
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

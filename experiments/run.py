@@ -1,5 +1,6 @@
 """One run: a model, a text, a method and what to measure. Built by Hydra from `conf/`, or by hand."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,15 +29,17 @@ class Run:
     """Names the user chose parts by (method: sinq_release), for tables; not part of the run's identity."""
 
     def __post_init__(self) -> None:
-        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device}: torch sees no CUDA device here; use device=cpu")
+        device, count = self.torch_device, torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise ValueError(
+                f"device={self.device}: torch sees {count or 'no'} CUDA device here; use device=cpu" + " or a lower number" * bool(count)
+            )
 
     @property
     def torch_device(self) -> torch.device:
         """The device, with `auto` decided."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device={self.device} is not a device; use auto, cpu, cuda or cuda:<number>") from error
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device={self.device} is not a device known here; use auto, cpu, cuda or cuda:<number>")
+        return torch.device(self.device)

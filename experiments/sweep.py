@@ -36,17 +36,21 @@ def job(config: DictConfig) -> None:
 
 
 def _single(config: DictConfig) -> None:
-    results_dir = Path(config.results_dir)
+    results_dir = Path(config.results_dir).expanduser()
     row = _run(config)
-    show([row], results_dir, f"{row['choices']['model']} on {row['choices']['text']}")
+    show([row], results_dir, f"{_choices()['model']} on {_choices()['text']}")
     console.print(f"row: {record.row_path(results_dir, row['run_id'])}", soft_wrap=True)
 
 
 def _run(config: DictConfig) -> Row:
-    choices = {group: str(name) for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group and "@" not in group}
-    run = build(config, choices)
-    setting = Setting(Path(config.results_dir), instantiate(config.logger), config.force, bar)
+    run = build(config, _choices())
+    setting = Setting(Path(config.results_dir).expanduser(), instantiate(config.logger), config.force, bar)
     return execute(run, setting, OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+
+
+def _choices() -> dict[str, str]:
+    """The names the user chose parts by."""
+    return {group: str(name) for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group and "@" not in group}
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:
@@ -68,7 +72,7 @@ class Summary(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folders = sorted(Path(config.hydra.sweep.dir).glob(f"*/{OUTCOME}"), key=lambda path: int(path.parent.name))
         outcomes = [json.loads(path.read_text()) for path in folders]
-        results_dir = Path(config.results_dir)
+        results_dir = Path(config.results_dir).expanduser()
         rows = [row for o in outcomes if "run_id" in o and (row := record.find(results_dir, o["run_id"]))]
         show(rows, results_dir, f"{len(rows)} runs in {results_dir / 'runs'}")
         failures = [outcome for outcome in outcomes if "error" in outcome]

@@ -97,6 +97,8 @@ class FileRows:
     """Relative to the data folder. `.json`/`.jsonl` (also `.gz`): field `text` of each line; else: each line, blank ones empty."""
     start: float = 0.0
     stop: float = 1.0
+    strip: bool = False
+    """Whether rows lose the white space around them."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _read_file(folder: Path, rows: FileRows) -> tuple[tuple[str, ...], str]:
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8") as lines:
         read_row = _json_row if ".json" in file.name else _text_row
-        texts = [read_row(line) for line in lines]
+        texts = [read_row(line).strip() if rows.strip else read_row(line) for line in lines]
     first, last = round(rows.start * len(texts)), round(rows.stop * len(texts))
     share = "" if (first, last) == (0, len(texts)) else f", rows {first}–{last - 1}"
     return tuple(texts[first:last]), f"file {rows.path}{share}"

@@ -1,4 +1,7 @@
-"""How scales and zeros are stored: float16 as they are, or one byte each.
+"""How scales and zeros are stored: in float16, or one byte each.
+
+Float16 holds numbers from 2⁻¹⁴ to 2¹⁵ in full precision. Where the scales of a matrix do not lie in between (weights of std 10⁻⁴ and
+less), they are multiplied by a power of two, which is stored in one more byte, so that tiny weights lose nothing.
 
 One byte for a *scale*: its log2, affine in blocks of 32 consecutive scales (row-major) with a float16 (low, step) per block, so
 1.125 bytes a scale. Logarithmic, because what matters is the relative error, and it is the same for every scale of a block.
@@ -14,12 +17,16 @@ from sinq.grid import Grid, Levels
 from sinq.rounding import TABLE_ZERO_STEP
 
 BLOCK = 32
+HALF_MIN, HALF_MAX = -14, 14
+"""Exponents of float16: smallest normal, and the largest that stays finite after rounding up."""
 
 
 def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
     """Positive float32 scales of any shape → the tensors kept for them."""
-    if bits != 8:
-        return {"scale": scale.to(torch.float16 if bits == 16 else torch.float32)}
+    if bits == 32:
+        return {"scale": scale}
+    if bits == 16:
+        return _store_half(scale)
     blocks = _blocks(scale.log2())
     low = blocks.amin(1).to(torch.float16).float()
     step = ((blocks.amax(1) - low).clamp_min(0) / 255).to(torch.float16).float()
@@ -28,9 +35,20 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
     return {"scale": codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape), "scale_range": ranges}
 
 
+def _store_half(scale: Tensor) -> dict[str, Tensor]:
+    low, high = (int(bound.log2().floor()) for bound in scale.aminmax())
+    if high - low > HALF_MAX - HALF_MIN:
+        raise ValueError(f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32")
+    exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 wherever that will do
+    tensors = {"scale": (scale * 2.0**-exponent).to(torch.float16)}
+    return tensors | ({"scale_exponent": torch.tensor([exponent], dtype=torch.int8, device=scale.device)} if exponent else {})
+
+
 def load_scale(tensors: dict[str, Tensor]) -> Tensor:
     """The inverse of `store_scale`: float32."""
     stored = tensors["scale"]
+    if "scale_exponent" in tensors:
+        return stored.float() * torch.exp2(tensors["scale_exponent"].float())
     if "scale_range" not in tensors:
         return stored.float()
     low, step = tensors["scale_range"].float().repeat_interleave(BLOCK, dim=0)[: stored.numel()].unbind(1)

@@ -72,6 +72,7 @@ def _calibrated(
     reports, seconds = [], 0.0
     for index in progress(range(len(blocks)), "calibrating blocks", len(blocks)):
         block, home = blocks[index], next(blocks[index].parameters()).device
+        tensors = [*block.parameters(), *block.buffers()]
         members = set(block.modules())
         inside = [step for step in steps if step.target.module in members]
         block.to(place)
@@ -83,6 +84,8 @@ def _calibrated(
             hidden = _run(block, hidden, arguments[index], place)
         seconds += clock.seconds + second_pass.seconds
         block.to(home)
+        for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
+            tensor.data = tensor.data.to(home)
     outside = [step for step in steps if step.target.name not in {report.name for report in reports}]
     if outside:
         with timed(place) as clock, _collecting(outside, place) as statistics:

@@ -117,8 +117,7 @@ class SINQ(LayerMethod):
             codes = assign(normalized, scale, zero, self.grid)
         else:
             codes, zero = refine(normalized, scale, self.grid, self.refinement)
-        shift = _exponent_shift(scale * row_scale)
-        return QuantizedTensor.store(codes, self.grid, scale * row_scale * shift, zero, col_scale=col_scale / shift)
+        return QuantizedTensor.store(codes, self.grid, scale * row_scale, zero, col_scale=col_scale)
 
 
 def divide(weight: Tensor, row_scale: Tensor, col_scale: Tensor) -> Tensor:
@@ -132,12 +131,3 @@ def kurtosis(weight: Tensor, variance_floor: float = 0.0) -> float:
     centred = weight.float() - weight.float().mean()
     variance = centred.square().mean().clamp_min(max(variance_floor, torch.finfo(torch.float32).tiny))
     return ((centred / variance.sqrt()) ** 4).mean().item()
-
-
-def _exponent_shift(scale: Tensor) -> float:
-    """A power of two that brings the median scale near 2⁻⁸.
-
-    Row and column scales are defined up to a common factor. Choosing it so keeps both clear of float16's underflow, and makes the
-    stored result independent of the scale of the weights.
-    """
-    return 2.0 ** (-8 - round(scale.median().log2().item()))

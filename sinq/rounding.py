@@ -101,5 +101,7 @@ def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
 
 
 def _nonzero(scale: Tensor) -> Tensor:
-    # A group of zeros is exact with any scale.
-    return torch.where(scale > 0, scale, 1.0)
+    # A group of zeros is exact with any scale; take one that does not widen the range of scales to be stored.
+    alive = scale > 0
+    smallest = torch.where(alive, scale, torch.inf).amin()
+    return torch.where(alive, scale, torch.where(smallest.isfinite(), smallest, 1.0))

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 20  # tiles are worked on in pieces that stay in the processor's cache
+CHUNK_ELEMENTS = {"cpu": 1 << 20}  # on a processor, tiles are worked on in pieces that stay in its cache
+ALL = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn | N
 
 
 def _pieces(tiles: Tensor) -> Iterator[Tensor]:
-    yield from tiles.split(max(1, CHUNK_ELEMENTS // tiles[0].numel()))
+    yield from tiles.split(max(1, CHUNK_ELEMENTS.get(tiles.device.type, ALL) // tiles[0].numel()))
 
 
 def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:

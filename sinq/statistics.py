@@ -1,7 +1,7 @@
 """What a method may ask to know about a layer's inputs, accumulated in a stream.
 
 A `LayerMethod` names one of these classes; the block loop makes one accumulator per layer, feeds it every batch of inputs, and
-hands it to `quantize`. No activations are kept: memory does not depend on the number of calibration windows.
+hands it to `quantize`. No layer's inputs are kept. (The block loop does keep the hidden states between two blocks.)
 """
 
 from abc import ABC, abstractmethod
@@ -13,13 +13,15 @@ from torch import Tensor
 class Statistic(ABC):
     """An accumulator over the inputs of one linear layer."""
 
+    _sum: Tensor
+
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.tokens = 0
         """Number of inputs seen."""
 
     def update(self, inputs: Tensor) -> None:
         """Take in a batch of inputs, (..., in_features)."""
-        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows = inputs.reshape(-1, inputs.shape[-1]).to(self._sum.device)
         self.tokens += len(rows)
         self._add(rows)
 

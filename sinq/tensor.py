@@ -61,8 +61,8 @@ class CompressedWeight(ABC):
 class QuantizedTensor(CompressedWeight):
     """Codes, scales, zeros and column scales of one matrix, as they are stored.
 
-    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` if 8-bit; `zero` (out, in/group) unless symmetric;
-    `col_scale` (out/tile rows, in) if there is one.
+    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`);
+    `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if there is one.
     """
 
     grid: Grid

@@ -1,7 +1,8 @@
 """Size: bytes of real tensors, the ones a checkpoint would hold.
 
-`bits_per_weight` is over the compressed matrices alone, everything stored for them included; `model_nbytes` is the whole model, with
-embeddings and norms in the number format of the original checkpoint, shared tensors once.
+`nbytes` and `bits_per_weight` are over all linear layers (the output head only if it is compressed): everything stored for the
+compressed ones, and those left dense in the number format of the original checkpoint. `model_nbytes` is the whole model, embeddings
+and norms included, shared tensors once.
 """
 
 from dataclasses import dataclass
@@ -19,18 +20,16 @@ class Size(Evaluation):
         stored = subject.loaded.stored_dtype
         whole = sum(tensor.nbytes for tensor in stored_tensors(subject.model, stored).values())
         dense_whole = sum(tensor.nbytes for tensor in stored_tensors(subject.loaded.model, stored).values())
-        if subject.is_dense:
-            head = output_head(subject.model)
-            weights = sum(place.numel for place in linear_places(subject.model) if place.module is not head)
-            linear = weights * stored.itemsize
-        else:
-            weights = sum(layer.out_features * layer.in_features for layer in subject.report.layers)
-            linear = sum(layer.nbytes for layer in subject.report.layers)
+        head = output_head(subject.model)
+        left_dense = sum(place.numel for place in linear_places(subject.model) if place.module is not head)
+        weights = left_dense + sum(layer.out_features * layer.in_features for layer in subject.report.layers)
+        linear = left_dense * stored.itemsize + sum(layer.nbytes for layer in subject.report.layers)
         return Measurement(
             {
                 "bits_per_weight": 8 * linear / weights,
                 "nbytes": linear,
                 "weights": weights,
+                "weights_left_dense": left_dense,
                 "model_nbytes": whole,
                 "dense_model_nbytes": dense_whole,
                 "model_ratio": dense_whole / whole,

@@ -15,7 +15,7 @@ from experiments.evaluation import Latency, Memory, Perplexity, Size
 from experiments.evaluation.perplexity import head_is_plain, window_nll
 from experiments.meters import peak_memory, seconds
 from experiments.models import sparing_clone
-from sinq import SINQ, Grid
+from sinq import SINQ, Grid, Layers, OnMisfit
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import subject
 
@@ -102,6 +102,15 @@ class TestSize:
         weights = sum(layer.out_features * layer.in_features for layer in report.layers)
         assert metrics["bits_per_weight"] == pytest.approx(8 * sum(layer.nbytes for layer in report.layers) / weights)
         assert metrics["dense_model_nbytes"] == sum(p.nbytes for p in tiny_model("qwen3-tied").parameters())
+
+    def test_layers_left_dense_count_with_what_they_cost(self) -> None:
+        model = tiny_model("llama")
+        report = SINQ(Grid(group_size=128)).compress(model, layers=Layers(on_misfit=OnMisfit.skip))  # the two of 14 that are 128 wide
+        given = subject(compressed=model)
+        metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
+        compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)
+        assert (metrics["weights"], metrics["weights_left_dense"]) == (compressed + dense, dense)
+        assert metrics["nbytes"] == sum(layer.nbytes for layer in report.layers) + 4 * dense
 
     def test_a_dense_model_has_the_bits_of_its_number_format(self) -> None:
         assert Size().measure(subject()).metrics["bits_per_weight"] == 32

@@ -65,13 +65,13 @@ def test_calibration_counts_where_it_is_used(run: Run) -> None:
 def test_other_weights_are_another_model(run: Run, tiny_folder: Path) -> None:
     before = name(run)
     content = bytearray((tiny_folder / "model.safetensors").read_bytes())
-    content[-1] ^= 1
+    content[len(content) // 2] ^= 1
     (tiny_folder / "model.safetensors").write_bytes(content)
     assert name(run) != before
 
 
 def test_devices_are_checked_at_once(run: Run) -> None:
-    with pytest.raises(ValueError, match="device=gpu is not a device; use auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device=gpu is not a device known here; use auto, cpu, cuda"):
         replace(run, device="gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device=cuda: torch sees no CUDA device here"):

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
-from experiments.loggers import WandB, flatten
+from experiments.loggers import WandB
+from experiments.record import flatten
 
 ROW = {
     "run_id": "0123456789ab",

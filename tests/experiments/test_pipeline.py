@@ -12,6 +12,7 @@ import torch
 from baselines.dense import Dense
 from baselines.rtn import RTN
 from experiments import models, record
+from experiments.console import distinct_names
 from experiments.evaluation import Evaluation, Latency, Measurement, Memory, Perplexity, Size, Subject
 from experiments.identity import identity, run_id
 from experiments.models import Pretrained
@@ -124,6 +125,33 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(run: Run, sett
     assert (row["status"], row["reason"]) == ("failed", "RuntimeError: the sky fell")
     (tmp_path / "trigger").unlink()
     assert execute(failing, setting)["status"] == "finished"
+
+
+def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(run: Run, setting: Setting, tmp_path: Path) -> None:
+    failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
+    execute(failing, setting)
+    (tmp_path / "trigger").write_text("")
+    with pytest.raises(RuntimeError, match="the sky fell"):
+        execute(failing, replace(setting, force=True))
+    row = record.find(setting.results_dir, run_id(identity(failing)))
+    assert row is not None
+    assert row["status"] == "finished"
+
+
+def test_runs_of_one_name_are_told_apart(run: Run, setting: Setting) -> None:
+    methods = [
+        SINQ(Grid(group_size=32)),
+        SINQ(Grid(group_size=32, tiling=2)),
+        SINQ(Grid(group_size=32), Sinkhorn(iterations=4)),
+        RTN(Grid(4, 32)),
+    ]
+    rows = [execute(replace(run, method=method), setting) for method in methods]
+    assert distinct_names(rows) == [
+        "sinq 4-bit g32 tiling=1 iterations=16",
+        "sinq 4-bit g32 tiling=2 iterations=16",
+        "sinq 4-bit g32 tiling=1 iterations=4",
+        "rtn 4-bit g32",
+    ]
 
 
 def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Setting) -> None:

@@ -36,10 +36,10 @@ def test_wikitext2_rows_are_those_of_the_hub() -> None:
 def test_lines_and_json_become_rows(tmp_path: Path) -> None:
     (tmp_path / "ptb").mkdir()
     (tmp_path / "c4").mkdir()
-    (tmp_path / "ptb/ptb.test.txt").write_text("one\n \ntwo\n")
+    (tmp_path / "ptb/ptb.test.txt").write_text(" one \n two \n")
     with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
         file.writelines(json.dumps({"text": word, "url": "-"}) + "\n" for word in ("alpha", "beta"))
-    assert PennTreebank(path=str(tmp_path)).evaluation().text == "one\n  two\n"
+    assert PennTreebank(path=str(tmp_path)).evaluation().text == "one two"
     assert C4(path=str(tmp_path)).evaluation().text == "alpha\n\nbeta"
 
 

@@ -20,11 +20,31 @@ def test_sinq_beats_rounding_where_columns_differ(bits: int) -> None:
     assert error(SINQ(Grid(bits)), weight) < error(RTN(Grid(bits)), weight)
 
 
-@pytest.mark.parametrize("exponent", [-9, -3, 5])
-def test_the_result_does_not_depend_on_the_scale_of_the_weights(weight: Tensor, exponent: int) -> None:
-    plain, scaled = SINQ(Grid(group_size=32)).quantize(weight), SINQ(Grid(group_size=32)).quantize(weight * 2.0**exponent)
+@pytest.mark.parametrize("method", [SINQ(Grid(group_size=32)), RTN(Grid(8, 32)), SINQ(Grid(8, 32))], ids=["sinq4", "rtn8", "sinq8"])
+@pytest.mark.parametrize("exponent", [-30, -16, -9, -3, 5, 12])
+def test_the_result_does_not_depend_on_the_scale_of_the_weights(weight: Tensor, method: SINQ | RTN, exponent: int) -> None:
+    plain, scaled = method.quantize(weight), method.quantize(weight * 2.0**exponent)
     assert torch.equal(scaled.codes(), plain.codes())
-    assert torch.equal(scaled.dequantize(), plain.dequantize() * 2.0**exponent)
+    torch.testing.assert_close(scaled.dequantize(), plain.dequantize() * 2.0**exponent, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("std", [10.0, 0.02, 3e-5, 1e-6])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_dead_rows_and_a_loud_column_are_stored_at_any_scale(std: float, bits: int) -> None:
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    weight[:, 7] *= 200
+    weight[:150] = 0
+
+    def quiet_error(auxiliary_bits: int, size: float) -> float:
+        result = SINQ(Grid(bits, auxiliary_bits=auxiliary_bits)).quantize(size * weight).dequantize() / size
+        assert (result[:150] == 0).all()
+        quiet = [column for column in range(256) if column != 7]
+        return ((result - weight)[150:, quiet].norm() / weight[150:, quiet].norm()).item()
+
+    exact = quiet_error(32, 1.0)
+    assert exact < 0.15
+    assert quiet_error(16, std) < 1.02 * exact
+    assert quiet_error(8, std) < 1.15 * exact
 
 
 def test_kurtosis_of_known_distributions() -> None:

@@ -62,6 +62,14 @@ def test_a_narrow_positive_group_does_not_wreck_the_matrix(levels: Levels) -> No
     assert ((result.dequantize() - weight)[7, 64:128].abs() < 0.1 * 0.05).all()
 
 
+def test_scales_too_far_apart_for_float16_are_refused() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    weight[0] *= 1e12
+    with pytest.raises(ValueError, match=r"scales from 2\^.* are too far apart for float16; use auxiliary_bits=8 or 32"):
+        RTN(Grid()).quantize(weight)
+    assert relative_error(weight[1:], RTN(Grid(auxiliary_bits=8)).quantize(weight[1:])) < 0.12
+
+
 def test_a_block_of_equal_scales_is_stored() -> None:
     weight = torch.linspace(-1, 1, 64).repeat(64, 1)  # the release divides 0 by 0 here
     assert (
