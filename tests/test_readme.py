@@ -32,6 +32,12 @@ def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) ->
     assert f"{method[1]} 3-bit g32" in done.stdout
 
 
+def test_it_shows_a_result() -> None:
+    results = README[README.index("## A result") : README.index("## A sweep")]
+    assert re.search(r"\| SINQ, 4 bits \| \d\.\d+ \|", results)
+    assert "quote nothing" in results
+
+
 def test_its_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = set(re.findall(r"\bmake ([a-z-]+)", README))
