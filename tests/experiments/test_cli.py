@@ -23,7 +23,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def command(folder: Path, results: Path, *words: str) -> list[str]:
     where = ["model=hub", f"model.path={folder}", f"results_dir={results}"]
-    return [sys.executable, str(ROOT / "run.py"), *words[:1], *FAST, *where, *words[1:]]
+    flags = [word for word in words if word.startswith("-")]  # Hydra wants them before the overrides
+    return [sys.executable, str(ROOT / "run.py"), *flags, *FAST, *where, *(word for word in words if word not in flags)]
 
 
 def call(words: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":

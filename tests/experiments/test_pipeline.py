@@ -1,6 +1,7 @@
 """Runs in this process, on a tiny model: what is measured, what is found again, what failure leaves behind."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Sett
     assert MEASURED == ["dense", "compressed"]
     execute(run, replace(setting, force=True))
     assert MEASURED == ["dense", "compressed", "compressed"]
+
+
+def test_two_that_want_the_same_run_measure_it_once(run: Run, setting: Setting) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(lambda _: execute(run, setting), range(2)))
+    assert MEASURED == ["dense", "compressed"]
+    assert rows[0]["run_id"] == rows[1]["run_id"]
+    assert rows[0]["provenance"] == rows[1]["provenance"]
 
 
 def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Setting) -> None:
