@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,20 +74,20 @@ class TestPerplexity:
             Perplexity().check(given)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("rounds", [3])
-    def test_it_is_not_slower_than_the_plain_loop(self, rounds: int) -> None:
+    def test_it_is_not_slower_than_the_plain_loop(self) -> None:
         from experiments.models import SmolLM2, load
 
         model = load(SmolLM2(), CPU).model
-        windows = torch.randint(1000, (rounds, 1, 2048), generator=torch.Generator().manual_seed(0))
+        windows = torch.randint(1000, (4, 1, 2048), generator=torch.Generator().manual_seed(0))
 
         @torch.inference_mode()
         def plain(window: torch.Tensor) -> float:
             return nn.functional.cross_entropy(model(window, use_cache=False).logits[0, :-1].float(), window[0, 1:]).item()
 
         window_nll(model, windows[0])
-        ratios = [seconds(lambda w=w: window_nll(model, w), CPU) / seconds(lambda w=w: plain(w), CPU) for w in windows]  # type: ignore[misc]
-        assert sorted(ratios)[rounds // 2] < 1.05
+        ours, theirs = zip(*((seconds(partial(window_nll, model, w), CPU), seconds(partial(plain, w), CPU)) for w in windows), strict=True)
+        print(f"fastest, ours / plain: {min(ours) / min(theirs):.3f}")
+        assert min(ours) < 1.1 * min(theirs)  # the fastest of several rounds in turn: noise only ever adds
 
 
 class TestSize:
