@@ -89,13 +89,23 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(tiny_folder: Path, tmp_path: 
         "evaluation.latency.prompt_tokens=8",
         "evaluation.memory.prompt_tokens=8",
     ]
-    process = subprocess.Popen(command(tiny_folder, results, *endless), env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    start = time.monotonic()
-    while not list(results.glob(".locks/*")) and time.monotonic() - start < 120:
-        time.sleep(0.1)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command(tiny_folder, results, *endless),
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a shell's background job ignores it
+    )
+    try:
+        start = time.monotonic()
+        while not list(results.glob(".locks/*")) and time.monotonic() - start < 120:
+            time.sleep(0.1)
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted" in out
     assert not [path for path in results.rglob("*") if path.is_file() and path.suffix != ".lock"]

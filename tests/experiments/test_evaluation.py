@@ -139,7 +139,7 @@ class TestMemory:
 
 class TestLatency:
     def test_a_sleep_has_a_known_length(self) -> None:
-        assert 0.2 <= seconds(lambda: time.sleep(0.2), CPU) < 0.4
+        assert 0.2 <= seconds(lambda: time.sleep(0.2), CPU) < 1
 
     def test_a_model_twice_as_slow_has_half_the_speed(self) -> None:
         class Slow(nn.Module):

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,12 +38,23 @@ def records(file: Path) -> Iterator[pb.Record]:
             message = b""
 
 
+def finished_records(file: Path) -> list[pb.Record]:
+    """All records, once the last one is there: W&B's own process may still be writing when `finish` returns."""
+    start = time.monotonic()
+    while time.monotonic() - start < 120:
+        found = list(records(file))
+        if found and found[-1].HasField("exit"):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"{file.name} was never finished; it has {[record.WhichOneof('record_type') for record in records(file)]}")
+
+
 def test_an_offline_run_mirrors_the_row(tmp_path: Path) -> None:
     WandB().log(ROW, pd.DataFrame({"name": ["q_proj"], "relative_error": [0.09]}), tmp_path)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-0123456789ab.wandb")
     history: dict[str, str] = {}
     config: dict[str, str] = {}
-    for record in records(file):
+    for record in finished_records(file):
         history |= {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
         config |= {item.key or ".".join(item.nested_key): item.value_json for item in record.run.config.update}
     assert history["metrics.perplexity.value"] == "12.5"
