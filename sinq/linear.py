@@ -41,10 +41,6 @@ class WeightStore(nn.Module):
     def shape(self) -> tuple[int, int]:
         return self.value.shape
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.buffers()).device
-
 
 class CompressedLinear(nn.Module):
     """A linear layer, (..., in_features) → (..., out_features), with a compressed weight."""

@@ -11,13 +11,8 @@ from torch import Tensor
 CODES_PER_WORD = 8
 
 
-def packed_nbytes(count: int, bits: int) -> int:
-    """Bytes of `count` packed codes."""
-    return -(-count // CODES_PER_WORD) * bits
-
-
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes below 2^bits, any shape → uint8 (packed_nbytes,)."""
+    """uint8 codes below 2^bits, any shape → uint8 (bits · ⌈codes / 8⌉,)."""
     flat = codes.reshape(-1)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_WORD))
     columns = flat.reshape(-1, CODES_PER_WORD)
