@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from sinq import Grid, LayerMethod, QuantizedTensor
+from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod, assign, choose
 
 
 @dataclass(frozen=True)
-class RTN(LayerMethod):
+class RTN(ScalarMethod):
     """Round to nearest on a grid; with `grid.levels=nf4` and `grid.symmetric=true`, NF4 (QLoRA, arXiv 2305.14314)."""
 
     grid: Grid = Grid()
 
-    def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
-        return QuantizedTensor.round(weight, self.grid)
+    def round(self, normalized: Normalized) -> QuantizedTensor:
+        scale, zero = choose(normalized.matrix, self.grid)
+        return normalized.store(assign(normalized.matrix, scale, zero, self.grid), self.grid, scale, zero)

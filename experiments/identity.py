@@ -38,7 +38,7 @@ def identity(run: Run) -> dict[str, Any]:
     }
     if not isinstance(run.method, Dense):
         parts["layers"] = describe(run.layers)
-    if run.method.statistic is not None:
+    if run.method.needs_calibration:
         parts["calibration"] = run.calibration.identity()
     return parts
 

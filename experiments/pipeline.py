@@ -114,7 +114,7 @@ def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
 
 def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
     model: Any = models.sparing_clone(dense.loaded.model)
-    calibration = run.calibration.windows(dense.loaded) if run.method.statistic is not None else None
+    calibration = run.calibration.windows(dense.loaded) if run.method.needs_calibration else None
     with peak_memory(dense.device) as peak:
         report = run.method.compress(model, calibration, layers=run.layers, device=dense.device, progress=setting.progress)
     return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)

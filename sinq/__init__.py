@@ -7,19 +7,24 @@ sinq.save(model, folder)
 model = sinq.load(folder)
 """
 
+from sinq.calibration import Calibration
 from sinq.checkpoint import load, save, stored_tensors
+from sinq.dual_scale import SINQ
+from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
 from sinq.half_quadratic import HalfQuadratic
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
-from sinq.method import SINQ, LayerMethod, Method
+from sinq.method import LayerMethod, LayerWrapper, Method
 from sinq.report import CompressionReport, LayerReport
 from sinq.rounding import assign, choose
+from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
 from sinq.tensor import CompressedWeight, QuantizedTensor
 
 __all__ = [
     "SINQ",
+    "Calibration",
     "CompressedExperts",
     "CompressedLinear",
     "CompressedWeight",
@@ -28,11 +33,15 @@ __all__ = [
     "HalfQuadratic",
     "LayerMethod",
     "LayerReport",
+    "LayerWrapper",
     "Layers",
     "Levels",
     "Method",
+    "Normalized",
+    "NotApplicable",
     "OnMisfit",
     "QuantizedTensor",
+    "ScalarMethod",
     "Sinkhorn",
     "assign",
     "choose",

@@ -5,163 +5,94 @@
 Calibration-free methods skip everything but the middle. Only one block (or, without calibration, one matrix) is on `device` at a time,
 so a model larger than the accelerator is no special case; results go back to where the model lives.
 
-Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
+Layers that share their inputs (`collect.py` finds them) share one statistic and are handed to the method together. Layers outside the
+blocks come last. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them, which no hook
+shows; methods that need statistics refuse them.
 
-What a calibrated run assumes: blocks are the model's largest `ModuleList`, each maps hidden states (first argument) to hidden states
-(its output, or the first of a tuple), and its other arguments depend on the length of the window but not on its text.
-Layers outside the blocks are compressed last, with statistics from the compressed model. Fused experts see tokens the
-router chose for them, which no hook shows; methods that need statistics refuse them.
+Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sinq.calibration import Calibration
 from sinq.clock import timed
+from sinq.collect import Group, behind_compressed, input_groups, of_dense
 from sinq.layers import Layers
 from sinq.plan import Quantizer, Step, plan
 from sinq.progress import Progress
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
+from sinq.tensor import CompressedWeight
+
+PROBE_TOKENS = 8
 
 
 def compress_layers(
     model: nn.Module,
     method: Quantizer,
-    calibration: Tensor | None,
+    calibration: Calibration | None,
     *,
     layers: Layers,
     device: torch.device | str | None,
     progress: Progress,
+    bits: Mapping[str, int] | None = None,
 ) -> CompressionReport:
-    """`LayerMethod.compress`: see there for arguments."""
-    steps, skipped = plan(model, method, calibration, layers)
+    """`LayerMethod.compress`: see there for arguments.
+
+    Args:
+        bits: of the grid, for targets that are to have others than the method's own.
+    """
+    steps, skipped = plan(model, method, calibration, layers, bits or {})
     place = torch.device(device) if device is not None else next(model.parameters()).device
     seconds = 0.0
     with torch.no_grad():
         if method.statistic is None or calibration is None:
-            reports = [entry for step in progress(steps, "quantizing layers", len(steps)) for entry in _compress(model, step, None, place)]
+            shown = progress(steps, "quantizing layers", len(steps))
+            reports = [entry for step in shown for entry in _compress(model, [step], None, place)]
         else:
             reports, seconds = _calibrated(model, steps, calibration, place, progress)
     return CompressionReport(tuple(reports), skipped, seconds, sum(report.seconds for report in reports))
 
 
-def _compress(model: nn.Module, step: Step, statistic: Statistic | None, place: torch.device) -> list[LayerReport]:
-    """Quantize every matrix of a target and put the results into the model."""
-    weights, reports = [], []
-    for name, matrix in step.target.matrices().items():
-        weight = matrix.to(place, torch.float32).contiguous()
+def _compress(model: nn.Module, group: Group, statistic: Statistic | None, place: torch.device) -> list[LayerReport]:
+    """Quantize the matrices of targets that share their inputs, and put the results into the model."""
+    reports = []
+    unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}
+    for alike in _by_grid(group):
+        named = [(step, name, matrix) for step in alike for name, matrix in step.target.matrices().items()]
+        weights = [matrix.to(place, torch.float32).contiguous() for _, _, matrix in named]
         with timed(place) as clock:
-            compressed = step.method.quantize(weight, statistic)
-        reports.append(describe(name, weight, compressed, clock.seconds, step.notes))
-        home = {key: tensor.to(matrix.device) for key, tensor in compressed.state_dict().items()}
-        weights.append(type(compressed).from_state(compressed.config(), home))
-    step.target.replace(model, weights)
+            compressed = alike[0].method.quantize_together(weights, statistic)
+        share = clock.seconds / sum(weight.numel() for weight in weights)
+        made: dict[str, list[CompressedWeight]] = {}
+        for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
+            reports.append(describe(name, weight, value, share * weight.numel(), step.notes | unseen))
+            home = {key: tensor.to(matrix.device) for key, tensor in value.state_dict().items()}
+            made.setdefault(step.target.name, []).append(type(value).from_state(value.config(), home))
+        for step in alike:
+            step.target.replace(model, made[step.target.name])
     return reports
 
 
+def _by_grid(group: Group) -> list[Group]:
+    """Layers of a group whose grid was changed are compressed apart."""
+    grids = list(dict.fromkeys(step.method.grid for step in group))
+    return [[step for step in group if step.method.grid == grid] for grid in grids]
+
+
 def _calibrated(
-    model: nn.Module, steps: list[Step], calibration: Tensor, place: torch.device, progress: Progress
+    model: nn.Module, steps: list[Step], calibration: Calibration, place: torch.device, progress: Progress
 ) -> tuple[list[LayerReport], float]:
     """Reports of all layers, and the seconds spent on statistics."""
-    blocks = find_blocks(model)
-    hidden, arguments = _enter(model, blocks, calibration)
-    reports, seconds = [], 0.0
-    for index in progress(range(len(blocks)), "calibrating blocks", len(blocks)):
-        block, home = blocks[index], next(blocks[index].parameters()).device
-        tensors = [*block.parameters(), *block.buffers()]
-        members = set(block.modules())
-        inside = [step for step in steps if step.target.module in members]
-        block.to(place)
-        with timed(place) as clock, _collecting(inside, place) as statistics:
-            _run(block, hidden, arguments[index], place)
-        for step in inside:
-            reports += _compress(model, step, statistics[step.target.name], place)
-        with timed(place) as second_pass:
-            hidden = _run(block, hidden, arguments[index], place)
-        seconds += clock.seconds + second_pass.seconds
-        block.to(home)
-        for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
-            tensor.data = tensor.data.to(home)
-    outside = [step for step in steps if step.target.name not in {report.name for report in reports}]
-    if outside:
-        with timed(place) as clock, _collecting(outside, place) as statistics:
-            for window in calibration:
-                model(window[None].to(next(model.parameters()).device), use_cache=False)
-        seconds += clock.seconds
-        for step in outside:
-            reports += _compress(model, step, statistics[step.target.name], place)
-    return reports, seconds
-
-
-def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks: the `ModuleList` with the most parameters."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no ModuleList of blocks; calibrated methods need one")
-    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
-
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with besides its hidden states."""
-
-
-def _enter(model: nn.Module, blocks: nn.ModuleList, calibration: Tensor) -> tuple[list[Tensor], list[Arguments]]:
-    """Hidden states of every window before the first block, and each block's other arguments.
-
-    The model runs with blocks that only pass their input on, so this costs an embedding look-up.
-    """
-    arguments: list[Arguments] = [((), {}) for _ in blocks]
-    hidden: list[Tensor] = []
-
-    def pass_on(index: int) -> Any:
-        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            arguments[index] = args, kwargs
-            if index == 0:
-                hidden.append(states.cpu())
-            return states
-
-        return forward
-
-    home = next(model.parameters()).device
-    with ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            block.forward = pass_on(index)
-            stack.callback(delattr, block, "forward")
-        for window in calibration:
-            model.base_model(window[None].to(home), use_cache=False)  # type: ignore[operator]
-    return hidden, arguments
-
-
-def _run(block: nn.Module, hidden: list[Tensor], arguments: Arguments, place: torch.device) -> list[Tensor]:
-    outputs = []
-    args, kwargs = _moved(arguments, place)
-    for states in hidden:
-        output = block(states.to(place), *args, **kwargs)
-        outputs.append((output[0] if isinstance(output, tuple) else output).cpu())
-    return outputs
-
-
-def _moved(value: Any, place: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(place)
-    if isinstance(value, dict):
-        return {key: _moved(item, place) for key, item in value.items()}
-    return tuple(_moved(item, place) for item in value) if isinstance(value, tuple) else value
-
-
-@contextmanager
-def _collecting(steps: list[Step], place: torch.device) -> Iterator[dict[str, Statistic]]:
-    """Feeds the inputs of each target to an accumulator while a block runs."""
-    statistics: dict[str, Statistic] = {}
-    with ExitStack() as stack:
-        for step in steps:
-            assert step.method.statistic is not None
-            accumulator = step.method.statistic(step.target.shape[1], place)
-            statistics[step.target.name] = accumulator
-            hook = step.target.module.register_forward_pre_hook(lambda _, args, accumulator=accumulator: accumulator.update(args[0]))
-            stack.callback(hook.remove)
-        yield statistics
+    source = behind_compressed if calibration.sequential else of_dense
+    reports, compressing = [], 0.0
+    with timed(place) as whole:
+        groups = input_groups(model, steps, calibration.tokens[0, :PROBE_TOKENS])
+        for group, statistic in progress(source(model, groups, calibration, place), "calibrating layers", len(groups)):
+            with timed(place) as clock:
+                reports += _compress(model, group, statistic, place)
+            compressing += clock.seconds
+    return reports, whole.seconds - compressing

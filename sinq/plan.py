@@ -1,11 +1,14 @@
 """What will be done to each layer, decided and checked before any work: a list of steps, or an error that says what to change."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from sinq.calibration import Calibration
+from sinq.errors import NotApplicable
 from sinq.grid import SMALLEST_GROUP, Grid
 from sinq.layers import Layers, OnMisfit, Target, find_targets
 from sinq.statistics import Statistic
@@ -19,7 +22,9 @@ class Quantizer(Protocol):
     def grid(self) -> Grid: ...
     @property
     def statistic(self) -> type[Statistic] | None: ...
-    def quantize(self, weight: Tensor, statistic: Any) -> CompressedWeight: ...
+    @property
+    def true_sequential(self) -> bool: ...
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]: ...
     def with_grid(self, grid: Grid) -> Self: ...
 
 
@@ -32,11 +37,17 @@ class Step:
     notes: dict[str, float]
 
 
-def plan(model: nn.Module, method: Quantizer, calibration: Tensor | None, layers: Layers) -> tuple[list[Step], tuple[str, ...]]:
+def plan(
+    model: nn.Module, method: Quantizer, calibration: Calibration | None, layers: Layers, bits: Mapping[str, int]
+) -> tuple[list[Step], tuple[str, ...]]:
     """Which layers are compressed and how; names of the layers left dense because the grid does not fit.
 
+    Args:
+        bits: of the grid, for the targets named.
+
     Raises:
-        ValueError: statistics are needed and cannot be had; a group size does not divide layers; a weight is not finite.
+        NotApplicable: statistics are needed and cannot be had.
+        ValueError: a group size does not divide layers; a weight is not finite.
     """
     targets = find_targets(model, layers.exclude)
     if method.statistic is not None:
@@ -54,6 +65,7 @@ def plan(model: nn.Module, method: Quantizer, calibration: Tensor | None, layers
             skipped.append(target.name)
         else:
             steps.append(_shrink(method, target))
+    steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
         raise ValueError(
             f"group_size={method.grid.group_size} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress"
@@ -61,14 +73,21 @@ def plan(model: nn.Module, method: Quantizer, calibration: Tensor | None, layers
     return steps, tuple(skipped)
 
 
-def _require_calibration(method: Quantizer, calibration: Tensor | None, targets: list[Target]) -> None:
+def _with_bits(step: Step, bits: int) -> Step:
+    method = step.method.with_grid(replace(step.method.grid, bits=bits))
+    return Step(step.target, method, step.notes | {f"{bits}_bits": 1.0})
+
+
+def _require_calibration(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
     name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
     if calibration is None:
-        raise ValueError(f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one with calibration=…")
+        raise NotApplicable(
+            f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one with calibration=…"
+        )
     experts = [t.name for t in targets if t.parameter is not None]
     if experts:
         hidden = f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
-        raise ValueError(f"{name} needs the {needed} of each layer's inputs, {hidden}")
+        raise NotApplicable(f"{name} needs the {needed} of each layer's inputs, {hidden}")
 
 
 def _explain_misfits(method: Quantizer, misfits: list[Target]) -> str:

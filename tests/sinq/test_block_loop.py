@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinq import SINQ, Grid, LayerMethod, Layers, QuantizedTensor, find_targets
-from sinq.block_loop import find_blocks
-from sinq.statistics import ChannelMean, Hessian, Statistic
+from sinq import SINQ, Calibration, Grid, LayerMethod, Layers, QuantizedTensor, find_targets
+from sinq.blocks import find_blocks
+from sinq.statistics import Inputs, Hessian, Statistic
 from tests.conftest import tiny_model, tiny_tokens
 
 
@@ -27,7 +27,7 @@ class Recorder(LayerMethod):
 
 
 class MeanRecorder(Recorder):
-    statistic = ChannelMean
+    statistic = Inputs
 
 
 def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2", "opt"])
 def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architecture: str) -> None:
     tokens, model, method = tiny_tokens(3), tiny_model(architecture), Recorder()
-    report = method.compress(model, tokens)
+    report = method.compress(model, Calibration(tokens))
     blocks = next(name for name, module in model.named_modules() if module is find_blocks(model))
     in_blocks = [layer.name for layer in report.layers if layer.name.startswith(blocks)]
     for name, statistic in zip(in_blocks, method.seen, strict=False):
@@ -70,7 +70,7 @@ class Rounding(LayerMethod):
 
 def test_a_calibrated_loop_compresses_like_a_free_one_where_statistics_are_ignored() -> None:
     tokens, calibrated, free = tiny_tokens(), tiny_model("llama"), tiny_model("llama")
-    report = Recorder().compress(calibrated, tokens)
+    report = Recorder().compress(calibrated, Calibration(tokens))
     Rounding().compress(free)
     assert torch.equal(calibrated(tokens).logits, free(tokens).logits)
     assert report.seconds_statistics > 0
@@ -78,7 +78,7 @@ def test_a_calibrated_loop_compresses_like_a_free_one_where_statistics_are_ignor
 
 def test_layers_outside_the_blocks_come_last_with_statistics_of_the_compressed_model() -> None:
     tokens, model, method = tiny_tokens(), tiny_model("llama"), MeanRecorder()
-    report = method.compress(model, tokens, layers=Layers(exclude=()))
+    report = method.compress(model, Calibration(tokens), layers=Layers(exclude=()))
     assert report.layers[-1].name == "lm_head"
     expected = inputs_of(model, "lm_head", tokens).abs().mean(0)
     torch.testing.assert_close(method.seen[-1].mean_magnitude(), expected)  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def test_layers_outside_the_blocks_come_last_with_statistics_of_the_compressed_m
 
 def test_hooks_and_stand_ins_are_gone_afterwards() -> None:
     model = tiny_model("llama")
-    Recorder().compress(model, tiny_tokens())
+    Recorder().compress(model, Calibration(tiny_tokens()))
     assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
 
 
@@ -100,7 +100,7 @@ def test_a_method_that_needs_statistics_says_so() -> None:
     with pytest.raises(ValueError, match="Recorder needs calibration text: it works from the Hessian"):
         Recorder().compress(tiny_model("llama"))
     with pytest.raises(ValueError, match=r"fused experts \(model\.layers\.0\.mlp\.experts"):
-        Recorder().compress(tiny_model("moe"), tiny_tokens())
+        Recorder().compress(tiny_model("moe"), Calibration(tiny_tokens()))
 
 
 def test_progress_sees_every_layer() -> None:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from baselines.rtn import RTN
 from sinq import SINQ, Grid, HalfQuadratic, Levels, Sinkhorn
-from sinq.method import kurtosis
+from sinq.dual_scale import kurtosis
 
 RELEASE = {"sinkhorn": Sinkhorn(relative_floors=False), "kurtosis_gate": 5.0}
 

@@ -1,0 +1,112 @@
+"""Running a model block by block: its decoder blocks, what they are called with, and the hidden states between two of them.
+
+Assumed of a model: blocks are its largest `ModuleList`, each maps hidden states (first argument) to hidden states (its output, or the
+first of a tuple), and its other arguments depend on the length of the window but not on its text.
+
+Hidden states of all windows lie in a temporary file, so memory does not grow with their number. (Where the system keeps its temporary
+folder in memory, point TMPDIR elsewhere.)
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with besides its hidden states."""
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks: the `ModuleList` with the most parameters."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no ModuleList of blocks; calibrated methods need one")
+    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+class HiddenStates:
+    """Tensors of one shape and dtype, in order, on disk."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        self._count = 0
+
+    def append(self, states: Tensor) -> None:
+        """Take one in, from any device."""
+        self._shape, self._dtype = states.shape, states.dtype
+        self._file.write(states.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        self._count += 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        size = self._shape.numel() * self._dtype.itemsize if self._count else 0
+        for index in range(self._count):
+            self._file.seek(index * size)
+            yield torch.frombuffer(bytearray(self._file.read(size)), dtype=self._dtype).reshape(self._shape)
+
+    def through(self, run: Callable[[Tensor], Tensor]) -> "HiddenStates":
+        """What a block makes of them; this one is used up."""
+        outputs = HiddenStates()
+        for states in self:
+            outputs.append(run(states))
+        self._file.close()
+        return outputs
+
+
+def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> tuple[HiddenStates, list[Arguments]]:
+    """Hidden states of every window before the first block, and each block's other arguments.
+
+    The model runs with blocks that only pass their input on, so this costs an embedding look-up.
+    """
+    arguments: list[Arguments] = [((), {}) for _ in blocks]
+    hidden = HiddenStates()
+
+    def pass_on(index: int) -> Any:
+        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            arguments[index] = args, kwargs
+            if index == 0:
+                hidden.append(states)
+            return states
+
+        return forward
+
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            block.forward = pass_on(index)
+            stack.callback(delattr, block, "forward")
+        for window in tokens:
+            run_model(model.base_model, window)
+    return hidden, arguments
+
+
+def run_model(model: Any, window: Tensor) -> None:
+    """One window of token ids, (seqlen,), through a model, where it lives."""
+    model(window[None].to(next(model.parameters()).device), use_cache=False)
+
+
+@contextmanager
+def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A block, on a device for a while, as a function of hidden states."""
+    home = next(block.parameters()).device
+    tensors = [*block.parameters(), *block.buffers()]
+    args, kwargs = _moved(arguments, place)
+
+    def run(states: Tensor) -> Tensor:
+        output = block(states.to(place), *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    block.to(place)
+    yield run
+    block.to(home)
+    for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
+        tensor.data = tensor.data.to(home)
+
+
+def _moved(value: Any, place: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(place)
+    if isinstance(value, dict):
+        return {key: _moved(item, place) for key, item in value.items()}
+    return tuple(_moved(item, place) for item in value) if isinstance(value, tuple) else value

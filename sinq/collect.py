@@ -1,0 +1,134 @@
+"""Where statistics come from: which layers share one, and the passes over the text that fill them.
+
+Layers that are given the same tensor (query, key and value; gate and up) are a *group*. Which ones, and in which order they run, is seen
+in one pass of the dense model over a few tokens.
+
+`behind_compressed` and `of_dense` are the two meanings of `Calibration.sequential`. Both are generators of (group, statistic): the loop
+compresses each group before it asks for the next, one block at a time is on `place`, and only its statistics are in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinq.blocks import block_at, enter, find_blocks, run_model
+from sinq.calibration import Calibration
+from sinq.plan import Step
+from sinq.statistics import Statistic
+
+Group = list[Step]
+"""Steps that share their inputs."""
+
+
+def input_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Group]:
+    """Steps whose layers are given the same tensor, in the order the model runs them; layers it does not run (experts) one by one."""
+    seen: list[tuple[Tensor, Group]] = []  # holding on to the tensors, so that none is taken for a later one in the same place
+
+    def hook(step: Step) -> Callable[[nn.Module, Any], None]:
+        def note(_: nn.Module, args: Any) -> None:
+            group = next((group for tensor, group in seen if tensor is args[0]), None)
+            if group is None:
+                seen.append((args[0], [step]))
+            elif step not in group:
+                group.append(step)
+
+        return note
+
+    with ExitStack() as stack:
+        for step in steps:
+            stack.callback(step.target.module.register_forward_pre_hook(hook(step)).remove)
+        run_model(model, tokens)
+    groups = [group for _, group in seen]
+    return groups + [[step] for step in steps if not any(step in group for group in groups)]
+
+
+def behind_compressed(
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device
+) -> Iterator[tuple[Group, Statistic]]:
+    """Statistics of inputs that went through compressed predecessors: the caller compresses each group before it asks for the next."""
+    blocks = find_blocks(model)
+    inside, outside = _by_block(blocks, groups)
+    hidden, arguments = enter(model, blocks, calibration.tokens)
+    for index, block in enumerate(blocks):
+        own = inside[index]
+        one_by_one = own and own[0][0].method.true_sequential
+        with block_at(block, arguments[index], place) as run:
+            for at_once in [[group] for group in own] if one_by_one else [own] * bool(own):
+                with _collecting(at_once, place) as statistics:
+                    for states in hidden:
+                        run(states)
+                yield from zip(at_once, statistics, strict=True)
+            if outside or index < len(blocks) - 1:
+                hidden = hidden.through(run)
+    yield from _of_whole_model(model, outside, calibration, place)
+
+
+def of_dense(model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device) -> Iterator[tuple[Group, Statistic]]:
+    """Statistics of the dense model: from the store if it has them all, else collected block by block, and kept there."""
+    store = calibration.store
+    names = [f"{group[0].target.name}.{_kind(group).__name__}" for group in groups]
+    if store is not None and all(name in store for name in names):
+        for group, name in zip(groups, names, strict=True):
+            yield group, _accumulator(group, place).restore(store[name])
+        return
+    for group, statistic in _collected_from_dense(model, groups, calibration, place):
+        if store is not None:
+            store[names[groups.index(group)]] = statistic.tensors()
+        yield group, statistic
+
+
+def _collected_from_dense(
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device
+) -> Iterator[tuple[Group, Statistic]]:
+    blocks = find_blocks(model)
+    inside, outside = _by_block(blocks, groups)
+    last = list(_of_whole_model(model, outside, calibration, place))  # now, while nothing is compressed
+    hidden, arguments = enter(model, blocks, calibration.tokens)
+    for index, block in enumerate(blocks):
+        with block_at(block, arguments[index], place) as run:
+            with _collecting(inside[index], place) as statistics:
+                hidden = hidden.through(run)
+            yield from zip(inside[index], statistics, strict=True)
+    yield from last
+
+
+def _of_whole_model(
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device
+) -> Iterator[tuple[Group, Statistic]]:
+    """Statistics of layers outside the blocks, of the model as it is now."""
+    if groups:
+        with _collecting(groups, place) as statistics:
+            for window in calibration.tokens:
+                run_model(model, window)
+        yield from zip(groups, statistics, strict=True)
+
+
+def _by_block(blocks: nn.ModuleList, groups: list[Group]) -> tuple[list[list[Group]], list[Group]]:
+    """The groups of each block, and those of none."""
+    members = [set(block.modules()) for block in blocks]
+    inside = [[group for group in groups if group[0].target.module in own] for own in members]
+    return inside, [group for group in groups if not any(group in own for own in inside)]
+
+
+def _kind(group: Group) -> type[Statistic]:
+    kind = group[0].method.statistic
+    assert kind is not None
+    return kind
+
+
+def _accumulator(group: Group, place: torch.device) -> Statistic:
+    return _kind(group)(group[0].target.shape[1], place)
+
+
+@contextmanager
+def _collecting(groups: list[Group], place: torch.device) -> Iterator[list[Statistic]]:
+    """Feeds the inputs of each group to an accumulator while its block runs."""
+    statistics = [_accumulator(group, place) for group in groups]
+    with ExitStack() as stack:
+        for group, statistic in zip(groups, statistics, strict=True):
+            hook = group[0].target.module.register_forward_pre_hook(lambda _, args, into=statistic: into.update(args[0]))
+            stack.callback(hook.remove)
+        yield statistics
