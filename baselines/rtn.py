@@ -7,7 +7,10 @@ from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod, assign, choose
 
 @dataclass(frozen=True)
 class RTN(ScalarMethod):
-    """Round to nearest on a grid; with `grid.levels=nf4` and `grid.symmetric=true`, NF4 (QLoRA, arXiv 2305.14314)."""
+    """Round to nearest on a grid.
+
+    With `grid.symmetric=true`, `grid.levels=nf4` is NF4 (QLoRA, arXiv 2305.14314) and `grid.levels=fp4` is FP4, as in bitsandbytes.
+    """
 
     grid: Grid = Grid()
 

@@ -42,3 +42,14 @@ class PennTreebank(Corpus):
     evaluation_hub = HubRows("ptb-text-only/ptb_text_only", split="test", revision="refs/convert/parquet", column="sentence")
     calibration_files = (FileRows("ptb/ptb.train.txt", strip=True),)
     calibration_hub = HubRows("ptb-text-only/ptb_text_only", split="train", revision="refs/convert/parquet", column="sentence")
+
+
+@dataclass(frozen=True)
+class Pile(Corpus):
+    """The Pile's validation split (what AWQ calibrates on): its first half evaluates, its second half calibrates."""
+
+    name = "pile"
+    evaluation_files = (FileRows("pile/val.jsonl", 0.0, 0.5), FileRows("pile/val.jsonl.gz", 0.0, 0.5))
+    evaluation_hub = HubRows("mit-han-lab/pile-val-backup", split="validation[:50%]")
+    calibration_files = (FileRows("pile/val.jsonl", 0.5, 1.0), FileRows("pile/val.jsonl.gz", 0.5, 1.0))
+    calibration_hub = HubRows("mit-han-lab/pile-val-backup", split="validation[50%:]")

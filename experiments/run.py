@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from experiments.calibration import Calibration, NoCalibration
+from experiments.calibration import CalibrationSource, NoCalibration
 from experiments.evaluation import Evaluation
 from experiments.models import ModelSource
 from experiments.text import Text
@@ -22,7 +22,7 @@ class Run:
     method: Method
     evaluation: Mapping[str, Evaluation]
     layers: Layers = field(default_factory=Layers)
-    calibration: Calibration = field(default_factory=NoCalibration)
+    calibration: CalibrationSource = field(default_factory=NoCalibration)
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes CUDA where there is one."""
     choices: Mapping[str, str] = field(default_factory=dict)

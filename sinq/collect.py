@@ -75,9 +75,10 @@ def of_dense(model: nn.Module, groups: list[Group], calibration: Calibration, pl
             yield group, _accumulator(group, place).restore(store[name])
         return
     for group, statistic in _collected_from_dense(model, groups, calibration, place):
+        kept = statistic.tensors()
         if store is not None:
-            store[names[groups.index(group)]] = statistic.tensors()
-        yield group, statistic
+            store[names[groups.index(group)]] = kept
+        yield group, _accumulator(group, place).restore(kept)  # so that found and fresh ones are the same to the last digit
 
 
 def _collected_from_dense(

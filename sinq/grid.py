@@ -4,7 +4,7 @@ A `Grid` says everything about the *format* of a quantized matrix and nothing ab
 
     W[i, j] ≈ (level(codes[i, j]) − zero[i, j // group_size]) · scale[i, j // group_size] · col_scale[i // tile, j]
 
-`level` is the identity for uniform levels and a table look-up for NF4/NF3. Every scalar quantizer of this project (round to
+`level` is the identity for uniform levels and a table look-up for NF4, NF3 and FP4. Every scalar quantizer of this project (round to
 nearest, SINQ, and those in `baselines/`) takes a grid and produces this one formula, so their sizes and speeds compare directly.
 
 A *tile* is the piece of the matrix that shares one vector of column scales. With 1-D tiling it is all rows × `group_size`
@@ -16,12 +16,14 @@ Not covered here: rounding itself (`rounding.py`) and the bytes (`tensor.py`).
 import enum
 from dataclasses import dataclass, replace
 
+from sinq.errors import NotApplicable
+
 BITS = (2, 3, 4, 5, 6, 8)
 SMALLEST_GROUP = 2  # one weight alone has no range
 
 
 class Levels(enum.Enum):
-    """The values that codes stand for, before zero and scales. The NF tables are quantiles of a Gaussian on [−1, 1]."""
+    """The values that codes stand for, before zero and scales. Tables lie on [−1, 1]; those of NF are quantiles of a Gaussian."""
 
     uniform = None
     # QLoRA (arXiv 2305.14314), appendix E.
@@ -30,6 +32,9 @@ class Levels(enum.Enum):
            0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)  # fmt: skip
     # The 3-bit table SINQ's authors publish with their code.
     nf3 = (-1.0, -0.5350227355957031, -0.246931403875351, 0.0, 0.1833375245332718, 0.3819939494132996, 0.6229856610298157, 1.0)
+
+    # bitsandbytes' 4-bit float: 1 sign, 2 exponent and 1 mantissa bit over 12, its subnormal as the library has it; zero has two codes.
+    fp4 = (-1.0, -2 / 3, -1 / 2, -1 / 3, -1 / 4, -1 / 6, -1 / 192, 0.0, 0.0, 1 / 192, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
 
     @property
     def bits(self) -> int | None:
@@ -65,7 +70,8 @@ class Grid:
         _require(self.auxiliary_bits in (8, 16, 32), "auxiliary_bits", self.auxiliary_bits, "8, 16 or 32")
         _require(self.range_floor >= 0, "range_floor", self.range_floor, "a number ≥ 0")
         table_bits = self.levels.bits
-        _require(table_bits in (None, self.bits), "bits", self.bits, f"{table_bits}, the size of levels={self.levels.name}")
+        if table_bits not in (None, self.bits):
+            raise NotApplicable(f"bits={self.bits} is not possible with levels={self.levels.name}, whose table has {table_bits} bits")
 
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of a tile of a matrix of `shape` (out_features, in_features)."""

@@ -11,7 +11,7 @@ Ranges, per group of `grid.group_size` weights of a row:
 - uniform, symmetric: scale = max|w|/2^(bits−1), all 2^bits levels from −2^(bits−1) to 2^(bits−1) − 1. A largest weight that is
   positive is cut by one step; the finer step is worth it (relative error of a Gaussian at 2 bits 0.41, against 0.71 without
   the lowest level).
-- NF tables: scale = max|w − mean|, zero = −mean/scale; symmetric: scale = max|w|.
+- tables: scale = max|w − mean|, zero = −mean/scale; symmetric: scale = max|w|, as bitsandbytes has it.
 
 A zero must survive being stored (exactly up to 2048 in float16, one byte with 8-bit auxiliaries). Where a narrow group far from 0
 would need a larger one, its range is widened until it does not, so that one odd group never costs the others anything.
@@ -43,12 +43,20 @@ def choose(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
 def assign(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
     """The nearest code of each weight, uint8 (out, in), given scales and zeros (out, in / group_size)."""
     position = by_group(weight, grid.group_size) / scale[..., None] + (centre(grid) if zero is None else zero[..., None])
+    return nearest(position, grid).reshape(weight.shape)
+
+
+def nearest(position: Tensor, grid: Grid) -> Tensor:
+    """The codes, uint8, whose levels are nearest to positions w/scale + zero of any shape (which may be overwritten)."""
     if grid.levels is Levels.uniform:
-        codes = position.round_().clamp_(0, 2**grid.bits - 1)
-    else:
-        table = level_table(grid, weight.device)
-        codes = torch.bucketize(position, (table[1:] + table[:-1]) / 2)
-    return codes.to(torch.uint8).reshape(weight.shape)
+        return position.round_().clamp_(0, 2**grid.bits - 1).to(torch.uint8)
+    table = level_table(grid, position.device)
+    return torch.bucketize(position, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+
+
+def level(codes: Tensor, grid: Grid) -> Tensor:
+    """The values that codes stand for before zero and scale, float32."""
+    return codes.float() if grid.levels is Levels.uniform else level_table(grid, codes.device)[codes.int()]
 
 
 def level_table(grid: Grid, device: torch.device) -> Tensor:

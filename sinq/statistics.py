@@ -45,7 +45,7 @@ class Statistic(ABC):
         """Take on what another one knew."""
         for name, tensor in tensors.items():
             if name != "tokens":
-                setattr(self, f"_{name}", tensor.to(self.device))
+                setattr(self, f"_{name}", tensor.to(self.device, getattr(self, f"_{name}").dtype))
         self.tokens = int(tensors["tokens"])
         return self
 
@@ -69,7 +69,7 @@ class Hessian(Statistic):
         return type(self)(len(matrix), self.device).restore({"sum": wide @ self._sum @ wide.T, "tokens": torch.tensor(self.tokens)})
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"sum": self._sum, "tokens": torch.tensor(self.tokens)}
+        return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}  # the long sum is over; 7 digits will do
 
 
 class Inputs(Statistic):

@@ -19,7 +19,7 @@ from torch import Tensor
 from sinq import auxiliary
 from sinq.grid import Grid, Levels
 from sinq.packing import pack, unpack
-from sinq.rounding import assign, by_group, centre, choose, level_table
+from sinq.rounding import assign, by_group, centre, choose, level
 
 
 class CompressedWeight(ABC):
@@ -120,8 +120,7 @@ class QuantizedTensor(CompressedWeight):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         codes, zero = self.codes(), self.zero()
-        levels = codes.float() if self.grid.levels is Levels.uniform else level_table(self.grid, codes.device)[codes.int()]
-        groups = by_group(levels, self.grid.group_size)
+        groups = by_group(level(codes, self.grid), self.grid.group_size)
         groups.sub_(zero[..., None] if isinstance(zero, Tensor) else zero).mul_(self.scale()[..., None])
         matrix = groups.reshape(self.shape)
         col_scale = self.col_scale()

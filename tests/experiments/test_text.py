@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.calibration import CalibrationText
-from experiments.corpora import C4, PennTreebank, WikiText2
-from experiments.models import LoadedModel
-from experiments.text import StateOfTheUnion, Text, tokenize, windows
-from tests.conftest import needs_data, tiny_model
+from experiments.corpora import C4, PennTreebank, Pile, WikiText2
+from experiments.text import Corpus, StateOfTheUnion, Text, tokenize, windows
+from tests.conftest import needs_data
 from tests.experiments.tiny import tiny_tokenizer
 
 
@@ -97,12 +95,25 @@ def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
         windows(tokens, 24)
 
 
-def test_calibration_windows_are_drawn_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
-    loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer(), torch.float32)
-    draws = [CalibrationText(StateOfTheUnion(calibrate_until=1792), samples=3, seqlen=32, seed=seed).windows(loaded) for seed in (0, 0, 1)]
-    assert draws[0].shape == (3, 32)
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    with pytest.raises(ValueError, match=r"calibration\.samples=0"):
-        CalibrationText(StateOfTheUnion(), samples=0)
+@pytest.mark.parametrize("text", [WikiText2, C4, PennTreebank, Pile])
+def test_no_text_calibrates_on_what_it_evaluates(text: type[Corpus], tmp_path: Path) -> None:
+    """Even where a file of its calibration part holds rows of the evaluation part; the real texts are looked at above."""
+    shared, own = "s" * 200, "o" * 200
+    for files, rows in ((text.evaluation_files, [shared, "e" * 200]), (text.calibration_files, [shared, own])):
+        file = tmp_path / files[0].path
+        file.parent.mkdir(exist_ok=True)
+        before = _rows(file) if file.exists() else []
+        _write(file, before + rows)
+    found = text(path=str(tmp_path))
+    assert shared in found.evaluation().text
+    assert own in found.calibration().text
+    assert shared not in found.calibration().text
+
+
+def _rows(file: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in file.read_text().splitlines()]
+
+
+def _write(file: Path, rows: list[str]) -> None:
+    content = "".join((json.dumps({"text": row}) if "json" in file.name else row) + "\n" for row in rows)
+    file.write_bytes(gzip.compress(content.encode()) if file.suffix == ".gz" else content.encode())

@@ -1,6 +1,6 @@
 import pytest
 
-from sinq import Grid, Levels
+from sinq import Grid, Levels, NotApplicable
 
 
 @pytest.mark.parametrize(
@@ -11,12 +11,16 @@ from sinq import Grid, Levels
         ({"tiling": 3}, "tiling=3"),
         ({"auxiliary_bits": 4}, "auxiliary_bits=4 .*8, 16 or 32"),
         ({"range_floor": -1.0}, "range_floor"),
-        ({"levels": Levels.nf4, "bits": 3}, "bits=3 .*4, the size of levels=nf4"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_is_accepted(options: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Grid(**options)
+
+
+def test_a_table_at_other_bits_is_not_applicable() -> None:
+    with pytest.raises(NotApplicable, match="bits=3 is not possible with levels=nf4, whose table has 4 bits"):
+        Grid(bits=3, levels=Levels.nf4)
 
 
 def test_a_grid_fits_where_whole_tiles_cover_the_matrix() -> None:
@@ -35,7 +39,7 @@ def test_shrinking_takes_the_largest_size_that_fits() -> None:
 
 
 def test_tables_are_sorted_and_span_one() -> None:
-    for levels in (Levels.nf4, Levels.nf3):
+    for levels in (Levels.nf4, Levels.nf3, Levels.fp4):
         assert list(levels.value) == sorted(levels.value)
         assert (levels.value[0], levels.value[-1], len(levels.value)) == (-1.0, 1.0, 2**levels.bits)  # type: ignore[operator]
         assert 0.0 in levels.value

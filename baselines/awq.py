@@ -1,0 +1,132 @@
+"""AWQ (arXiv 2306.00978): scale channels up before rounding where activations are large, found by a small search; and A-SINQ.
+
+Rounding errs by about the same amount everywhere, but an error counts as much as the activation it meets. So column j is multiplied by
+c_j before rounding and divided by it afterwards, with
+
+    c = m^α / (w^(1−α) + 1e-4)      m: mean |activation| of each channel,  w: mean of |W| over the largest |W| of its group
+
+(without the `weight_term`: c = m^α), scaled so that the largest and smallest multiply to 1. α is the one of `ratios` values from 0 to 1
+with the smallest output error over a sample of the calibration inputs. c = 1 is always among the candidates: where scaling does not
+help, nothing is scaled. Layers that share an input (query, key and value) share c, chosen for their outputs together.
+
+`clip` then cuts the largest weights of each group of a row, to one of ten shares of the largest from 1 down to 0.55, whichever leaves the
+smallest squared output error of that group alone. (The package skips query and key; nothing here is skipped.)
+
+Around SINQ this is A-SINQ (SINQ paper, equation 6): norm 1, no weight term, no clipping, c applied to the balanced matrix. The division by
+c ends up in `col_scale`, so it costs no more than SINQ. The balanced matrix does not depend on c and is computed once.
+
+Against autoawq 0.2.9: for the same α both give the same matrix. Run on a CPU, its search mostly ends at α = 0, because what it restores
+the weights from between two tries (`v.cpu()`) is no copy there and is scaled with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinq import SINQ, CompressedWeight, LayerWrapper, Normalized, ScalarMethod
+from sinq.rounding import by_group
+from sinq.statistics import Inputs, Statistic
+
+CLIPS = tuple(1 - step / 20 for step in range(10))
+TINY = 1e-4
+
+
+@dataclass(frozen=True)
+class AWQ(LayerWrapper):
+    """Activation-aware channel scales around a scalar quantizer."""
+
+    inner: ScalarMethod
+    norm: int = 2
+    """Of the output error: 2, or 1 as in A-SINQ."""
+    ratios: int = 20
+    """Number of α tried: 0, 1/ratios, …"""
+    weight_term: bool = True
+    """Whether c also makes channels of small weights larger."""
+    clip: bool = True
+    """Whether large weights are cut where that helps."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, ScalarMethod):
+            raise ValueError(f"method.inner={type(self.inner).__name__} is not possible; AWQ scales what RTN, SINQ or HQQ rounds")
+        if self.norm not in (1, 2):
+            raise ValueError(f"method.norm={self.norm} is not possible; it must be 1 or 2")
+        if self.ratios < 1:
+            raise ValueError(f"method.ratios={self.ratios} is not possible; it must be ≥ 1")
+
+    @property
+    def statistic(self) -> type[Statistic]:  # type: ignore[override]
+        return Inputs
+
+    def quantize(self, weight: Tensor, statistic: Inputs) -> CompressedWeight:
+        return self.quantize_together([weight], statistic)[0]
+
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
+        normalized = [self.inner.normalize(weight) for weight in weights]
+        channel = self._search(weights, normalized, statistic)
+        scaled = [one if channel is None else one.scaled_by(channel) for one in normalized]
+        if self.clip and statistic.tokens:
+            inputs = by_group(statistic.sample(), self.grid.group_size).transpose(0, 1)
+            grams = inputs.transpose(1, 2) @ inputs
+            scaled = [self._clipped(weight, one, grams) for weight, one in zip(weights, scaled, strict=True)]
+        return [self.inner.round(one) for one in scaled]
+
+    def _search(self, weights: Sequence[Tensor], normalized: list[Normalized], statistic: Inputs) -> Tensor | None:
+        """The best channel scale (in,); None for 1."""
+        inputs, best = statistic.sample(), None
+        lowest = self._error(weights, normalized, inputs)
+        for channel in self._candidates(normalized, statistic):
+            error = self._error(weights, [one.scaled_by(channel) for one in normalized], inputs)
+            if error < lowest:
+                lowest, best = error, channel
+        return best
+
+    def _error(self, weights: Sequence[Tensor], normalized: list[Normalized], inputs: Tensor) -> float:
+        """Σ |X (W − Ŵ)ᵀ|^norm over the sample and all layers that share it."""
+        pairs = zip(weights, normalized, strict=True)
+        errors = ((weight - self.inner.round(one).dequantize()) @ inputs.T for weight, one in pairs)
+        return sum((error.abs() if self.norm == 1 else error.square()).sum(dtype=torch.float64).item() for error in errors)
+
+    def _candidates(self, normalized: list[Normalized], statistic: Inputs) -> Iterator[Tensor]:
+        """Channel scales (in,) besides 1."""
+        activation = statistic.mean_magnitude().clamp_min(TINY)
+        weight = torch.cat([_share_of_largest(one.matrix, self.grid.group_size) for one in normalized]).mean(0)
+        for step in range(self.ratios):
+            ratio = step / self.ratios
+            channel = activation**ratio
+            if self.weight_term:
+                channel = channel / (weight ** (1 - ratio) + TINY)
+            channel = channel.clamp_min(TINY)
+            yield channel / (channel.max() * channel.min()).sqrt()
+
+    def _clipped(self, weight: Tensor, normalized: Normalized, grams: Tensor) -> Normalized:
+        """With the weights of each group of a row cut where that lowers its output error; grams (groups, group_size, group_size)."""
+        matrix = normalized.matrix
+        largest = by_group(matrix.abs(), self.grid.group_size).amax(-1, keepdim=True)
+        best, lowest = largest, torch.full_like(largest, torch.inf)
+        for share in CLIPS:
+            tried = replace(normalized, matrix=_cut(matrix, share * largest))
+            error = by_group(weight - self.inner.round(tried).dequantize(), self.grid.group_size).transpose(0, 1)
+            loss = ((error @ grams) * error).sum(-1).T[..., None]
+            best, lowest = torch.where(loss < lowest, share * largest, best), torch.minimum(loss, lowest)
+        return replace(normalized, matrix=_cut(matrix, best))
+
+
+def around(inner: ScalarMethod) -> AWQ:
+    """The calibrated form of a scalar quantizer: A-SINQ around what balances columns itself, AWQ around the rest."""
+    balances = isinstance(inner, SINQ)
+    return AWQ(inner, norm=1, weight_term=False, clip=False) if balances else AWQ(inner)
+
+
+def _share_of_largest(matrix: Tensor, group_size: int) -> Tensor:
+    """|W| over the largest of its group, (out, in)."""
+    groups = by_group(matrix.abs(), group_size)
+    return (groups / (groups.amax(-1, keepdim=True) + 1e-6)).reshape(matrix.shape)
+
+
+def _cut(matrix: Tensor, limit: Tensor) -> Tensor:
+    """Every group of a row cut at ± its limit, (out, groups, 1)."""
+    groups = by_group(matrix, matrix.shape[1] // limit.shape[1])
+    return groups.clamp(-limit, limit).reshape(matrix.shape)

@@ -1,0 +1,34 @@
+"""`calibrated=true|false`: the counterpart of a method with calibration, or without.
+
+A scalar quantizer gains calibration by AWQ around it (around SINQ that is A-SINQ) and loses it by AWQ being taken away. What works from
+statistics throughout, such as GPTQ, has no other form.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from baselines.awq import AWQ, around
+from sinq import Method, NotApplicable, ScalarMethod
+
+
+def with_calibration(method: Method, wanted: bool | None) -> Method:
+    """The method, or its counterpart that does, or does not, look at calibration text; None takes it as it is.
+
+    Raises:
+        NotApplicable: it has none.
+    """
+    if wanted is None or method.needs_calibration == wanted:
+        return method
+    if wanted and isinstance(method, ScalarMethod):
+        return around(method)
+    if isinstance(method, AWQ):
+        return method.inner
+    inner: Any = getattr(method, "inner", None)
+    if isinstance(inner, Method) and inner.needs_calibration != wanted:
+        flipped: Any = method
+        return with_calibration(replace(flipped, inner=with_calibration(inner, wanted)), wanted)
+    name = type(method).__name__
+    if wanted:
+        raise NotApplicable(f"calibrated=true is not possible: {name} has no form that looks at text")
+    needs = f"the {method.statistic.__name__} of each layer's inputs" if method.statistic else "calibration text"
+    raise NotApplicable(f"calibrated=false is not possible: {name} works from {needs}; without it, use method=sinq, rtn or hqq")

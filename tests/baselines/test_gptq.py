@@ -1,0 +1,164 @@
+"""GPTQ: against GPTQModel on fixed matrices, against its definition column by column, and its limits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from baselines.gptq import GPTQ, ActOrder, inverse_factor
+from baselines.rtn import RTN
+from sinq import Calibration, Grid, Levels, assign, choose
+from sinq.statistics import Hessian
+from tests.conftest import needs_golden, tiny_model, tiny_tokens
+from tests.golden import golden_entries, output_error, read_golden
+
+GRID = Grid(bits=3, group_size=16)
+
+
+def seen(inputs: Tensor) -> Hessian:
+    hessian = Hessian(inputs.shape[1], inputs.device)
+    hessian.update(inputs)
+    return hessian
+
+
+def correlated(tokens: int = 200, width: int = 64, seed: int = 0) -> Tensor:
+    """Inputs (tokens, width) whose channels depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, width // 4, generator=generator) @ torch.randn(width // 4, width, generator=generator) + 0.3 * torch.randn(
+        tokens, width, generator=generator
+    )
+
+
+def weighted_error(weight: Tensor, result: Tensor, hessian: Hessian) -> float:
+    error = (weight - result).double()
+    return torch.trace(error @ hessian.matrix() @ error.T).item()
+
+
+@needs_golden
+@pytest.mark.parametrize(("file", "name"), golden_entries("gptq"))
+def test_no_worse_than_the_package_on_held_out_inputs(file: str, name: str) -> None:
+    """With the package's own settings: damping 0.05, and group-aware order where it is not `desc_act`."""
+    golden = read_golden(file)
+    kind, bits, group, _ = name.split(".")
+    order = ActOrder.full if kind == "gptq_desc" else ActOrder.groups
+    method = GPTQ(Grid(int(bits[1:]), int(group[1:])), damping=0.05, act_order=order)
+    ours = method.quantize(golden["weight"], seen(golden["activations"].float()))
+    assert output_error(golden, ours.dequantize()) <= 1.01 * output_error(golden, golden[name])
+
+
+@pytest.mark.parametrize("order", ActOrder)
+def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder) -> None:
+    """The published algorithm without lazy blocks and Cholesky: after each column, the inverse Hessian of what is left, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    weight, hessian = torch.randn(8, 64, generator=generator), seen(correlated())
+    method = GPTQ(Grid(3, 16, auxiliary_bits=32), damping=0.01, block=32, act_order=order)
+    columns = method._order(hessian.matrix().diagonal()).tolist()
+    damped = hessian.matrix() + 0.01 * hessian.matrix().diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    work, codes = weight.double(), torch.empty_like(weight, dtype=torch.uint8)
+    scale, zero = choose(weight, method.grid)
+    left = list(columns)
+    for column in columns:
+        group = column // 16
+        if order is not ActOrder.full and len(left) % 16 == 0:
+            own = work[:, 16 * group : 16 * group + 16].float()
+            scale[:, group], zero[:, group] = (x[:, 0] for x in choose(own, method.grid))  # type: ignore[index]
+        inverse = torch.linalg.inv(damped[left][:, left])
+        s, z = scale[:, group].double(), zero[:, group].double()  # type: ignore[index]
+        codes[:, column] = (work[:, column] / s + z).round().clamp(0, 7).to(torch.uint8)
+        error = (work[:, column] - (codes[:, column] - z) * s) / inverse[0, 0]
+        work[:, left] -= error[:, None] * inverse[0]
+        left.remove(column)
+    ours = method.quantize(weight, hessian)
+    assert "rows_rounded" not in ours.notes
+    assert torch.equal(ours.codes(), codes)
+
+
+@pytest.mark.parametrize("order", ActOrder)
+@pytest.mark.parametrize("grid", [GRID, Grid(4, 16, levels=Levels.nf4), Grid(2, 32, symmetric=True)])
+def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: Grid, order: ActOrder) -> None:
+    hessian = Hessian(128, torch.device("cpu")).restore({"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)})
+    assert torch.equal(GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize(), RTN(grid).quantize(weight).dequantize())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    tokens=st.integers(1, 80),
+    bits=st.sampled_from([2, 3, 4]),
+    order=st.sampled_from(list(ActOrder)),
+    symmetric=st.booleans(),
+)
+def test_never_a_larger_weighted_error_than_round_to_nearest(seed: int, tokens: int, bits: int, order: ActOrder, symmetric: bool) -> None:
+    weight, hessian = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)), seen(correlated(tokens, 32, seed))
+    grid = Grid(bits, 16, symmetric=symmetric)
+    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(grid, act_order=order), RTN(grid)))  # type: ignore[attr-defined]
+    assert weighted_error(weight, ours, hessian) <= weighted_error(weight, rounded, hessian) * (1 + 1e-9)
+
+
+def test_it_is_much_better_than_round_to_nearest_on_correlated_inputs() -> None:
+    weight, hessian = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), seen(correlated(2000))
+    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(GRID), RTN(GRID)))  # type: ignore[attr-defined]
+    assert weighted_error(weight, ours, hessian) < 0.5 * weighted_error(weight, rounded, hessian)
+
+
+@pytest.mark.parametrize("block", [1, 16, 48, 1000])
+def test_the_block_size_changes_nothing_but_float_rounding(weight: Tensor, block: int) -> None:
+    hessian = seen(correlated(300, 128))
+    one, other = (GPTQ(GRID, block=size).quantize(weight, hessian).codes() for size in (128, block))
+    assert (one == other).float().mean() > 0.999
+
+
+def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> None:
+    direction = torch.randn(1, 128, generator=torch.Generator().manual_seed(0)).double()
+    singular = Hessian(128, torch.device("cpu")).restore({"sum": direction.T @ direction, "tokens": torch.tensor(1)})
+    result = GPTQ(GRID, damping=0.0).quantize(weight, singular)
+    assert result.notes["damping_raised"] > 0
+    assert torch.isfinite(result.dequantize()).all()
+    assert "damping_raised" not in GPTQ(GRID).quantize(weight, singular).notes
+
+
+def test_the_factor_is_the_inverse_of_the_damped_hessian() -> None:
+    hessian = seen(correlated()).matrix()
+    factor, damping = inverse_factor(hessian, 0.01)
+    assert torch.equal(factor, factor.triu())
+    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(64, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
+    inputs = correlated(300, 128)
+    inputs[:, [3, 77]] = 0
+    grid = Grid(4, 16, auxiliary_bits=32)
+    result = GPTQ(grid, act_order=ActOrder.full).quantize(weight, seen(inputs))  # static groups: the scales are those of RTN
+    assert result.notes["dead_columns"] == 2
+    scale, zero = choose(weight, grid)
+    assert torch.equal(result.codes()[:, [3, 77]], assign(weight, scale, zero, grid)[:, [3, 77]])
+
+
+def test_overflowed_activations_are_named(weight: Tensor) -> None:
+    with pytest.raises(ValueError, match="activations overflow"):
+        GPTQ(GRID).quantize(weight, seen(torch.full((4, 128), torch.inf)))
+
+
+def test_true_sequential_layers_see_their_compressed_neighbours() -> None:
+    tokens, grid = tiny_tokens(4), Grid(bits=2, group_size=32)
+    plain, ordered = tiny_model("llama"), tiny_model("llama")
+    GPTQ(grid).compress(plain, Calibration(tokens))
+    GPTQ(grid, true_sequential=True).compress(ordered, Calibration(tokens))
+    same = {name: torch.equal(stored(plain, name), stored(ordered, name)) for name in NAMES}
+    assert same == {NAMES[0]: True, NAMES[1]: True, NAMES[2]: False, NAMES[3]: False}  # the first to run see the same either way
+
+
+def stored(model: torch.nn.Module, name: str) -> Tensor:
+    return model.get_submodule(name).weight.value.dequantize()  # type: ignore[union-attr, operator]
+
+
+NAMES = [f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")]
+
+
+def test_options_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match=r"method\.damping=-1 is not possible"):
+        GPTQ(damping=-1)
+    with pytest.raises(ValueError, match=r"method\.block=0 is not possible"):
+        GPTQ(block=0)
