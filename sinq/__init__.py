@@ -16,7 +16,9 @@ from sinq.half_quadratic import HalfQuadratic
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
 from sinq.method import LayerMethod, LayerWrapper, Method
+from sinq.presinq import PreSINQ
 from sinq.report import CompressionReport, LayerReport
+from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
 from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
@@ -40,7 +42,10 @@ __all__ = [
     "Normalized",
     "NotApplicable",
     "OnMisfit",
+    "PreSINQ",
     "QuantizedTensor",
+    "Rotated",
+    "Rotation",
     "ScalarMethod",
     "Sinkhorn",
     "assign",

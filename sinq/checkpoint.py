@@ -9,7 +9,6 @@ What is loaded is bit for bit what was saved: packed codes and scales are never 
 """
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers.initialization import no_init_weights
 
 from sinq.layers import Target
 from sinq.linear import CompressedExperts, CompressedLinear, WeightStore
-from sinq.tensor import CompressedWeight
+from sinq.tensor import CompressedWeight, kind_of, kind_path
 
 FORMAT = 1
 TENSORS, LAYOUT = "model.safetensors", "sinq.json"
@@ -96,25 +95,16 @@ def _places(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _describe(name: str, value: CompressedWeight) -> dict[str, Any]:
-    kind = type(value)
-    return {"name": name, "kind": f"{kind.__module__}.{kind.__qualname__}", "config": value.config(), "tensors": sorted(value.state_dict())}
+    return {"name": name, "kind": kind_path(value), "config": value.config(), "tensors": sorted(value.state_dict())}
 
 
 def _restore(model: nn.Module, place: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     values = []
     for entry in place["values"]:
         state = {key: tensors.pop(f"{entry['name']}.{key}") for key in entry["tensors"]}
-        values.append(_kind(entry["kind"]).from_state(entry["config"], state))
+        values.append(kind_of(entry["kind"]).from_state(entry["config"], state))
     owner = place["name"].rpartition(".")[0] if place["parameter"] else place["name"]
     Target(place["name"], model.get_submodule(owner), place["parameter"]).replace(model, values)
-
-
-def _kind(path: str) -> type[CompressedWeight]:
-    module, _, name = path.rpartition(".")
-    kind = getattr(import_module(module), name)
-    if not (isinstance(kind, type) and issubclass(kind, CompressedWeight)):
-        raise ValueError(f"{path} is not a CompressedWeight")
-    return kind
 
 
 def _load_dense(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -95,7 +95,7 @@ class LayerMethod(Method):
 
 
 class LayerWrapper(LayerMethod):
-    """A layer method around another. Subclasses are dataclasses with a field `inner`, whose grid and statistic are theirs."""
+    """A layer method around another. Subclasses are dataclasses with a field `inner`, whose grid, statistic and order are theirs."""
 
     inner: LayerMethod
 
@@ -106,6 +106,10 @@ class LayerWrapper(LayerMethod):
     @property
     def statistic(self) -> type[Statistic] | None:  # type: ignore[override]
         return self.inner.statistic
+
+    @property
+    def true_sequential(self) -> bool:  # type: ignore[override]
+        return self.inner.true_sequential
 
     def with_grid(self, grid: Grid) -> Self:
         return replace(self, inner=self.inner.with_grid(grid))  # type: ignore[type-var]

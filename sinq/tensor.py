@@ -11,6 +11,7 @@ per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any, Self
 
 import torch
@@ -55,6 +56,20 @@ class CompressedWeight(ABC):
     def bits_per_weight(self) -> float:
         """Everything stored, in bits, divided by the weights it stands for."""
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+
+def kind_path(value: CompressedWeight) -> str:
+    """Where the class of a value is found again: `kind_of` is the inverse."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def kind_of(path: str) -> type[CompressedWeight]:
+    """The class at a path. Raises `ValueError` if it is no `CompressedWeight`."""
+    module, _, name = path.rpartition(".")
+    kind = getattr(import_module(module), name)
+    if not (isinstance(kind, type) and issubclass(kind, CompressedWeight)):
+        raise ValueError(f"{path} is not a CompressedWeight")
+    return kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,83 @@
+"""Decoders with nothing trivial in them, and a method that rounds nothing: what rewriting a model is tested with."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2MoeConfig,
+)
+
+from sinq import CompressedWeight, Grid, LayerMethod
+from tests.conftest import BODY, CONFIGS, SMALL
+
+GROUPED = {**SMALL, **BODY, "intermediate_size": 128, "num_key_value_heads": 2}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64}
+DECODERS: dict[str, PretrainedConfig] = {
+    **{name: CONFIGS[name] for name in ("llama", "qwen3-tied", "qwen3-untied", "moe")},
+    "llama-biases": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "mistral": MistralConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen2-moe": Qwen2MoeConfig(**GROUPED, **EXPERTS, mlp_only_layers=[1]),
+}
+
+
+def random_decoder(name: str) -> PreTrainedModel:
+    """A model whose every weight, gain and bias is random and matters; gains differ by factors, as real ones do."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(DECODERS[name])).eval().requires_grad_(False)
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            parameter.copy_(torch.randn_like(parameter).mul(0.5).exp())
+        elif parameter.ndim == 1:
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+        else:
+            columns = torch.randn(parameter.shape[-1]).mul(0.5).exp()
+            parameter.copy_(torch.randn_like(parameter) * columns / parameter.shape[-1] ** 0.5)
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(CompressedWeight):
+    """A matrix as it is."""
+
+    matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def notes(self) -> dict[str, float]:  # type: ignore[override]
+        return {}
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.matrix.to(dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix}
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        return cls(tensors["matrix"])
+
+
+@dataclass(frozen=True)
+class Keep(LayerMethod):
+    """Stores float32."""
+
+    grid: Grid = Grid(group_size=16)
+
+    def quantize(self, weight: Tensor, statistic: Any = None) -> Kept:
+        return Kept(weight.clone())
