@@ -23,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 import baselines
 import sinq
+from baselines.allocation import Budget
+from experiments.axis import with_calibration
 from experiments.cache import data_dir
 from experiments.calibration import CalibrationText, NoCalibration
-from experiments.corpora import C4, PennTreebank, WikiText2
-from experiments.evaluation import Latency, Memory, Perplexity, Size
+from experiments.corpora import C4, PennTreebank, Pile, WikiText2
+from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
@@ -34,8 +36,8 @@ from experiments.text import StateOfTheUnion
 from sinq import HalfQuadratic, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, NoCalibration, CalibrationText, Perplexity, Size, Latency, Memory,
-    NoLogger, WandB, HalfQuadratic,
+    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity, Size, Latency,
+    Memory, LayerError, NoLogger, WandB, HalfQuadratic,
 )  # fmt: skip
 
 
@@ -50,8 +52,10 @@ class Config:
     evaluation: dict[str, Any]
     logger: Any
     layers: hydra_zen.builds(Layers, populate_full_signature=True)  # type: ignore[valid-type]
+    budget: hydra_zen.builds(Budget, populate_full_signature=True)  # type: ignore[valid-type]
     bits: int = 4
     group_size: int = 64
+    calibrated: bool | None = None
     on_misfit: OnMisfit = OnMisfit.error
     device: str = "auto"
     seed: int = 0
@@ -84,7 +88,10 @@ def build(config: DictConfig, choices: dict[str, str] | None = None) -> Run:
     parts = {
         name: instantiate(config[name], _convert_="all") for name in ("model", "text", "method", "calibration", "layers", "evaluation")
     }
-    return Run(**parts, device=config.device, choices=choices or {})
+    method, names = with_calibration(parts["method"], config.calibrated), dict(choices or {})
+    if method != parts["method"]:
+        names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
+    return Run(**(parts | {"method": method}), device=config.device, choices=names)
 
 
 def _in_data(name: str) -> str:

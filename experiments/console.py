@@ -19,6 +19,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ppl", "perplexity.value", "number"),
+    ("KL\nnats", "perplexity.kl", "significant"),
+    ("flips", "perplexity.flip_rate", "percent"),
     ("bits/w", "size.bits_per_weight", "number"),
     ("model\nMB", "size.model_nbytes", "MB"),
     ("prefill\ntok/s", "latency.prefill", "speed"),
@@ -26,7 +28,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("peak\nMB", "memory.inference_peak_bytes", "MB"),
     ("quant\ns", "compression.seconds_quantize", "seconds"),
 )
-"""Title, place in the row's metrics, format. Made to fit 80 characters."""
+"""Title, place in the row's metrics, format. Made to fit 100 characters."""
 
 
 class _Lines(logging.Handler):
@@ -92,6 +94,10 @@ def _cell(value: Any, style: str) -> str:
         return "–"
     if style == "MB":
         return _short(value / 1e6, 1)
+    if style == "percent":
+        return f"{100 * value:.1f}%"
+    if style == "significant":
+        return f"{value:.3g}"
     if style == "seconds":
         return _short(value, 1)
     if style == "speed":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from experiments.console import console
+from sinq import NotApplicable
 
 MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """Kinds of error that are the user's to mend; others are this program's and show their traceback."""
@@ -16,6 +17,11 @@ MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user asked for tracebacks."""
+
+
+def not_applicable(error: BaseException | None) -> bool:
+    """Whether an error is a `NotApplicable`, as such or as the cause of what Hydra made of it."""
+    return isinstance(error, NotApplicable) or (error is not None and not_applicable(error.__cause__))
 
 
 def explain(error: BaseException) -> str:

@@ -9,9 +9,11 @@ import copy
 import enum
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import nn
@@ -110,6 +112,8 @@ class LoadedModel:
     """The number format of the checkpoint: what the dense model costs on disk."""
     commit: str | None = None
     """The hub's commit the files are of; None for a local folder."""
+    identity: Mapping[str, str | None] = field(default_factory=lambda: {"unknown": uuid4().hex})
+    """What makes it this model (`ModelSource.identity`); one made by hand is like no other."""
 
     @property
     def context(self) -> int:
@@ -143,7 +147,7 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         ) from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
-    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32, getattr(config, "_commit_hash", None))
+    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32, getattr(config, "_commit_hash", None), source.identity())
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from experiments.provenance import protocol, provenance
 from experiments.record import Row
 from experiments.run import Run
 from experiments.text import tokenize
-from sinq import CompressionReport
+from sinq import CompressionReport, NotApplicable
 from sinq.progress import Progress, silent
 
 
@@ -46,7 +46,8 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
         config: the resolved configuration the run was built from, kept in the row.
 
     Raises:
-        Exception: whatever stopped the run; its row then has status "failed" and the reason.
+        NotApplicable: the options make no sense together; there is no row.
+        Exception: whatever else stopped the run; its row then has status "failed" and the reason.
     """
     parts = identity(run)
     name = run_id(parts)
@@ -58,6 +59,8 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
         row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
         try:
             row, layers = _measure(run, row, setting)
+        except NotApplicable:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             failed = {"status": record.FAILED, "reason": reason, "metrics": {}, "provenance": provenance(run.torch_device)}
@@ -114,7 +117,7 @@ def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
 
 def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
     model: Any = models.sparing_clone(dense.loaded.model)
-    calibration = run.calibration.windows(dense.loaded) if run.method.needs_calibration else None
+    calibration = run.calibration.load(dense.loaded) if run.method.needs_calibration else None
     with peak_memory(dense.device) as peak:
         report = run.method.compress(model, calibration, layers=run.layers, device=dense.device, progress=setting.progress)
     return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)

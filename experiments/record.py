@@ -75,20 +75,31 @@ def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Pa
     return path
 
 
-def load(results_dir: str | Path) -> pd.DataFrame:
-    """All rows of a results folder, one line each, nested names joined by dots (`metrics.perplexity.value`).
-
-    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in `.attrs["unreadable"]`.
-    """
+def read(results_dir: str | Path) -> tuple[list[Row], list[str]]:
+    """All rows of a results folder, whole, in the order of their ids; and the names of files that cannot be read."""
     rows, unreadable = [], []
     for path in sorted((Path(results_dir) / "runs").glob("*.json")):
         try:
             rows.append(json.loads(path.read_text()))
         except json.JSONDecodeError:
             unreadable.append(path.name)
-    table = pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
+    return rows, unreadable
+
+
+def load(results_dir: str | Path) -> pd.DataFrame:
+    """All rows of a results folder, one line each, nested names joined by dots (`metrics.perplexity.value`).
+
+    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in `.attrs["unreadable"]`.
+    """
+    rows, unreadable = read(results_dir)
+    table = tabulate(rows)
     table.attrs["unreadable"] = unreadable
     return table
+
+
+def tabulate(rows: list[Row]) -> pd.DataFrame:
+    """Rows as lines of a table, in their order, without raw samples and configuration."""
+    return pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

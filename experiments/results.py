@@ -1,51 +1,123 @@
-"""All rows of a results folder as one table: `python -m experiments.results [folder]` prints it and writes `results.parquet` there."""
+"""All rows of a results folder as one table, printed and written there as `results.parquet`.
+
+    python -m experiments.results [folder]
+    python -m experiments.results [folder] --against sinq
+
+`--against` compares every row with one of the same protocol (`compare.py`): a run id or a row's name means that row; a method's name means
+the row of that method with as many bits and the same group size. Rows without such a counterpart show –.
+"""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from experiments import record
-from experiments.console import console
+from experiments.compare import Comparison, compare, differences
+from experiments.console import console, distinct_names
 from experiments.mistakes import guard
+from experiments.record import Row
 
 COLUMNS = {
     "run": "run_id", "name": "name", "model": "identity.model.name", "text": "identity.text.name", "status": "status",
     "perplexity": "metrics.perplexity.value", "dense": "metrics.perplexity.dense", "windows": "metrics.perplexity.windows",
-    "bits/weight": "metrics.size.bits_per_weight", "model bytes": "metrics.size.model_nbytes",
+    "bits/w": "metrics.size.bits_per_weight", "model bytes": "metrics.size.model_nbytes",
     "decode ratio": "metrics.latency.decode.ratio", "quantize s": "metrics.compression.seconds_quantize", "reason": "reason",
 }  # fmt: skip
 """Heading → column of `record.load`."""
+QUALITY = {
+    "run": "run_id", "name": "name", "model": "identity.model.name", "text": "identity.text.name", "bits/w": "metrics.size.bits_per_weight",
+    "perplexity": "metrics.perplexity.value", "KL": "metrics.perplexity.kl", "flips": "metrics.perplexity.flip_rate",
+}  # fmt: skip
+"""The same, of what stands beside a comparison."""
 
 
-def overview(rows: pd.DataFrame) -> pd.DataFrame:
+def overview(rows: pd.DataFrame, columns: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
     """The columns a person looks at first; those no row has are left out."""
-    present = {heading: rows[column] for heading, column in COLUMNS.items() if column in rows}
+    present = {heading: rows[column] for heading, column in columns.items() if column in rows}
     return pd.DataFrame(present).dropna(axis="columns", how="all")
 
 
+def compared(rows: list[Row], name: str) -> list[Comparison | None]:
+    """Every row against its counterpart of that name; None for one that has none, or is one itself.
+
+    Raises:
+        ValueError: no row has the name, or a row has several counterparts; the message lists them.
+    """
+    named = [row for row in rows if name in (row["run_id"], *_names(row))]
+    if not named:
+        known = sorted({each for row in rows for each in _names(row)})
+        raise ValueError(f"--against {name} names no row; give a run id or one of: {', '.join(known)}")
+    return [None if row in named else _against(row, named, name) for row in rows]
+
+
+def _against(row: Row, named: list[Row], name: str) -> Comparison | None:
+    fitting = [other for other in named if _counterpart(row, other, name)]
+    if len(fitting) > 1:
+        which = "; ".join(f"{other['run_id']} ({its})" for other, its in zip(fitting, distinct_names(fitting), strict=True))
+        raise ValueError(f"--against {name} means several rows beside {row['run_id']} ({row['name']}): {which}. Give a run id")
+    return compare(row, fitting[0]) if fitting else None
+
+
+def _counterpart(row: Row, other: Row, name: str) -> bool:
+    chosen_by_method = name not in (other["run_id"], other["name"])
+    return not differences(row, other) and not (chosen_by_method and _size(other) not in (None, _size(row)))
+
+
+def _names(row: Row) -> list[str]:
+    """A row's own name, and that of its method."""
+    return [row["name"], *([row["choices"]["method"]] if "method" in row["choices"] else [])]
+
+
+def _size(row: Row) -> tuple[int, int] | None:
+    """Bits and group size of a row's method, or of the method inside it; None for one without a grid."""
+    method: dict[str, Any] | None = row["identity"]["method"]
+    while method is not None and "grid" not in method:
+        method = method.get("inner")
+    return None if method is None else (method["grid"]["bits"], method["grid"]["group_size"])
+
+
+def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) -> pd.DataFrame:
+    """An overview with the comparisons as columns."""
+    cells = {
+        f"ΔNLL to {name}": [None if c is None else f"{c.delta_nll:+.4f}" for c in comparisons],
+        "95 %": [None if c is None else f"{c.low:+.4f} … {c.high:+.4f}" for c in comparisons],
+        "verdict": [None if c is None else c.verdict.value for c in comparisons],
+    }
+    return pd.concat([view, pd.DataFrame(cells, index=view.index)], axis="columns")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results_dir", nargs="?", default="results", type=Path, help="default: results")
-    results_dir: Path = parser.parse_args().results_dir
-    rows = record.load(results_dir)
-    for name in rows.attrs["unreadable"]:
+    parser.add_argument("--against", metavar="NAME", help="a method's name, a row's name, or a run id")
+    options = parser.parse_args()
+    results_dir: Path = options.results_dir
+    rows, unreadable = record.read(results_dir)
+    for name in unreadable:
         console.print(f"cannot be read: {results_dir / 'runs' / name}", markup=False, soft_wrap=True)
-    if rows.empty:
+    if not rows:
         raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}")
-    console.print(_as_table(overview(rows)))
+    columns = record.tabulate(rows)
+    view = overview(columns)
+    if options.against:
+        view = beside(overview(columns, QUALITY), compared(rows, options.against), options.against)
+    console.print(_as_table(view))
     file = results_dir / "results.parquet"
-    rows.to_parquet(file)
+    columns.to_parquet(file)
     console.print(f"{len(rows)} rows, all columns: {file}", soft_wrap=True)
 
 
 def _as_table(frame: pd.DataFrame) -> Table:
-    view = Table()
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, dtype in frame.dtypes.items():
         view.add_column(str(heading), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
     for values in frame.itertuples(index=False):
-        view.add_row(*("–" if pd.isna(value) else f"{value:.6g}" if isinstance(value, float) else str(value) for value in values))
+        view.add_row(*("–" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value) for value in values))
     return view
 
 

@@ -1,7 +1,8 @@
 """Jobs: what `run.py` does with one composed configuration, and what it says when a sweep of them is over.
 
 Every job of a sweep leaves a note of how it ended in the sweep's folder, so that the summary holds whatever launcher ran the jobs, in
-whatever processes. A job that fails does not stop the others; the summary lists it, and the exit code is 1.
+whatever processes. A job that fails does not stop the others; the summary lists it, and the exit code is 1. A combination of options
+that makes no sense (`sinq.NotApplicable`) is listed too, but is no failure: a grid of options may well contain some.
 """
 
 import json
@@ -19,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import record
 from experiments.config import build
 from experiments.console import bar, console, decisions, facts, table
-from experiments.mistakes import MENDABLE, explain, guard
+from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.record import Row
 
 OUTCOME = "outcome.json"
+NOT_APPLICABLE, FAILED = "not applicable", "failed"
 
 
 def job(config: DictConfig) -> None:
@@ -59,7 +61,8 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> None:
         outcome = {"run_id": row["run_id"]}
         console.print(f"{row['run_id']}  {row['name']}")
     except Exception as error:  # noqa: BLE001 - a job must not stop the others; it is reported here and in the summary
-        outcome = {"error": explain(error), "overrides": ", ".join(HydraConfig.get().overrides.task)}
+        kind = NOT_APPLICABLE if not_applicable(error) else FAILED
+        outcome = {kind: explain(error), "overrides": ", ".join(HydraConfig.get().overrides.task)}
         if not isinstance(error, MENDABLE):
             traceback.print_exc()
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,7 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> None:
 
 
 class Summary(Callback):
-    """Prints the table of a sweep's runs, found or new, and its failures."""
+    """Prints the table of a sweep's runs, found or new, what was not applicable, and what failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folders = sorted(Path(config.hydra.sweep.dir).glob(f"*/{OUTCOME}"), key=lambda path: int(path.parent.name))
@@ -75,10 +78,11 @@ class Summary(Callback):
         results_dir = Path(config.results_dir).expanduser()
         rows = [row for o in outcomes if "run_id" in o and (row := record.find(results_dir, o["run_id"]))]
         show(rows, results_dir, f"{len(rows)} runs in {results_dir / 'runs'}")
-        failures = [outcome for outcome in outcomes if "error" in outcome]
-        for failure in failures:
-            console.print(f"failed: {failure['overrides']}: {failure['error']}", markup=False, soft_wrap=True)
-        if failures:
+        for kind in (NOT_APPLICABLE, FAILED):
+            for outcome in outcomes:
+                if kind in outcome:
+                    console.print(f"{kind}: {outcome['overrides']}: {outcome[kind]}", markup=False, soft_wrap=True)
+        if any(FAILED in outcome for outcome in outcomes):
             sys.exit(1)
 
 

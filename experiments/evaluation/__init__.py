@@ -2,8 +2,9 @@
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from experiments.evaluation.latency import Latency
+from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
 
-__all__ = ["Evaluation", "Latency", "Measurement", "Memory", "Perplexity", "Size", "Subject"]
+__all__ = ["Evaluation", "Latency", "LayerError", "Measurement", "Memory", "Perplexity", "Size", "Subject"]

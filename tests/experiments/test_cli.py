@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments import record
+from experiments.compare import Verdict
 from tests.conftest import ROOT
 
 FAST = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=2", "group_size=32", "logger=none", "device=cpu"]
@@ -56,9 +57,27 @@ def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(tiny_folder: P
     assert (after.loc[before.index, found] == before[found]).all()
 
 
+def test_what_makes_no_sense_is_listed_and_fails_nothing(tiny_folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    results = tmp_path / "results"
+    more = ["evaluation.perplexity.windows=6"]
+    done = call(command(tiny_folder, results, "-m", "method=rtn,sinq_nf4", "bits=3,4", *more), environment)
+    assert done.returncode == 0, done.stdout
+    (listed,) = [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")]
+    assert listed.endswith("method=sinq_nf4, bits=3: bits=3 is not possible with levels=nf4, whose table has 4 bits")
+    assert sorted(record.load(results)["name"]) == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
+    assert set(record.load(results)["status"]) == {record.FINISHED}
+    summary = done.stdout[done.stdout.rindex("runs in") :]
+    assert all(word in summary for word in ("KL", "flips"))
+    against = call([sys.executable, "-m", "experiments.results", str(results), "--against", "rtn"], environment)
+    assert against.returncode == 0, against.stderr
+    (line,) = [line for line in against.stdout.splitlines() if "sinq_nf4" in line]
+    assert any(verdict.value in line for verdict in Verdict)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["method=sinq_nf4", "bits=3"], "error: bits=3 is not possible with levels=nf4"),
         (["bits=7"], "error: bits=7 is not possible; it must be one of (2, 3, 4, 5, 6, 8)"),
         (["metod=rtn"], "error: there is no option metod; there are: "),
         (["group_size=48"], "error: group_size=48 does not divide 14 layers"),

@@ -8,11 +8,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from baselines.awq import AWQ
 from baselines.dense import Dense
+from baselines.gptq import GPTQ
+from baselines.hadamard import Hadamard
+from baselines.rtn import RTN
 from experiments.config import build, method_classes, register
 from experiments.mistakes import MENDABLE, explain
 from experiments.run import Run
-from sinq import SINQ, Grid, Levels, Sinkhorn
+from sinq import SINQ, Grid, Levels, NotApplicable, Sinkhorn
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -35,9 +39,13 @@ def built(*overrides: str) -> Run:
     return build(config)
 
 
+EXTRA = {("model", "hub"): ["model.path=some/model"], ("method", "sinq_nf3"): ["bits=3"]}
+"""What an option cannot do without."""
+
+
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
-    extra = ["model.path=some/model"] if (group, name) == ("model", "hub") else []
+    extra = EXTRA.get((group, name), [])
     run = built(f"{group}={name}", *extra)
     assert isinstance(run, Run)
     register()
@@ -46,7 +54,7 @@ def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
 
 
 def test_every_method_class_has_a_yaml() -> None:
-    used = {type(built(f"method={name}").method) for group, name in OPTIONS if group == "method"}
+    used = {type(built(f"method={name}", *EXTRA.get((group, name), [])).method) for group, name in OPTIONS if group == "method"}
     assert used == set(method_classes())
 
 
@@ -67,13 +75,30 @@ def test_options_that_cut_across_reach_the_parts() -> None:
     assert run.calibration.seed == 7  # type: ignore[attr-defined]
 
 
+def test_calibrated_is_an_axis_across_methods() -> None:
+    grid = Grid(bits=3)
+    asinq = AWQ(SINQ(grid), norm=1, weight_term=False, clip=False)
+    assert built("bits=3", "method=asinq").method == asinq
+    assert built("bits=3", "method=sinq", "calibrated=true").method == asinq
+    assert built("bits=3", "method=asinq", "calibrated=false").method == SINQ(grid)
+    assert built("bits=3", "method=rtn", "calibrated=true").method == built("bits=3", "method=awq").method == AWQ(RTN(grid))
+    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(GPTQ(grid))
+    with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
+        built("method=gptq", "calibrated=false")
+
+
+def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:
+    assert built("method=rtn_nf4").method == RTN(Grid(4, 64, levels=Levels.nf4, symmetric=True))
+    assert built("method=fp4").method == RTN(Grid(4, 64, levels=Levels.fp4, symmetric=True))
+
+
 def test_options_of_a_method_are_set_by_name() -> None:
     method: Any = built("method.grid.levels=nf4", "method.sinkhorn.iterations=8", "method.kurtosis_gate=4").method
     assert (method.grid.levels, method.sinkhorn.iterations, method.kurtosis_gate) == (Levels.nf4, 8, 4.0)
 
 
 def test_an_evaluation_can_be_left_out() -> None:
-    assert set(built("~evaluation.latency").evaluation) == {"perplexity", "size", "memory"}
+    assert set(built("~evaluation.latency").evaluation) == {"perplexity", "layer_error", "size", "memory"}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +109,8 @@ def test_an_evaluation_can_be_left_out() -> None:
         ("bitz=4", "there is no option bitz; there are: "),
         ("method.grid.bitz=4", "there is no option method.grid.bitz; there are: bits, group_size"),
         ("method.sinkhorn.early_stop=perhaps", "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)"),
-        ("method.grid.levels=nf5", "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3]"),
-        ("method=sink", "method=sink does not exist; choose one of none, rtn, sinq, sinq_hqq, sinq_release"),
+        ("method.grid.levels=nf5", "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3, fp4]"),
+        ("method=sink", "method=sink does not exist; choose one of asinq, awq, fp4, gptq, hadamard"),
         ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
         ("evaluation.perplexity.windows=0", "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all"),
         ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),

@@ -4,7 +4,6 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +11,22 @@ import torch
 from torch import nn
 
 import sinq
-from experiments.evaluation import Latency, Memory, Perplexity, Size
-from experiments.evaluation.perplexity import head_is_plain, window_nll
+from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, divergence
+from experiments.evaluation.logits import head_is_plain
+from experiments.evaluation.perplexity import window_nll
 from experiments.meters import peak_memory, seconds
 from experiments.models import sparing_clone
 from sinq import SINQ, Grid, Layers, OnMisfit
 from tests.conftest import tiny_model, tiny_tokens
-from tests.experiments.tiny import subject
+from tests.experiments.tiny import Capped, subject
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dense models predict is kept in a folder of each test."""
+    monkeypatch.setattr(divergence, "cache_dir", lambda: tmp_path / "cache")
 
 
 class TestPerplexity:
@@ -44,24 +50,9 @@ class TestPerplexity:
         assert Perplexity(windows=1).measure(subject()).metrics["seqlen"] == 64
 
     def test_a_model_that_does_more_than_its_head_is_run_whole(self) -> None:
-        class Capped(nn.Module):
-            """Soft-caps its logits, like Gemma 2."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.inner = tiny_model("llama")
-                self.inner.lm_head.weight *= 30
-                self.base_model = self.inner.base_model
-
-            def get_output_embeddings(self) -> Any:
-                return self.inner.get_output_embeddings()
-
-            def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
-                return SimpleNamespace(logits=3 * torch.tanh(self.inner(input_ids).logits / 3))
-
         model: Any = Capped()
-        assert not head_is_plain(model, tiny_tokens(1, 8))
-        assert head_is_plain(model.inner, tiny_tokens(1, 8))
+        assert not head_is_plain(model, tiny_tokens(1, 16))
+        assert head_is_plain(model.inner, tiny_tokens(1, 16))
         measured = Perplexity(windows=1, seqlen=32).measure(subject(compressed=model))
         assert measured.metrics["head"] == "whole"
         window = subject().tokens[:32]
@@ -175,11 +166,22 @@ class TestLatency:
             Latency(prompt_tokens=60).check(subject())
 
 
+NAMES = {Perplexity: "perplexity", LayerError: "layer_error", Latency: "latency", Memory: "memory"}
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(Perplexity, {"windows": 0}), (Perplexity, {"seqlen": 1}), (Latency, {"rounds": 0}), (Memory, {"prompt_tokens": 0})],
+    [
+        (Perplexity, {"windows": 0}),
+        (Perplexity, {"seqlen": 1}),
+        (Perplexity, {"top_k": 0}),
+        (LayerError, {"windows": 0}),
+        (LayerError, {"seqlen": 0}),
+        (Latency, {"rounds": 0}),
+        (Memory, {"prompt_tokens": 0}),
+    ],
 )
 def test_options_out_of_range_are_named(kind: Any, options: dict[str, int]) -> None:
     (name, value) = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f"evaluation.{kind.__name__.lower()}.{name}={value}"):
+    with pytest.raises(ValueError, match=f"evaluation.{NAMES[kind]}.{name}={value}"):
         kind(**options)

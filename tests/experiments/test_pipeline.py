@@ -14,13 +14,13 @@ from baselines.dense import Dense
 from baselines.rtn import RTN
 from experiments import models, record
 from experiments.console import distinct_names
-from experiments.evaluation import Evaluation, Latency, Measurement, Memory, Perplexity, Size, Subject
+from experiments.evaluation import Evaluation, Latency, LayerError, Measurement, Memory, Perplexity, Size, Subject
 from experiments.identity import identity, run_id
 from experiments.models import Pretrained
 from experiments.pipeline import Setting, execute
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, Layers, OnMisfit, Sinkhorn
+from sinq import SINQ, Grid, Layers, NotApplicable, OnMisfit, Sinkhorn
 
 MEASURED: list[str] = []
 
@@ -53,6 +53,7 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
         "size": Size(),
         "latency": Latency(prompt_tokens=8, decode_tokens=2, rounds=1),
         "memory": Memory(prompt_tokens=16),
+        "layer_error": LayerError(),
     }
     row = execute(replace(run, evaluation=everything), setting, {"bits": 4})
     table = record.load(setting.results_dir).set_index("run_id")
@@ -60,6 +61,7 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
         "metrics.perplexity.value", "metrics.perplexity.dense", "metrics.size.bits_per_weight", "metrics.size.nbytes",
         "metrics.latency.decode.ratio", "metrics.latency.prefill.ratio", "metrics.memory.inference_peak_bytes",
         "metrics.compression.seconds_quantize", "metrics.memory.quantize_peak_bytes", "protocol.fingerprint", "protocol.tokenizer",
+        "metrics.perplexity.kl", "metrics.perplexity.flip_rate", "metrics.layer_error.mean",
         "provenance.packages.torch", "provenance.device", "provenance.code.commit",
     ):  # fmt: skip
         assert table.loc[row["run_id"], place] is not None
@@ -134,6 +136,40 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(run: Run, sett
     assert (row["status"], row["reason"]) == ("failed", "RuntimeError: the sky fell")
     (tmp_path / "trigger").unlink()
     assert execute(failing, setting)["status"] == "finished"
+
+
+@dataclass(frozen=True)
+class Pointless(RTN):
+    """A method whose options make no sense for any layer."""
+
+    def quantize(self, weight: torch.Tensor, statistic: Any = None) -> Any:
+        raise NotApplicable("no layer is odd enough")
+
+
+def test_a_run_that_is_not_applicable_leaves_no_row(run: Run, setting: Setting) -> None:
+    with pytest.raises(NotApplicable, match="no layer is odd enough"):
+        execute(replace(run, method=Pointless(Grid(4, 32))), setting)
+    assert record.load(setting.results_dir).empty
+
+
+def test_what_the_dense_model_predicts_is_read_of_it_once(run: Run, setting: Setting, tmp_path: Path) -> None:
+    body, windows = models.load(run.model, torch.device("cpu")).model.base_model, []
+    handle = body.register_forward_pre_hook(
+        lambda module, args, inputs: windows.append(inputs["input_ids"].shape[1]) if module is body else None, with_kwargs=True
+    )
+    try:
+        row = execute(run, setting)
+        assert windows.count(64) == 2  # the dense run's own windows, in which its predictions are kept
+        assert row["metrics"]["perplexity"]["kl"] > 0
+        assert len(row["samples"]["perplexity"]["window_kl"]) == 2
+        execute(replace(run, method=RTN(Grid(4, 32))), setting)
+        assert windows.count(64) == 2
+        (file,) = (tmp_path / "cache/reference").iterdir()
+        file.unlink()
+        assert execute(run, replace(setting, force=True))["metrics"]["perplexity"] == row["metrics"]["perplexity"]
+        assert windows.count(64) == 4
+    finally:
+        handle.remove()
 
 
 def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(run: Run, setting: Setting, tmp_path: Path) -> None:

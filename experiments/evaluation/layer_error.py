@@ -1,0 +1,141 @@
+"""Error of each layer's output on held-out text: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖, Frobenius, X being the dense model's own inputs of the layer.
+
+Perplexity says how good a model is; this says where it is bad. The text is the evaluation text, which no calibration has seen, so a method
+that fits its calibration tokens too closely shows here. The dense model runs once and hooks add up squares as inputs pass
+by: no activations are kept, and one layer's dense weights are in memory at a time.
+
+Not every compressed layer can be compared. A method may change what goes into a layer and its weight together (a rotation, a scale
+moved into the layer before); then Ŵ does not stand for W, and the error on dense inputs means nothing. The rule: a layer is compared if
+‖W − Ŵ‖ / ‖W‖ with the dense model's W is what the method reported of the matrix it compressed. Fused experts are not compared
+either: which tokens an expert gets happens inside one module. What is left out is counted in the row, with the reason.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import isclose
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.text import windows
+from sinq import CompressedLinear, LayerReport
+from sinq.layers import Target, linear_places
+
+TOLERANCE = 0.01
+"""By which share the error of a weight may differ from the reported one: sums in another order, on another device."""
+
+
+@dataclass
+class _Pair:
+    """A dense layer and its compressed counterpart, with what was added up of their outputs."""
+
+    dense: Target
+    compressed: CompressedLinear
+    squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    """Of the difference, and of the dense output without its bias."""
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook of the dense layer."""
+        x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+        weight, approximation = _weights(self)
+        bias = getattr(module, "bias", None)
+        plain = output.float() if bias is None else output.float() - bias.float()
+        self.squares += torch.stack([_squares(x @ (weight - approximation).T), _squares(plain)]).cpu()
+
+    @property
+    def error(self) -> float:
+        return (self.squares[0] / self.squares[1]).sqrt().item()
+
+
+@dataclass(frozen=True)
+class LayerError(Evaluation):
+    """Relative output error of every compressed linear layer."""
+
+    windows: int | None = 1
+    """How many windows, from the start of the text; null for all."""
+    seqlen: int = 512
+    """Tokens of a window; the model's context where that is smaller."""
+
+    def __post_init__(self) -> None:
+        if self.windows is not None and self.windows < 1:
+            raise ValueError(f"evaluation.layer_error.windows={self.windows} is not possible; it must be ≥ 1, or null for all")
+        if self.seqlen < 1:
+            raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
+
+    def check(self, subject: Subject) -> None:
+        self._windows(subject)
+
+    def _windows(self, subject: Subject) -> Tensor:
+        return windows(subject.tokens, min(self.seqlen, subject.loaded.context), self.windows)
+
+    @torch.inference_mode()
+    def measure(self, subject: Subject) -> Measurement:
+        """Nothing for a dense model."""
+        if subject.is_dense:
+            return Measurement({})
+        chosen = self._windows(subject)
+        pairs, left_out = _pair(subject)
+        if pairs:
+            with _hooks(list(pairs.values())):
+                for window in subject.progress(chosen, "layer errors", len(chosen)):
+                    subject.loaded.model.base_model(input_ids=window[None].to(subject.device), use_cache=False)
+        errors = {name: pair.error for name, pair in pairs.items() if pair.squares[1] > 0}
+        left_out["output is zero"] += len(pairs) - len(errors)
+        return Measurement(_summary(errors, +left_out) | {"tokens": chosen.numel()}, {"relative_error": errors})
+
+
+def _pair(subject: Subject) -> tuple[dict[str, _Pair], "Counter[str]"]:
+    """Layers that can be compared, and how many cannot for which reason."""
+    places = {place.name: place for place in linear_places(subject.loaded.model)}
+    modules = dict(subject.model.named_modules())
+    pairs, left_out = {}, Counter[str]()
+    for layer in subject.report.layers:
+        module, place = modules.get(layer.name), places.get(layer.name)
+        if not isinstance(module, CompressedLinear) or place is None:
+            left_out["not one linear layer"] += 1
+        elif not _stands_for_the_dense_weight(pair := _Pair(place, module), layer):
+            left_out["weight transformed"] += 1
+        else:
+            pairs[layer.name] = pair
+    return pairs, left_out
+
+
+def _stands_for_the_dense_weight(pair: _Pair, layer: LayerReport) -> bool:
+    weight, approximation = _weights(pair)
+    if weight.shape != approximation.shape:
+        return False
+    error, norm = torch.linalg.vector_norm(weight - approximation).item(), torch.linalg.vector_norm(weight).item()
+    return isclose(error, layer.relative_error * norm, rel_tol=TOLERANCE, abs_tol=1e-4 * norm)
+
+
+def _weights(pair: _Pair) -> tuple[Tensor, Tensor]:
+    """W and Ŵ, float32 (out, in)."""
+    (weight,) = pair.dense.matrices().values()
+    return weight.float(), pair.compressed.weight.value.dequantize(torch.float32)
+
+
+@contextmanager
+def _hooks(pairs: list[_Pair]) -> Iterator[None]:
+    handles = [pair.dense.module.register_forward_hook(pair.see) for pair in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _squares(x: Tensor) -> Tensor:
+    return x.double().square().sum()
+
+
+def _summary(errors: dict[str, float], left_out: "Counter[str]") -> dict[str, Any]:
+    metrics: dict[str, Any] = {"layers": len(errors), "not_comparable": dict(left_out)}
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        metrics |= {"mean": fmean(errors.values()), "median": median(errors.values()), "max": errors[worst], "worst": worst}
+    return metrics

@@ -1,0 +1,56 @@
+"""What a model says at every position of a window, a few positions at a time.
+
+A window's logits are never all in memory (for 2,048 positions and 150,000 words they would be 1.2 GB): the body runs once, the
+head in chunks of positions. That is right only where the model's logits are its head applied to its last hidden state, so
+this is tried on a few tokens first, and models that do more (soft-capping, scaling) run whole.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+POSITIONS_AT_ONCE = 256
+PROBE_TOKENS = 8
+
+See = Callable[[Tensor], None]
+"""Is given log-probabilities, float32 (positions, vocabulary), in the order of positions; may overwrite them."""
+
+
+def ignore(log_probabilities: Tensor) -> None:
+    """Sees nothing."""
+
+
+@torch.inference_mode()
+def read_window(model: PreTrainedModel, ids: Tensor, chunked: bool) -> Iterator[Tensor]:
+    """Log-probabilities of the next token after each token of a window (1, seqlen) but its last.
+
+    Yields float32 (positions, vocabulary) for consecutive positions, seqlen − 1 in all. The caller may overwrite them.
+
+    Args:
+        chunked: whether the head may be applied by itself; see `head_is_plain`.
+    """
+    if chunked:
+        head: Any = model.get_output_embeddings()
+        chunks = (head(states) for states in _body(model, ids)[0, :-1].split(POSITIONS_AT_ONCE))
+    else:
+        chunks = iter(model(input_ids=ids, use_cache=False).logits[0, :-1].split(POSITIONS_AT_ONCE))
+    for logits in chunks:
+        yield logits.float().log_softmax(-1)
+
+
+@torch.inference_mode()
+def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
+    """Whether the model's logits are its output embedding applied to its body's last hidden state. `window` is (1, seqlen)."""
+    ids, head = window[:, :PROBE_TOKENS], model.get_output_embeddings()
+    if head is None:
+        return False
+    whole = model(input_ids=ids, use_cache=False).logits
+    return torch.allclose(head(_body(model, ids)), whole, rtol=1e-3, atol=1e-3)
+
+
+def _body(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    body: Any = model.base_model
+    return body(input_ids=ids, use_cache=False).last_hidden_state
