@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sinq import SINQ, Calibration, Grid, LayerMethod, Layers, QuantizedTensor, find_targets
 from sinq.blocks import find_blocks
-from sinq.statistics import Inputs, Hessian, Statistic
+from sinq.statistics import Hessian, Inputs, Statistic
 from tests.conftest import tiny_model, tiny_tokens
 
 

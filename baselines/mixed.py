@@ -1,0 +1,114 @@
+"""Mixed precision: more bits for the layers that need them, fewer for the others, at a size that is chosen beforehand.
+
+    measure      the damage to the model when one layer alone is rounded (`sensitivity.py`), and the bytes of every layer at every width
+    allocate     the widths that are predicted to do least damage within the budget (`allocation.py`)
+    compress     every layer with its own bits, by any layer method
+
+The plan is that of HAWQ-V2 (arXiv 1911.03852) with another measure: not a trace of curvatures but the divergence of the model's own
+next-token distribution. What is budgeted is real bytes, scales and zeros included.
+
+What is assumed: damages add over layers. They nearly do at 4 bits; at 2 bits layers make each other worse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from baselines.allocation import Budget, allocate, check_range
+from baselines.sensitivity import Price, damages, extra_bytes, price
+from sinq import Calibration, CompressionReport, LayerMethod, Layers, Method, NotApplicable
+from sinq.block_loop import compress_layers
+from sinq.clock import timed
+from sinq.grid import BITS
+from sinq.plan import Step, plan
+from sinq.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Mixed(Method):
+    """Bits per layer, chosen to meet a budget of bytes from measured sensitivities, around any layer method.
+
+    Raises `ValueError` for widths that cannot be, among them those the grid's levels do not have.
+    """
+
+    inner: LayerMethod
+    budget: Budget = field(default_factory=Budget)
+    bits: tuple[int, ...] = BITS
+    """Widths to choose from."""
+    probes: tuple[int, ...] = (3,)
+    """Widths at which damage is measured, each in a pass of its own; at the others it is extrapolated."""
+    tokens: int = 256
+    """Calibration tokens the damage is measured on."""
+    windows: int = 2
+    """Windows they are the beginnings of."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, LayerMethod):
+            raise ValueError(f"inner={type(self.inner).__name__} is not possible; it must be a method that works one layer at a time")
+        for option, accepted in (("bits", BITS), ("probes", tuple(self.bits))):
+            widths = getattr(self, option)
+            if not widths or not set(widths) <= set(accepted):
+                raise ValueError(f"{option}={list(widths)} is not possible; it must be one or more of {accepted}")
+        for bits in self.bits:
+            self.inner.with_grid(replace(self.inner.grid, bits=bits))  # refuses bits that the grid's levels do not have
+        if not 1 <= self.windows <= self.tokens:
+            raise ValueError(f"windows={self.windows} is not possible; it must be from 1 to tokens={self.tokens}")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        *,
+        layers: Layers | None = None,
+        device: torch.device | str | None = None,
+        progress: Progress = silent,
+    ) -> CompressionReport:
+        if calibration is None:
+            raise NotApplicable("Mixed needs calibration text, to measure what each layer's rounding does. Choose one with calibration=…")
+        layers = layers or Layers()
+        steps, _ = plan(model, self.inner, calibration, layers, {})
+        place = torch.device(device) if device is not None else next(model.parameters()).device
+        with timed(place) as clock:
+            chosen = self.choose(model, steps, calibration, place, progress)
+        report = compress_layers(model, self.inner, calibration, layers=layers, device=device, progress=progress, bits=chosen)
+        return replace(report, seconds_statistics=report.seconds_statistics + clock.seconds)
+
+    def choose(
+        self, model: nn.Module, steps: Sequence[Step], calibration: Calibration, place: torch.device, progress: Progress
+    ) -> dict[str, int]:
+        """The bits of every target, by name. Raises `NotApplicable` if the budget is outside what the widths can meet."""
+        widths = sorted(set(self.bits))
+        weights = sum(step.target.numel for step in steps)
+        prices = [price(step, widths, place) for step in progress(steps, "pricing layers", len(steps))]
+        nbytes = np.array([list(each.nbytes.values()) for each in prices]) + _extra_bytes(steps, place)[:, None]
+        check_range(self.budget, nbytes, weights)
+        length = min(self.tokens // self.windows, calibration.tokens.shape[1])
+        tokens = calibration.tokens[: self.windows, :length]
+        measured = damages(model, steps, sorted(set(self.probes)), tokens, place=place, progress=progress)
+        predicted = np.array([_predicted(step, each, measured) for step, each in zip(steps, prices, strict=True)])
+        chosen = allocate(nbytes, predicted, self.budget.nbytes(weights))
+        return {step.target.name: widths[index] for step, index in zip(steps, chosen, strict=True)}
+
+
+def _predicted(step: Step, prices: Price, measured: dict[tuple[str, int], float]) -> list[float]:
+    return prices.damage({bits: damage for (name, bits), damage in measured.items() if name == step.target.name})
+
+
+def _extra_bytes(steps: Sequence[Step], place: torch.device) -> np.ndarray:
+    """What each target takes beyond its price, (targets,): measured on the first matrix of each shape and grid."""
+    known: dict[object, int] = {}
+    extra = []
+    for step in steps:
+        matrices = list(step.target.matrices().values())
+        kind = (step.target.shape, step.method.grid)
+        if kind not in known:
+            known[kind] = extra_bytes(step.method, matrices[0].to(place, torch.float32).contiguous())
+        extra.append(len(matrices) * known[kind])
+    return np.array(extra)

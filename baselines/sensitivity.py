@@ -1,0 +1,179 @@
+"""How much a model suffers when one of its layers is rounded: measured, not guessed.
+
+A layer's damage is the Kullback-Leibler divergence of the model's next-token distribution from the dense model's when that one layer
+is rounded and all others are dense: a mean over a few tokens, in nats. No labels are needed, and it sees what no error of a
+weight does: whether anything downstream cares.
+
+All layers are measured in one walk through the blocks. Beside the dense hidden states go those of every *variant* (one layer, rounded
+to one width); variants are born at their block, from the dense states before it, so no block in front of the changed one runs again.
+On the device are one block and the hidden states of all variants: layers · tokens · hidden size numbers.
+
+Only some widths (`probes`) are run. The damage at the others follows from the squared error of the weight, to which it is proportional
+while it is small.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sinq import SINQ, CompressedWeight, LayerMethod, ScalarMethod
+from sinq.blocks import block_at, enter, find_blocks
+from sinq.layers import Target
+from sinq.plan import Quantizer, Step
+from sinq.progress import Progress
+
+T = TypeVar("T")
+Variant = tuple[str, int]
+"""The name of the one target that is rounded, and its bits."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a target costs at every width; keys are bits."""
+
+    nbytes: dict[int, int]
+    squared_error: dict[int, float]
+    """‖W − Ŵ‖², Frobenius, over all matrices of the target."""
+
+    def damage(self, measured: Mapping[int, float]) -> list[float]:
+        """Damage at every width, from that measured at some: proportional to the squared error, from the nearest width measured."""
+        damages = []
+        for bits, error in self.squared_error.items():
+            probe = min(measured, key=lambda known: abs(known - bits))
+            known = self.squared_error[probe]
+            damages.append(measured[probe] * error / known if known > 0 else 0.0)
+        return damages
+
+
+def price(step: Step, widths: Sequence[int], place: torch.device) -> Price:
+    """Bytes and errors of a target, rounded to every width; bytes are those of the step's method, errors those of its proxy."""
+    matrices = [matrix.to(place).float() for matrix in step.target.matrices().values()]
+    rounded = round_target(step, widths, place)
+    errors = {
+        bits: sum((matrix - value.dequantize()).square().sum().item() for matrix, value in zip(matrices, values, strict=True))
+        for bits, values in rounded.items()
+    }
+    return Price({bits: sum(value.nbytes for value in values) for bits, values in rounded.items()}, errors)
+
+
+def extra_bytes(method: Quantizer, weight: Tensor) -> int:
+    """Bytes a method that needs statistics stores beyond its proxy, for a matrix like this (out, in) at any width.
+
+    What it stores hangs on the shape, so statistics of noise will do.
+    """
+    if method.statistic is None:
+        return 0
+    statistic = method.statistic(weight.shape[1], weight.device)
+    statistic.update(torch.randn(2 * weight.shape[1], weight.shape[1], generator=torch.Generator().manual_seed(0)))
+    (found,), (stand_in,) = method.quantize_together([weight], statistic), proxy(method).quantize_together([weight], None)
+    return found.nbytes - stand_in.nbytes
+
+
+def proxy(method: Quantizer) -> LayerMethod:
+    """What stands in for a method where a layer is rounded alone: itself, or SINQ on its grid if it needs statistics."""
+    return method if isinstance(method, LayerMethod) and method.statistic is None else SINQ(method.grid)
+
+
+def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict[int, list[CompressedWeight]]:
+    """A target's matrices at every width, by the proxy of the step's method. What does not depend on the width is done once."""
+    method = proxy(step.method)
+    at = {bits: method.with_grid(replace(method.grid, bits=bits)) for bits in widths}
+    weights = [matrix.to(place, torch.float32).contiguous() for matrix in step.target.matrices().values()]
+    if isinstance(method, ScalarMethod):
+        normalized = [method.normalize(weight) for weight in weights]
+        return {bits: [scalar.round(each) for each in normalized] for bits, scalar in at.items()}  # type: ignore[attr-defined]
+    return {bits: other.quantize_together(weights, None) for bits, other in at.items()}
+
+
+@torch.no_grad()
+def damages(
+    model: nn.Module, steps: Sequence[Step], probes: Sequence[int], tokens: Tensor, *, place: torch.device, progress: Progress
+) -> dict[Variant, float]:
+    """The damage of every variant, in nats per token. Parameters of the model are swapped and put back, never written to.
+
+    Args:
+        probes: widths to round to, in bits.
+        tokens: ids (windows, seqlen).
+    """
+    blocks = find_blocks(model)
+    members = [set(block.modules()) for block in blocks]
+    outside = [step for step in steps if not any(step.target.module in block for block in members)]
+    kept, arguments = enter(model, blocks, tokens)
+    dense = [states.to(place) for states in kept]
+    variants: dict[Variant, list[Tensor]] = {}
+    for index in progress(range(len(blocks)), "measuring sensitivity", len(blocks)):
+        inside = [step for step in steps if step.target.module in members[index]]
+        with block_at(blocks[index], arguments[index], place) as run:
+            variants = {variant: _through(run, states) for variant, states in variants.items()}
+            variants |= _with_each(inside, probes, place, partial(_through, run, dense))
+            dense = _through(run, dense)
+    reference = [_log_probabilities(_tail(model, blocks, window, states)) for window, states in zip(tokens, dense, strict=True)]
+    found = {}
+    for variant, states in progress(variants.items(), "comparing distributions", len(variants)):
+        found[variant] = _divergence(reference, (_tail(model, blocks, *pair) for pair in zip(tokens, states, strict=True)))
+    return found | _with_each(outside, probes, place, lambda: _divergence(reference, (_logits(model, window) for window in tokens)))
+
+
+def _with_each(steps: Iterable[Step], probes: Sequence[int], place: torch.device, run: Callable[[], T]) -> dict[Variant, T]:
+    """What `run` gives while one target is rounded, for every variant."""
+    results = {}
+    for step in steps:
+        for bits, values in round_target(step, probes, place).items():
+            with swapped(step.target, values):
+                results[step.target.name, bits] = run()
+    return results
+
+
+def _through(run: Callable[[Tensor], Tensor], windows: Sequence[Tensor]) -> list[Tensor]:
+    return [run(states) for states in windows]
+
+
+@contextmanager
+def swapped(target: Target, values: Sequence[CompressedWeight]) -> Iterator[None]:
+    """A target with other values for its matrices, for a while, in a parameter of its own."""
+    key = target.parameter or "weight"
+    dense: nn.Parameter = getattr(target.module, key)
+    setattr(target.module, key, nn.Parameter(dense.detach().clone(), requires_grad=False))
+    try:
+        for matrix, value in zip(target.matrices().values(), values, strict=True):
+            matrix.copy_(value.dequantize())
+        yield
+    finally:
+        setattr(target.module, key, dense)
+
+
+def _tail(model: nn.Module, blocks: nn.ModuleList, window: Tensor, states: Tensor) -> Tensor:
+    """Logits of the model if its last block gave `states`: its blocks are made to do so, and the rest is the model's own."""
+    home = states.to(next(model.parameters()).device)
+    with ExitStack() as stack:
+        for block in blocks:
+            block.forward = lambda *_, **__: home
+            stack.callback(delattr, block, "forward")
+        return _logits(model, window)
+
+
+def _logits(model: nn.Module, window: Tensor) -> Tensor:
+    """(seqlen, vocabulary) of one window of ids, (seqlen,)."""
+    return model(window[None].to(next(model.parameters()).device), use_cache=False).logits[0]
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1)
+
+
+def _divergence(reference: Sequence[Tensor], logits: Iterable[Tensor]) -> float:
+    """KL(dense ‖ variant), the mean over all tokens.
+
+    As Σ p (q/p − 1 − log(q/p)): the same sum, since p and q both sum to 1, but none of its terms is negative, so that small
+    divergences do not drown in the rounding of large terms that cancel.
+    """
+    total = 0.0
+    for known, found in zip(reference, logits, strict=True):
+        excess = _log_probabilities(found) - known
+        total += (known.exp() * (excess.expm1() - excess)).sum().item()
+    return total / sum(len(known) for known in reference)
