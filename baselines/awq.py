@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinq import SINQ, CompressedWeight, LayerWrapper, Normalized, ScalarMethod
+from sinq import CompressedWeight, LayerWrapper, Normalized, ScalarMethod
 from sinq.rounding import by_group
 from sinq.statistics import Inputs, Statistic
 
@@ -115,8 +115,8 @@ class AWQ(LayerWrapper):
 
 
 def around(inner: ScalarMethod) -> AWQ:
-    """The calibrated form of a scalar quantizer: A-SINQ around what balances columns itself, AWQ around the rest."""
-    balances = isinstance(inner, SINQ)
+    """The calibrated form of a scalar quantizer: A-SINQ's settings around one that balances columns itself, AWQ's around the rest."""
+    balances = type(inner).normalize is not ScalarMethod.normalize
     return AWQ(inner, norm=1, weight_term=False, clip=False) if balances else AWQ(inner)
 
 

@@ -1,6 +1,7 @@
 """Shared pieces of the tests: where the data beside the project is, tiny models of every architecture, and a golden file reader."""
 
 import os
+from copy import deepcopy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
@@ -51,7 +52,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 def tiny_model(architecture: str) -> PreTrainedModel:
     """A randomly initialised model, the same at every call."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture])).eval().requires_grad_(False)
 
 
 def tiny_tokens(windows: int = 2, seqlen: int = 32) -> torch.Tensor:

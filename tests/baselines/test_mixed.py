@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from baselines.allocation import Budget, allocate
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
-from baselines.sensitivity import Price, damages, price, swapped
+from baselines.sensitivity import damages, predict, price, swapped
 from sinq import SINQ, Calibration, CompressionReport, Grid, LayerMethod, Layers, Levels, NotApplicable, OnMisfit, QuantizedTensor
 from sinq.plan import Step, plan
 from sinq.progress import silent
@@ -134,16 +134,27 @@ def test_a_price_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> 
         assert priced.squared_error[bits] == pytest.approx(float(sum(errors)), rel=1e-5)
 
 
-def test_damage_is_extrapolated_by_the_squared_error_from_the_nearest_probe() -> None:
-    prices = Price({}, {2: 16.0, 3: 4.0, 4: 1.0, 8: 0.25})
-    assert prices.damage({3: 2.0}) == [8.0, 2.0, 0.5, 0.125]
-    assert prices.damage({2: 9.0, 4: 1.0}) == [9.0, 2.25, 1.0, 0.25]
-    assert Price({}, {2: 0.0, 3: 0.0}).damage({3: 0.0}) == [0.0, 0.0]
+def test_damage_is_predicted_from_the_squared_error() -> None:
+    errors = np.array([[16.0, 4.0, 1.0], [32.0, 8.0, 2.0], [0.0, 0.0, 0.0]])
+    weights = np.array([10, 10, 10])
+    exact = np.array([[8.0, 2.0, 0.5], [64.0, 16.0, 4.0], [0.0, 0.0, 0.0]])  # half the error; twice the error; nothing to round
+    predicted = predict(errors, errors[:, 1:], exact[:, 1:], weights, 0.0)
+    np.testing.assert_allclose(predicted, exact)
+    disagreeing = predict(errors[:1], errors[:1, :2], exact[:1, :2] * [4, 0.25], weights[:1], 0.0)
+    np.testing.assert_allclose(disagreeing, exact[:1])  # the geometric mean of 4 and 1/4 is 1
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
+def test_shrinkage_narrows_the_damage_per_weight_around_its_median(shrinkage: float) -> None:
+    weights, errors = np.array([10.0, 20.0, 40.0]), np.array([[10.0], [20.0], [40.0]])
+    per_weight = np.array([1.0, 3.0, 18.0])
+    predicted = predict(errors, errors, (per_weight * weights)[:, None], weights, shrinkage)[:, 0] / weights
+    np.testing.assert_allclose(np.log(predicted / 3), (1 - shrinkage) * np.log(per_weight / 3), atol=1e-12)
 
 
 def compressed(model: nn.Module, inner: LayerMethod, bits_per_weight: float, **options: Any) -> CompressionReport:
     layers = options.pop("layers", Layers())
-    return Mixed(inner, Budget(bits_per_weight), tokens=32, windows=1, **options).compress(model, TEXT, layers=layers)
+    return Mixed(inner, Budget(bits_per_weight), tokens=32, **{"probes": (3,)} | options).compress(model, TEXT, layers=layers)
 
 
 def size(report: CompressionReport) -> float:
@@ -189,7 +200,7 @@ def test_layers_that_matter_get_more_bits() -> None:
     with torch.no_grad():  # nobody hears the second block
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.get_submodule(f"model.layers.1.{name}").weight.mul_(1e-4)
-    report = compressed(model, RTN(GRID), 4.0, bits=(2, 3, 4, 5), probes=(3, 4))
+    report = compressed(model, RTN(GRID), 4.0, bits=(2, 4, 5), probes=(3, 4))
     bits = {layer.name: layer.bits_per_weight for layer in report.layers}
     first, second = ([value for name, value in bits.items() if f"layers.{block}." in name] for block in (0, 1))
     assert min(first) >= round(max(second), 2) == 3.0
@@ -225,10 +236,11 @@ def test_without_text_it_says_what_it_needs() -> None:
     [
         ({"bits": (2, 7)}, r"bits=\[2, 7\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)"),
         ({"bits": ()}, r"bits=\[\] is not possible"),
-        ({"bits": (2, 4)}, r"probes=\[3\] is not possible; it must be one or more of \(2, 4\)"),
-        ({"windows": 0}, "windows=0 is not possible; it must be from 1 to tokens=256"),
+        ({"probes": (3, 9)}, r"probes=\[3, 9\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)"),
+        ({"tokens": 0}, "tokens=0 is not possible; it must be ≥ 1"),
+        ({"shrinkage": 1.5}, "shrinkage=1.5 is not possible; it must be from 0 to 1"),
         ({"inner": Mixed(RTN())}, "inner=Mixed is not possible; it must be a method that works one layer at a time"),
-        ({"inner": RTN(Grid(levels=Levels.nf4))}, "bits=2 is not possible; it must be 4, the size of levels=nf4"),
+        ({"inner": RTN(Grid(levels=Levels.nf4))}, "bits=2 is not possible with levels=nf4"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

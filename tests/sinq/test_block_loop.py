@@ -40,9 +40,11 @@ def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
     return torch.cat(caught)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # eager attention is causal by its mask alone
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2", "opt"])
-def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architecture: str) -> None:
+def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architecture: str, attention: str) -> None:
     tokens, model, method = tiny_tokens(3), tiny_model(architecture), Recorder()
+    model.set_attn_implementation(attention)
     report = method.compress(model, Calibration(tokens))
     blocks = next(name for name, module in model.named_modules() if module is find_blocks(model))
     in_blocks = [layer.name for layer in report.layers if layer.name.startswith(blocks)]

@@ -1,0 +1,60 @@
+"""Every method there is a YAML for, on a small model: the same each time, saved and loaded bit for bit, the dense model untouched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor, nn
+
+import sinq
+from experiments.config import build, register
+from experiments.models import sparing_clone
+from sinq import Calibration, CompressionReport, Method
+from tests.conftest import ROOT, tiny_model, tiny_tokens
+
+NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
+EXTRA = {"sinq_nf3": ["bits=3"], "mixed": ["budget.bits_per_weight=5"]}
+
+
+@pytest.fixture(params=NAMES)
+def method(request: pytest.FixtureRequest) -> Method:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[f"method={request.param}", "group_size=32", *EXTRA.get(request.param, [])])
+    return build(config).method
+
+
+def compressed(method: Method, tokens: Tensor) -> tuple[nn.Module, CompressionReport]:
+    model = tiny_model("qwen3-tied")
+    return model, method.compress(model, Calibration(tokens))
+
+
+def test_it_is_the_same_every_time_and_after_a_reload(method: Method, tmp_path: Path) -> None:
+    tokens = tiny_tokens(3)
+    (model, report), (again, _) = compressed(method, tokens), compressed(method, tokens)
+    state, other = model.state_dict(), again.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert len(report.layers) == 14
+    assert report.seconds_quantize > 0
+    sinq.save(model, tmp_path)
+    assert torch.equal(sinq.load(tmp_path)(tokens).logits, model(tokens).logits)
+
+
+def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(method: Method) -> None:
+    tokens, dense = tiny_tokens(3), tiny_model("qwen3-tied")
+    model, report = compressed(method, tokens)
+    weights = sum(layer.out_features * layer.in_features for layer in report.layers)
+    assert 3 < 8 * sum(layer.nbytes for layer in report.layers) / weights < 6
+    error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(dense(tokens).logits)
+    assert 0 < error < 0.3
+
+
+def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(method: Method) -> None:
+    tokens, dense = tiny_tokens(3), tiny_model("qwen3-tied")
+    before = dense(tokens).logits
+    method.compress(sparing_clone(dense), Calibration(tokens))
+    assert torch.equal(dense(tokens).logits, before)
