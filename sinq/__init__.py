@@ -17,6 +17,7 @@ from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
 from sinq.method import LayerMethod, LayerWrapper, Method
 from sinq.presinq import PreSINQ
+from sinq.refined import SINQRefined
 from sinq.report import CompressionReport, LayerReport
 from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
@@ -46,6 +47,7 @@ __all__ = [
     "QuantizedTensor",
     "Rotated",
     "Rotation",
+    "SINQRefined",
     "ScalarMethod",
     "Sinkhorn",
     "assign",

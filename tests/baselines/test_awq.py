@@ -6,8 +6,9 @@ from torch import Tensor
 
 from baselines.awq import AWQ
 from baselines.gptq import GPTQ
+from baselines.hqq import HQQ
 from baselines.rtn import RTN
-from sinq import SINQ, Calibration, Grid, HalfQuadratic, Normalized, QuantizedTensor
+from sinq import SINQ, Calibration, Grid, HalfQuadratic, Normalized, QuantizedTensor, SINQRefined
 from sinq.scalar import ScalarMethod
 from sinq.statistics import Inputs
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
@@ -77,7 +78,7 @@ def test_flat_activations_and_no_weight_term_is_round_to_nearest(weight: Tensor)
     assert torch.equal(result.dequantize(), RTN(GRID).quantize(weight).dequantize())
 
 
-@pytest.mark.parametrize("inner", [RTN(GRID), SINQ(GRID), SINQ(GRID, refinement=HalfQuadratic())])
+@pytest.mark.parametrize("inner", [RTN(GRID), SINQ(GRID), SINQ(GRID, refinement=HalfQuadratic()), SINQRefined(GRID), HQQ(GRID)])
 @pytest.mark.parametrize("norm", [1, 2])
 @pytest.mark.parametrize("weight_term", [True, False])
 def test_never_worse_than_its_inner_method_on_what_it_saw(weight: Tensor, inner: ScalarMethod, norm: int, weight_term: bool) -> None:

@@ -1,5 +1,7 @@
 """calibrated=true|false turns each method into its counterpart, or says why there is none."""
 
+from dataclasses import replace
+
 import pytest
 
 from baselines.awq import AWQ
@@ -8,14 +10,20 @@ from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from experiments.axis import with_calibration
-from sinq import SINQ, Grid, Method, NotApplicable
+from sinq import SINQ, Grid, Method, NotApplicable, SINQRefined
 
 GRID = Grid(bits=3)
 ASINQ = AWQ(SINQ(GRID), norm=1, weight_term=False, clip=False)
 
 
 @pytest.mark.parametrize(
-    ("without", "with_"), [(SINQ(GRID), ASINQ), (RTN(GRID), AWQ(RTN(GRID))), (Hadamard(RTN(GRID)), Hadamard(AWQ(RTN(GRID))))]
+    ("without", "with_"),
+    [
+        (SINQ(GRID), ASINQ),
+        (SINQRefined(GRID), replace(ASINQ, inner=SINQRefined(GRID))),
+        (RTN(GRID), AWQ(RTN(GRID))),
+        (Hadamard(RTN(GRID)), Hadamard(AWQ(RTN(GRID)))),
+    ],
 )
 def test_both_ways(without: Method, with_: Method) -> None:
     assert with_calibration(without, True) == with_
