@@ -121,6 +121,13 @@ def test_a_wrapped_method_has_the_bits_of_the_inner_one() -> None:
     assert comparison.delta_nll == pytest.approx(0.1)
 
 
+def test_a_method_that_chooses_bits_is_matched_by_no_others_bits() -> None:
+    mixed = row("mixed", HARD + 0.2, None, inner={"grid": {"bits": 4, "group_size": 64}})
+    assert results.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
+    mixed["identity"]["method"]["bits"] = [2, 3, 4]
+    assert results.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
+
+
 @pytest.mark.parametrize("name", ["sinq 4-bit g64", "id-sinq-4"])
 def test_a_row_named_itself_stands_beside_all_others(name: str) -> None:
     rows = [row("sinq", HARD, 4), row("rtn", HARD + 0.2, 3), row("none", HARD - 0.1, None)]
