@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from baselines.awq import AWQ
 from baselines.dense import Dense
-from baselines.gptq import GPTQ
+from baselines.gptq import GPTQ, ActOrder
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from experiments.config import build, method_classes, register
@@ -82,7 +82,7 @@ def test_calibrated_is_an_axis_across_methods() -> None:
     assert built("bits=3", "method=sinq", "calibrated=true").method == asinq
     assert built("bits=3", "method=asinq", "calibrated=false").method == SINQ(grid)
     assert built("bits=3", "method=rtn", "calibrated=true").method == built("bits=3", "method=awq").method == AWQ(RTN(grid))
-    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(GPTQ(grid))
+    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(GPTQ(grid, act_order=ActOrder.full))
     with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
         built("method=gptq", "calibrated=false")
 
