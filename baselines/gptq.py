@@ -7,8 +7,8 @@ block of columns are made at once, those behind it when the block is done ("lazy
 Scales and zeros of a group are chosen when its first column is reached, from the weights as changed until then. `act_order` lets columns
 that matter (large diagonal of H) go first. Groups are always those of the original order, so that storage stays what it is for every
 other method: `groups` reorders groups and columns within a group (GPTQModel's default, "group-aware"); `full` reorders all columns
-and chooses the scales of all groups before anything is rounded ("static groups"). The order can decide everything: on SmolLM2 at 3 bits, with the
-dense model's statistics, GPTQ without it is worse than round to nearest, though the layers' own errors are smaller.
+and chooses the scales of all groups before anything is rounded ("static groups"). The order can decide everything: on SmolLM2 at
+3 bits, with the dense model's statistics, GPTQ without it is worse than round to nearest, though its layers' errors are smaller.
 
 What this does that the packages do not agree on, or do not do:
 - The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised tenfold until it is not, and
