@@ -74,7 +74,9 @@ class Mixed(Method):
         progress: Progress = silent,
     ) -> CompressionReport:
         if calibration is None:
-            raise NotApplicable("Mixed needs calibration text, to measure what each layer's rounding does. Choose one with calibration=…")
+            raise NotApplicable(
+                "Mixed needs calibration text, to measure what each layer's rounding does. Choose one, such as calibration=wikitext2 or sotu"
+            )
         layers = layers or Layers()
         steps, _ = plan(model, self.inner, calibration, layers, {})
         place = torch.device(device) if device is not None else next(model.parameters()).device
