@@ -75,7 +75,7 @@ class Mixed(Method):
     ) -> CompressionReport:
         if calibration is None:
             raise NotApplicable(
-                "Mixed needs calibration text, to measure what each layer's rounding does. Choose one, such as calibration=wikitext2 or sotu"
+                "Mixed needs calibration text, to measure what each layer's rounding does. Try calibration=wikitext2 or sotu"
             )
         layers = layers or Layers()
         steps, _ = plan(model, self.inner, calibration, layers, {})

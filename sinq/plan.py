@@ -82,7 +82,7 @@ def _require_calibration(method: Quantizer, calibration: Calibration | None, tar
     name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
     if calibration is None:
         raise NotApplicable(
-            f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Choose one, such as calibration=wikitext2 or sotu"
+            f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Try calibration=wikitext2 or sotu"
         )
     experts = [t.name for t in targets if t.parameter is not None]
     if experts:
