@@ -26,7 +26,7 @@ from experiments.text import windows
 from sinq import CompressedLinear, LayerReport
 from sinq.layers import Target, linear_places
 
-TOLERANCE = 0.01
+TOLERANCE = 1e-4
 """By which share the error of a weight may differ from the reported one: sums in another order, on another device."""
 
 
@@ -110,7 +110,7 @@ def _stands_for_the_dense_weight(pair: _Pair, layer: LayerReport) -> bool:
     if weight.shape != approximation.shape:
         return False
     error, norm = torch.linalg.vector_norm(weight - approximation).item(), torch.linalg.vector_norm(weight).item()
-    return isclose(error, layer.relative_error * norm, rel_tol=TOLERANCE, abs_tol=1e-4 * norm)
+    return isclose(error, layer.relative_error * norm, rel_tol=TOLERANCE, abs_tol=1e-6 * norm)
 
 
 def _weights(pair: _Pair) -> tuple[Tensor, Tensor]:
