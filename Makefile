@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint clean
+.PHONY: help setup run test test-all bench lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(READY)  ## the tests, without the slow ones
 
 test-all: $(READY)  ## all tests; some take minutes
 	$(BIN)/python -m pytest -m '' $(ARGS)
+
+bench: $(READY)  ## time ours against others in turn, as ratios to peers and to the floor; ARGS='--suite linear --bits 4'
+	$(BIN)/python -m experiments.bench $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -19,8 +19,9 @@ Against autoawq 0.2.9: for the same α both give the same matrix. Run on a CPU, 
 the weights from between two tries (`v.cpu()`) is no copy there and is scaled with them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from sinq.statistics import Inputs, Statistic
 
 CLIPS = tuple(1 - step / 20 for step in range(10))
 TINY = 1e-4
+CHUNK = 64  # inputs between two looks at whether a candidate is worse already
 
 
 @dataclass(frozen=True)
@@ -65,35 +67,42 @@ class AWQ(LayerWrapper):
 
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
         normalized = [self.inner.normalize(weight) for weight in weights]
-        channel = self._search(weights, normalized, statistic)
+        channel = self._search(normalized, statistic)
         scaled = [one if channel is None else one.scaled_by(channel) for one in normalized]
         if self.clip and statistic.tokens:
             inputs = by_group(statistic.sample(), self.grid.group_size).transpose(0, 1)
             grams = inputs.transpose(1, 2) @ inputs
-            scaled = [self._clipped(weight, one, grams) for weight, one in zip(weights, scaled, strict=True)]
+            scaled = [self._clipped(one, grams) for one in scaled]
         return [self.inner.round(one) for one in scaled]
 
-    def _search(self, weights: Sequence[Tensor], normalized: list[Normalized], statistic: Inputs) -> Tensor | None:
+    def _search(self, normalized: list[Normalized], statistic: Inputs) -> Tensor | None:
         """The best channel scale (in,); None for 1."""
         inputs, best = statistic.sample(), None
-        lowest = self._error(weights, normalized, inputs)
+        if self.norm == 2:
+            inputs = principal(inputs)
+        lowest = self._error(normalized, inputs, math.inf)
         for channel in self._candidates(normalized, statistic):
-            error = self._error(weights, [one.scaled_by(channel) for one in normalized], inputs)
+            error = self._error([one.scaled_by(channel) for one in normalized], inputs, lowest)
             if error < lowest:
                 lowest, best = error, channel
         return best
 
-    def _error(self, weights: Sequence[Tensor], normalized: list[Normalized], inputs: Tensor) -> float:
-        """Σ |X (W − Ŵ)ᵀ|^norm over the sample and all layers that share it."""
-        pairs = zip(weights, normalized, strict=True)
-        errors = ((weight - self.inner.round(one).dequantize()) @ inputs.T for weight, one in pairs)
-        return sum((error.abs() if self.norm == 1 else error.square()).sum(dtype=torch.float64).item() for error in errors)
+    def _error(self, normalized: list[Normalized], inputs: Tensor, lowest: float) -> float:
+        """Σ |X (W − Ŵ)ᵀ|^norm over the sample and all layers that share it, or, as soon as it is not below `lowest`, a part of it."""
+        errors, total = [self.inner.error(one) for one in normalized], 0.0
+        for part in inputs.split(CHUNK):
+            for error in errors:
+                outputs = error @ part.T
+                total += (outputs.abs_() if self.norm == 1 else outputs.square_()).sum(dtype=torch.float64).item()
+            if total >= lowest:
+                break
+        return total
 
     def _candidates(self, normalized: list[Normalized], statistic: Inputs) -> Iterator[Tensor]:
-        """Channel scales (in,) besides 1."""
+        """Channel scales (in,) besides 1; those of middling α, which are mostly the best, first: they let others be dropped early."""
         activation = statistic.mean_magnitude().clamp_min(TINY)
         weight = torch.cat([_share_of_largest(one.matrix, self.grid.group_size) for one in normalized]).mean(0)
-        for step in range(self.ratios):
+        for step in sorted(range(self.ratios), key=lambda step: abs(2 * step - self.ratios)):
             ratio = step / self.ratios
             channel = activation**ratio
             if self.weight_term:
@@ -101,17 +110,15 @@ class AWQ(LayerWrapper):
             channel = channel.clamp_min(TINY)
             yield channel / (channel.max() * channel.min()).sqrt()
 
-    def _clipped(self, weight: Tensor, normalized: Normalized, grams: Tensor) -> Normalized:
+    def _clipped(self, normalized: Normalized, grams: Tensor) -> Normalized:
         """With the weights of each group of a row cut where that lowers its output error; grams (groups, group_size, group_size)."""
-        matrix = normalized.matrix
-        largest = by_group(matrix.abs(), self.grid.group_size).amax(-1, keepdim=True)
+        largest = by_group(normalized.matrix.abs(), self.grid.group_size).amax(-1)
         best, lowest = largest, torch.full_like(largest, torch.inf)
         for share in CLIPS:
-            tried = replace(normalized, matrix=_cut(matrix, share * largest))
-            error = by_group(weight - self.inner.round(tried).dequantize(), self.grid.group_size).transpose(0, 1)
-            loss = ((error @ grams) * error).sum(-1).T[..., None]
+            error = by_group(self.inner.error(normalized, share * largest), self.grid.group_size).transpose(0, 1)
+            loss = ((error @ grams) * error).sum(-1).T
             best, lowest = torch.where(loss < lowest, share * largest, best), torch.minimum(loss, lowest)
-        return replace(normalized, matrix=_cut(matrix, best))
+        return normalized.cut_at(best)
 
 
 def around(inner: ScalarMethod) -> AWQ:
@@ -126,7 +133,11 @@ def _share_of_largest(matrix: Tensor, group_size: int) -> Tensor:
     return (groups / (groups.amax(-1, keepdim=True) + 1e-6)).reshape(matrix.shape)
 
 
-def _cut(matrix: Tensor, limit: Tensor) -> Tensor:
-    """Every group of a row cut at ± its limit, (out, groups, 1)."""
-    groups = by_group(matrix, matrix.shape[1] // limit.shape[1])
-    return groups.clamp(-limit, limit).reshape(matrix.shape)
+def principal(inputs: Tensor) -> Tensor:
+    """Rows Y with ‖Y e‖ = ‖X e‖ for every e, the longest first: at most as many as X (tokens, in) has rows or columns."""
+    if len(inputs) <= inputs.shape[1]:
+        _, rotation = torch.linalg.eigh(inputs @ inputs.T)
+        return rotation.flip(1).T @ inputs
+    wide = inputs.double()  # errors avoid the longest direction; in float32 its digits would drown them
+    squares, directions = torch.linalg.eigh(wide.T @ wide)
+    return (directions * squares.clamp_min(0).sqrt()).flip(1).T.float()

@@ -20,12 +20,14 @@ What this does that the packages do not agree on, or do not do:
 
 import enum
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from sinq import Grid, LayerMethod, QuantizedTensor, assign, choose
+from sinq import Grid, Kernel, LayerMethod, Levels, QuantizedTensor, assign, choose
+from sinq.kernels.choice import chosen
 from sinq.rounding import centre, level, nearest
 from sinq.statistics import Hessian, Statistic
 
@@ -87,20 +89,18 @@ class GPTQ(LayerMethod):
 
     def _feed_back(self, weight: Tensor, factor: Tensor, order: Tensor) -> "_Rounded":
         """All columns in `order`, (in,), with the upper factor of the inverse Hessian, (in, in) in that order."""
-        group_size, columns = self.grid.group_size, order.tolist()
-        block = -(-self.block // group_size) * group_size  # whole groups, so that none is chosen from half-updated weights
-        work, result = weight[:, order], _Rounded.nearest(weight, self.grid)
-        for start in range(0, len(columns), block):
-            stop = min(start + block, len(columns))
-            errors = torch.empty_like(work[:, start:stop])
-            for j in range(start, stop):
-                if self.act_order is not ActOrder.full and j % group_size == 0:
-                    result.choose_group(columns[j] // group_size, work[:, j : j + group_size])
-                error = (work[:, j] - result.round_column(columns[j], work[:, j])) / factor[j, j]
-                work[:, j:stop] -= error[:, None] * factor[j, j:stop]
-                errors[:, j - start] = error
+        block = -(-self.block // self.grid.group_size) * self.grid.group_size  # whole groups, so that none is chosen half-updated
+        work, result, choosing = weight[:, order], _Rounded.nearest(weight, self.grid), self.act_order is not ActOrder.full
+        round_block = result.round_block_fast if _has_kernel(weight, self.grid) else result.round_block
+        for start in range(0, len(order), block):
+            stop = min(start + block, len(order))
+            errors = round_block(work[:, start:stop], factor[start:stop, start:stop], order[start:stop], choosing)
             work[:, stop:] -= errors @ factor[start:stop, stop:]
         return result
+
+
+def _has_kernel(weight: Tensor, grid: Grid) -> bool:
+    return chosen(weight.device) is Kernel.cpu and grid.levels is Levels.uniform and not grid.symmetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +116,30 @@ class _Rounded:
     def nearest(cls, weight: Tensor, grid: Grid) -> Self:
         scale, zero = choose(weight, grid)
         return cls(grid, assign(weight, scale, zero, grid), scale, zero)
+
+    def round_block(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
+        """Round a block of columns, (out, width), with feedback within it; `work` is overwritten.
+
+        Args:
+            factor: the block's part of the inverse Hessian's upper factor, (width, width).
+            columns: where the block's columns lie in the matrix, (width,).
+            choosing: whether scales and zeros of a group are chosen when it begins.
+
+        Returns:
+            Each column's error divided by the factor's diagonal, (out, width).
+        """
+        group_size, errors = self.grid.group_size, torch.empty_like(work)
+        for j, column in enumerate(columns.tolist()):
+            if choosing and j % group_size == 0:
+                self.choose_group(column // group_size, work[:, j : j + group_size])
+            errors[:, j] = (work[:, j] - self.round_column(column, work[:, j])) / factor[j, j]
+            work[:, j:] -= errors[:, j, None] * factor[j, j:]
+        return errors
+
+    def round_block_fast(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
+        """`round_block` by the processor's kernel."""
+        kernel = import_module("baselines.gptq_kernel")  # Numba is loaded where it is needed
+        return kernel.round_block(work, factor, columns, self.grid, choosing, self.codes, self.scale, self.zero)
 
     def choose_group(self, group: int, weight: Tensor) -> None:
         """Scale and zero of one group of columns, (out, group_size)."""

@@ -1,17 +1,15 @@
 """HQQ: half-quadratic quantization (Badri & Shaji 2023, https://mobiusml.github.io/hqq_blog/), as its own package does it.
 
 Scales come from the extremes of each group, as in round to nearest; the zero-points then become fractions that make the error sparse
-(`sinq/half_quadratic.py`). On the package's own outputs this gives the same matrix, with `Grid(auxiliary_bits=32)`; its other
-scales and zeros are float16, as here by default.
+(`sinq/half_quadratic.py`). On the package's own outputs this gives the same matrix, bit by bit, with `Grid(auxiliary_bits=32)`; its
+other scales and zeros are float16, as here by default.
 """
 
 from dataclasses import dataclass
 
-from sinq import Grid, HalfQuadratic, Levels, Normalized, NotApplicable, QuantizedTensor, ScalarMethod, choose
-from sinq.half_quadratic import refine
-from sinq.rounding import by_group
+from sinq import Grid, HalfQuadratic, Levels, Normalized, NotApplicable, QuantizedTensor, ScalarMethod
 
-PACKAGE = HalfQuadratic(growth=1.01, early_stop=True, reround=True)
+PACKAGE = HalfQuadratic(early_stop=True, reround=True)
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,4 @@ class HQQ(ScalarMethod):
             raise NotApplicable("HQQ moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32")
 
     def round(self, normalized: Normalized) -> QuantizedTensor:
-        matrix = normalized.matrix
-        scale, _ = choose(matrix, self.grid)
-        start = -by_group(matrix, self.grid.group_size).amin(-1) / scale
-        codes, zero = refine(matrix, scale, self.grid, self.refinement, start.round() if self.round_zero else start)
-        return normalized.store(codes, self.grid, scale, zero)
+        return normalized.refined(self.grid, self.refinement, self.round_zero)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod, assign, choose
+from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class RTN(ScalarMethod):
 
     grid: Grid = Grid()
 
+    def only_rounds(self, normalized: Normalized) -> bool:
+        return True
+
     def round(self, normalized: Normalized) -> QuantizedTensor:
-        scale, zero = choose(normalized.matrix, self.grid)
-        return normalized.store(assign(normalized.matrix, scale, zero, self.grid), self.grid, scale, zero)
+        return normalized.rounded(self.grid)

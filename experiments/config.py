@@ -33,7 +33,7 @@ from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import HalfQuadratic, Layers, Method, OnMisfit
+from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity, Size, Latency,
@@ -58,6 +58,8 @@ class Config:
     calibrated: bool | None = None
     on_misfit: OnMisfit = OnMisfit.error
     device: str = "auto"
+    kernel: Kernel = Kernel.auto
+    stream: bool = False
     seed: int = 0
     force: bool = False
     results_dir: str = "results"
@@ -91,7 +93,7 @@ def build(config: DictConfig, choices: dict[str, str] | None = None) -> Run:
     method, names = with_calibration(parts["method"], config.calibrated), dict(choices or {})
     if method != parts["method"]:
         names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
-    return Run(**(parts | {"method": method}), device=config.device, choices=names)
+    return Run(**(parts | {"method": method}), device=config.device, kernel=config.kernel, stream=config.stream, choices=names)
 
 
 def _in_data(name: str) -> str:

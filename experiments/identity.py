@@ -37,7 +37,7 @@ def identity(run: Run) -> dict[str, Any]:
         "device": run.torch_device.type,
     }
     if not isinstance(run.method, Dense):
-        parts["layers"] = describe(run.layers)
+        parts |= {"layers": describe(run.layers), "kernel": run.kernel.value, "stream": run.stream}
     if run.method.needs_calibration:
         parts["calibration"] = run.calibration.identity()
     return parts

@@ -16,12 +16,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import smollm2
 from experiments.cache import cache_dir
 from experiments.files import atomic_write
+
+CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+"""The files of a hub's repository that make a checkpoint."""
 
 
 class DType(enum.Enum):
@@ -46,6 +50,11 @@ class ModelSource(ABC):
     @abstractmethod
     def location(self) -> tuple[str, str | None]:
         """A local folder or hub id, and a revision. May download."""
+
+    def folder(self) -> Path:
+        """The local folder of the files. May download."""
+        path, revision = self.location()
+        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
 
     @abstractmethod
     def identity(self) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ the compressed one. The dense baseline is a run like any other, with its own row
 text and evaluations.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from experiments.provenance import protocol, provenance
 from experiments.record import Row
 from experiments.run import Run
 from experiments.text import tokenize
-from sinq import CompressionReport, NotApplicable
+from sinq import CompressionReport, NotApplicable, chosen, load, stream, using
 from sinq.progress import Progress, silent
 
 
@@ -58,7 +59,8 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
             return finished
         row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
         try:
-            row, layers = _measure(run, row, setting)
+            with using(run.kernel):
+                row, layers = _measure(run, row, setting)
         except NotApplicable:
             raise
         except Exception as error:
@@ -90,8 +92,8 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
     compression: dict[str, Any] = {}
     dense = None
     if not isinstance(run.method, Dense):
-        subject = _compress(run, subject, setting)
-        compression = {"compression": _compression_metrics(subject.report)}
+        subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
+        compression = {"compression": _compression_metrics(subject.report) | {"kernel": chosen(subject.device).value}}
         dense = _dense(run, setting, row["config"])
     measured = {key: evaluation.measure(subject) for key, evaluation in run.evaluation.items()}
     metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
@@ -123,6 +125,17 @@ def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
     return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)
 
 
+def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
+    """Compressed from file to file. The files stay, so a run that failed later, or was killed here, goes on from them."""
+    folder = setting.results_dir / "checkpoints" / name
+    if setting.force and folder.exists():
+        shutil.rmtree(folder)
+    with peak_memory(dense.device) as peak:
+        report = stream(run.model.folder(), folder, run.method, layers=run.layers, device=dense.device, progress=setting.progress)
+    model: Any = load(folder, dense.device, dense.loaded.model.dtype)
+    return replace(dense, model=model, report=report, quantize_peak=peak)
+
+
 def _compression_metrics(report: CompressionReport) -> dict[str, Any]:
     return {
         "layers": len(report.layers),
@@ -130,5 +143,6 @@ def _compression_metrics(report: CompressionReport) -> dict[str, Any]:
         "skipped": list(report.skipped),
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
+        "seconds_compile": report.seconds_compile,
         "relative_error_mean": fmean(layer.relative_error for layer in report.layers),
     }

@@ -10,7 +10,7 @@ from experiments.calibration import CalibrationSource, NoCalibration
 from experiments.evaluation import Evaluation
 from experiments.models import ModelSource
 from experiments.text import Text
-from sinq import Layers, Method
+from sinq import Kernel, Layers, Method, chosen, using
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Run:
     calibration: CalibrationSource = field(default_factory=NoCalibration)
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes CUDA where there is one."""
+    kernel: Kernel = Kernel.auto
+    """Which implementation of the fast functions runs; auto takes what suits the device."""
+    stream: bool = False
+    """Quantize the checkpoint file to file (`sinq/stream.py`), and evaluate what is loaded from there."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Names the user chose parts by (method: sinq_release), for tables; not part of the run's identity."""
 
@@ -34,6 +38,8 @@ class Run:
             raise ValueError(
                 f"device={self.device}: torch sees {count or 'no'} CUDA device here; use device=cpu" + " or a lower number" * bool(count)
             )
+        with using(self.kernel):
+            chosen(device)  # refuses one that cannot run there
 
     @property
     def torch_device(self) -> torch.device:

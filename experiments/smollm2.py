@@ -37,13 +37,22 @@ def folder() -> Path:
     Raises:
         ValueError: the download failed, or is not the file expected.
     """
-    place = cache_dir() / f"smollm2-135m-{SHA256[:8]}"
+    place = _place()
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if not place.exists():  # another process may have made it meanwhile
                 _make(place)
     return place
+
+
+def is_cached() -> bool:
+    """Whether `folder` needs no download."""
+    return _place().exists()
+
+
+def _place() -> Path:
+    return cache_dir() / f"smollm2-135m-{SHA256[:8]}"
 
 
 def _make(place: Path) -> None:

@@ -13,6 +13,7 @@ from sinq.dual_scale import SINQ
 from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
 from sinq.half_quadratic import HalfQuadratic
+from sinq.kernels import Kernel, chosen, using
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
 from sinq.method import LayerMethod, LayerWrapper, Method
@@ -23,6 +24,7 @@ from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
 from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
+from sinq.stream import stream
 from sinq.tensor import CompressedWeight, QuantizedTensor
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "CompressionReport",
     "Grid",
     "HalfQuadratic",
+    "Kernel",
     "LayerMethod",
     "LayerReport",
     "LayerWrapper",
@@ -52,10 +55,13 @@ __all__ = [
     "Sinkhorn",
     "assign",
     "choose",
+    "chosen",
     "find_targets",
     "imbalance",
     "load",
     "save",
     "sinkhorn_scales",
     "stored_tensors",
+    "stream",
+    "using",
 ]

@@ -12,14 +12,15 @@ shows; methods that need statistics refuse them.
 Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sinq.calibration import Calibration
 from sinq.clock import timed
 from sinq.collect import Group, behind_compressed, input_groups, of_dense
+from sinq.kernels import Kernel, chosen
 from sinq.layers import Layers
 from sinq.plan import Quantizer, Step, plan
 from sinq.progress import Progress
@@ -28,6 +29,7 @@ from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight
 
 PROBE_TOKENS = 8
+WARM_UP_ROWS = 16
 
 
 def compress_layers(
@@ -50,31 +52,58 @@ def compress_layers(
     seconds = 0.0
     with torch.no_grad():
         if method.statistic is None or calibration is None:
+            warming = _warm_up(steps[:1], None, place)
             shown = progress(steps, "quantizing layers", len(steps))
             reports = [entry for step in shown for entry in _compress(model, [step], None, place)]
         else:
-            reports, seconds = _calibrated(model, steps, calibration, place, progress)
-    return CompressionReport(tuple(reports), skipped, seconds, sum(report.seconds for report in reports))
+            reports, seconds, warming = _calibrated(model, steps, calibration, place, progress)
+    return CompressionReport(tuple(reports), skipped, seconds, sum(report.seconds for report in reports), warming)
+
+
+def _warm_up(group: Group, statistic: Statistic | None, place: torch.device) -> float:
+    """Quantize a few rows, for nothing, so that compiling a kernel (or finding it on disk) is no layer's time: seconds it took."""
+    if chosen(place) is Kernel.reference:
+        return 0.0
+    matrix, grid = next(iter(group[0].target.matrices().values())), group[0].method.grid
+    rows = min(len(matrix), WARM_UP_ROWS if grid.tiling == 1 else grid.group_size)
+    with timed(place) as clock:
+        group[0].method.quantize_together([matrix[:rows].to(place, torch.float32).contiguous()], statistic)
+    return clock.seconds
 
 
 def _compress(model: nn.Module, group: Group, statistic: Statistic | None, place: torch.device) -> list[LayerReport]:
     """Quantize the matrices of targets that share their inputs, and put the results into the model."""
     reports = []
-    unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}
     for alike in _by_grid(group):
         named = [(step, name, matrix) for step in alike for name, matrix in step.target.matrices().items()]
-        weights = [matrix.to(place, torch.float32).contiguous() for _, _, matrix in named]
-        with timed(place) as clock:
-            compressed = alike[0].method.quantize_together(weights, statistic)
-        share = clock.seconds / sum(weight.numel() for weight in weights)
         made: dict[str, list[CompressedWeight]] = {}
-        for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
-            reports.append(describe(name, weight, value, share * weight.numel(), step.notes | unseen))
-            home = {key: tensor.to(matrix.device) for key, tensor in value.state_dict().items()}
-            made.setdefault(step.target.name, []).append(type(value).from_state(value.config(), home))
+        for (step, _, _), (value, report) in zip(named, quantize_matrices(named, statistic, place), strict=True):
+            made.setdefault(step.target.name, []).append(value)
+            reports.append(report)
         for step in alike:
             step.target.replace(model, made[step.target.name])
     return reports
+
+
+def quantize_matrices(
+    named: Sequence[tuple[Step, str, Tensor]], statistic: Statistic | None, place: torch.device
+) -> list[tuple[CompressedWeight, LayerReport]]:
+    """Quantize matrices that share their inputs, on a device; the values lie where the matrices did.
+
+    Args:
+        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All steps have one grid.
+    """
+    weights = [matrix.to(place, torch.float32).contiguous() for _, _, matrix in named]
+    unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}
+    with timed(place) as clock:
+        compressed = named[0][0].method.quantize_together(weights, statistic)
+    share = clock.seconds / sum(weight.numel() for weight in weights)
+    made = []
+    for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
+        report = describe(name, weight, value, share * weight.numel(), step.notes | unseen)
+        home = {key: tensor.to(matrix.device) for key, tensor in value.state_dict().items()}
+        made.append((type(value).from_state(value.config(), home), report))
+    return made
 
 
 def _by_grid(group: Group) -> list[Group]:
@@ -85,14 +114,16 @@ def _by_grid(group: Group) -> list[Group]:
 
 def _calibrated(
     model: nn.Module, steps: list[Step], calibration: Calibration, place: torch.device, progress: Progress
-) -> tuple[list[LayerReport], float]:
-    """Reports of all layers, and the seconds spent on statistics."""
+) -> tuple[list[LayerReport], float, float]:
+    """Reports of all layers, and the seconds spent on statistics and on warming up."""
     source = behind_compressed if calibration.sequential else of_dense
-    reports, compressing = [], 0.0
+    reports: list[LayerReport] = []
+    compressing, warming = 0.0, 0.0
     with timed(place) as whole:
         groups = input_groups(model, steps, calibration.tokens[0, :PROBE_TOKENS])
         for group, statistic in progress(source(model, groups, calibration, place), "calibrating layers", len(groups)):
             with timed(place) as clock:
+                warming += 0.0 if reports else _warm_up(group, statistic, place)
                 reports += _compress(model, group, statistic, place)
             compressing += clock.seconds
-    return reports, whole.seconds - compressing
+    return reports, whole.seconds - compressing, warming

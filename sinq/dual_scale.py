@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
-from sinq.half_quadratic import HalfQuadratic, refine
-from sinq.rounding import assign, choose
+from sinq.half_quadratic import HalfQuadratic
+from sinq.kernels import sinkhorn_scales
 from sinq.scalar import Normalized, ScalarMethod
-from sinq.sinkhorn import Sinkhorn, sinkhorn_scales
+from sinq.sinkhorn import Sinkhorn
 from sinq.tensor import QuantizedTensor
 
 
@@ -45,22 +45,15 @@ class SINQ(ScalarMethod):
             if measured > self.kurtosis_gate:
                 return Normalized(weight, notes={"gated_by_kurtosis": measured})
         row_scale, col_scale = sinkhorn_scales(weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.sinkhorn)
-        return Normalized(divide(weight, row_scale, col_scale), row_scale, col_scale)
+        return Normalized(weight, row_scale, col_scale)
+
+    def only_rounds(self, normalized: Normalized) -> bool:
+        return self.refinement is None or normalized.row_scale is None  # a gated matrix is only rounded
 
     def round(self, normalized: Normalized) -> QuantizedTensor:
-        matrix = normalized.matrix
-        scale, zero = choose(matrix, self.grid)
-        if self.refinement is None or normalized.row_scale is None:  # a gated matrix is only rounded
-            codes = assign(matrix, scale, zero, self.grid)
-        else:
-            codes, zero = refine(matrix, scale, self.grid, self.refinement)
-        return normalized.store(codes, self.grid, scale, zero)
-
-
-def divide(weight: Tensor, row_scale: Tensor, col_scale: Tensor) -> Tensor:
-    """W / (row ⊗ col): row_scale (out, in/group), col_scale (out/tile, in) → (out, in)."""
-    by_tile = (weight.reshape(len(col_scale), -1, weight.shape[1]) / col_scale[:, None, :]).reshape(weight.shape[0], row_scale.shape[1], -1)
-    return (by_tile / row_scale[..., None]).reshape(weight.shape)
+        if self.refinement is None or self.only_rounds(normalized):
+            return normalized.rounded(self.grid)
+        return normalized.refined(self.grid, self.refinement)
 
 
 def kurtosis(weight: Tensor, variance_floor: float = 0.0) -> float:

@@ -56,11 +56,18 @@ class Target:
 
     def matrices(self) -> dict[str, Tensor]:
         """Name → (out, in), as views of the model's parameter."""
+        return self.split(getattr(self.module, self.parameter or "weight").detach())
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """Name → (out, in), as views of a tensor that lies as the model's parameter does."""
         if self.parameter is None:
-            weight: Tensor = self.module.weight  # type: ignore[assignment]
-            return {self.name: (weight.T if self._transposed else weight).detach()}
-        stack = getattr(self.module, self.parameter).detach()
-        return {f"{self.name}.{k}": (matrix.T if self._transposed else matrix) for k, matrix in enumerate(stack)}
+            return {self.name: tensor.T if self._transposed else tensor}
+        return {f"{self.name}.{k}": (matrix.T if self._transposed else matrix) for k, matrix in enumerate(tensor)}
+
+    @property
+    def tensor_name(self) -> str:
+        """The parameter's name in the model's `state_dict`."""
+        return self.name if self.parameter is not None else f"{self.name}.weight"
 
     @property
     def numel(self) -> int:

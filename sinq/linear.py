@@ -3,7 +3,7 @@
 `WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts see them. A cast such as
 `model.half()` does not touch them: scales are numbers on disk, not activations.
 
-`CompressedLinear` computes x Ŵᵀ + b. The kernel here is the reference: dequantize, then torch's product, in the dtype of x.
+`CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel that suits the value and the device (`kernels/linear.py`).
 
 `CompressedExperts` stands in for one fused 3-D parameter of a mixture of experts (transformers ≥ 5 keeps all experts of a layer in
 one tensor). Model code reads that parameter as an attribute, so two hooks on its owner put the dequantized tensor there for
@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sinq.kernels import linear
 from sinq.tensor import CompressedWeight
 
 
@@ -45,8 +46,6 @@ class WeightStore(nn.Module):
 class CompressedLinear(nn.Module):
     """A linear layer, (..., in_features) → (..., out_features), with a compressed weight."""
 
-    kernel = "reference"
-
     def __init__(self, weight: CompressedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = WeightStore(weight)
@@ -60,9 +59,13 @@ class CompressedLinear(nn.Module):
     def in_features(self) -> int:
         return self.weight.shape[1]
 
+    @property
+    def kernel(self) -> str:
+        """Which implementation multiplies, now and here: see `kernels.linear.name`."""
+        return linear.name(self.weight.value, next(self.weight.buffers()).device)
+
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.weight.value.dequantize(x.dtype), bias)
+        return linear.linear(x, self.weight.value, self.bias)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight

@@ -47,7 +47,7 @@ def plan(
 
     Raises:
         NotApplicable: statistics are needed and cannot be had.
-        ValueError: a group size does not divide layers; a weight is not finite.
+        ValueError: a group size does not divide layers; a weight is not finite (on the meta device, where a model has none, not checked).
     """
     targets = find_targets(model, layers.exclude)
     if method.statistic is not None:
@@ -56,7 +56,9 @@ def plan(
     if misfits and layers.on_misfit is OnMisfit.error:
         raise ValueError(_explain_misfits(method, misfits))
     for target in targets:
-        _require_finite(target)
+        for name, matrix in target.matrices().items():
+            if not matrix.is_meta:
+                require_finite(name, matrix)
     steps, skipped = [], []
     for target in targets:
         if method.grid.fits(target.shape):
@@ -108,7 +110,7 @@ def _shrink(method: Quantizer, target: Target) -> Step:
     return Step(target, method.with_grid(grid), {"shrunk_group_size": float(grid.group_size)})
 
 
-def _require_finite(target: Target) -> None:
-    for name, matrix in target.matrices().items():
-        if not torch.isfinite(matrix).all():
-            raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")
+def require_finite(name: str, matrix: Tensor) -> None:
+    """Raises `ValueError` naming the layer if a matrix has NaN or Inf."""
+    if not torch.isfinite(matrix).all():
+        raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from sinq.errors import NotApplicable
 from sinq.folding import Block, Gated, Norm, Place, Rewriting, decoder, with_bias
 from sinq.grid import Grid
+from sinq.kernels import sinkhorn_scales
 from sinq.method import Method
 from sinq.progress import Progress
-from sinq.sinkhorn import Sinkhorn, sinkhorn_scales
+from sinq.sinkhorn import Sinkhorn
 
 
 @dataclass(frozen=True)

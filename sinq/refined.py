@@ -15,22 +15,20 @@ no part along the group's weights, nor along a constant:
 weights has large inputs, which on SmolLM2 holds on the whole for q, v, o and down, but not for k and gate. This
 alternates with new codes; after the last codes only the zero is solved for.
 
-The defaults were chosen on one model, SmolLM2-135M. Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve for.
+The defaults were chosen on one model, SmolLM2-135M. The mathematics is in `unbiased.py`.
+Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve for.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sinq.errors import NotApplicable
 from sinq.grid import Grid
-from sinq.rounding import assign, by_group, choose, level, level_table, zero_limits
+from sinq.kernels import column_magnitudes
 from sinq.scalar import Normalized, ScalarMethod
-from sinq.sinkhorn import to_tiles
 from sinq.tensor import QuantizedTensor
-
-FARTHEST = 2.0**10  # between a column scale and the typical one of its tile: float16 holds that in full precision
+from sinq.unbiased import Unbiased
 
 
 @dataclass(frozen=True)
@@ -62,79 +60,8 @@ class SINQRefined(ScalarMethod):
 
     def normalize(self, weight: Tensor) -> Normalized:
         col_scale = column_magnitudes(weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.norm, self.passes)
-        tiles = weight.reshape(len(col_scale), -1, weight.shape[1])
-        return Normalized((tiles / col_scale[:, None, :]).reshape(weight.shape), col_scale=col_scale)
+        return Normalized(weight, col_scale=col_scale)
 
     def round(self, normalized: Normalized) -> QuantizedTensor:
-        matrix, grid = normalized.matrix, self.grid
-        share = 1 - 2.5 * 2 ** (-1.5 * grid.bits) if self.range_share is None else self.range_share
-        counts = self._counts(normalized)
-        scale, zero = narrow(matrix, grid, share)
-        for _ in range(self.steps):
-            scale, zero = unbiased(matrix, scale, zero, grid, counts=counts)
-        codes = assign(matrix, scale, zero, grid)
-        return normalized.store(codes, grid, scale, centred(matrix, codes, scale, zero, grid, counts=counts))
-
-    def _counts(self, normalized: Normalized) -> Tensor:
-        """How much each weight counts, of mean 1 in a group: (out or 1, in / group_size, group_size)."""
-        if normalized.col_scale is None:
-            return torch.ones_like(normalized.matrix[:1, :1, None])
-        counts = by_group(normalized.col_scale, self.grid.group_size) ** -self.influence
-        counts = counts / counts.mean(-1, keepdim=True)
-        return counts if len(counts) == 1 else counts.repeat_interleave(len(normalized.matrix) // len(counts), dim=0)
-
-
-def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> Tensor:
-    """mean(|w|^norm)^(1/norm) of the columns of each tile, their rows at equal root mean square: (out, in) → (out / rows, in).
-
-    Of geometric mean 1 in a tile, and within `FARTHEST` of it; columns of zeros have 1.
-    """
-    magnitude = to_tiles(weight.abs(), tile)
-    column = torch.ones_like(magnitude[:, :1])
-    for _ in range(passes):
-        row = (magnitude / column).square().mean(2, keepdim=True).sqrt()
-        column = (magnitude / torch.where(row > 0, row, 1.0)).pow_(norm).mean(1, keepdim=True).pow_(1 / norm)
-        alive = column > 0
-        log = torch.where(alive, column, 1.0).log2()
-        log = torch.where(alive, log - log.sum(2, keepdim=True) / alive.sum(2, keepdim=True).clamp_min(1), 0.0)
-        column = log.exp2().clamp(1 / FARTHEST, FARTHEST)
-    return column.reshape(weight.shape[0] // tile[0], weight.shape[1])
-
-
-def narrow(weight: Tensor, grid: Grid, share: float) -> tuple[Tensor, Tensor]:
-    """Scale and zero of `share` of the range between the extremes of each group, about its middle."""
-    table = level_table(grid, weight.device)
-    low, high = by_group(weight, grid.group_size).aminmax(dim=-1)
-    scale = share * (high - low) / (table[-1] - table[0])
-    return _storable(scale, (table[0] + table[-1]) / 2 - (low + high) / 2 / scale, *choose(weight, grid), grid)
-
-
-def unbiased(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and zero of each group that leave no error along the group's weights, nor along a constant, given the nearest codes."""
-    levels, groups = _levels(assign(weight, scale, zero, grid), grid), by_group(weight, grid.group_size)
-    level_mean, mean = _mean(levels, counts), _mean(groups, counts)
-    deviation = groups - mean[..., None]
-    new_scale = _mean(deviation.square(), counts) / _mean(deviation * levels, counts)
-    return _storable(new_scale, level_mean - mean / new_scale, scale, zero, grid)
-
-
-def centred(weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor) -> Tensor:
-    """The zero of each group that leaves no mean error, given codes and scale."""
-    new_zero = _mean(_levels(codes, grid), counts) - _mean(by_group(weight, grid.group_size), counts) / scale
-    return _storable(scale, new_zero, scale, zero, grid)[1]
-
-
-def _mean(groups: Tensor, counts: Tensor) -> Tensor:
-    return (groups * counts).mean(-1)
-
-
-def _levels(codes: Tensor, grid: Grid) -> Tensor:
-    return by_group(level(codes, grid), grid.group_size)
-
-
-def _storable(scale: Tensor, zero: Tensor, old_scale: Tensor, old_zero: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
-    """The new scale and zero where there is such a thing, else the old ones: a group of one value has no range to solve for."""
-    smallest, largest = zero_limits(grid)
-    assert old_zero is not None  # the grid is not symmetric
-    fits = (scale > 0) & scale.isfinite() & (zero >= smallest) & (zero <= largest)
-    return torch.where(fits, scale, old_scale), torch.where(fits, zero, old_zero)
+        share = 1 - 2.5 * 2 ** (-1.5 * self.grid.bits) if self.range_share is None else self.range_share
+        return normalized.unbiased(self.grid, Unbiased(self.steps, self.influence, share))

@@ -42,6 +42,8 @@ class CompressionReport:
     """Layers left dense because the grid does not fit them."""
     seconds_statistics: float = 0.0
     seconds_quantize: float = 0.0
+    seconds_compile: float = 0.0
+    """Before the first layer: compiling kernels, or loading them from the disk."""
 
     @property
     def decisions(self) -> dict[str, int]:

@@ -32,6 +32,26 @@ def by_group(matrix: Tensor, group_size: int) -> Tensor:
     return matrix.reshape(matrix.shape[0], -1, group_size)
 
 
+def divide(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Tensor:
+    """W / (row ⊗ col): row_scale (out, in/group), col_scale (out/tile, in) → (out, in); a scale that is None is 1."""
+    rows, columns = weight.shape
+    if col_scale is not None:
+        weight = (weight.reshape(len(col_scale), -1, columns) / col_scale[:, None, :]).reshape(rows, columns)
+    return weight if row_scale is None else (weight.reshape(rows, row_scale.shape[1], -1) / row_scale[..., None]).reshape(rows, columns)
+
+
+def multiply(matrix: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Tensor:
+    """The inverse of `divide`."""
+    return divide(matrix, None if row_scale is None else 1 / row_scale, None if col_scale is None else 1 / col_scale)
+
+
+def cut(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, limit: Tensor) -> Tensor:
+    """W (out, in) such that every group of W / (row ⊗ col) is cut at ± its limit, (out, in / group_size)."""
+    groups = by_group(divide(weight, row_scale, col_scale), weight.shape[1] // limit.shape[1])
+    excess = groups - groups.clamp(-limit[..., None], limit[..., None])
+    return weight - multiply(excess.reshape(weight.shape), row_scale, col_scale)
+
+
 def choose(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """Scale and zero of each group of a float32 (out, in) matrix: both (out, in / group_size); zero is None if symmetric."""
     groups = by_group(weight, grid.group_size)
@@ -85,31 +105,31 @@ def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     low, high = groups.aminmax(dim=-1)
     top = 2**grid.bits - 1
     scale = (high - low).clamp_min(grid.range_floor) / top
-    scale = _nonzero(torch.where(scale > 0, scale, low.abs()))  # a constant group is one step away from 0, and exact
-    zero = -torch.round(low / scale)
+    scale = torch.where(scale > 0, scale, low.abs())  # a constant group is one step away from 0, and exact
+    zero = -torch.round(low / torch.where(scale > 0, scale, 1.0))
     smallest, largest = zero_limits(grid)
     scale = torch.where(zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale))
-    return scale, zero.clamp(smallest, largest)
+    return nonzero(scale), zero.clamp(smallest, largest)
 
 
 def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:
     half = 2 ** (grid.bits - 1)
-    return _nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor / 2) / half), None
+    return nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor / 2) / half), None
 
 
 def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     if grid.symmetric:
-        return _nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor)), None
+        return nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor)), None
     mean = groups.mean(-1)
     scale = (groups - mean[..., None]).abs().amax(-1).clamp_min(grid.range_floor)
     _, largest = zero_limits(grid)
-    scale = _nonzero(torch.maximum(scale, mean.abs() / largest))
+    scale = nonzero(torch.maximum(scale, mean.abs() / largest))
     zero = -mean / scale
     return scale, (zero / TABLE_ZERO_STEP).round() * TABLE_ZERO_STEP if grid.auxiliary_bits == 8 else zero
 
 
-def _nonzero(scale: Tensor) -> Tensor:
-    # A group of zeros is exact with any scale; take one that does not widen the range of scales to be stored.
+def nonzero(scale: Tensor) -> Tensor:
+    """Positive scales for groups of zeros too: any is exact; this one does not widen the range of scales to be stored."""
     alive = scale > 0
     smallest = torch.where(alive, scale, torch.inf).amin()
     return torch.where(alive, scale, torch.where(smallest.isfinite(), smallest, 1.0))

@@ -9,35 +9,60 @@ What does not depend on the channel scale is thus done once, whatever the inner 
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
 from sinq.grid import Grid
+from sinq.half_quadratic import HalfQuadratic
+from sinq.kernels import refine_scaled, round_scaled, round_unbiased, rounding_error
 from sinq.method import LayerMethod
+from sinq.rounding import cut, divide
 from sinq.tensor import QuantizedTensor
+from sinq.unbiased import Unbiased
 
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """W = matrix · row_scale · col_scale, elementwise; a scale that is None is 1."""
+    """W and the scales it is divided by before it is rounded; a scale that is None is 1."""
 
-    matrix: Tensor
-    """float32 (out, in), what is rounded."""
+    weight: Tensor
+    """float32 (out, in)."""
     row_scale: Tensor | None = None
     """(out, in / group_size)"""
     col_scale: Tensor | None = None
     """(out / tile rows, in)"""
     notes: Mapping[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def matrix(self) -> Tensor:
+        """float32 (out, in), what is rounded: W / (row ⊗ col)."""
+        return divide(self.weight, self.row_scale, self.col_scale)
+
     def scaled_by(self, channel: Tensor) -> "Normalized":
         """Column j of the matrix times channel[j], (in,), undone in `col_scale`: the same W, rounded differently."""
-        undone = 1 / channel[None] if self.col_scale is None else self.col_scale / channel
-        return replace(self, matrix=self.matrix * channel, col_scale=undone)
+        return replace(self, col_scale=1 / channel[None] if self.col_scale is None else self.col_scale / channel)
 
-    def store(self, codes: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None) -> QuantizedTensor:
-        """The quantized W, from codes, scales and zeros of the matrix."""
+    def cut_at(self, limit: Tensor) -> "Normalized":
+        """With every group of a row of the matrix cut at ± its limit, (out, in / group_size)."""
+        return replace(self, weight=cut(self.weight, self.row_scale, self.col_scale, limit))
+
+    def rounded(self, grid: Grid) -> QuantizedTensor:
+        """The quantized W, its matrix rounded to nearest (and never written to memory, where a fast kernel runs)."""
+        return self._stored(*round_scaled(self.weight, self.row_scale, self.col_scale, grid), grid)
+
+    def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> QuantizedTensor:
+        """As `rounded`, with zeros refined by HQQ's steps; from whole ones if `round_zero`."""
+        return self._stored(*refine_scaled(self.weight, self.row_scale, self.col_scale, grid, options, round_zero), grid)
+
+    def unbiased(self, grid: Grid, options: Unbiased) -> QuantizedTensor:
+        """As `rounded`, with scales and zeros that leave no error along a group's weights, nor along a constant."""
+        return self._stored(*round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options), grid)
+
+    def _stored(self, packed: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> QuantizedTensor:
         whole = scale if self.row_scale is None else scale * self.row_scale
-        return QuantizedTensor.store(codes, grid, whole, zero, col_scale=self.col_scale, notes=self.notes)
+        shape = self.weight.shape[0], self.weight.shape[1]
+        return QuantizedTensor.store_packed(packed, shape, grid, whole, zero, col_scale=self.col_scale, notes=self.notes)
 
 
 class ScalarMethod(LayerMethod):
@@ -50,6 +75,16 @@ class ScalarMethod(LayerMethod):
     @abstractmethod
     def round(self, normalized: Normalized) -> QuantizedTensor:
         """Choose scales, zeros and codes for the normalized matrix."""
+
+    def only_rounds(self, normalized: Normalized) -> bool:
+        """Whether `round` is `Normalized.rounded`, whose error is found without storing anything."""
+        return False
+
+    def error(self, normalized: Normalized, limit: Tensor | None = None) -> Tensor:
+        """W − Ŵ, float32 (out, in), of the normalized matrix rounded, or cut at ± limit (out, in / group_size) and then rounded."""
+        if self.only_rounds(normalized):
+            return rounding_error(normalized.weight, normalized.row_scale, normalized.col_scale, self.grid, limit)
+        return normalized.weight - self.round(normalized if limit is None else normalized.cut_at(limit)).dequantize()
 
     def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
         return self.round(self.normalize(weight))

@@ -24,6 +24,9 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 1 << 20}  # on a processor, tiles are worked on in pieces that stay in its cache
 ALL = 1 << 62
+TIE = 1 + 1e-6
+"""Imbalances closer than this are equal: while all scales move by the clamped step the imbalance stays what it is, and rounding must not
+decide whether the tile stops."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,11 @@ def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:
         current = tiles / log_col.exp()[:, None, :] / log_row.exp()[:, :, None]
         row_std, col_std = _std(current, 2), _std(current, 1)
         score = _ratio(row_std, col_std)
-        better = (score <= best)[:, None]
+        better = (score <= best * TIE)[:, None]
         best_row, best_col = torch.where(better, log_row, best_row), torch.where(better, log_col, best_col)
         best = torch.minimum(score, best)
         if options.early_stop:
-            moving = moving * (score <= previous)[:, None]
+            moving = moving * (score <= previous * TIE)[:, None]
         previous = score
         log_row, log_col = (_step(log, std, target, moving, options) for log, std in ((log_row, row_std), (log_col, col_std)))
     return best_row.exp(), best_col.exp()

@@ -103,12 +103,28 @@ class QuantizedTensor(CompressedWeight):
             scale, zero: (out, in/group_size); zero None if the grid is symmetric.
             col_scale: (out/tile rows, in).
         """
-        tensors = {"codes": pack(codes, grid.bits)} | auxiliary.store_scale(scale, grid.auxiliary_bits)
+        shape = codes.shape[0], codes.shape[1]
+        return cls.store_packed(pack(codes, grid.bits), shape, grid, scale, zero, col_scale=col_scale, notes=notes)
+
+    @classmethod
+    def store_packed(
+        cls,
+        packed: Tensor,
+        shape: tuple[int, int],
+        grid: Grid,
+        scale: Tensor,
+        zero: Tensor | None,
+        *,
+        col_scale: Tensor | None = None,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
+        """As `store`, from codes that are packed already."""
+        tensors = {"codes": packed} | auxiliary.store_scale(scale, grid.auxiliary_bits)
         if zero is not None:
             tensors["zero"] = auxiliary.store_zero(zero, grid)
         if col_scale is not None:
             tensors["col_scale"] = col_scale.to(torch.float32 if grid.auxiliary_bits == 32 else torch.float16)
-        return cls(grid, (codes.shape[0], codes.shape[1]), tensors, notes or {})
+        return cls(grid, shape, tensors, notes or {})
 
     @classmethod
     def round(cls, weight: Tensor, grid: Grid, notes: Mapping[str, float] | None = None) -> Self:

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import ROOT
 
 MAY_IMPORT = {
-    "sinq": {"sinq", "torch", "numpy", "safetensors", "transformers"},
-    "baselines": {"baselines", "sinq", "torch", "numpy"},
+    "sinq": {"sinq", "torch", "numpy", "safetensors", "transformers", "numba", "llvmlite", "triton"},
+    "baselines": {"baselines", "sinq", "torch", "numpy", "numba"},
     "experiments": None,
 }
 OURS = {"sinq", "baselines", "experiments", "run"}

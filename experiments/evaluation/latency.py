@@ -7,16 +7,13 @@ warms up and is not counted.
 Not covered yet: CUDA graphs and a compiled baseline. On a GPU both models run eagerly, and the row says so.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from experiments.meters import seconds
+from experiments.generation import phase_seconds
 from experiments.text import windows
 from sinq import CompressedExperts, CompressedLinear
 
@@ -48,7 +45,7 @@ class Latency(Evaluation):
         samples: dict[str, dict[str, list[float]]] = {phase: {name: [] for name in models} for phase in ("prefill", "decode")}
         for round_number in subject.progress(range(self.rounds + 1), "latency", self.rounds + 1):
             for name, model in models.items():
-                prefill, decode = self._time(model, prompt, subject.device)
+                prefill, decode = phase_seconds(model, prompt, self.decode_tokens, subject.device)
                 if round_number > 0:
                     samples["prefill"][name].append(prefill)
                     samples["decode"][name].append(decode)
@@ -56,24 +53,6 @@ class Latency(Evaluation):
             phase: _summary(samples[phase], tokens) for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))
         }
         return Measurement(phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples})
-
-    @torch.inference_mode()
-    def _time(self, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> tuple[float, float]:
-        """Seconds of prefill and of decoding `decode_tokens`."""
-        state = {}
-
-        def prefill() -> None:
-            state["output"] = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-
-        def decode() -> None:
-            output = state["output"]
-            for _ in range(self.decode_tokens):
-                chosen = output.logits[:, -1:].argmax(-1)
-                output = model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-
-        works: list[Callable[[], None]] = [prefill, decode]
-        first, second = (seconds(work, device) for work in works)
-        return first, second
 
 
 def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:

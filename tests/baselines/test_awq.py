@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.awq import AWQ
+from baselines.awq import AWQ, principal
 from baselines.gptq import GPTQ
 from baselines.hqq import HQQ
 from baselines.rtn import RTN
-from sinq import SINQ, Calibration, Grid, HalfQuadratic, Normalized, QuantizedTensor, SINQRefined
+from sinq import SINQ, Calibration, Grid, HalfQuadratic, Kernel, Normalized, QuantizedTensor, SINQRefined, using
 from sinq.scalar import ScalarMethod
 from sinq.statistics import Inputs
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
@@ -70,6 +70,49 @@ def test_the_search_is_the_published_one() -> None:
     assert best[0] < tried[0][0]  # the search matters here
     ours = AWQ(RTN(grid), weight_term=False, clip=False).quantize(weight, seen(inputs)).dequantize()
     torch.testing.assert_close(ours, best[1])
+
+
+@pytest.mark.parametrize("inner", [RTN(GRID), RTN(Grid(2, 32, tiling=2)), SINQ(GRID), HQQ(GRID)])
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("tokens", [300, 60])
+def test_dropping_candidates_early_drops_no_winner(weight: Tensor, inner: ScalarMethod, norm: int, tokens: int) -> None:
+    """Against every candidate's whole error, in float64, of what the definitions round; two layers that share an input."""
+    method, inputs = AWQ(inner, norm=norm, clip=False), spiky(tokens)
+    weights = [weight, weight.flip(0)[:32] ** 3]
+    normalized = [inner.normalize(one) for one in weights]
+    candidates = [torch.ones(128), *method._candidates(normalized, seen(inputs))]
+    with using(Kernel.reference):
+        errors = [
+            _whole_error(weights, [inner.round(one.scaled_by(channel)) for one in normalized], inputs, norm) for channel in candidates
+        ]
+    chosen = method._search(normalized, seen(inputs))
+    assert chosen is not None
+    found = next(error for channel, error in zip(candidates, errors, strict=True) if torch.equal(channel, chosen))
+    assert found <= min(errors) * (1 + 1e-4)
+
+
+def _whole_error(weights: list[Tensor], rounded: list[QuantizedTensor], inputs: Tensor, norm: int) -> float:
+    pairs = zip(weights, rounded, strict=True)
+    return sum(((one - value.dequantize()).double() @ inputs.double().T).abs().pow(norm).sum().item() for one, value in pairs)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 128, 300])
+def test_principal_inputs_give_the_same_norms_the_longest_first(tokens: int) -> None:
+    inputs, errors = spiky(tokens), torch.randn(128, 20, generator=torch.Generator().manual_seed(1))
+    rows = principal(inputs)
+    assert len(rows) == min(tokens, 128)
+    expected = (inputs.double() @ errors.double()).square().sum(0)
+    torch.testing.assert_close((rows.double() @ errors.double()).square().sum(0), expected, rtol=1e-5, atol=0)
+    lengths = rows.double().norm(dim=1)
+    assert (lengths.diff() <= 1e-3 * lengths[0]).all()
+
+
+def test_clipping_is_that_of_the_definition(weight: Tensor) -> None:
+    method = AWQ(RTN(Grid(4, 16)))
+    ours = method.quantize(weight, seen(spiky())).dequantize()
+    with using(Kernel.reference):
+        expected = method.quantize(weight, seen(spiky())).dequantize()
+    assert (~torch.isclose(ours, expected, rtol=1e-3, atol=1e-6)).sum() <= weight.numel() / 100
 
 
 def test_flat_activations_and_no_weight_term_is_round_to_nearest(weight: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from baselines.hqq import HQQ
 from baselines.rtn import RTN
-from sinq import Grid, HalfQuadratic, Levels, NotApplicable
+from sinq import Grid, HalfQuadratic, Kernel, Levels, NotApplicable, using
 from tests.conftest import SHARED, needs_golden
 
 PREFIX = "hqq."
@@ -25,16 +25,22 @@ def entries() -> list[tuple[str, str]]:
 
 @needs_golden
 @pytest.mark.parametrize(("file", "key"), entries())
-def test_agrees_with_the_hqq_package(file: str, key: str) -> None:
+@pytest.mark.parametrize("kernel", [Kernel.reference, Kernel.auto])
+def test_agrees_with_the_hqq_package(file: str, key: str, kernel: Kernel) -> None:
     with safe_open(Path(SHARED, "golden", file), "pt") as content:
         weight, expected = content.get_tensor("weight"), content.get_tensor(key)
     _, bits, group, start, _ = key.split(".")
     grid = Grid(bits=int(bits[1:]), group_size=int(group[1:]), auxiliary_bits=32)
-    result = HQQ(grid, round_zero=start == "round_zero1").quantize(weight).dequantize()
+    with using(kernel):
+        result = HQQ(grid, round_zero=start == "round_zero1").quantize(weight).dequantize()
     same = (result - expected).abs() <= 1e-4 * expected.abs().max(1, keepdim=True).values
-    # The real layers lie on a 4-bit grid, so that many weights start exactly between two codes; there the order of operations decides.
-    assert same.float().mean() >= (0.99 if file.startswith("L") else 0.999)
+    # Bit by bit where torch sums as it did for the package. In another order (AVX-512) a weight halfway between codes may go elsewhere.
+    assert same.float().mean() >= (0.9999 if sums_as_with_avx2() else 0.998)
     assert (result - weight).norm().item() == pytest.approx((expected - weight).norm().item(), rel=1e-3)
+
+
+def sums_as_with_avx2() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def by_hand(row: list[float], steps: int, beta: float, growth: float, p: float) -> list[float]:

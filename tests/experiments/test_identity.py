@@ -13,7 +13,7 @@ from experiments.identity import identity, run_id
 from experiments.models import DType, Pretrained
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, Layers, OnMisfit
+from sinq import SINQ, Grid, Kernel, Layers, OnMisfit
 from tests.sinq.test_block_loop import Recorder
 
 
@@ -35,6 +35,8 @@ def name(run: Run, **changes: Any) -> str:
         {"text": StateOfTheUnion(evaluate_from=2010)},
         {"evaluation": {"perplexity": Perplexity(windows=3)}},
         {"layers": Layers(on_misfit=OnMisfit.skip)},
+        {"kernel": Kernel.reference},
+        {"stream": True},
     ],
 )
 def test_what_can_change_a_number_changes_the_id(run: Run, changes: dict[str, Any]) -> None:
@@ -51,10 +53,15 @@ def test_what_cannot_change_a_number_does_not(run: Run, tiny_folder: Path) -> No
     assert name(run, choices={"method": "sinq"}) == before
     assert name(run, calibration=CalibrationText(StateOfTheUnion())) == before
     assert name(run, method=Dense()) == name(run, method=Dense(), layers=Layers(exclude=("*",)))
+    assert name(run, method=Dense()) == name(run, method=Dense(), kernel=Kernel.reference)
     elsewhere = tiny_folder.parent / "elsewhere" / tiny_folder.name
     elsewhere.parent.mkdir()
     tiny_folder.rename(elsewhere)
     assert name(run, model=Pretrained(path=str(elsewhere))) == before
+
+
+def test_the_dense_model_is_the_same_streamed_or_not(run: Run) -> None:
+    assert name(run, method=Dense(), stream=True) == name(run, method=Dense())
 
 
 def test_calibration_counts_where_it_is_used(run: Run) -> None:
@@ -68,6 +75,11 @@ def test_other_weights_are_another_model(run: Run, tiny_folder: Path) -> None:
     content[len(content) // 2] ^= 1
     (tiny_folder / "model.safetensors").write_bytes(content)
     assert name(run) != before
+
+
+def test_kernels_are_checked_at_once(run: Run) -> None:
+    with pytest.raises(ValueError, match="kernel=triton cannot run on cpu"):
+        replace(run, kernel=Kernel.triton)
 
 
 def test_devices_are_checked_at_once(run: Run) -> None:

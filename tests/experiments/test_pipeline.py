@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+import sinq
 from baselines.dense import Dense
+from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments import models, record
 from experiments.console import distinct_names
@@ -20,7 +22,7 @@ from experiments.models import Pretrained
 from experiments.pipeline import Setting, execute
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, Layers, NotApplicable, OnMisfit, Sinkhorn
+from sinq import SINQ, CompressedLinear, Grid, Kernel, Layers, NotApplicable, OnMisfit, Sinkhorn
 
 MEASURED: list[str] = []
 
@@ -67,10 +69,17 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
         assert table.loc[row["run_id"], place] is not None
         assert not pd.isna(table.loc[row["run_id"], place]), place
     assert len(row["samples"]["perplexity"]["window_nll"]) == 2
+    assert row["metrics"]["compression"]["kernel"] == "cpu"
+    assert row["metrics"]["compression"]["seconds_compile"] > 0
     assert row["config"] == {"bits": 4}
     layers = pd.read_csv(record.layers_path(setting.results_dir, row["run_id"]))
     assert len(layers) == 14
     assert {"name", "bits_per_weight", "relative_error", "imbalance_before", "imbalance_after", "seconds"} <= set(layers)
+
+
+def test_the_kernel_asked_for_is_the_one_that_runs(run: Run, setting: Setting) -> None:
+    compression = execute(replace(run, kernel=Kernel.reference), setting)["metrics"]["compression"]
+    assert (compression["kernel"], compression["seconds_compile"]) == ("reference", 0)
 
 
 def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Setting) -> None:
@@ -197,6 +206,22 @@ def test_runs_of_one_name_are_told_apart(run: Run, setting: Setting) -> None:
         "sinq 4-bit g32 tiling=1 iterations=4",
         "rtn 4-bit g32",
     ]
+
+
+def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Setting) -> None:
+    evaluation = {"perplexity": Perplexity(windows=1), "size": Size()}
+    rows = [execute(replace(run, stream=streamed, evaluation=evaluation), setting) for streamed in (False, True)]
+    assert rows[0]["run_id"] != rows[1]["run_id"]
+    assert rows[0]["dense_run_id"] == rows[1]["dense_run_id"]
+    assert rows[0]["metrics"]["perplexity"] == rows[1]["metrics"]["perplexity"]
+    assert rows[0]["metrics"]["size"] == rows[1]["metrics"]["size"]
+    folder = setting.results_dir / "checkpoints" / rows[1]["run_id"]
+    assert isinstance(sinq.load(folder).model.layers[0].mlp.up_proj, CompressedLinear)
+    before = (folder / "sinq.json").stat().st_mtime_ns
+    execute(replace(run, stream=True, evaluation=evaluation), replace(setting, force=True))
+    assert (folder / "sinq.json").stat().st_mtime_ns > before
+    with pytest.raises(NotApplicable, match="GPTQ needs the Hessian"):
+        execute(replace(run, stream=True, method=GPTQ(Grid(4, 32))), setting)
 
 
 def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Setting) -> None:

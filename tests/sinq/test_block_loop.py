@@ -1,5 +1,6 @@
 """The block loop with calibration, on toy methods that record what they are given."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinq import SINQ, Calibration, Grid, LayerMethod, Layers, QuantizedTensor, find_targets
+from sinq import SINQ, Calibration, Grid, Kernel, LayerMethod, Layers, QuantizedTensor, find_targets, using
 from sinq.blocks import find_blocks
 from sinq.statistics import Hessian, Inputs, Statistic
 from tests.conftest import tiny_model, tiny_tokens
@@ -28,6 +29,13 @@ class Recorder(LayerMethod):
 
 class MeanRecorder(Recorder):
     statistic = Inputs
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_warm_up() -> Iterator[None]:
+    """Methods are called once per layer, then: no kernel is compiled."""
+    with using(Kernel.reference):
+        yield
 
 
 def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
@@ -114,3 +122,16 @@ def test_progress_sees_every_layer() -> None:
 
     SINQ(Grid(bits=8, group_size=32)).compress(tiny_model("llama"), progress=watch)
     assert calls == [("quantizing layers", 14, 14)]
+
+
+@pytest.mark.parametrize("tiling", [1, 2])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_compiling_is_reported_apart_and_changes_nothing(tiling: int, calibrated: bool) -> None:
+    method = (Recorder if calibrated else SINQ)(Grid(group_size=32, tiling=tiling))
+    model, other = tiny_model("llama"), tiny_model("llama")
+    calibration = Calibration(tiny_tokens(2)) if calibrated else None
+    assert method.compress(model, calibration).seconds_compile == 0
+    with using(Kernel.auto):
+        report = method.compress(other, calibration)
+    assert report.seconds_compile > 0
+    assert len(report.layers) == 14

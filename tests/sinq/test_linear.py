@@ -18,7 +18,7 @@ def test_the_product_is_that_of_the_dequantized_weight() -> None:
         dense, compressed = layer(bias)
         x = torch.randn(2, 5, 64)
         dense.weight.copy_(compressed.weight.value.dequantize())
-        torch.testing.assert_close(compressed(x), dense(x))
+        torch.testing.assert_close(compressed(x), dense(x), rtol=1e-3, atol=1e-4)
 
 
 def test_a_cast_of_the_model_leaves_what_is_stored_alone() -> None:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from sinq import SINQ, Grid, Levels, Normalized, NotApplicable
 from sinq.grid import BITS
-from sinq.refined import SINQRefined, column_magnitudes, narrow, unbiased
+from sinq.kernels import column_magnitudes
+from sinq.refined import SINQRefined
+from sinq.unbiased import narrow, unbiased
 from tests.conftest import SHARED, needs_golden
 
 GRID = Grid(bits=3, group_size=32, auxiliary_bits=32)

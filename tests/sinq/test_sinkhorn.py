@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinq import Sinkhorn, imbalance, sinkhorn_scales
-from sinq.dual_scale import divide
+from sinq.rounding import divide
 from sinq.sinkhorn import to_tiles
 
 

@@ -1,0 +1,83 @@
+"""`make bench`: ours and others in turn, as JSON, Markdown and a picture in `<out>/bench/<time>`, and as tables on the terminal.
+
+    python -m experiments.bench                                                      every suite, several minutes
+    python -m experiments.bench --suite linear --bits 4,3 --threads 2
+    python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq        how to have them: peers.py
+
+Cases are made one after the other and forgotten when they are measured, so only one case's weights are in memory. On CUDA the
+suites are the same with larger shapes; unproven, as there was no GPU at hand.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.bench import case, decode, linear, models, options, peers, plot, quantize, table
+from experiments.console import console, set_up
+from experiments.files import atomic_write
+from experiments.mistakes import guard
+from experiments.provenance import provenance
+from sinq import Grid
+
+QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
+
+
+def main(words: list[str] | None = None) -> Path:
+    """Measure, write, and show; returns the folder written to."""
+    chosen = options.parse(words)
+    set_up()
+    torch.set_num_threads(chosen.threads)
+    report = {"options": json.loads(json.dumps(asdict(chosen), default=str)), "cases": measured(chosen)}
+    report["provenance"] = provenance(torch.device(chosen.device))
+    folder = chosen.out / "bench" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    write(report, folder)
+    console.print(f"written to {folder}", soft_wrap=True)
+    return folder
+
+
+def measured(chosen: options.Options) -> list[dict[str, Any]]:
+    """The results of all cases, each shown as soon as it is there."""
+    device, results = torch.device(chosen.device), []
+    with peers.started(dict(chosen.peers), chosen.threads) as running:
+        for one in cases(chosen, running, device):
+            results.append(case.run(one, chosen.rounds, device, chosen.copied * options.MEGABYTE))
+            console.print(table.terminal(results[-1]))
+    return results
+
+
+def cases(chosen: options.Options, running: peers.Peers, device: torch.device) -> Iterator[case.Case]:
+    """The cases of the suites chosen, in their order."""
+    on_cuda = device.type == "cuda"
+    grids = [Grid(bits=bits, group_size=chosen.group_size) for bits in chosen.bits or QUANTIZE_BITS]
+    for suite in chosen.suites:
+        if suite == "quantize":
+            for shape in chosen.shapes or (quantize.CUDA_SHAPES if on_cuda else quantize.CPU_SHAPES):
+                yield from (quantize.matrix_case(shape, grid, running, device) for grid in grids)
+        elif suite == "linear":
+            for shape in chosen.shapes or (linear.CUDA_SHAPES if on_cuda else linear.CPU_SHAPES):
+                for batch in chosen.batch:
+                    yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
+        else:
+            model = models.find(chosen.model, device)
+            if suite == "decode":
+                yield from decode.cases(model, chosen.bits or PRODUCT_BITS, chosen.group_size, device)
+            else:
+                yield from (quantize.model_case(model, grid, running, device) for grid in grids)
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """The report as JSON, Markdown and a picture."""
+    folder.mkdir(parents=True)
+    plot.draw(report["cases"], folder / "bench.png")
+    (folder / "bench.md").write_text(table.markdown(report))
+    with atomic_write(folder / "bench.json") as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode())
+
+
+if __name__ == "__main__":
+    guard(main)

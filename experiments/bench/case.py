@@ -1,0 +1,77 @@
+"""A case is one piece of work and everybody who does it; run, it is a plain dictionary, of which table and plot are views.
+
+{suite, name, baseline, bytes_per_second, results: [...], absent: [{name, reason}]}
+
+a result: name, kernel, is_peer, nbytes, first_seconds, samples, median, quartiles, floor_seconds    (seconds)
+          ratio = its median / the baseline's,  peer_ratio = / its peer's,  floor_ratio = / its floor
+          tokens_per_second, where the work is tokens
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from experiments.bench import floor
+from experiments.bench.timing import Absent, Contender, Timing, measure
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work."""
+
+    suite: str
+    name: str
+    contenders: Sequence[Contender]
+    baseline: str
+    """The name of the contender all others are compared with."""
+    absent: Sequence[Absent] = ()
+    tokens: int | None = None
+    """That are processed once the work is done; None where it is not about tokens."""
+
+    def __post_init__(self) -> None:
+        names = [contender.name for contender in self.contenders]
+        if len(set(names)) < len(names) or self.baseline not in names:
+            raise ValueError(f"{self.name}: contenders {names} must have different names, {self.baseline!r} among them")
+
+
+def run(case: Case, rounds: int, device: torch.device, copied: int = floor.COPIED) -> Result:
+    """Time a case, with a copy of `copied` bytes for its floor."""
+    with torch.no_grad():
+        timings, failed = measure([floor.copy(device, copied), *case.contenders], rounds)
+    copying, *others = timings
+    speed = floor.bandwidth(copying)
+    medians = {timing.contender.name: timing.median for timing in others}
+    return {
+        "suite": case.suite,
+        "name": case.name,
+        "baseline": case.baseline,
+        "bytes_per_second": speed,
+        "copy_samples": list(copying.samples),
+        "results": [_result(timing, medians, case, speed) for timing in others],
+        "absent": [asdict(absent) for absent in (*case.absent, *failed)],
+    }
+
+
+def _result(timing: Timing, medians: dict[str, float], case: Case, bytes_per_second: float) -> Result:
+    contender, median = timing.contender, timing.median
+    least = floor.floor_seconds(contender.nbytes, bytes_per_second)
+    return {
+        "name": contender.name,
+        "kernel": contender.kernel,
+        "is_peer": contender.is_peer,
+        "nbytes": contender.nbytes,
+        "first_seconds": timing.first_seconds,
+        "samples": list(timing.samples),
+        "median": median,
+        "quartiles": list(timing.quartiles),
+        "ratio": median / medians[case.baseline],
+        "peer": contender.peer if contender.peer in medians else None,
+        "peer_ratio": median / medians[contender.peer] if contender.peer in medians else None,
+        "floor_seconds": least,
+        "floor_ratio": median / least,
+        "tokens_per_second": None if case.tokens is None else case.tokens / median,
+    }

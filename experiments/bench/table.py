@@ -1,0 +1,89 @@
+"""The results as tables: rich for the terminal, Markdown for the folder. Both show the same cells."""
+
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+Result = dict[str, Any]
+COLUMNS = ("", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× peer", "× floor", "first call")
+
+
+def terminal(case: Result) -> RenderableType:
+    """One case as a table of the terminal."""
+    view = Table(title=heading(case), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view.caption, view.caption_justify = "\n".join(footing(case)), "left"
+    for number, name in enumerate(_columns(case)):
+        view.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
+    for row in rows(case):
+        view.add_row(*row)
+    return view
+
+
+def markdown(report: Result) -> str:
+    """All cases as Markdown, under a line about the machine."""
+    made = report["provenance"]
+    machine = f"{made['device']}, threads: {report['options']['threads']}, torch {made['packages']['torch']}, {made['finished_at']}"
+    return "\n\n".join(["# Bench", machine, *(_section(case) for case in report["cases"])]) + "\n"
+
+
+def _section(case: Result) -> str:
+    lines = [_line(_columns(case)), _line(["---"] * len(_columns(case))), *(_line(row) for row in rows(case))]
+    return f"## {heading(case)}\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in footing(case))
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def heading(case: Result) -> str:
+    """What the work is."""
+    return f"{case['suite']}: {case['name']}"
+
+
+def footing(case: Result) -> list[str]:
+    """What the ratios are to, and who is missing."""
+    speed = f"baseline: {case['baseline']}; floor: bytes at {case['bytes_per_second'] / 1e9:.1f} GB/s, a copy in the same rounds"
+    return [speed, *(f"absent: {missing['name']}: {missing['reason']}" for missing in case["absent"])]
+
+
+def rows(case: Result) -> list[list[str]]:
+    """The cells of every contender, in the order of the columns that the case has."""
+    return [[cell for name, cell in _cells(result).items() if name in _columns(case)] for result in case["results"]]
+
+
+def _columns(case: Result) -> list[str]:
+    about_tokens = case["results"][0]["tokens_per_second"] is not None
+    return [name for name in COLUMNS if name != "tokens/s" or about_tokens]
+
+
+def _cells(result: Result) -> dict[str, str]:
+    low, high = result["quartiles"]
+    cells = (
+        result["name"],
+        result["kernel"],
+        duration(result["median"]),
+        f"{duration(low)} – {duration(high)}",
+        _number(result["tokens_per_second"]),
+        _number(result["ratio"]),
+        _number(result["peer_ratio"]),
+        _number(result["floor_ratio"]),
+        duration(result["first_seconds"]),
+    )
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit that suits them, in three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_number(seconds / size)} {unit}"
+    return f"{_number(seconds / 1e-6)} µs"
+
+
+def _number(value: float | None) -> str:
+    """In three digits at least; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -1,0 +1,123 @@
+"""x Ŵᵀ on a processor, from packed codes.
+
+Few rows of x (decoding) go through `cpu_codes.multiply`, which never writes the matrix and rounds x to 16 bits. Many rows (prefill) are
+torch's product with pieces of the matrix, widened to float32 and used while they lie in cache. Sums of pieces are float32 whatever the
+dtype of x: on processors without instructions for bfloat16 its product is slower than that of float32, and never more exact.
+
+Nothing is prepared or kept beside the value: codes, scales and zeros are read where they are, so a layer that was moved, copied or loaded
+needs no second thought. Not covered: tables of levels, and groups that are no multiple of 8.
+"""
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinq.grid import Levels
+from sinq.kernels import cpu_codes, vectors
+from sinq.kernels.openmp import parallel
+from sinq.tensor import QuantizedTensor
+
+FEW = 16
+"""Up to so many rows of x, the matrix is not written."""
+PIECE = 1 << 18
+"""Weights widened at a time, 1 MiB: a core's cache."""
+SMALL = 1 << 18
+"""Multiplications that are not worth a second thread."""
+OPTIONAL = ("zero", "col_scale", "scale_range", "scale_exponent")
+
+
+def supports(value: QuantizedTensor) -> str | None:
+    """Why this kernel cannot multiply by a value, or None if it can."""
+    grid = value.grid
+    if grid.levels is not Levels.uniform:
+        return f"levels={grid.levels.name} is a table"
+    if grid.group_size % 8:
+        return f"group_size={grid.group_size} is no multiple of 8"
+    return None if parallel() is not None else "torch has no OpenMP here"
+
+
+def linear(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
+    """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
+
+    Raises:
+        ValueError: x has another number of features than the matrix.
+    """
+    stored = value.tensors
+    rest = [stored.get(name) for name in OPTIONAL]
+    arguments: tuple[Any, ...] = (x, stored["codes"], stored["scale"], *rest, value.shape[0], value.grid.bits, value.grid.group_size)
+    result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
+    return result if bias is None else result + bias
+
+
+def _linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    col_scale: Tensor | None,
+    scale_range: Tensor | None,
+    scale_exponent: Tensor | None,
+    rows: int,
+    bits: int,
+    group_size: int,
+) -> Tensor:
+    columns = x.shape[-1]
+    if columns != scale.shape[1] * group_size:
+        raise ValueError(f"x has {columns} features; the matrix takes {scale.shape[1] * group_size}")
+    inputs = x.detach().float().contiguous()
+    tokens = inputs.numel() // columns
+    tile = rows if col_scale is None else rows // len(col_scale)
+    numbers = [bits, rows, columns, group_size, tile, tokens, 8 * scale.element_size(), 0, rows]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)]
+    outputs = torch.empty(*x.shape[:-1], rows)
+    job = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
+    if tokens <= FEW:
+        _run(cpu_codes.multiply(), job, tokens * rows * columns)
+    else:
+        _by_pieces(inputs.reshape(tokens, columns), col_scale, job, outputs.view(tokens, rows))
+    return outputs.to(x.dtype)
+
+
+def _by_pieces(inputs: Tensor, col_scale: Tensor | None, job: list[int], outputs: Tensor) -> None:
+    rows, columns, tile = job[cpu_codes.ROWS], job[cpu_codes.COLUMNS], job[cpu_codes.TILE]
+    step = min(tile, max(1, PIECE // columns))
+    arranged, last_tile = inputs, -1
+    piece = torch.empty(step, _arrange(inputs[:1], job[cpu_codes.BITS]).shape[1])
+    for first in range(0, rows, tile):
+        for start in range(first, first + tile, step):
+            if start // tile != last_tile:
+                last_tile = start // tile
+                scaled = inputs if col_scale is None else inputs * col_scale[last_tile].float()
+                arranged = _arrange(scaled, job[cpu_codes.BITS])
+            end = min(start + step, first + tile)
+            job[cpu_codes.FIRST], job[cpu_codes.LAST], job[cpu_codes.Y] = start, end, piece.data_ptr()
+            _run(cpu_codes.widen(), job, (end - start) * columns)
+            outputs[:, start:end] = arranged @ piece[: end - start].T
+
+
+def _arrange(x: Tensor, bits: int) -> Tensor:
+    """(tokens, columns) → (tokens, blocks · codes · lanes) divided by factors, as `cpu_codes.widen` lays out the matrix."""
+    each = vectors.codes_per_lane(bits)
+    block = each * vectors.WIDTH
+    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % block)).view(len(x), -1, vectors.WIDTH, each)
+    factors = torch.tensor([vectors.factor(code, bits) for code in range(each)])
+    return (filled / factors).transpose(2, 3).reshape(len(x), -1)
+
+
+def _run(kernel: cpu_codes.Kernel, job: list[int], work: int) -> None:
+    fields, start = array("q", job), parallel()
+    assert start is not None  # `supports` asked
+    start(kernel.address, fields.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
+
+
+_operator = torch.library.custom_op("sinq::cpu_linear", _linear, mutates_args=())
+"""The same function as one node of a compiled graph."""
+
+
+@_operator.register_fake
+def _shape(x: Tensor, *arguments: object) -> Tensor:
+    rows = arguments[-3]
+    assert isinstance(rows, int | torch.SymInt)
+    return x.new_empty(*x.shape[:-1], rows)

@@ -1,0 +1,171 @@
+"""x Ŵᵀ + b on CUDA from packed codes, which are held once and read once.
+
+Two ways, by the number of rows of x:
+
+- up to 16, one kernel: a program has some rows of Ŵ, goes along them in blocks of words, and adds up in float32. It takes all of the inner
+  dimension, so nothing is added across programs. The column scale is multiplied into x as x is loaded, which costs one product per entry
+  of x and not of Ŵ. One row of x is a sum of products; more are a tensor-core product, whose operands have the dtype of x.
+- above, Ŵ is written once in the dtype of x, by one launch, and torch multiplies: reading codes again for each block of x would cost more.
+
+The operation is `torch.ops.sinq_harness.triton_linear`, opaque to torch.compile, and waits for nothing, so CUDA graphs can capture it.
+
+Not covered: gradients; column scales per block of rows (2-D tiling); tables of levels. With 2 … 16 rows of float16, x · col_scale is held
+in float16: above 65504 it is infinite.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import JITFunction
+
+from sinq.grid import Levels
+from sinq.kernels.triton_dequantize import ZERO_BYTE, ZERO_CONSTANT, ZERO_STORED, dequantize_block, load_codes, load_scale, load_zero
+from sinq.tensor import QuantizedTensor
+
+ROWS_OF_KERNEL = 16
+"""Rows of x up to which the codes are multiplied directly."""
+CODES_PER_ROW = 32
+"""In-features must be a multiple: then every row begins on four bytes."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def supports(value: QuantizedTensor) -> str | None:
+    """None if `linear` can take this value, else the reason why not."""
+    grid, tensors = value.grid, value.tensors
+    device = tensors["codes"].device.type
+    if device != "cuda" and not _interpreted():
+        return f"codes are on {device}, not on CUDA"
+    if grid.levels is not Levels.uniform:
+        return f"levels={grid.levels.name}: only uniform levels are supported"
+    if value.shape[1] % CODES_PER_ROW or grid.group_size % 8:
+        return f"in_features={value.shape[1]} must be a multiple of {CODES_PER_ROW}, and group_size={grid.group_size} of 8"
+    if "col_scale" in tensors and len(tensors["col_scale"]) > 1:
+        return f"tiling={grid.tiling}: column scales per block of rows are not supported"
+    return None
+
+
+def linear(x: Tensor, value: QuantizedTensor, bias: Tensor | None) -> Tensor:
+    """x Ŵᵀ + bias.
+
+    Args:
+        x: (..., in_features), float32, float16 or bfloat16.
+        value: (out_features, in_features), on the device of x.
+        bias: (out_features,), or None.
+
+    Returns:
+        (..., out_features) in the dtype of x.
+
+    Raises:
+        ValueError: `supports` has a reason against the value, or x another dtype or another number of features.
+    """
+    reason = supports(value)
+    if reason is not None:
+        raise ValueError(f"the triton kernel cannot multiply by this weight: {reason}")
+    if x.dtype not in DTYPES or x.shape[-1] != value.shape[1]:
+        raise ValueError(f"x is {x.dtype} with {x.shape[-1]} features; it must be float32, float16 or bfloat16 with {value.shape[1]}")
+    tensors, rows, grid = value.tensors, value.shape[0], value.grid
+    auxiliaries = [tensors.get(name) for name in ("zero", "col_scale", "scale_range", "scale_exponent")]
+    y = triton_linear(
+        x.reshape(-1, value.shape[1]), tensors["codes"], tensors["scale"], *auxiliaries, bias, rows, grid.bits, grid.group_size
+    )
+    return y.reshape(*x.shape[:-1], rows)
+
+
+@torch.library.custom_op("sinq_harness::triton_linear", mutates_args=())
+def triton_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None, scale_range: Tensor | None,
+    scale_exponent: Tensor | None, bias: Tensor | None, rows: int, bits: int, group_size: int,
+) -> Tensor:  # fmt: skip
+    """x (batch, in) times the stored tensors of a `QuantizedTensor` (rows, in); see `linear`."""
+    kind = ZERO_CONSTANT if zero is None else ZERO_BYTE if zero.dtype is torch.int8 else ZERO_STORED
+    stored = (codes.view(torch.int32), scale, zero, col_scale, scale_range, scale_exponent)
+    form = {"WORDS_PER_ROW": x.shape[1] // 8, "GROUP_WORDS": group_size // 8, "BITS": bits, "ZERO": kind.value}
+    if len(x) > ROWS_OF_KERNEL:
+        matrix = _dequantized(stored, rows, x, form)
+        return torch.nn.functional.linear(x, matrix, None if bias is None else bias.to(x.dtype))
+    y = x.new_empty(len(x), rows)
+    if len(x) and rows:
+        block_rows, block_words, warps = blocks(len(x), x.dtype)
+        multiply[(triton.cdiv(rows, block_rows),)](
+            x.contiguous(), *stored, bias, y, len(x), rows, SINGLE=len(x) == 1, BATCH=ROWS_OF_KERNEL, **form,
+            OPERAND=operand(x.dtype), BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=warps,
+        )  # fmt: skip
+    return y
+
+
+@triton_linear.register_fake
+def _(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None, scale_range: Tensor | None,
+    scale_exponent: Tensor | None, bias: Tensor | None, rows: int, bits: int, group_size: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], rows)
+
+
+def blocks(batch: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Rows and words of Ŵ in a block, and warps of a program."""
+    if batch == 1:
+        return 8, 64, 4
+    return (16, 8, 4) if dtype == torch.float32 else (32, 16, 4)  # float32 has no tensor cores: smaller, or it spills
+
+
+def operand(dtype: torch.dtype) -> tl.dtype:
+    """The type of what `tl.dot` multiplies: that of x. The interpreter multiplies the bit patterns of bfloat16, so it gets float32."""
+    kinds = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    return tl.float32 if _interpreted() else kinds[dtype]
+
+
+def _interpreted() -> bool:
+    return not isinstance(multiply, JITFunction)
+
+
+def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: dict[str, int]) -> Tensor:
+    matrix = x.new_empty(rows, x.shape[1])
+    block_rows, block_words = 32, 16
+    grid = (triton.cdiv(rows, block_rows), triton.cdiv(form["WORDS_PER_ROW"], block_words))
+    dequantize_block[grid](*stored, matrix, rows, **form, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=4)
+    return matrix
+
+
+@triton.jit(do_not_specialize=["batch"])
+def multiply(  # type: ignore[no-untyped-def]
+    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows, SINGLE: tl.constexpr, BATCH: tl.constexpr,
+    WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
+    OPERAND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+):  # fmt: skip
+    """out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ; SINGLE: batch is 1, else at most BATCH."""
+    row, member = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BATCH)
+    lane = tl.arange(0, 8)
+    products = tl.zeros([BLOCK_ROWS, BLOCK_WORDS], tl.float32)
+    total = tl.zeros([BATCH, BLOCK_ROWS], tl.float32)
+    for start in range(0, WORDS_PER_ROW, BLOCK_WORDS):
+        word = start + tl.arange(0, BLOCK_WORDS)
+        valid = (row < rows)[:, None] & (word < WORDS_PER_ROW)[None, :]
+        entry = row[:, None] * (WORDS_PER_ROW // GROUP_WORDS) + (word // GROUP_WORDS)[None, :]
+        code = load_codes(codes, row, word, valid, WORDS_PER_ROW, BITS)
+        step = load_scale(scale, scale_range, scale_exponent, entry, valid)
+        offset = load_zero(zero, entry, valid, BITS, ZERO)
+        if SINGLE:  # Σ (q − z) s x = s (Σ q x − z Σ x) per word: one product per weight
+            place, inside = word[:, None] * 8 + lane[None, :], (word < WORDS_PER_ROW)[:, None]
+            entries = tl.load(x + place, mask=inside, other=0).to(tl.float32)
+            if col_scale is not None:
+                entries = entries * tl.load(col_scale + place, mask=inside, other=0).to(tl.float32)
+            products += step * (tl.sum(code * entries[None, :, :], axis=2) - offset * tl.sum(entries, axis=1)[None, :])
+        else:
+            column = start * 8 + tl.arange(0, BLOCK_WORDS * 8)
+            inside = (member < batch)[:, None] & (column < WORDS_PER_ROW * 8)[None, :]
+            entries = tl.load(x + member[:, None] * (WORDS_PER_ROW * 8) + column[None, :], mask=inside, other=0)
+            if col_scale is not None:
+                factor = tl.load(col_scale + column, mask=column < WORDS_PER_ROW * 8, other=0).to(tl.float32)
+                entries = (entries.to(tl.float32) * factor[None, :]).to(x.dtype.element_ty)
+            weights = ((code - offset[:, :, None]) * step[:, :, None]).to(x.dtype.element_ty)
+            weights = tl.reshape(weights, [BLOCK_ROWS, BLOCK_WORDS * 8])
+            total = tl.dot(entries.to(OPERAND), tl.trans(weights.to(OPERAND)), total, input_precision="ieee")
+    added = tl.zeros([BLOCK_ROWS], tl.float32)
+    if bias is not None:
+        added = tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
+    if SINGLE:
+        tl.store(out + row, (tl.sum(products, axis=1) + added).to(out.dtype.element_ty), mask=row < rows)
+    else:
+        place = member[:, None] * rows + row[None, :]
+        tl.store(out + place, (total + added[None, :]).to(out.dtype.element_ty), mask=(member < batch)[:, None] & (row < rows)[None, :])

@@ -1,0 +1,157 @@
+"""The two innermost loops over quantized codes, written as vectors of eight 32-bit numbers.
+
+Eight lanes of codes (`cpu_codes.py`) are a *block*. Vectors are LLVM's own, of no one processor: two registers of NEON, one of AVX2, half
+of AVX-512.
+
+`product` works in whole numbers: sixteen codes at a time, of 16 bits each, meet sixteen 16-bit entries of x, and neighbouring products are
+added, in one instruction. That is four instructions for sixteen weights, where codes turned to floats need three for eight.
+
+`widened` writes floats. Code c of each lane is masked in place, which leaves a number of 2^(c · bits) times its value; `factor` says so,
+and whoever prepares x divides by it. A float holds such a number exactly, so nothing is ever shifted down but the code at the top,
+which would be negative.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WIDTH = 8
+BYTES = 4 * WIDTH
+FLAGS = ("contract", "nsz")  # multiply-adds
+HAS_AVX2 = get_host_cpu_features().get("avx2", False)
+WHOLE, REAL = ir.VectorType(ir.IntType(32), WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
+SHORT = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+
+def codes_per_lane(bits: int) -> int:
+    """How many codes share 32 bits: eight of 2, 3 or 4 bits, four of 5, 6 or 8."""
+    return 8 if bits <= 4 else 4
+
+
+def factor(code: int, bits: int) -> float:
+    """By how much a code is larger when it is masked in place."""
+    return 1.0 if (code + 1) * bits == 32 else 2.0 ** (code * bits)
+
+
+def product(bits: int, per_lane: bool) -> Callable[..., Any]:
+    """For compiled code: Σ code · x · scale · unit of a row, float32, from the addresses of lanes, x, scales and units, and two counts.
+
+    Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales, and units of x, are one
+    for each run of `per` blocks, of which there are `runs`; or one per lane (then `per` is 1, and a run is a block).
+    """
+    half = codes_per_lane(bits) // 2
+    width = bits * half
+
+    @intrinsic
+    def row_product(_context, lanes, x, scales, units, runs, per):  # type: ignore[no-untyped-def]
+        def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+            lanes, x, scales, units, runs, per = arguments
+            read = partial(_load, builder, REAL) if per_lane else partial(_spread, builder)
+            total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
+            with cgutils.for_range(builder, runs) as outer:
+                scale = builder.fmul(read(scales, outer.index), read(units, outer.index), flags=FLAGS)
+                with cgutils.for_range(builder, per) as inner:
+                    block = builder.add(builder.mul(outer.index, per), inner.index)
+                    halves = _halves(builder, _load(builder, WHOLE, lanes, block), width)
+                    part = ir.Constant(WHOLE, [0] * WIDTH)
+                    for k in range(half):
+                        code = builder.lshr(halves, ir.Constant(SHORT, [k * bits] * 2 * WIDTH))
+                        code = builder.and_(code, ir.Constant(SHORT, [(1 << bits) - 1] * 2 * WIDTH))
+                        entries = _load(builder, SHORT, x, _offset(builder, block, half, k))
+                        part = builder.add(part, _pairs(builder, code, entries))
+                    builder.store(_multiply_add(builder, builder.sitofp(part, REAL), scale, builder.load(total)), total)
+            return _sum(builder, builder.load(total))
+
+        return types.float32(*[types.intp] * 6), generate
+
+    return row_product
+
+
+def widened(bits: int) -> Callable[..., Any]:
+    """For compiled code: writes (code · scale − shift) · factor of a row at `out`, float32 (block, code, lane).
+
+    Takes the addresses of lanes, scales and shifts (both per lane) and out, and how many blocks.
+    """
+
+    @intrinsic
+    def row_widened(_context, lanes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
+        def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+            lanes, scales, shifts, out, blocks = arguments
+            with cgutils.for_range(builder, blocks) as loop:
+                lane = _load(builder, WHOLE, lanes, loop.index)
+                scale, shift = _load(builder, REAL, scales, loop.index), _load(builder, REAL, shifts, loop.index)
+                for code in range(codes_per_lane(bits)):
+                    index = _offset(builder, loop.index, codes_per_lane(bits), code)
+                    moved = builder.fmul(shift, ir.Constant(REAL, [factor(code, bits)] * WIDTH), flags=FLAGS)
+                    value = builder.fmul(_code(builder, lane, code, bits), scale, flags=FLAGS)
+                    builder.store(builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4)
+            return ir.Constant(ir.IntType(64), 0)
+
+        return types.intp(types.intp, types.intp, types.intp, types.intp, types.intp), generate
+
+    return row_widened
+
+
+def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Value:
+    start = code * bits
+    if start + bits == 32:
+        return builder.sitofp(builder.lshr(lane, ir.Constant(WHOLE, [start] * WIDTH)), REAL)
+    return builder.sitofp(builder.and_(lane, ir.Constant(WHOLE, [((1 << bits) - 1) << start] * WIDTH)), REAL)
+
+
+def _offset(builder: ir.IRBuilder, block: ir.Value, each: int, code: int) -> ir.Value:
+    return builder.add(builder.mul(block, ir.Constant(block.type, each)), ir.Constant(block.type, code))
+
+
+def _pointer(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
+    """Of vector `index` at an address."""
+    return builder.inttoptr(builder.add(address, builder.mul(index, ir.Constant(index.type, BYTES))), kind.as_pointer())
+
+
+def _load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
+    return builder.load(_pointer(builder, kind, address, index), align=1, typ=kind)
+
+
+def _multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+    return builder.fadd(total, builder.fmul(left, right, flags=FLAGS), flags=FLAGS)
+
+
+def _halves(builder: ir.IRBuilder, lanes: ir.Value, width: int) -> ir.Value:
+    """Lanes of 2 · width bits as pairs of 16-bit numbers of `width` bits."""
+    if width < 16:
+        low = builder.and_(lanes, ir.Constant(WHOLE, [(1 << width) - 1] * WIDTH))
+        high = builder.shl(builder.lshr(lanes, ir.Constant(WHOLE, [width] * WIDTH)), ir.Constant(WHOLE, [16] * WIDTH))
+        lanes = builder.or_(low, high)
+    return builder.bitcast(lanes, SHORT)
+
+
+def _pairs(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
+    """left · right of int16, exact, neighbours added: eight int32. One instruction of AVX2, which LLVM does not always find by itself."""
+    if HAS_AVX2:
+        kind = ir.FunctionType(WHOLE, [SHORT, SHORT])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [left, right])
+    wide = ir.VectorType(ir.IntType(32), 2 * WIDTH)
+    products = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
+    even, odd = (ir.Constant(WHOLE, list(range(start, 2 * WIDTH, 2))) for start in (0, 1))
+    nothing = ir.Constant(wide, ir.Undefined)
+    return builder.add(builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd))
+
+
+def _spread(builder: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
+    """Eight times the float32 at an index."""
+    place = builder.inttoptr(builder.add(address, builder.mul(index, ir.Constant(index.type, 4))), ir.FloatType().as_pointer())
+    nothing, first = ir.Constant(REAL, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+    return builder.shuffle_vector(builder.insert_element(nothing, builder.load(place), first), nothing, ir.Constant(WHOLE, [0] * WIDTH))
+
+
+def _sum(builder: ir.IRBuilder, total: ir.Value) -> ir.Value:
+    for apart in (4, 2, 1):
+        order = ir.Constant(WHOLE, [(lane + apart) % WIDTH for lane in range(WIDTH)])
+        total = builder.fadd(total, builder.shuffle_vector(total, ir.Constant(REAL, ir.Undefined), order))
+    return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))

@@ -1,0 +1,194 @@
+"""A Hugging Face checkpoint on disk, read one tensor at a time.
+
+`shape_of` builds the architecture on the meta device: names, shapes and ties, without a byte of weights. `Source` finds, for every
+tensor of that model, where it lies in the safetensors files of the folder (one file, or an index of shards).
+
+Files are memory-mapped. A tensor that is stored as the model has it is a view of the file: its pages come in when they are read and
+may be dropped again at any time, so they cost no memory of their own. Where the files name or lay out tensors differently (older
+names; experts stored one by one that the model fuses into one parameter), transformers' own rules for loading are followed. A
+fused tensor is put together when it is asked for, and is the only thing here that is copied.
+
+Not covered: one stored tensor that becomes several of the model; `.bin` files; checkpoints that are already quantized. All are refused.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.initialization import no_init_weights
+
+TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+"""Buffers that older checkpoints hold and models make themselves."""
+
+Read = Callable[[str], Tensor]
+"""From the name of a model's tensor to the tensor, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor of a model lies: one stored tensor, or several and what makes one of them."""
+
+    keys: tuple[str, ...]
+    patterns: tuple[str, ...] = ()
+    """Per key, the part of the conversion it is for."""
+    conversion: WeightConverter | None = None
+
+
+def shape_of(folder: Path) -> PreTrainedModel:
+    """The model of a checkpoint folder, on the meta device, tied where the configuration says so.
+
+    Raises:
+        ValueError: there is no configuration, or the checkpoint is quantized already.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json, so it is not the folder of a Hugging Face checkpoint")
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{folder} holds weights that are quantized already (quantization_config in its config.json)")
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or _stored_dtype(folder))
+    model.tie_weights()
+    return model.requires_grad_(False)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the shards of its index, or the only one.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+    """
+    index = folder / INDEX
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [TENSORS]
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing" + (f"; {INDEX} lists it" if index.exists() else ""))
+    return [folder / name for name in names]
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the first floating-point tensor, for a configuration that does not say."""
+    for path in weight_files(folder):
+        with opened(path) as file:
+            for key in list(file.keys()):
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point():
+                    return tensor.dtype
+    raise ValueError(f"{folder} has no floating-point tensor")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped. Raises `ValueError` naming the file if it is cut short or no such file."""
+    try:
+        file = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}; it is incomplete or damaged") from error
+    with file:
+        yield file
+
+
+class Source:
+    """The tensors of a model, in the files of a checkpoint folder.
+
+    Raises:
+        ValueError: tensors that the model needs and the files lack, or the other way round, by name.
+    """
+
+    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+        self._model = model
+        self._files: dict[str, Path] = {}
+        for path in weight_files(folder):
+            with opened(path) as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+        self._expected = model.state_dict(keep_vars=True)
+        self._stored, unknown = self._match()
+        found = {id(self._expected[name]) for name in self._stored}
+        missing = [name for name, tensor in self._expected.items() if id(tensor) not in found]
+        if missing or unknown:
+            found_not = f"missing {missing[:3]}, not of the model {unknown[:3]}"
+            raise ValueError(f"the files of {folder} do not fit {type(model).__name__}: {found_not}")
+        self._refuse_untied()
+
+    def names(self) -> dict[str, str]:
+        """Every tensor of the model once, shared ones under their first name → the name it is stored under."""
+        first: dict[int, str] = {}
+        for name, tensor in self._expected.items():
+            first.setdefault(id(tensor), name)
+        stored: dict[str, str] = {}
+        for name in self._stored:
+            stored.setdefault(first[id(self._expected[name])], name)
+        return {name: stored[name] for name in first.values()}
+
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """A reader that opens every file once, and closes them at the end; tensors that are kept keep their file mapped."""
+        with ExitStack() as stack:
+            file = cache(lambda path: stack.enter_context(opened(path)))
+            yield lambda name: self._read(name, lambda key: file(self._files[key]).get_tensor(key))
+
+    def _refuse_untied(self) -> None:
+        """Tensors the configuration ties may be stored twice, if they are equal."""
+        kept = self.names()
+        by_identity = {id(self._expected[name]): stored for name, stored in kept.items()}
+        with self.reading() as read:
+            for name in self._stored:
+                other = by_identity[id(self._expected[name])]
+                if other != name and not torch.equal(read(name), read(other)):
+                    raise ValueError(f"{name} and {other} differ, but the configuration ties them; set tie_word_embeddings to false there")
+
+    def _match(self) -> tuple[dict[str, Stored], list[str]]:
+        """Where the model's tensors lie, and stored ones the model has no use for."""
+        rules = get_model_conversion_mapping(self._model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        by_pattern = {pattern: rule for rule in conversions for pattern in rule.source_patterns}
+        prefix, found, unknown = self._model.base_model_prefix, {}, []
+        for key in sorted(self._files, key=dot_natural_key):
+            name, pattern = rename_source_key(key, renamings, conversions, prefix, self._expected)
+            if name not in self._expected and key in self._expected:
+                name, pattern = key, None
+            if name not in self._expected:
+                unknown += [] if self._is_ignored(key) else [key]
+            elif pattern is None:
+                found[name] = Stored((key,))
+            else:
+                before = found.get(name, Stored((), (), by_pattern[pattern]))
+                found[name] = Stored((*before.keys, key), (*before.patterns, pattern), before.conversion)
+        return found, unknown
+
+    def _is_ignored(self, key: str) -> bool:
+        patterns = {*MOVED_BUFFERS, *(self._model._keys_to_ignore_on_load_unexpected or ())}
+        buffers = {name for name, _ in self._model.named_buffers()}
+        return any(re.search(pattern, key) for pattern in patterns) or bool({key, f"{self._model.base_model_prefix}.{key}"} & buffers)
+
+    def _read(self, name: str, get: Read) -> Tensor:
+        stored = self._stored[name]
+        tensors = [get(key) for key in stored.keys]
+        tensor = tensors[0] if stored.conversion is None else self._convert(name, stored, tensors)
+        if tensor.shape != self._expected[name].shape:
+            wanted, shape = list(self._expected[name].shape), list(tensor.shape)
+            raise ValueError(f"{name} is {shape} in {self._files[stored.keys[0]]}; the model has it as {wanted}")
+        return tensor
+
+    def _convert(self, name: str, stored: Stored, tensors: list[Tensor]) -> Tensor:
+        conversion = copy.deepcopy(stored.conversion)
+        assert conversion is not None
+        for key, pattern, tensor in zip(stored.keys, stored.patterns, tensors, strict=True):
+            conversion.add_tensor(name, key, pattern, tensor)  # type: ignore[arg-type]
+        try:
+            return conversion.convert(name, model=self._model, config=self._model.config)[name]
+        except RuntimeError as error:
+            raise ValueError(f"{name} cannot be made of {len(tensors)} tensors like {stored.keys[0]}: {error}") from error

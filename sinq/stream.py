@@ -1,0 +1,185 @@
+"""Quantizing a checkpoint that does not fit in memory: file to file, one decoder block at a time.
+
+    source/  config.json, model*.safetensors ─▶ map ─▶ quantize matrix by matrix ─▶ target/  what `load` reads
+
+The architecture is built without weights (`source.py`), so everything `plan.py` refuses is refused at once; only whether weights are finite
+is found out when a matrix is read. A decoder block becomes one file, and so does every tensor outside the blocks. What is not
+compressed goes from the mapped source to the target as it is, in its own dtype.
+
+Memory: the compressed values of one block, and what quantizing one matrix takes (some float32 copies of it). Fused experts that the
+checkpoint stores one by one are put together first, in their own dtype: one parameter of one layer. Embeddings cost nothing.
+
+A file takes its name when it is whole and on disk, and the journal (`journal.py`) then says so. Started again after a kill, the work goes
+on with the first file that is missing; a finished folder is only reported on. Matrices are quantized as they are stored: what comes out is,
+bit for bit, what `compress` makes of a model loaded in the checkpoint's dtype, or in float32.
+
+Calibrated methods see the outputs of a running model, and methods that rewrite a model see several layers at once: both are refused.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sinq.block_loop import quantize_matrices
+from sinq.checkpoint import LAYOUT, Entry, entry, entry_tensors, save_config, save_layout, save_tensors
+from sinq.errors import NotApplicable
+from sinq.files import replacing
+from sinq.journal import Done, resume, write
+from sinq.kernels import chosen
+from sinq.layers import Layers
+from sinq.method import LayerMethod, Method
+from sinq.plan import Step, plan, require_finite
+from sinq.progress import Progress, silent
+from sinq.report import CompressionReport, LayerReport
+from sinq.source import INDEX, Read, Source, shape_of, weight_files
+
+BLOCK = re.compile(r".*?\.\d+(?=\.)")
+"""The name of the decoder block a tensor is of: `model.layers.3`."""
+BESIDE = (".json", ".model", ".txt", ".jinja")
+"""Endings of the small files beside the weights: tokenizer, generation settings."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file to be written: the model's tensors in it, the names they are stored under in the source, and the steps for some."""
+
+    file: str
+    names: tuple[tuple[str, str], ...]
+    steps: dict[str, Step]
+
+
+def stream(
+    source: str | Path,
+    target: str | Path,
+    method: Method,
+    *,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress = silent,
+) -> CompressionReport:
+    """Quantize the checkpoint in a folder into another folder, in the memory of about one layer, going on where it was killed.
+
+    Args:
+        source: folder of a Hugging Face checkpoint in safetensors, one file or several.
+        target: folder for the compressed model, which `load` reads; empty, missing, or left by this same work.
+        method: a calibration-free `LayerMethod`.
+        layers, progress: as for `Method.compress`.
+        device: where matrices are quantized, one at a time; by default the CPU.
+
+    Raises:
+        NotApplicable: the method needs more than one matrix at a time.
+        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or the target holds other work;
+            on the way, naming the layer, if a weight is not finite. What is finished then stays.
+        FileNotFoundError: the source lacks a file.
+    """
+    source, target, place = Path(source), Path(target), torch.device(device or "cpu")
+    model = shape_of(source)
+    steps, skipped = plan(model, _layer_method(method), None, layers or Layers(), {})
+    weights = Source(source, model)
+    identity = _identity(source, method, layers or Layers(), place)
+    done = resume(target, identity)
+    pieces = _pieces(weights.names(), steps)
+    for piece in progress(pieces, "quantizing files", len(pieces)):
+        if piece.file not in done:
+            with weights.reading() as read, torch.no_grad():
+                done[piece.file] = _make(piece, read, target, place)
+            write(target, identity, done)
+    ordered = {piece.file: done[piece.file] for piece in pieces}
+    if not (target / LAYOUT).exists():
+        save_config(model.config, model.dtype, target)
+        _copy_beside(source, target)
+        _finish(target, ordered)
+    reports = tuple(LayerReport(**layer) for it in ordered.values() for layer in it.layers)
+    return CompressionReport(reports, skipped, 0.0, sum(report.seconds for report in reports))
+
+
+def _layer_method(method: Method) -> LayerMethod:
+    name = type(method).__name__
+    if not isinstance(method, LayerMethod):
+        raise NotApplicable(f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false")
+    if method.statistic is not None:
+        needed = method.statistic.__name__
+        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed} of each layer's inputs; use stream=false")
+    return method
+
+
+def _identity(source: Path, method: Method, layers: Layers, place: torch.device) -> dict[str, Any]:
+    """All that decides what is written. Source files count by name, size and time of change: reading them all takes too long."""
+    files = [source / "config.json", *weight_files(source)]
+    return {
+        "method": f"{type(method).__module__}.{method!r}",
+        "layers": repr(layers),
+        "kernel": f"{chosen(place).value} on {place.type}",
+        "source": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def _pieces(names: dict[str, str], steps: list[Step]) -> list[Piece]:
+    """Files to write, in the order of the model.
+
+    Args:
+        names: of every tensor in the model → in the source.
+    """
+    by_name = {step.target.tensor_name: step for step in steps}
+    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
+    return [
+        Piece(f"model-{k:05d}-of-{len(groups):05d}.safetensors", group, {name: by_name[name] for name, _ in group if name in by_name})
+        for k, group in enumerate(groups, start=1)
+    ]
+
+
+def _block(name: str) -> str:
+    match = BLOCK.match(name)
+    return match[0] if match else name
+
+
+def _make(piece: Piece, read: Read, target: Path, place: torch.device) -> Done:
+    """Write one file, and say what is in it. Tensors live only as long as this call."""
+    tensors: dict[str, torch.Tensor] = {}
+    places: list[Entry] = []
+    reports: list[dict[str, Any]] = []
+    for name, stored in piece.names:
+        tensor, step = read(stored), piece.steps.get(name)
+        if step is None:
+            tensors[name] = tensor
+            continue
+        made = [_quantize(step, key, matrix, place) for key, matrix in step.target.split(tensor).items()]
+        values = [value for value, _ in made]
+        places.append(entry(step.target.name, step.target.parameter, values))
+        tensors |= entry_tensors(places[-1], values)
+        reports += [asdict(report) for _, report in made]
+    save_tensors(tensors, target / piece.file)
+    return Done((target / piece.file).stat().st_size, list(tensors), places, reports)
+
+
+def _quantize(step: Step, name: str, matrix: torch.Tensor, place: torch.device) -> Any:
+    require_finite(name, matrix)
+    (made,) = quantize_matrices([(step, name, matrix)], None, place)
+    return made
+
+
+def _copy_beside(source: Path, target: Path) -> None:
+    for path in _beside(source):
+        with replacing(target / path.name) as scratch:
+            shutil.copyfile(path, scratch)
+
+
+def _beside(source: Path) -> Iterable[Path]:
+    own = {"config.json", INDEX, LAYOUT}
+    return (path for path in sorted(source.iterdir()) if path.suffix in BESIDE and path.name not in own and path.is_file())
+
+
+def _finish(target: Path, done: dict[str, Done]) -> None:
+    """Write the index of tensors, and last what makes the folder one that `load` takes."""
+    files = {name: file for file, it in done.items() for name in it.tensors}
+    index = {"metadata": {"total_size": sum(it.nbytes for it in done.values())}, "weight_map": files}
+    with replacing(target / INDEX) as scratch:
+        scratch.write_text(json.dumps(index, indent=1))
+    save_layout([place for it in done.values() for place in it.places], target)
