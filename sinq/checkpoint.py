@@ -92,7 +92,7 @@ def save_layout(places: Sequence[Entry], folder: Path) -> None:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Read a model that `save` or `stream` wrote.
+    """Read a model that `save` or `stream` wrote, for inference: no parameter asks for a gradient (kernels have none).
 
     Args:
         dtype: of the tensors that are not compressed, and so of the computation; by default as saved.
@@ -114,7 +114,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     for place in layout["places"]:
         _restore(model, place, tensors, folder)
     _load_dense(model, tensors, folder)
-    return model.to(device).eval()
+    return model.to(device).eval().requires_grad_(False)
 
 
 def entry(name: str, parameter: str | None, values: Sequence[CompressedWeight]) -> Entry:

@@ -4,8 +4,6 @@ The definition is: dequantize in the dtype of x, then torch's product. Faster ve
 where one is asked for (`x.requires_grad`, outside of `no_grad`) the definition runs.
 """
 
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -21,27 +19,29 @@ def linear(x: Tensor, value: CompressedWeight, bias: Tensor | None = None) -> Te
     Raises:
         ValueError: the kernel asked for cannot run on the device.
     """
-    kernel = _kernel(value, x.device)
+    kernel = name(value, x.device)
     bias = None if bias is None else bias.to(x.dtype)
-    if kernel is Kernel.reference or (x.requires_grad and torch.is_grad_enabled()):
+    if kernel == "reference" or (x.requires_grad and torch.is_grad_enabled()):
         return torch.nn.functional.linear(x, value.dequantize(x.dtype), bias)
     result: Tensor = _module(kernel).linear(x, value, bias)
     return result
 
 
+@torch.compiler.assume_constant_result
 def name(value: CompressedWeight, device: torch.device) -> str:
     """The kernel that multiplies by a value on a device: reference, cpu or triton."""
-    return _kernel(value, device).value
-
-
-@torch.compiler.assume_constant_result
-def _kernel(value: CompressedWeight, device: torch.device) -> Kernel:
     kernel = chosen(device)
-    if kernel is Kernel.reference or not isinstance(value, QuantizedTensor):
-        return Kernel.reference
-    return Kernel.reference if _module(kernel).supports(value) else kernel
+    if kernel is Kernel.reference or not isinstance(value, QuantizedTensor) or _module(kernel.value).supports(value):
+        return "reference"
+    return kernel.value
 
 
-@cache
-def _module(kernel: Kernel) -> ModuleType:
-    return import_module(f"sinq.kernels.{kernel.value}_linear")  # here, since Numba takes a second to import
+def _module(kernel: str) -> ModuleType:
+    """Imported here, since Numba takes a second, and by statements, which a compiled graph can follow."""
+    if kernel == "cpu":
+        from sinq.kernels import cpu_linear
+
+        return cpu_linear
+    from sinq.kernels import triton_linear
+
+    return triton_linear

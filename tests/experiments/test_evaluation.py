@@ -17,6 +17,7 @@ from experiments.evaluation.perplexity import window_nll
 from experiments.meters import peak_memory, seconds
 from experiments.models import sparing_clone
 from sinq import SINQ, Grid, Layers, OnMisfit
+from sinq.kernels import Kernel, using
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import Capped, subject
 
@@ -156,7 +157,9 @@ class TestLatency:
         model = sparing_clone(tiny_model("llama"))
         SINQ(Grid(bits=8, group_size=32)).compress(model)
         options = Latency(prompt_tokens=8, decode_tokens=1, rounds=1)
-        assert options.measure(subject(compressed=model)).metrics["kernel"] == "reference"
+        assert options.measure(subject(compressed=model)).metrics["kernel"] == "cpu"
+        with using(Kernel.reference):
+            assert options.measure(subject(compressed=model)).metrics["kernel"] == "reference"
         dense = options.measure(subject()).metrics
         assert dense["kernel"] == "torch"
         assert "ratio" not in dense["decode"]
