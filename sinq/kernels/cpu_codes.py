@@ -30,6 +30,7 @@ from sinq.kernels.vectors import WIDTH
 FAST = {"reassoc", "contract", "nsz"}
 BITS, ROWS, COLUMNS, GROUP, TILE, TOKENS, AUXILIARY, FIRST, LAST, CODES, SCALE, ZERO, COL_SCALE, RANGE, EXPONENT, X, Y = range(17)
 LARGEST, TINIEST = 32767, 1e-30  # of 16 bits; a group of x below this counts as zeros
+SPARE = vectors.BYTES  # a row's last vector reads so many bytes beyond its codes at most
 STRIP = 16  # rows whose scales are decoded together: one row of a small matrix is too short for vectors
 FIELDS = 17
 """Of a job: numbers (rows FIRST to LAST are asked for; COL_SCALE is one row per TILE rows), then addresses, 0 for what is not there."""
@@ -65,11 +66,11 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     if per * each * WIDTH != field[GROUP]:
         per = 0  # a block has parts of several groups: scales and units are spread over lanes
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
-    units, spread_units = np.empty((tokens, groups), np.float32), np.zeros((tokens, row), np.float32)
+    units, factors = np.empty((tokens, groups), np.float32), np.empty(groups, np.float32)
     scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
-    spread, lanes = np.zeros(STRIP * row, np.float32), np.zeros(row, np.int32)
-    scale_at, spread_at, x_at = scale.ctypes.data, spread.ctypes.data, x.ctypes.data
-    units_at, spread_units_at = units.ctypes.data, spread_units.ctypes.data
+    spread, copied = np.zeros(row, np.float32), np.zeros(row * each * bits // 8 + SPARE, np.uint8)
+    x_at, factors_at, spread_at = x.ctypes.data, factors.ctypes.data, spread.ctypes.data
+    scale_at, zero_at, units_at, sums_at = scale.ctypes.data, zero.ctypes.data, units.ctypes.data, sums.ctypes.data
     inputs, outputs = carray(_pointer(field[X]), (tokens, columns), np.float32), carray(_pointer(field[Y]), (tokens, rows), np.float32)
     first, last = _share(0, rows)
     prepared = -1
@@ -78,30 +79,33 @@ def _multiply(job):  # type: ignore[no-untyped-def]
             prepared = first // tile
             for token in range(tokens):
                 _prepare(field, inputs[token], prepared, x[token], units[token], sums[token])
-                if not per:
-                    _spread(units[token], spread_units[token], 1, groups, field[GROUP] // each)
         count = min(last, first + STRIP, (prepared + 1) * tile) - first
         _scales(field, first, count * groups, scale, zero)
-        if not per:
-            _spread(scale, spread, count, groups, field[GROUP] // each)
         for i in range(count):
-            start = _lanes(field, first + i, lanes)
+            start = _codes(field, first + i, copied)
             for token in range(tokens):
                 entries = x_at + 2 * token * row * each
+                own, other = 4 * groups * i, 4 * groups * token
+                shift = _combine(scale_at + own, zero_at + own, units_at + other, sums_at + other, factors_at, groups)
                 if per:
-                    total = _whole(bits, start, entries, scale_at + 4 * groups * i, units_at + 4 * groups * token, groups, per)
+                    total = _whole(bits, start, entries, factors_at, groups, per)
                 else:
-                    total = _mixed(bits, start, entries, spread_at + 4 * row * i, spread_units_at + 4 * row * token, blocks)
-                outputs[token, first + i] = total - _shift(zero, i * groups, sums, token)
+                    _spread(factors, spread, 1, groups, field[GROUP] // each)
+                    total = _mixed(bits, start, entries, spread_at, blocks)
+                outputs[token, first + i] = total - shift
         first += count
 
 
 @njit(fastmath=FAST)
-def _shift(zero, start, sums, token):  # type: ignore[no-untyped-def]
-    """Σ scale · zero · Σ x of a row, whose zeros begin at `start`. (A slice would cost more than the sum.)"""
-    shift = f32(0)
-    for g in range(sums.shape[1]):
-        shift += zero[start + g] * sums[token, g]
+def _combine(scale_at, zero_at, units_at, sums_at, factors_at, groups):  # type: ignore[no-untyped-def]
+    """Scales of a row times those of x; returned is Σ scale · zero · Σ x. (Addresses, since an index that may be negative is slow.)"""
+    scale, zero = carray(_pointer(scale_at), groups, np.float32), carray(_pointer(zero_at), groups, np.float32)
+    units, sums = carray(_pointer(units_at), groups, np.float32), carray(_pointer(sums_at), groups, np.float32)
+    factors, shift = carray(_pointer(factors_at), groups, np.float32), f32(0)
+    for g in range(groups):
+        factors[g] = scale[g] * units[g]
+    for g in range(groups):
+        shift += zero[g] * sums[g]
     return shift
 
 
@@ -110,7 +114,8 @@ def _widen(job):  # type: ignore[no-untyped-def]
     each, blocks = _layout(field)
     row, groups = blocks * WIDTH, field[COLUMNS] // field[GROUP]
     scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
-    scales, shifts, lanes = np.zeros(STRIP * row, np.float32), np.zeros(STRIP * row, np.float32), np.zeros(row, np.int32)
+    scales, shifts = np.zeros(STRIP * row, np.float32), np.zeros(STRIP * row, np.float32)
+    copied = np.zeros(row * each * field[BITS] // 8 + SPARE, np.uint8)
     scales_at, shifts_at = scales.ctypes.data, shifts.ctypes.data
     first, last = _share(field[FIRST], field[LAST])
     for start in range(first, last, STRIP):
@@ -120,37 +125,37 @@ def _widen(job):  # type: ignore[no-untyped-def]
         _spread(zero, shifts, count, groups, field[GROUP] // each)
         for i in range(count):
             out = field[Y] + (start + i - field[FIRST]) * row * each * 4
-            _widened(field[BITS], _lanes(field, start + i, lanes), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks)
+            _widened(field[BITS], _codes(field, start + i, copied), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks)
 
 
 @njit
-def _whole(bits, lanes, x, scales, units, groups, per):  # type: ignore[no-untyped-def]
+def _whole(bits, lanes, x, scales, groups, per):  # type: ignore[no-untyped-def]
     if bits == 2:
-        return whole_2(lanes, x, scales, units, groups, per)
+        return whole_2(lanes, x, scales, groups, per)
     if bits == 3:
-        return whole_3(lanes, x, scales, units, groups, per)
+        return whole_3(lanes, x, scales, groups, per)
     if bits == 4:
-        return whole_4(lanes, x, scales, units, groups, per)
+        return whole_4(lanes, x, scales, groups, per)
     if bits == 5:
-        return whole_5(lanes, x, scales, units, groups, per)
+        return whole_5(lanes, x, scales, groups, per)
     if bits == 6:
-        return whole_6(lanes, x, scales, units, groups, per)
-    return whole_8(lanes, x, scales, units, groups, per)
+        return whole_6(lanes, x, scales, groups, per)
+    return whole_8(lanes, x, scales, groups, per)
 
 
 @njit
-def _mixed(bits, lanes, x, scales, units, blocks):  # type: ignore[no-untyped-def]
+def _mixed(bits, lanes, x, scales, blocks):  # type: ignore[no-untyped-def]
     if bits == 2:
-        return mixed_2(lanes, x, scales, units, blocks, 1)
+        return mixed_2(lanes, x, scales, blocks, 1)
     if bits == 3:
-        return mixed_3(lanes, x, scales, units, blocks, 1)
+        return mixed_3(lanes, x, scales, blocks, 1)
     if bits == 4:
-        return mixed_4(lanes, x, scales, units, blocks, 1)
+        return mixed_4(lanes, x, scales, blocks, 1)
     if bits == 5:
-        return mixed_5(lanes, x, scales, units, blocks, 1)
+        return mixed_5(lanes, x, scales, blocks, 1)
     if bits == 6:
-        return mixed_6(lanes, x, scales, units, blocks, 1)
-    return mixed_8(lanes, x, scales, units, blocks, 1)
+        return mixed_6(lanes, x, scales, blocks, 1)
+    return mixed_8(lanes, x, scales, blocks, 1)
 
 
 @njit
@@ -215,31 +220,16 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
 
 
 @njit
-def _lanes(field, i, lanes):  # type: ignore[no-untyped-def]
-    """The address of a row's lanes: its own where they are stored so and fill whole blocks, otherwise that of `lanes`."""
-    bits, columns = field[BITS], field[COLUMNS]
-    start, count = field[CODES] + i * (columns // 8 * bits), columns // (8 if bits <= 4 else 4)
-    if bits % 4 == 0 and count == len(lanes):
+def _codes(field, i, copied):  # type: ignore[no-untyped-def]
+    """The address of a row's codes: its own where they fill whole blocks and more rows follow, otherwise of a copy with room behind it."""
+    count = field[COLUMNS] // 8 * field[BITS]
+    start = field[CODES] + i * count
+    if count + SPARE == len(copied) and i + 1 < field[ROWS]:
         return start
-    if bits % 4 == 0:
-        words = carray(_pointer(start), count, np.int32)
-        for k in range(count):
-            lanes[k] = words[k]
-    elif bits == 2:
-        pairs = carray(_pointer(start), count, np.uint16)
-        for k in range(count):
-            lanes[k] = pairs[k]
-    elif bits % 3 == 0:
-        three = carray(_pointer(start), 3 * count, np.uint8)
-        for k in range(count):
-            lanes[k] = i32(three[3 * k]) | i32(three[3 * k + 1]) << i32(8) | i32(three[3 * k + 2]) << i32(16)
-    else:
-        five = carray(_pointer(start), count // 2 * 5, np.uint8)
-        for k in range(count // 2):
-            middle = i32(five[5 * k + 2])
-            lanes[2 * k] = i32(five[5 * k]) | i32(five[5 * k + 1]) << i32(8) | middle << i32(16)
-            lanes[2 * k + 1] = middle >> i32(4) | i32(five[5 * k + 3]) << i32(4) | i32(five[5 * k + 4]) << i32(12)
-    return lanes.ctypes.data
+    stored = carray(_pointer(start), count, np.uint8)
+    for k in range(count):
+        copied[k] = stored[k]
+    return copied.ctypes.data
 
 
 @njit(fastmath=FAST)
@@ -305,24 +295,28 @@ def _floats(address, start, count, bits, out):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST)
 def _bytes_to_scales(field, start, count, out):  # type: ignore[no-untyped-def]
-    """2^(low + step · byte), see `auxiliary.py`: the whole part goes into the exponent's bits, the rest (at most ½) is a polynomial."""
-    stored = carray(_pointer(field[SCALE] + start), count, np.uint8)
-    ranges, exponents = np.empty(2, np.float32), np.empty(count, np.int32)
-    k = 0
+    """2^(low + step · byte), see `auxiliary.py`."""
+    ranges, k = np.empty(2, np.float32), 0
     while k < count:
         block = (start + k) // BLOCK
         _floats(field[RANGE], 2 * block, 2, 16, ranges)
         end = min(count, (block + 1) * BLOCK - start)
-        for j in range(k, end):
-            power = ranges[0] + ranges[1] * f32(stored[j])
-            whole = np.floor(power + f32(0.5))
-            r = (power - whole) * f32(0.6931471805599453)
-            exponents[j] = (i32(whole) + i32(127)) << i32(23)
-            out[j] = 1 + r * (1 + r * (f32(1 / 2) + r * (f32(1 / 6) + r * (f32(1 / 24) + r * (f32(1 / 120) + r * f32(1 / 720))))))
+        _powers(field[SCALE] + start + k, ranges[0], ranges[1], out.ctypes.data + 4 * k, end - k)
         k = end
-    powers = exponents.view(np.float32)
-    for j in range(count):
-        out[j] *= powers[j]
+
+
+@njit(fastmath=FAST)
+def _powers(stored_at, low, step, out_at, count):  # type: ignore[no-untyped-def]
+    """The whole part of a power goes into the exponent's bits, the rest (at most ½) is a polynomial."""
+    stored, out = carray(_pointer(stored_at), count, np.uint8), carray(_pointer(out_at), count, np.float32)
+    bits = carray(_pointer(out_at), count, np.int32)
+    for k in range(count):
+        bits[k] = i32((np.floor(low + step * f32(stored[k]) + f32(0.5)) + f32(127)) * f32(2.0**23))
+    for k in range(count):
+        power = low + step * f32(stored[k])
+        r = (power - np.floor(power + f32(0.5))) * f32(0.6931471805599453)
+        rest = f32(1 / 24) + r * (f32(1 / 120) + r * f32(1 / 720))
+        out[k] *= f32(1) + r * (f32(1) + r * (f32(1 / 2) + r * (f32(1 / 6) + r * rest)))
 
 
 @intrinsic

@@ -40,51 +40,60 @@ def factor(code: int, bits: int) -> float:
 
 
 def product(bits: int, per_lane: bool) -> Callable[..., Any]:
-    """For compiled code: Σ code · x · scale · unit of a row, float32, from the addresses of lanes, x, scales and units, and two counts.
+    """For compiled code: Σ code · x · scale of a row, float32, from the addresses of packed codes, x and scales, and two counts.
 
-    Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales, and units of x, are one
-    for each run of `per` blocks, of which there are `runs`; or one per lane (then `per` is 1, and a run is a block).
+    Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales (of codes, times those of
+    x) are one for each run of `per` blocks, of which there are `runs`; or one per lane (then `per` is 1, and a run is a block).
     """
-    half = codes_per_lane(bits) // 2
-    width = bits * half
 
     @intrinsic
-    def row_product(_context, lanes, x, scales, units, runs, per):  # type: ignore[no-untyped-def]
+    def row_product(_context, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            lanes, x, scales, units, runs, per = arguments
+            codes, x, scales, runs, per = arguments
             read = partial(_load, builder, REAL) if per_lane else partial(_spread, builder)
             total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
-            with cgutils.for_range(builder, runs) as outer:
-                scale = builder.fmul(read(scales, outer.index), read(units, outer.index), flags=FLAGS)
-                with cgutils.for_range(builder, per) as inner:
-                    block = builder.add(builder.mul(outer.index, per), inner.index)
-                    halves = _halves(builder, _load(builder, WHOLE, lanes, block), width)
-                    part = ir.Constant(WHOLE, [0] * WIDTH)
-                    for k in range(half):
-                        code = builder.lshr(halves, ir.Constant(SHORT, [k * bits] * 2 * WIDTH))
-                        code = builder.and_(code, ir.Constant(SHORT, [(1 << bits) - 1] * 2 * WIDTH))
-                        entries = _load(builder, SHORT, x, _offset(builder, block, half, k))
-                        part = builder.add(part, _pairs(builder, code, entries))
-                    builder.store(_multiply_add(builder, builder.sitofp(part, REAL), scale, builder.load(total)), total)
+
+            def add(block: ir.Value, run: ir.Value) -> None:
+                part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
+                builder.store(_multiply_add(builder, part, read(scales, run), builder.load(total)), total)
+
+            one = ir.Constant(per.type, 1)
+            with builder.if_else(builder.icmp_signed("==", per, one), likely=True) as (alone, several):
+                with alone, cgutils.for_range(builder, runs) as loop:
+                    add(loop.index, loop.index)
+                with several, cgutils.for_range(builder, runs) as outer, cgutils.for_range(builder, per) as inner:
+                    add(builder.add(builder.mul(outer.index, per), inner.index), outer.index)
             return _sum(builder, builder.load(total))
 
-        return types.float32(*[types.intp] * 6), generate
+        return types.float32(*[types.intp] * 5), generate
 
     return row_product
+
+
+def _block(builder: ir.IRBuilder, bits: int, lanes: ir.Value, x: ir.Value, block: ir.Value) -> ir.Value:
+    """Σ code · x of each lane of a block: eight int32."""
+    half = codes_per_lane(bits) // 2
+    halves = _halves(builder, lanes, bits * half)
+    part = ir.Constant(WHOLE, [0] * WIDTH)
+    for k in range(half):
+        code = builder.lshr(halves, ir.Constant(SHORT, [k * bits] * 2 * WIDTH))
+        code = builder.and_(code, ir.Constant(SHORT, [(1 << bits) - 1] * 2 * WIDTH))
+        part = builder.add(part, _pairs(builder, code, _load(builder, SHORT, x, _offset(builder, block, half, k))))
+    return part
 
 
 def widened(bits: int) -> Callable[..., Any]:
     """For compiled code: writes (code · scale − shift) · factor of a row at `out`, float32 (block, code, lane).
 
-    Takes the addresses of lanes, scales and shifts (both per lane) and out, and how many blocks.
+    Takes the addresses of packed codes, scales and shifts (both per lane) and out, and how many blocks.
     """
 
     @intrinsic
-    def row_widened(_context, lanes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
+    def row_widened(_context, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            lanes, scales, shifts, out, blocks = arguments
+            codes, scales, shifts, out, blocks = arguments
             with cgutils.for_range(builder, blocks) as loop:
-                lane = _load(builder, WHOLE, lanes, loop.index)
+                lane = _lanes(builder, bits, codes, loop.index)
                 scale, shift = _load(builder, REAL, scales, loop.index), _load(builder, REAL, shifts, loop.index)
                 for code in range(codes_per_lane(bits)):
                     index = _offset(builder, loop.index, codes_per_lane(bits), code)
@@ -105,6 +114,31 @@ def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Val
     return builder.sitofp(builder.and_(lane, ir.Constant(WHOLE, [((1 << bits) - 1) << start] * WIDTH)), REAL)
 
 
+def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -> ir.Value:
+    """The lanes of a block, from its packed codes. What lies above a lane's last code is not cleared; BYTES are read, though not all are used."""
+    width = codes_per_lane(bits) * bits
+    start = builder.add(codes, builder.mul(block, ir.Constant(block.type, width)))  # eight lanes of `width` bits are `width` bytes
+    if width == 32:
+        return _read(builder, WHOLE, start)
+    if width == 16:
+        return builder.zext(_read(builder, ir.VectorType(ir.IntType(16), WIDTH), start), WHOLE)
+    words = _read(builder, WHOLE, start)
+    spare = width // 8  # lanes 4 … 7 begin here, in words of 32 bits, or half a word later
+    halves = builder.shuffle_vector(words, words, ir.Constant(WHOLE, [0, 1, 2, 3, spare, spare + 1, spare + 2, spare + 3]))
+    places = [lane * width // 8 - (4 * spare - 16 if lane >= WIDTH // 2 else 0) for lane in range(WIDTH)]
+    kind = ir.VectorType(ir.IntType(8), BYTES)
+    parts = builder.bitcast(halves, kind)
+    order = ir.Constant(ir.VectorType(ir.IntType(32), BYTES), [place + min(byte, 2) for place in places for byte in range(4)])
+    lanes = builder.bitcast(builder.shuffle_vector(parts, parts, order), WHOLE)
+    if width % 8:
+        return builder.lshr(lanes, ir.Constant(WHOLE, [lane * width % 8 for lane in range(WIDTH)]))
+    return lanes
+
+
+def _read(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value) -> ir.Value:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1, typ=kind)
+
+
 def _offset(builder: ir.IRBuilder, block: ir.Value, each: int, code: int) -> ir.Value:
     return builder.add(builder.mul(block, ir.Constant(block.type, each)), ir.Constant(block.type, code))
 
@@ -115,7 +149,7 @@ def _pointer(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.
 
 
 def _load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
-    return builder.load(_pointer(builder, kind, address, index), align=1, typ=kind)
+    return _read(builder, kind, builder.add(address, builder.mul(index, ir.Constant(index.type, BYTES))))
 
 
 def _multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
