@@ -115,7 +115,7 @@ def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Val
 
 
 def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -> ir.Value:
-    """The lanes of a block, from its packed codes. What lies above a lane's last code is not cleared; BYTES are read, though not all are used."""
+    """The lanes of a block, from its packed codes; what lies above a lane's last code is not cleared. May read to BYTES after its start."""
     width = codes_per_lane(bits) * bits
     start = builder.add(codes, builder.mul(block, ir.Constant(block.type, width)))  # eight lanes of `width` bits are `width` bytes
     if width == 32:
