@@ -4,7 +4,7 @@ Batch 1, greedy, eager. Each decode sample begins from a fresh prefill of a shor
 reading every weight once (the head included, the cache of keys and values left out); prefill has the same floor for its whole
 prompt, which says little, as arithmetic decides there.
 
-All models are held in memory at once, so that they can take turns.
+What SINQ leaves dense (head, norms) and the activations are bf16. All models are held in memory at once, so that they can take turns.
 """
 
 import copy
@@ -29,8 +29,9 @@ PREFILL_TOKENS, PROMPT_TOKENS, DECODE_TOKENS = 64, 8, 8
 
 def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.device) -> list[Case]:
     """Prefill and decode of a model, at every number of bits. Where groups do not fit a layer they are made smaller."""
-    variants = {BASELINE: model.dense, "dense bf16": copy.deepcopy(model.dense).to(torch.bfloat16)}  # type: ignore[arg-type]
-    variants |= {f"SINQ {count} bits": compressed(model.dense, Grid(bits=count, group_size=group_size)) for count in bits}
+    half: PreTrainedModel = copy.deepcopy(model.dense).to(torch.bfloat16)  # type: ignore[arg-type]
+    variants = {BASELINE: model.dense, "dense bf16": half}
+    variants |= {f"SINQ {count} bits": compressed(half, Grid(bits=count, group_size=group_size)) for count in bits}
     vocabulary = model.dense.config.vocab_size
     prompt = torch.randint(vocabulary, (1, PREFILL_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
     reading = [_reading(name, one, prompt, device) for name, one in variants.items()]
