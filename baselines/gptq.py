@@ -33,6 +33,8 @@ from sinq.statistics import Hessian, Statistic
 
 SMALLEST_DAMPING = 1e-6
 """Where raising starts from 0."""
+TRIANGLE = 64
+"""Triangles up to this size are inverted as they are."""
 
 
 class ActOrder(enum.Enum):
@@ -174,6 +176,8 @@ class _Rounded:
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """Upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·mean(diag H)·1)⁻¹, and the λ it took: `damping`, or a raised one.
 
+    The inverse itself is never formed: with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ of an upper V, and U = V⁻¹.
+
     Args:
         hessian: float64 (in, in), with a positive diagonal.
 
@@ -182,11 +186,19 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     """
     if not torch.isfinite(hessian).all():
         raise ValueError("the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32")
-    unit = hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    reversed_, unit = hessian.flip(0, 1), hessian.diagonal().mean()
     while True:
-        lower, failed = torch.linalg.cholesky_ex(hessian + damping * unit)
+        lower, failed = torch.linalg.cholesky_ex(reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian))
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return upper, damping
+            return _upper_inverse(lower.flip(0, 1)), damping
         damping = max(10 * damping, SMALLEST_DAMPING)
+
+
+def _upper_inverse(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix, by halves: all the work is in products."""
+    half, result = len(upper) // 2, torch.zeros_like(upper)
+    if len(upper) <= TRIANGLE:
+        return torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)
+    result[:half, :half], result[half:, half:] = _upper_inverse(upper[:half, :half]), _upper_inverse(upper[half:, half:])
+    result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
+    return result

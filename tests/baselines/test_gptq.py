@@ -118,12 +118,13 @@ def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> No
     assert "damping_raised" not in GPTQ(GRID).quantize(weight, singular).notes
 
 
-def test_the_factor_is_the_inverse_of_the_damped_hessian() -> None:
-    hessian = seen(correlated()).matrix()
+@pytest.mark.parametrize("columns", [64, 200])  # inverted whole, and by halves
+def test_the_factor_is_the_inverse_of_the_damped_hessian(columns: int) -> None:
+    hessian = seen(correlated(300, columns)).matrix()
     factor, damping = inverse_factor(hessian, 0.01)
     assert torch.equal(factor, factor.triu())
-    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(64, dtype=torch.float64)
-    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(64, dtype=torch.float64), rtol=0, atol=1e-8)
+    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(columns, dtype=torch.float64), rtol=0, atol=1e-8)
 
 
 def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
