@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.bench.models import AUTO
-from experiments.bench.peer_worker import PACKAGES
+from experiments.bench.peer_worker import PEERS
 from experiments.bench.quantize import Shape
 from sinq.grid import BITS
 
@@ -54,7 +54,12 @@ def parse(words: Sequence[str] | None = None) -> Options:
     add("--threads", type=_count, default=torch.get_num_threads(), help="of torch, Numba and every peer")
     add("--rounds", type=_count, default=default.rounds, help="that count; one more warms up")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--peers", type=_each(_peer), default=default.peers, help="folders of packages: hqq=peers/hqq,sinq=peers/sinq")
+    add(
+        "--peers",
+        type=_each(_peer),
+        default=default.peers,
+        help="folders of their packages: hqq=peers/hqq,sinq=peers/sinq; others in peers.py",
+    )
     add("--out", type=Path, default=default.out, help="results go to <out>/bench/<time>")
     add("--copied", type=_count, default=default.copied, help="megabytes that the floor's copy reads; more than the caches hold")
     return Options(**vars(parser.parse_args(words)))
@@ -96,8 +101,8 @@ def _shape(text: str) -> Shape:
 
 def _peer(text: str) -> tuple[str, Path]:
     name, sign, folder = text.partition("=")
-    if not sign or name not in PACKAGES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible; write package=folder, with a package of {', '.join(PACKAGES)}")
+    if not sign or name not in PEERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible; write peer=folder, with a peer of {', '.join(PEERS)}")
     if not Path(folder).is_dir():
         raise argparse.ArgumentTypeError(f"folder {folder!r} for {name} does not exist")
     return name, Path(folder)

@@ -1,7 +1,7 @@
 """A process that quantizes with somebody else's package and times itself. Started by `peers.py`, and standing alone: it imports nothing of
 this project, because one of the packages is called `sinq` too.
 
-    python -P peer_worker.py <package> <threads> [<folder>]
+    python -P peer_worker.py <peer> <threads> [<folder>]
 
 One JSON object per line in each direction:
 
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -45,13 +47,64 @@ def sinq() -> Quantize:
     return lambda weight, bits, group_size: tiled(weight, [0, 2**bits - 1], group_size, method="sinq")
 
 
-PACKAGES: dict[str, Callable[[], Quantize]] = {"hqq": hqq, "sinq": sinq}
+def asinq() -> Quantize:
+    """Official A-SINQ: 20 scales are tried, each with SINQ's whole iteration, then SINQ at the best. On random inputs."""
+    search, tiled = import_module("sinq.awq").compute_awq_scale, import_module("sinq.dual_shift").tiled_quant_rectangle
+
+    def quantize(weight: Tensor, bits: int, group_size: int) -> object:
+        levels, name = [0, 2**bits - 1], "sinq_awq_l1_quantAux"
+        scale = search(weight, _inputs(weight)[None], levels, tile=group_size, method=name, use_weightscale=False)
+        return tiled(weight, levels, group_size, method=name, awq_scale=scale)
+
+    return quantize
 
 
-def serve(package: str, answer: Callable[[dict[str, Any]], None]) -> None:
+def autoawq() -> Quantize:
+    """AutoAWQ's search for scales and for clipping, and the rounding, on random inputs. One layer alone, as it does for `o_proj`.
+
+    Its `__init__` imports every model family of an older transformers, so the package is entered by its folder.
+    """
+    package = ModuleType("awq")
+    package.__path__ = [str(Path(folder, "awq")) for folder in sys.path]
+    sys.modules["awq"] = package
+    quantizer = import_module("awq.quantize.quantizer").AwqQuantizer
+
+    def quantize(weight: Tensor, bits: int, group_size: int) -> object:
+        work, inputs = object.__new__(quantizer), _inputs(weight)
+        work.w_bit, work.group_size, work.zero_point, work.duo_scaling = bits, group_size, True, True
+        work.max_chunk_memory = 1024**3
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+        layer.weight.data = weight.clone()
+        names = torch.nn.ModuleDict({"o_proj": layer})
+        *_, scale = work._search_best_scale(names, layer, [layer], inputs[None])
+        scaled = weight * scale.to(weight.device)
+        limit = work._compute_best_clip(scaled, inputs / scale.to(weight.device))
+        clipped = scaled.view(*limit.shape[:2], -1).clamp(-limit, limit).view_as(scaled)
+        return work.pseudo_quantize_tensor(clipped)
+
+    return quantize
+
+
+def _inputs(weight: Tensor) -> Tensor:
+    return torch.randn(TOKENS, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(weight.device)
+
+
+TOKENS = 512
+"""Inputs of calibrated methods, as many as `quantize.py` has."""
+PEERS: dict[str, tuple[str, Callable[[], Quantize]]] = {
+    "hqq": ("hqq", hqq),
+    "sinq": ("sinq", sinq),
+    "asinq": ("sinq", asinq),
+    "autoawq": ("autoawq", autoawq),
+}
+"""Per peer, the distribution it is in, and what makes it ready."""
+
+
+def serve(peer: str, answer: Callable[[dict[str, Any]], None]) -> None:
     """Answer requests until there are no more."""
-    quantize = PACKAGES[package]()
-    answer({"version": version(package)})
+    distribution, ready = PEERS[peer]
+    quantize = ready()
+    answer({"version": version(distribution)})
     weights: list[Tensor] = []
     asked: dict[str, Any] = {}
     for line in sys.stdin:
@@ -75,7 +128,7 @@ def _seconds(quantize: Quantize, weights: list[Tensor], bits: int, group_size: i
 
 def main() -> None:
     """Read the command line, and serve; what the package prints goes to standard error."""
-    package, threads, *folder = sys.argv[1:]
+    peer, threads, *folder = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.environ["SINQ_AUTO_PATCH"] = "0"
@@ -86,7 +139,7 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
-        serve(package, answer)
+        serve(peer, answer)
     except Exception as error:  # noqa: BLE001 - whatever another package raises is told to the one who asked, who decides
         answer({"error": f"{type(error).__name__}: {error}"})
 

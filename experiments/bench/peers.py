@@ -8,16 +8,17 @@ A package that is not there, or that breaks, is listed with the reason (`PeerErr
 
     pip install --no-deps --target peers/hqq hqq termcolor
     pip install --no-deps --target peers/sinq sinq          # never into this environment: our own package has that name
-    python -m experiments.bench --peers hqq=peers/hqq,sinq=peers/sinq
+    pip install --no-deps --target peers/autoawq autoawq
+    python -m experiments.bench --peers hqq=peers/hqq,sinq=peers/sinq,asinq=peers/sinq,autoawq=peers/autoawq
 
-Not covered: autoawq and gptqmodel; the bench lists them as absent.
+The last two take a minute and more for a matrix on a processor. Not covered: gptqmodel; the bench lists it as absent.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +28,24 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from experiments.bench.peer_worker import PACKAGES
+from experiments.bench.peer_worker import PEERS
 from experiments.bench.timing import Absent, Contender, PeerError
 
 WORKER = Path(__file__).with_name("peer_worker.py")
-NO_WORKER = dict.fromkeys(("autoawq", "gptqmodel"), "no worker is written for it yet")
+NO_WORKER = {"gptqmodel": "no worker is written for it: it quantizes whole models only, from their files"}
+OWN_FOLDER = ("sinq", "asinq")
 
 
 class Worker:
     """A running peer. Made by `started`."""
 
-    def __init__(self, package: str, process: "subprocess.Popen[str]", errors: IO[bytes], scratch: Path) -> None:
-        self.package, self.process, self.errors, self.scratch = package, process, errors, scratch
+    def __init__(self, peer: str, process: "subprocess.Popen[str]", errors: IO[bytes], scratch: Path) -> None:
+        self.peer, self.process, self.errors, self.scratch = peer, process, errors, scratch
         self.version: str = self._answer()["version"]
 
     def prepare(self, weights: Sequence[Tensor], bits: int, group_size: int) -> None:
         """Hand over the matrices that `seconds` is about."""
-        file = self.scratch / f"{self.package}.pt"
+        file = self.scratch / f"{self.peer}.pt"
         torch.save([weight.detach().float().contiguous() for weight in weights], file)
         self._ask({"file": str(file), "bits": bits, "group_size": group_size})
 
@@ -78,22 +80,26 @@ class Peers:
     workers: tuple[Worker, ...] = ()
     absent: tuple[Absent, ...] = ()
 
-    def contenders(self, weights: Sequence[Tensor], bits: int, group_size: int, nbytes: int) -> tuple[list[Contender], list[Absent]]:
-        """All workers as contenders that quantize these matrices, and those that cannot."""
+    def contenders(
+        self, wanted: Collection[str], weights: Sequence[Tensor], bits: int, group_size: int, nbytes: int
+    ) -> tuple[list[Contender], list[Absent]]:
+        """The wanted peers as contenders that quantize these matrices, and those that cannot."""
         ready, absent = [], list(self.absent)
         for worker in self.workers:
+            if worker.peer not in wanted:
+                continue
             try:
                 worker.prepare(weights, bits, group_size)
             except PeerError as error:
-                absent.append(Absent(title(worker.package), str(error)))
+                absent.append(Absent(title(worker.peer), str(error)))
                 continue
-            ready.append(Contender(title(worker.package), worker.seconds, nbytes, f"version {worker.version}", is_peer=True))
+            ready.append(Contender(title(worker.peer), worker.seconds, nbytes, f"version {worker.version}", is_peer=True))
         return ready, absent
 
 
-def title(package: str) -> str:
-    """What a package is called among contenders."""
-    return f"{package} package"
+def title(peer: str) -> str:
+    """What a peer is called among contenders."""
+    return f"{peer} package"
 
 
 @contextmanager
@@ -101,25 +107,25 @@ def started(folders: Mapping[str, Path], threads: int) -> Iterator[Peers]:
     """All peers that can be started; they end with this context.
 
     Args:
-        folders: where a package is to be imported from; others are looked for in this environment.
+        folders: where a peer is to be imported from; others are looked for in this environment.
         threads: that each may use.
     """
     workers, absent = [], [Absent(title(name), reason) for name, reason in NO_WORKER.items()]
     with ExitStack() as stack:
-        for package in PACKAGES:
+        for peer in PEERS:
             try:
-                workers.append(stack.enter_context(_running(package, folders.get(package), threads)))
+                workers.append(stack.enter_context(_running(peer, folders.get(peer), threads)))
             except PeerError as error:
-                absent.append(Absent(title(package), str(error)))
+                absent.append(Absent(title(peer), str(error)))
         yield Peers(tuple(workers), tuple(absent))
 
 
 @contextmanager
-def _running(package: str, folder: Path | None, threads: int) -> Iterator[Worker]:
-    if folder is None and package == "sinq":
-        raise PeerError("not looked for: it has the name of our own package; give its folder with --peers sinq=<folder>")
+def _running(peer: str, folder: Path | None, threads: int) -> Iterator[Worker]:
+    if folder is None and peer in OWN_FOLDER:
+        raise PeerError(f"not looked for: it has the name of our own package; give its folder with --peers {peer}=<folder>")
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-P", str(WORKER), package, str(threads), *([] if folder is None else [str(folder.resolve())])]
+        command = [sys.executable, "-P", str(WORKER), peer, str(threads), *([] if folder is None else [str(folder.resolve())])]
         process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True, cwd=scratch)
         with process:  # leaving closes its input, which ends it
-            yield Worker(package, process, errors, Path(scratch))
+            yield Worker(peer, process, errors, Path(scratch))

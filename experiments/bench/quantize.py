@@ -34,12 +34,12 @@ TOKENS = 512
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of ours, the kernel it is to run with, and the package it is to be compared with."""
+    """A method of ours, the kernel it is to run with, and the peer (of `peer_worker.py`) it is to be compared with."""
 
     name: str
     method: LayerMethod
     kernel: Kernel = Kernel.auto
-    package: str | None = None
+    peer: str | None = None
 
 
 def calibration_free(grid: Grid) -> list[Entry]:
@@ -48,7 +48,8 @@ def calibration_free(grid: Grid) -> list[Entry]:
         Entry(BASELINE, RTN(grid), Kernel.reference),
         Entry("RTN", RTN(grid)),
         Entry("SINQ (torch)", SINQ(grid), Kernel.reference, "sinq"),
-        Entry("SINQ", SINQ(grid), package="sinq"),
+        Entry("SINQ", SINQ(grid), peer="sinq"),
+        Entry("HQQ", HQQ(grid), peer="hqq"),
     ]
 
 
@@ -57,10 +58,9 @@ def others(grid: Grid) -> list[Entry]:
     return [
         Entry("SINQ + HQQ", SINQ(grid, refinement=HalfQuadratic())),
         Entry("SINQ refined", SINQRefined(grid)),
-        Entry("HQQ", HQQ(grid), package="hqq"),
         Entry("GPTQ", GPTQ(grid, act_order=ActOrder.full)),
-        Entry("AWQ", AWQ(RTN(grid))),
-        Entry("A-SINQ", AWQ(SINQ(grid), norm=1, weight_term=False, clip=False)),
+        Entry("AWQ", AWQ(RTN(grid)), peer="autoawq"),
+        Entry("A-SINQ", AWQ(SINQ(grid), norm=1, weight_term=False, clip=False), peer="asinq"),
     ]
 
 
@@ -93,7 +93,8 @@ def _case(suite: str, name: str, weights: list[Tensor], entries: Sequence[Entry]
     grid = entries[0].method.grid
     _check(weights, grid)
     nbytes = sum(weight.nbytes + RTN(grid).quantize(weight).nbytes for weight in weights)
-    theirs, absent = peers.contenders(weights, grid.bits, grid.group_size, nbytes)
+    wanted = {entry.peer for entry in entries if entry.peer}
+    theirs, absent = peers.contenders(wanted, weights, grid.bits, grid.group_size, nbytes)
     return Case(suite, name, [*(_contender(entry, weights, nbytes) for entry in entries), *theirs], BASELINE, absent)
 
 
@@ -109,7 +110,7 @@ def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Contender:
     with using(entry.kernel):
         kernel = entry.kernel.value if entry.kernel is Kernel.reference else f"auto: {chosen(device).value}"
     work = clocked(_work(entry, weights), device)
-    return Contender(entry.name, work, nbytes, kernel, None if entry.package is None else title(entry.package))
+    return Contender(entry.name, work, nbytes, kernel, None if entry.peer is None else title(entry.peer))
 
 
 def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:

@@ -228,14 +228,14 @@ class TestPeers:
             "        time.sleep(0.1)\n"
         )
         with self.running(tmp_path, body) as running:
-            (theirs,), absent = running.contenders([torch.ones(4, 64)] * 2, 3, 32, 77)
+            (theirs,), absent = running.contenders({"hqq"}, [torch.ones(4, 64)] * 2, 3, 32, 77)
             assert (theirs.name, theirs.kernel, theirs.nbytes, theirs.is_peer) == ("hqq package", "version 1.2", 77, True)
             assert 0.2 <= theirs.seconds() < 2
-            running.contenders([torch.ones(4, 32)], 3, 32, 77)
+            running.contenders({"hqq"}, [torch.ones(4, 32)], 3, 32, 77)
             (_, failed) = measure([theirs], 1)
         assert failed[0].reason == "AssertionError: (3, 32, torch.Size([4, 32]))"
         assert running.workers[0].process.poll() == 0
-        assert {one.name for one in absent} == {"autoawq package", "gptqmodel package", "sinq package"}
+        assert {one.name for one in absent} == {"asinq package", "autoawq package", "gptqmodel package", "sinq package"}
 
     @pytest.mark.parametrize(
         ("body", "reason"),
@@ -292,7 +292,7 @@ class TestCommandLine:
             ("--bits four", "'four' is not possible; it must be a whole number"),
             ("--shapes 4096", "'4096' is no shape; write out×in"),
             ("--rounds 0", "'0' is not possible"),
-            ("--peers awq=here", "write package=folder, with a package of hqq, sinq"),
+            ("--peers awq=here", "write peer=folder, with a peer of hqq, sinq, asinq, autoawq"),
             ("--peers hqq=/no/such/folder", "folder '/no/such/folder' for hqq does not exist"),
         ],
     )
