@@ -38,5 +38,6 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## remove .venv and tool caches; results stay
+clean:  ## remove .venv, compiled kernels and tool caches; results stay
+	find sinq baselines -name '*.nb[ci]' -delete
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

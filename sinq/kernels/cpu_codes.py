@@ -9,9 +9,8 @@ x' is rounded to 16 bits, in units of its largest entry in each group: an error 
 Eight codes are `bits` bytes. Here they are *lanes*: 32-bit integers with eight codes of 2, 3 or 4 bits, or four of 5, 6 or 8. Code c of
 eight neighbouring lanes is one vector (`vectors.py`), so x' is laid out to match it, filled up with zeros.
 
-A kernel is a C function of one argument, the address of a *job*: int64 numbers and addresses, in the order of the constants below.
-Each of its threads does its share of the rows; what depends on x alone (x', its sums) each prepares for itself, which is cheaper than
-waiting for another.
+A kernel is a C function of one argument, the address of a *job* (`job.py`). Each of its threads does its share of the rows; what depends
+on x alone (x', its sums) each prepares for itself, which is cheaper than waiting for another.
 """
 
 from functools import cache
@@ -19,26 +18,37 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from sinq.auxiliary import BLOCK
 from sinq.kernels import vectors
+from sinq.kernels.cpu_scales import decode, floats, spread
+from sinq.kernels.job import (
+    AUXILIARY,
+    BITS,
+    CODES,
+    COL_SCALE,
+    COLUMNS,
+    FAST,
+    FIELDS,
+    FIRST,
+    GROUP,
+    LAST,
+    ROWS,
+    TILE,
+    TOKENS,
+    X,
+    Y,
+    f32,
+    i16,
+    pointer,
+)
 from sinq.kernels.openmp import thread_count, thread_number
 from sinq.kernels.vectors import WIDTH
 
-FAST = {"reassoc", "contract", "nsz"}
-BITS, ROWS, COLUMNS, GROUP, TILE, TOKENS, AUXILIARY, FIRST, LAST, CODES, SCALE, ZERO, COL_SCALE, RANGE, EXPONENT, X, Y = range(17)
 LARGEST, TINIEST = 32767, 1e-30  # of 16 bits; a group of x below this counts as zeros
 SPARE = vectors.BYTES  # a row's last vector reads so many bytes beyond its codes at most
 STRIP = 16  # rows whose scales are decoded together: one row of a small matrix is too short for vectors
-FIELDS = 17
-"""Of a job: numbers (rows FIRST to LAST are asked for; COL_SCALE is one row per TILE rows), then addresses, 0 for what is not there."""
-
 Kernel = Any
 """A compiled C function: its `address`, and `ctypes` to call it."""
-
-f32, i32, i16 = np.float32, np.int32, np.int16
 
 whole_2, whole_3, whole_4, whole_5, whole_6, whole_8 = (vectors.product(bits, False) for bits in (2, 3, 4, 5, 6, 8))
 mixed_2, mixed_3, mixed_4, mixed_5, mixed_6, mixed_8 = (vectors.product(bits, True) for bits in (2, 3, 4, 5, 6, 8))
@@ -58,7 +68,7 @@ def widen() -> Kernel:
 
 
 def _multiply(job):  # type: ignore[no-untyped-def]
-    field = carray(_pointer(job), FIELDS, np.int64)
+    field = carray(pointer(job), FIELDS, np.int64)
     rows, columns, tile, tokens, bits = field[ROWS], field[COLUMNS], field[TILE], field[TOKENS], field[BITS]
     each, blocks = _layout(field)
     groups, row = columns // field[GROUP], blocks * WIDTH
@@ -68,10 +78,10 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
     units, factors = np.empty((tokens, groups), np.float32), np.empty(groups, np.float32)
     scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
-    spread, copied = np.zeros(row, np.float32), np.zeros(row * each * bits // 8 + SPARE, np.uint8)
-    x_at, factors_at, spread_at = x.ctypes.data, factors.ctypes.data, spread.ctypes.data
+    per_lane, copied = np.zeros(row, np.float32), np.zeros(row * each * bits // 8 + SPARE, np.uint8)
+    x_at, factors_at, per_lane_at = x.ctypes.data, factors.ctypes.data, per_lane.ctypes.data
     scale_at, zero_at, units_at, sums_at = scale.ctypes.data, zero.ctypes.data, units.ctypes.data, sums.ctypes.data
-    inputs, outputs = carray(_pointer(field[X]), (tokens, columns), np.float32), carray(_pointer(field[Y]), (tokens, rows), np.float32)
+    inputs, outputs = carray(pointer(field[X]), (tokens, columns), np.float32), carray(pointer(field[Y]), (tokens, rows), np.float32)
     first, last = _share(0, rows)
     prepared = -1
     while first < last:
@@ -80,7 +90,7 @@ def _multiply(job):  # type: ignore[no-untyped-def]
             for token in range(tokens):
                 _prepare(field, inputs[token], prepared, x[token], units[token], sums[token])
         count = min(last, first + STRIP, (prepared + 1) * tile) - first
-        _scales(field, first, count * groups, scale, zero)
+        decode(field, first, count * groups, scale, zero)
         for i in range(count):
             start = _codes(field, first + i, copied)
             for token in range(tokens):
@@ -90,8 +100,8 @@ def _multiply(job):  # type: ignore[no-untyped-def]
                 if per:
                     total = _whole(bits, start, entries, factors_at, groups, per)
                 else:
-                    _spread(factors, spread, 1, groups, field[GROUP] // each)
-                    total = _mixed(bits, start, entries, spread_at, blocks)
+                    spread(factors, per_lane, 1, groups, field[GROUP] // each)
+                    total = _mixed(bits, start, entries, per_lane_at, blocks)
                 outputs[token, first + i] = total - shift
         first += count
 
@@ -99,9 +109,9 @@ def _multiply(job):  # type: ignore[no-untyped-def]
 @njit(fastmath=FAST)
 def _combine(scale_at, zero_at, units_at, sums_at, factors_at, groups):  # type: ignore[no-untyped-def]
     """Scales of a row times those of x; returned is Σ scale · zero · Σ x. (Addresses, since an index that may be negative is slow.)"""
-    scale, zero = carray(_pointer(scale_at), groups, np.float32), carray(_pointer(zero_at), groups, np.float32)
-    units, sums = carray(_pointer(units_at), groups, np.float32), carray(_pointer(sums_at), groups, np.float32)
-    factors, shift = carray(_pointer(factors_at), groups, np.float32), f32(0)
+    scale, zero = carray(pointer(scale_at), groups, np.float32), carray(pointer(zero_at), groups, np.float32)
+    units, sums = carray(pointer(units_at), groups, np.float32), carray(pointer(sums_at), groups, np.float32)
+    factors, shift = carray(pointer(factors_at), groups, np.float32), f32(0)
     for g in range(groups):
         factors[g] = scale[g] * units[g]
     for g in range(groups):
@@ -110,7 +120,7 @@ def _combine(scale_at, zero_at, units_at, sums_at, factors_at, groups):  # type:
 
 
 def _widen(job):  # type: ignore[no-untyped-def]
-    field = carray(_pointer(job), FIELDS, np.int64)
+    field = carray(pointer(job), FIELDS, np.int64)
     each, blocks = _layout(field)
     row, groups = blocks * WIDTH, field[COLUMNS] // field[GROUP]
     scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
@@ -120,9 +130,9 @@ def _widen(job):  # type: ignore[no-untyped-def]
     first, last = _share(field[FIRST], field[LAST])
     for start in range(first, last, STRIP):
         count = min(last, start + STRIP) - start
-        _scales(field, start, count * groups, scale, zero)
-        _spread(scale, scales, count, groups, field[GROUP] // each)
-        _spread(zero, shifts, count, groups, field[GROUP] // each)
+        decode(field, start, count * groups, scale, zero)
+        spread(scale, scales, count, groups, field[GROUP] // each)
+        spread(zero, shifts, count, groups, field[GROUP] // each)
         for i in range(count):
             out = field[Y] + (start + i - field[FIRST]) * row * each * 4
             _widened(field[BITS], _codes(field, start + i, copied), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks)
@@ -195,7 +205,7 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
     half = each // 2
     scaled = np.empty(columns, np.float32)
     if field[COL_SCALE] != 0:
-        _floats(field[COL_SCALE], tile * columns, columns, 32 if field[AUXILIARY] == 32 else 16, scaled)
+        floats(field[COL_SCALE], tile * columns, columns, 32 if field[AUXILIARY] == 32 else 16, scaled)
         for j in range(columns):
             scaled[j] *= inputs[j]
     else:
@@ -226,107 +236,7 @@ def _codes(field, i, copied):  # type: ignore[no-untyped-def]
     start = field[CODES] + i * count
     if count + SPARE == len(copied) and i + 1 < field[ROWS]:
         return start
-    stored = carray(_pointer(start), count, np.uint8)
+    stored = carray(pointer(start), count, np.uint8)
     for k in range(count):
         copied[k] = stored[k]
     return copied.ctypes.data
-
-
-@njit(fastmath=FAST)
-def _scales(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
-    """The first `count` scales, and scale · zero, from a row on."""
-    start, auxiliary = row * (field[COLUMNS] // field[GROUP]), field[AUXILIARY]
-    if auxiliary == 8:
-        _bytes_to_scales(field, start, count, scale)
-    else:
-        _floats(field[SCALE], start, count, auxiliary, scale)
-    if field[EXPONENT] != 0:
-        unit = f32(2.0 ** np.float64(carray(_pointer(field[EXPONENT]), 1, np.int8)[0]))
-        for g in range(count):
-            scale[g] *= unit
-    centre = f32(1 << (field[BITS] - 1))
-    if field[ZERO] == 0:
-        for g in range(count):
-            zero[g] = centre
-    elif auxiliary == 8:
-        stored = carray(_pointer(field[ZERO] + start), count, np.int8)
-        for g in range(count):
-            zero[g] = f32(stored[g]) + centre
-    else:
-        _floats(field[ZERO], start, count, auxiliary, zero)
-    for g in range(count):
-        zero[g] *= scale[g]
-
-
-@njit
-def _spread(values, out, rows, groups, each):  # type: ignore[no-untyped-def]
-    """The value of each group for each of its lanes. Eight copies are one instruction if their number is known."""
-    if each % WIDTH == 0:
-        filled = 0
-        for part in range(rows * groups):
-            value = values[part]
-            for _ in range(each // WIDTH):
-                for k in range(WIDTH):
-                    out[filled + k] = value
-                filled += WIDTH
-    else:
-        row = -(-groups * each // WIDTH) * WIDTH
-        for i in range(rows):
-            for g in range(groups):
-                for k in range(each):
-                    out[i * row + g * each + k] = values[i * groups + g]
-
-
-@njit(fastmath=FAST)
-def _floats(address, start, count, bits, out):  # type: ignore[no-untyped-def]
-    """Stored floats of 16 or 32 bits → float32. A half's bits, moved, are a float32 that is 2^112 times too small."""
-    if bits == 32:
-        whole = carray(_pointer(address + 4 * start), count, np.float32)
-        for k in range(count):
-            out[k] = whole[k]
-        return
-    halves, moved = carray(_pointer(address + 2 * start), count, np.uint16), out.view(np.int32)
-    for k in range(count):
-        half = i32(halves[k])
-        moved[k] = (half & i32(0x7FFF)) << i32(13) | (half & i32(0x8000)) << i32(16)
-    for k in range(count):
-        out[k] *= f32(2.0**112)
-
-
-@njit(fastmath=FAST)
-def _bytes_to_scales(field, start, count, out):  # type: ignore[no-untyped-def]
-    """2^(low + step · byte), see `auxiliary.py`."""
-    ranges, k = np.empty(2, np.float32), 0
-    while k < count:
-        block = (start + k) // BLOCK
-        _floats(field[RANGE], 2 * block, 2, 16, ranges)
-        end = min(count, (block + 1) * BLOCK - start)
-        _powers(field[SCALE] + start + k, ranges[0], ranges[1], out.ctypes.data + 4 * k, end - k)
-        k = end
-
-
-@njit(fastmath=FAST)
-def _powers(stored_at, low, step, out_at, count):  # type: ignore[no-untyped-def]
-    """The whole part of a power goes into the exponent's bits, the rest (at most ½) is a polynomial."""
-    stored, out = carray(_pointer(stored_at), count, np.uint8), carray(_pointer(out_at), count, np.float32)
-    bits = carray(_pointer(out_at), count, np.int32)
-    for k in range(count):
-        bits[k] = i32((np.floor(low + step * f32(stored[k]) + f32(0.5)) + f32(127)) * f32(2.0**23))
-    for k in range(count):
-        power = low + step * f32(stored[k])
-        r = (power - np.floor(power + f32(0.5))) * f32(0.6931471805599453)
-        rest = f32(1 / 24) + r * (f32(1 / 120) + r * f32(1 / 720))
-        out[k] *= f32(1) + r * (f32(1) + r * (f32(1 / 2) + r * (f32(1 / 6) + r * rest)))
-
-
-@intrinsic
-def _as_pointer(_context, _address):  # type: ignore[no-untyped-def]
-    """An address as a pointer, for `carray`."""
-
-    def cast(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.intp), cast
-
-
-_pointer: Any = _as_pointer
