@@ -72,7 +72,7 @@ def autoawq() -> Quantize:
     def quantize(weight: Tensor, bits: int, group_size: int) -> object:
         work, inputs = object.__new__(quantizer), _inputs(weight)
         work.w_bit, work.group_size, work.zero_point, work.duo_scaling = bits, group_size, True, True
-        work.max_chunk_memory = 1024**3
+        work.max_chunk_memory, work.n_parallel_calib_samples = 1024**3, None
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
         layer.weight.data = weight.clone()
         names = torch.nn.ModuleDict({"o_proj": layer})
