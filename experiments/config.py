@@ -62,6 +62,8 @@ class Config:
     stream: bool = False
     seed: int = 0
     force: bool = False
+    plan: bool = False
+    wait: bool = False
     results_dir: str = "results"
 
 
