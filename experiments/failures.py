@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from baselines.dense import Dense
 from experiments.cost import Cost
 from experiments.run import Run
 
@@ -27,8 +28,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def explained(error: Exception, run: Run, cost: Cost) -> Exception:
     """The error to report: the same, or for want of memory one that says what to try."""
-    if not ran_out_of_memory(error):
-        return error
+    if isinstance(error, OutOfMemoryError) or not ran_out_of_memory(error):
+        return error  # one of the dense baseline has been explained already
     return OutOfMemoryError(f"out of memory; the peak seen was {cost.peak_bytes / 1e9:.2f} GB. Try {', '.join(what_to_try(run))}")
 
 
@@ -47,7 +48,7 @@ def what_to_try(run: Run) -> list[str]:
         advice.append("device=cpu")
     if run.method.needs_calibration:
         advice.append("fewer calibration.samples or a shorter calibration.seqlen")
-    elif not run.stream:
+    elif not run.stream and not isinstance(run.method, Dense):
         advice.append("stream=true")
     if run.model.dtype.on(device).itemsize > 2:
         advice.append("model.dtype=bfloat16")

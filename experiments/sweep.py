@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -30,6 +31,7 @@ from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
 from experiments.record import Row
+from experiments.search import METRICS, Search
 
 OUTCOME = "outcome.json"
 NOT_APPLICABLE, FAILED, BUSY = "not applicable", "failed", "busy"
@@ -57,9 +59,38 @@ def _single(config: DictConfig) -> None:
     if config.plan:
         plan.show(plan.make([_with_hydra(config)], results_dir))
         return
+    chosen = instantiate(config.sweep, _convert_="all")
+    if isinstance(chosen, Search):
+        _search(chosen, config, results_dir)
+        return
     row, names = _run(config, wait=True), plan.choices(_with_hydra(config))
     show([row], results_dir, f"{names['model']} on {names['text']}")
     console.print(f"row: {record.row_path(results_dir, row['run_id'])}", soft_wrap=True)
+
+
+def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
+    missing = [evaluation for evaluation, _ in METRICS if evaluation not in config.evaluation]
+    if missing:
+        raise ValueError(f"sweep=search needs evaluation.{missing[0]}; choose an evaluation that has it, such as evaluation=quality")
+    fixed = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("sweep")]
+
+    def attempt(options: Overrides) -> Row | None:
+        trial = compose("config", [*fixed, *options], return_hydra_config=True)
+        try:
+            row = _execute(trial, wait=True)
+        except Exception as error:  # noqa: BLE001 - a trial must not stop the others; Optuna is told
+            console.print(f"{', '.join(options)}: {explain(error)}", markup=False, soft_wrap=True)
+            return None
+        console.print(f"{row['run_id']}  {row['name']}")
+        return row
+
+    front = search.front(attempt, fixed, results_dir)
+    rows = [row for name in front if (row := record.find(results_dir, name))]
+    if not rows:
+        raise ValueError(
+            f"none of {search.trials} trials is within the budget; raise sweep.max_bytes, sweep.max_perplexity or sweep.trials"
+        )
+    show(rows, results_dir, f"Pareto front of {search.trials} trials, bytes and perplexity")
 
 
 def _with_hydra(config: DictConfig) -> DictConfig:
@@ -68,9 +99,15 @@ def _with_hydra(config: DictConfig) -> DictConfig:
 
 
 def _run(config: DictConfig, wait: bool) -> Row:
-    run = build(config, plan.choices(_with_hydra(config)))
+    return _execute(_with_hydra(config), wait)
+
+
+def _execute(config: DictConfig, wait: bool) -> Row:
+    """The row of a configuration that has Hydra's part."""
+    run = build(config, plan.choices(config))
     setting = Setting(Path(config.results_dir).expanduser(), instantiate(config.logger), config.force, bar, wait)
-    return execute(run, setting, OmegaConf.to_container(config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+    options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return execute(run, setting, OmegaConf.to_container(options, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:

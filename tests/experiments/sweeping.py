@@ -21,7 +21,7 @@ class Cli:
     process: Any
     log: Path
 
-    def done(self, limit: float = 300) -> int:
+    def done(self, limit: float = 1200) -> int:
         """Its exit code, when it has ended."""
         self.process.join(limit)
         assert self.process.exitcode is not None, f"still going after {limit} s: {self.output}"
@@ -44,7 +44,6 @@ def start(folder: Path, *words: str) -> Cli:
 
 def _call(words: tuple[str, ...], log: Path, cache: Path) -> None:
     os.environ["SINQ_CACHE"] = str(cache)
-    os.environ["PYTHONPATH"] = str(ROOT)  # for workers of launchers
     os.chdir(ROOT)
     out = os.open(log, os.O_WRONLY)
     os.dup2(out, 1)

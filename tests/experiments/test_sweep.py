@@ -5,6 +5,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from experiments import record
+from tests.conftest import ROOT
 from tests.experiments.sweeping import Cli, start
 
 QUICK = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=2", "group_size=32", "logger=none"]
-TWO = ["method=rtn", "bits=3,4"]
 
 
 @pytest.fixture
@@ -124,16 +126,23 @@ def test_a_sweep_of_twelve_runs_is_killed_ten_times(sweep: Callable[..., Cli], t
 LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=10"], "ray": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_launcher_runs_a_sweep_in_other_processes(sweep: Callable[..., Cli], tmp_path: Path, name: str) -> None:
+def test_a_launcher_runs_a_sweep_in_other_processes(tiny_folder: Path, tmp_path: Path, name: str) -> None:
     extra = name.partition("_")[0]
     if find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
         pytest.skip(f"the extra {extra} is not installed")
-    cli = sweep(*TWO, f"hydra/launcher={name}", *LAUNCHERS[name])
-    assert cli.done() == 0, cli.output
-    assert "2 runs in" in cli.output
-    assert sorted(row["name"] for row in record.read(tmp_path / "results")[0]) == ["none", "rtn 3-bit g32", "rtn 4-bit g32"]
-    assert not leftovers(tmp_path / "results")
+    results = tmp_path / "results"
+    where = ["model=hub", f"model.path={tiny_folder}", f"results_dir={results}", f"hydra/launcher={name}"]
+    command = [sys.executable, "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
+    environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 runs in" in done.stdout
+    assert "not applicable: method=sinq_nf4, bits=3" in done.stdout
+    names = sorted(row["name"] for row in record.read(results)[0])
+    assert names == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
+    assert not leftovers(results)
 
 
 @pytest.fixture
