@@ -19,9 +19,6 @@ from experiments.record import Row, writing
 
 METRICS = (("size", "model_nbytes"), ("perplexity", "value"))
 """What is made small: evaluation and name of the metric."""
-BEYOND = "beyond"
-"""The attribute of a trial that says by how much it exceeds each budget."""
-
 Try = Callable[[Sequence[str]], Row | None]
 """Runs options, and gives the row; None where they failed or make no sense."""
 
@@ -63,7 +60,7 @@ class Search:
         while sum(trial.state.is_finished() for trial in study.trials) < self.trials:
             self._try(study, attempt)
         best = sorted(study.best_trials, key=lambda trial: trial.values)
-        return list(dict.fromkeys(trial.user_attrs["run_id"] for trial in best if max(trial.user_attrs[BEYOND]) <= 0))
+        return list(dict.fromkeys(trial.user_attrs["run_id"] for trial in best if trial.user_attrs["within"]))
 
     def _try(self, study: Any, attempt: Try) -> None:
         from optuna.trial import TrialState
@@ -71,12 +68,14 @@ class Search:
         trial = study.ask()
         row = attempt([f"{name}={trial.suggest_categorical(name, list(values))}" for name, values in self.space.items()])
         if row is None:
-            trial.set_user_attr(BEYOND, [float("inf")])
             study.tell(trial, state=TrialState.FAIL)
             return
         values = [row["metrics"][evaluation][name] for evaluation, name in METRICS]
-        budgets = (self.max_bytes, self.max_perplexity)
-        trial.set_user_attr(BEYOND, [0.0 if budget is None else value - budget for value, budget in zip(values, budgets, strict=True)])
+        budgets = (("max_bytes", self.max_bytes), ("max_perplexity", self.max_perplexity))
+        beyond = {name: value - limit for (name, limit), value in zip(budgets, values, strict=True) if limit is not None}
+        for name, excess in beyond.items():
+            trial.set_constraint(name, excess)  # kept where it is 0 or less
+        trial.set_user_attr("within", all(excess <= 0 for excess in beyond.values()))
         trial.set_user_attr("run_id", row["run_id"])
         study.tell(trial, values)
 
@@ -89,7 +88,7 @@ class Search:
         meaning = json.dumps([sorted(fixed), asdict(self) | {"trials": None}], sort_keys=True)
         with writing(results_dir):
             results_dir.mkdir(parents=True, exist_ok=True)
-        sampler = optuna.samplers.TPESampler(seed=self.seed, constraints_func=lambda trial: trial.user_attrs[BEYOND])
+        sampler = optuna.samplers.TPESampler(seed=self.seed)
         return optuna.create_study(
             storage=f"sqlite:///{results_dir.resolve() / 'search.db'}",
             study_name=hashlib.sha256(meaning.encode()).hexdigest()[:12],
