@@ -32,12 +32,13 @@ from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
+from experiments.search import NoSearch, Search
 from experiments.text import StateOfTheUnion
 from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity, Size, Latency,
-    Memory, LayerError, NoLogger, WandB, HalfQuadratic,
+    Memory, LayerError, NoLogger, WandB, HalfQuadratic, NoSearch, Search,
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ class Config:
     calibration: Any
     evaluation: dict[str, Any]
     logger: Any
+    sweep: Any
     layers: hydra_zen.builds(Layers, populate_full_signature=True)  # type: ignore[valid-type]
     budget: hydra_zen.builds(Budget, populate_full_signature=True)  # type: ignore[valid-type]
     bits: int = 4
@@ -62,6 +64,8 @@ class Config:
     stream: bool = False
     seed: int = 0
     force: bool = False
+    plan: bool = False
+    wait: bool = False
     results_dir: str = "results"
 
 

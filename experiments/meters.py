@@ -56,9 +56,27 @@ def _resident_peak() -> tuple[Callable[[], int], str]:
     try:
         CLEAR.write_text("5")  # Linux: the high-water mark starts anew
     except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss (since the process began: a lower bound)"
+        return _lifetime_peak, "ru_maxrss (since the process began: a lower bound)"
     return _high_water_mark, "VmHWM"
+
+
+def restart_peak(device: torch.device) -> None:
+    """Let `process_peak` count from here, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _resident_peak()
+
+
+def process_peak(device: torch.device) -> int:
+    """Most bytes in use at once since `restart_peak` (or `peak_memory` began): resident in this process, or torch's on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _high_water_mark() if STATUS.exists() else _lifetime_peak()
+
+
+def _lifetime_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _high_water_mark() -> int:

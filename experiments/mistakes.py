@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from experiments.console import console
+from experiments.failures import OutOfMemoryError
 from sinq import NotApplicable
 
-MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError)
+MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
 """Kinds of error that are the user's to mend; others are this program's and show their traceback."""
 
 

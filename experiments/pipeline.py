@@ -17,7 +17,10 @@ import pandas as pd
 
 from baselines.dense import Dense
 from experiments import models, record
+from experiments.claims import claim
+from experiments.cost import Cost
 from experiments.evaluation import Subject
+from experiments.failures import explained, failure
 from experiments.identity import identity, run_id
 from experiments.loggers import Logger, NoLogger
 from experiments.meters import peak_memory
@@ -38,6 +41,8 @@ class Setting:
     force: bool = False
     """Run again what is already finished."""
     progress: Progress = silent
+    wait: bool = True
+    """Wait for a run that another process is at work on; otherwise that is a `claims.BusyError`."""
 
 
 def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None) -> Row:
@@ -48,30 +53,45 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
 
     Raises:
         NotApplicable: the options make no sense together; there is no row.
+        BusyError: another process is at work on it, and `setting` says not to wait.
         Exception: whatever else stopped the run; its row then has status "failed" and the reason.
     """
     parts = identity(run)
     name = run_id(parts)
-    with record.claim(setting.results_dir, name):
-        found = record.find(setting.results_dir, name)
-        finished = found if found and found["status"] == record.FINISHED else None
-        if finished and not setting.force:
-            return finished
+    if (found := _finished(setting, name)) and not setting.force:
+        return found
+    with claim(setting.results_dir, name, setting.wait):
+        found = _finished(setting, name)  # another process may have been at work on it just now
+        if found and not setting.force:
+            return found
         row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
-        try:
-            with using(run.kernel):
-                row, layers = _measure(run, row, setting)
-        except NotApplicable:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            failed = {"status": record.FAILED, "reason": reason, "metrics": {}, "provenance": provenance(run.torch_device)}
-            if not finished:  # a forced run that fails does not cost the row there is
-                record.write(setting.results_dir, row | failed)
-            raise
+        row, layers = _attempt(run, row, setting, keep=found is not None)
         record.write(setting.results_dir, row, layers)
     setting.logger.log(row, layers, setting.results_dir)
     return row
+
+
+def _finished(setting: Setting, name: str) -> Row | None:
+    found = record.find(setting.results_dir, name)
+    return found if found and found["status"] == record.FINISHED else None
+
+
+def _attempt(run: Run, row: Row, setting: Setting, keep: bool) -> tuple[Row, pd.DataFrame]:
+    """Measure; on failure record why, unless a finished row is to be kept: a forced run that fails does not cost the row there is."""
+    cost = Cost(run.torch_device)
+    try:
+        with using(run.kernel):
+            return _measure(run, row, setting, cost)
+    except NotApplicable:
+        raise
+    except Exception as error:
+        reported = explained(error, run, cost)
+        failed = {"status": record.FAILED, **failure(reported, cost), "metrics": {}, "provenance": provenance(run.torch_device)}
+        if not keep:
+            record.write(setting.results_dir, row | failed)
+        if reported is error:
+            raise
+        raise reported from error
 
 
 def label(run: Run) -> str:
@@ -81,7 +101,7 @@ def label(run: Run) -> str:
     return method if grid is None else f"{method} {grid.bits}-bit g{grid.group_size}"
 
 
-def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
+def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.DataFrame]:
     device = run.torch_device
     loaded = models.load(run.model, device)
     passage = run.text.evaluation()
@@ -92,10 +112,14 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
     compression: dict[str, Any] = {}
     dense = None
     if not isinstance(run.method, Dense):
-        subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
+        with cost.part():
+            subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
         compression = {"compression": _compression_metrics(subject.report) | {"kernel": chosen(subject.device).value}}
         dense = _dense(run, setting, row["config"])
-    measured = {key: evaluation.measure(subject) for key, evaluation in run.evaluation.items()}
+    measured = {}
+    for key, evaluation in run.evaluation.items():
+        with cost.part():
+            measured[key] = evaluation.measure(subject)
     metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
     if dense is not None and "perplexity" in metrics and "perplexity" in dense["metrics"]:
         metrics["perplexity"]["dense"] = dense["metrics"]["perplexity"]["value"]
@@ -105,6 +129,7 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
         "dense_run_id": dense["run_id"] if dense else None,
         "metrics": metrics,
         "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
+        "cost": cost.as_row(),
         "protocol": protocol(loaded, passage, tokens),
         "provenance": provenance(device),
     }
@@ -114,7 +139,9 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
 def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
     """The row of the same run without compression."""
     as_config = None if config is None else {**config, "method": {"_target_": "baselines.dense.Dense"}}
-    return execute(replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False), as_config)
+    return execute(
+        replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False, wait=True), as_config
+    )
 
 
 def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:

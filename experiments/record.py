@@ -3,57 +3,47 @@
 A row is written in one step when its run is over, so an interrupted run leaves nothing. A failed run leaves a row that says why and is
 tried again. The report on single layers lies beside it as `<run_id>.layers.csv`, written first.
 
-While a run is going on its process holds a lock on its id. Another process that wants the same run waits and then finds it
-finished. The operating system frees the lock of a process that dies.
+While a run is going on its process holds a claim on its id (`claims.py`). Another process that wants the same run finds it finished later.
 """
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from experiments.files import atomic_write
-
-log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 SCHEMA = 1
 FINISHED, FAILED = "finished", "failed"
 
 
+def runs_dir(results_dir: Path) -> Path:
+    """The folder of all rows."""
+    return results_dir / "runs"
+
+
 def row_path(results_dir: Path, run_id: str) -> Path:
     """Where the row of a run is, or will be."""
-    return results_dir / "runs" / f"{run_id}.json"
+    return runs_dir(results_dir) / f"{run_id}.json"
 
 
 def layers_path(results_dir: Path, run_id: str) -> Path:
     """Where the table of a run's layers is; there is none for a dense run."""
-    return results_dir / "runs" / f"{run_id}.layers.csv"
+    return runs_dir(results_dir) / f"{run_id}.layers.csv"
 
 
 @contextmanager
-def claim(results_dir: Path, run_id: str) -> Iterator[None]:
-    """Be the only process at work on a run; wait, and say so, while another one is."""
-    locks = results_dir / ".locks"
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"results_dir={results_dir} cannot be written: {error.strerror}") from error
-    lock = FileLock(locks / f"{run_id}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting: another process is at work on run %s", run_id)
-        lock.acquire()
+def writing(results_dir: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be written, and why."""
     try:
         yield
-    finally:
-        lock.release()
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        raise ValueError(f"results_dir={results_dir} cannot be written: {reason}. Rows that are there are as they were") from error
 
 
 def find(results_dir: Path, run_id: str) -> Row | None:
@@ -65,20 +55,25 @@ def find(results_dir: Path, run_id: str) -> Row | None:
 
 
 def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Path:
-    """Write a row, and before it the table of its layers."""
-    if layers is not None and not layers.empty:
-        with atomic_write(layers_path(results_dir, row["run_id"])) as file:
-            layers.to_csv(file, index=False)
+    """Write a row, and before it the table of its layers.
+
+    Raises:
+        ValueError: the folder cannot be written, or its disk is full; what was there stays.
+    """
     path = row_path(results_dir, row["run_id"])
-    with atomic_write(path) as file:
-        file.write(json.dumps({"schema": SCHEMA, **row}, indent=1).encode())
+    with writing(results_dir):
+        if layers is not None and not layers.empty:
+            with atomic_write(layers_path(results_dir, row["run_id"])) as file:
+                layers.to_csv(file, index=False)
+        with atomic_write(path) as file:
+            file.write(json.dumps({"schema": SCHEMA, **row}, indent=1).encode())
     return path
 
 
 def read(results_dir: str | Path) -> tuple[list[Row], list[str]]:
     """All rows of a results folder, whole, in the order of their ids; and the names of files that cannot be read."""
     rows, unreadable = [], []
-    for path in sorted((Path(results_dir) / "runs").glob("*.json")):
+    for path in sorted(runs_dir(Path(results_dir)).glob("*.json")):
         try:
             rows.append(json.loads(path.read_text()))
         except json.JSONDecodeError:
@@ -109,3 +104,8 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
+
+
+def as_json(value: Any) -> str:
+    """Equal values give equal words."""
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,35 @@
+"""Hydra's grid of options, with a plan before it. It stands here because Hydra looks for sweepers nowhere else.
+
+Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
+which runs that share a model or a text follow each other, and hands over to `experiments/sweep.py`, which plans and launches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from experiments import sweep
+
+
+class PlannedSweeper(BasicSweeper):
+    """`python run.py -m …`."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        assert self.hydra_context is not None  # Hydra has called setup
+        assert self.config is not None
+        assert self.launcher is not None
+        loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(sweep.ordered(overrides), None)
+        launched = 0
+
+        def launch(chosen: Sequence[Sequence[str]]) -> None:
+            nonlocal launched
+            results: Sequence[Any] = launcher.launch(chosen, initial_job_idx=launched) if chosen else []
+            launched += len(chosen)
+            for result in results:
+                _ = result.return_value  # raises what a job, against its habit, let through
+
+        sweep.run([loader.load_sweep_config(config, list(job)) for job in jobs], config, launch)
