@@ -18,11 +18,10 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from experiments.files import atomic_write
+from experiments.schema import SCHEMA, NewerRowError, Row, RowError, checked
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-SCHEMA = 1
 FINISHED, FAILED = "finished", "failed"
 
 
@@ -57,10 +56,17 @@ def claim(results_dir: Path, run_id: str) -> Iterator[None]:
 
 
 def find(results_dir: Path, run_id: str) -> Row | None:
-    """The row of a run, finished or failed; None if there is none that can be read."""
+    """The row of a run, finished or failed; None if there is none that can be read.
+
+    Raises:
+        NewerRowError: newer code has made it; it is neither read nor to be replaced.
+    """
+    path = row_path(results_dir, run_id)
     try:
-        return json.loads(row_path(results_dir, run_id).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return _read(path)
+    except NewerRowError as error:
+        raise NewerRowError(f"{path}: {error}") from error
+    except (FileNotFoundError, RowError):
         return None
 
 
@@ -75,15 +81,26 @@ def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Pa
     return path
 
 
-def read(results_dir: str | Path) -> tuple[list[Row], list[str]]:
-    """All rows of a results folder, whole, in the order of their ids; and the names of files that cannot be read."""
-    rows, unreadable = [], []
+def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
+    """All rows of a results folder, whole, in the order of their ids; and the names of files that are none, each with the reason."""
+    rows, unreadable = [], {}
     for path in sorted((Path(results_dir) / "runs").glob("*.json")):
         try:
-            rows.append(json.loads(path.read_text()))
-        except json.JSONDecodeError:
-            unreadable.append(path.name)
+            rows.append(_read(path))
+        except (RowError, OSError) as error:
+            unreadable[path.name] = str(error)
     return rows, unreadable
+
+
+def _read(path: Path) -> Row:
+    """The row in a file, checked and brought to the current version."""
+    try:
+        row = checked(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RowError(f"it is cut off or no JSON: {error}") from error
+    if row["run_id"] != path.stem:
+        raise RowError(f"it is the row of {row['run_id']} under another name")
+    return row
 
 
 def load(results_dir: str | Path) -> pd.DataFrame:
@@ -93,7 +110,7 @@ def load(results_dir: str | Path) -> pd.DataFrame:
     """
     rows, unreadable = read(results_dir)
     table = tabulate(rows)
-    table.attrs["unreadable"] = unreadable
+    table.attrs["unreadable"] = list(unreadable)
     return table
 
 
