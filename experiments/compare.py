@@ -1,5 +1,7 @@
 """Is one run better than another, or is the difference only which text was read? A paired bootstrap over windows.
 
+    python -m experiments.compare A B [results_dir]       # two runs in all they differ in; see contrast.py for how they are named
+
 Both runs read the same windows, so their negative log-likelihoods are compared window by window: what makes a window hard for both
 cancels, and differences far smaller than the spread of perplexity show. Windows are drawn again with replacement 10,000 times; the middle
 95 % of the mean differences are the interval (percentile bootstrap: Efron & Tibshirani 1993, ch. 13). Where it does not contain zero, one
@@ -72,7 +74,7 @@ def differences(row: Row, against: Row) -> list[str]:
     broken = [each["run_id"] for each in (row, against) if not _nll(each) or not np.isfinite(_nll(each)).all()]
     if broken:
         return [f"{run_id} has no finite perplexity" for run_id in broken]
-    own, other = _protocol(row), _protocol(against)
+    own, other = conditions(row), conditions(against)
     return [f"{part} is {own[part]} and {other[part]}" for part in own if own[part] != other[part]]
 
 
@@ -80,9 +82,9 @@ def _nll(row: Row) -> list[float]:
     return row.get("samples", {}).get("perplexity", {}).get("window_nll", [])
 
 
-def _protocol(row: Row) -> dict[str, object]:
-    """What must be equal in both rows."""
-    protocol, perplexity = row["protocol"], row["metrics"]["perplexity"]
+def conditions(row: Row) -> dict[str, object]:
+    """What must be equal in two finished rows that are compared; windows are None where no perplexity was measured."""
+    protocol, perplexity = row["protocol"], row["metrics"].get("perplexity", {})
     return {
         "model": row["identity"]["model"],
         "commit": protocol["model_commit"],
@@ -91,8 +93,8 @@ def _protocol(row: Row) -> dict[str, object]:
         "tokenizer": protocol["tokenizer"],
         "dtype": protocol["dtype"],
         "device": row["identity"]["device"],
-        "windows": perplexity["windows"],
-        "seqlen": perplexity["seqlen"],
+        "windows": perplexity.get("windows"),
+        "seqlen": perplexity.get("seqlen"),
     }
 
 
@@ -104,3 +106,10 @@ def bootstrap_interval(values: NDArray[np.float64], resamples: int = RESAMPLES) 
     means = np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+if __name__ == "__main__":
+    from experiments.contrast_table import main  # imports this module
+    from experiments.mistakes import guard
+
+    guard(main)

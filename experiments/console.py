@@ -66,7 +66,7 @@ def table(rows: list[Row], title: str) -> Table:
     for heading, _, _ in shown:
         view.add_column(heading, justify="right", no_wrap=True)
     for name, row in zip(distinct_names(ordered), ordered, strict=True):
-        view.add_row(name, *(_cell(look_up(row["metrics"], place), style) for _, place, style in shown))
+        view.add_row(name, *(cell(look_up(row["metrics"], place), style) for _, place, style in shown))
     return view
 
 
@@ -89,7 +89,8 @@ def look_up(nested: dict[str, Any], place: str) -> Any:
     return value
 
 
-def _cell(value: Any, style: str) -> str:
+def cell(value: Any, style: str) -> str:
+    """A metric as a short text, in one of the formats of `COLUMNS`; – for None."""
     if value is None:
         return "–"
     if style == "MB":

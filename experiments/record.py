@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.files import atomic_write
+from experiments.schema import SCHEMA, NewerRowError, Row, RowError, checked
 
-Row = dict[str, Any]
-SCHEMA = 1
 FINISHED, FAILED = "finished", "failed"
 
 
@@ -47,10 +46,17 @@ def writing(results_dir: Path) -> Iterator[None]:
 
 
 def find(results_dir: Path, run_id: str) -> Row | None:
-    """The row of a run, finished or failed; None if there is none that can be read."""
+    """The row of a run, finished or failed; None if there is none that can be read.
+
+    Raises:
+        NewerRowError: newer code has made it; it is neither read nor to be replaced.
+    """
+    path = row_path(results_dir, run_id)
     try:
-        return json.loads(row_path(results_dir, run_id).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return _read(path)
+    except NewerRowError as error:
+        raise NewerRowError(f"{path}: {error}") from error
+    except (FileNotFoundError, RowError):
         return None
 
 
@@ -70,15 +76,26 @@ def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Pa
     return path
 
 
-def read(results_dir: str | Path) -> tuple[list[Row], list[str]]:
-    """All rows of a results folder, whole, in the order of their ids; and the names of files that cannot be read."""
-    rows, unreadable = [], []
+def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
+    """All rows of a results folder, whole, in the order of their ids; and the names of files that are none, each with the reason."""
+    rows, unreadable = [], {}
     for path in sorted(runs_dir(Path(results_dir)).glob("*.json")):
         try:
-            rows.append(json.loads(path.read_text()))
-        except json.JSONDecodeError:
-            unreadable.append(path.name)
+            rows.append(_read(path))
+        except (RowError, OSError) as error:
+            unreadable[path.name] = str(error)
     return rows, unreadable
+
+
+def _read(path: Path) -> Row:
+    """The row in a file, checked and brought to the current version."""
+    try:
+        row = checked(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RowError(f"it is cut off or no JSON: {error}") from error
+    if row["run_id"] != path.stem:
+        raise RowError(f"it is the row of {row['run_id']} under another name")
+    return row
 
 
 def load(results_dir: str | Path) -> pd.DataFrame:
@@ -88,7 +105,7 @@ def load(results_dir: str | Path) -> pd.DataFrame:
     """
     rows, unreadable = read(results_dir)
     table = tabulate(rows)
-    table.attrs["unreadable"] = unreadable
+    table.attrs["unreadable"] = list(unreadable)
     return table
 
 

@@ -98,8 +98,8 @@ def main() -> None:
     options = parser.parse_args()
     results_dir: Path = options.results_dir
     rows, unreadable = record.read(results_dir)
-    for name in unreadable:
-        console.print(f"cannot be read: {results_dir / 'runs' / name}", markup=False, soft_wrap=True)
+    for name, reason in unreadable.items():
+        console.print(f"cannot be read: {results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
     if not rows:
         raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}")
     columns = record.tabulate(rows)

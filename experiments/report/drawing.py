@@ -1,0 +1,168 @@
+"""Figures as markup for the page. Titles and notes are the template's; here is what lies between them."""
+
+from functools import singledispatch
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from experiments.report import svg
+from experiments.report.colours import LEVELS, level
+from experiments.report.figures import Bars, Chart, HeatMap, HeatMaps, Intervals, Item, Line
+from experiments.report.scale import Scale, around, number
+from experiments.report.svg import tag
+
+HEIGHT, STRIP, BAR, CELL = 320, 24, 14, 16
+"""Pixels: of a chart, of a strip of intervals or bars, of a bar in it, of a row of a heat map."""
+
+
+@singledispatch
+def draw(figure: object) -> Markup:
+    """A figure as markup."""
+    raise TypeError(f"{type(figure).__name__} is no figure that the page can draw")
+
+
+@draw.register
+def _chart(figure: Chart) -> Markup:
+    every = [point for each in figure.lines for point in each.points]
+    heights = [point.y for point in every] + ([figure.level[1]] if figure.level else [])
+    across, up = around([point.x for point in every]), around(heights, log=True)
+    parts = [*_grid(across, up), *_level(figure.level, up)]
+    parts += [piece for each in figure.lines for piece in _joined(each, across, up)]
+    parts += [_ring(across.percent(point.x), _down(up, point.y)) for point in figure.front]
+    parts += [
+        svg.mark(across.percent(point.x), _down(up, point.y), each.style, point.hint) for each in figure.lines for point in each.points
+    ]
+    keys = [tag("li", _swatch(each.style), each.name) for each in figure.lines]
+    keys += [tag("li", _sample(_ring(0, 0)), "on the Pareto front")] if figure.front else []
+    axis = f"{figure.y_label} (logarithmic) over {figure.x_label}"
+    plot = tag("div", svg.canvas(HEIGHT, *parts, role="group", aria_label=figure.title), class_="plot")
+    return tag("p", axis, class_="axis") + plot + tag("ul", *keys, class_="legend")
+
+
+def _grid(across: Scale, up: Scale) -> list[Markup]:
+    wide = [
+        piece
+        for tick in up.ticks(6)
+        for piece in (
+            svg.line(0, _down(up, tick), 100, _down(up, tick), "grid"),
+            svg.text(0, _down(up, tick) + 4, number(tick), "end", dx=-8),
+        )
+    ]
+    tall = [
+        piece
+        for tick in across.ticks()
+        for piece in (
+            svg.line(across.percent(tick), 0, across.percent(tick), HEIGHT, "grid"),
+            svg.text(across.percent(tick), HEIGHT + 18, number(tick)),
+        )
+    ]
+    return wide + tall
+
+
+def _level(named: tuple[str, float] | None, up: Scale) -> list[Markup]:
+    if named is None:
+        return []
+    name, value = named
+    y = _down(up, value)
+    return [svg.line(0, y, 100, y, "level"), svg.text(0, y + 14, f"{name} {value:.4g}", "start", dx=4)]
+
+
+def _joined(each: Line, across: Scale, up: Scale) -> list[Markup]:
+    places = [(across.percent(point.x), _down(up, point.y)) for point in each.points]
+    return [svg.line(*start, *end, f"line {svg.colour(each.style)}") for start, end in pairwise(places)]
+
+
+def _down(up: Scale, value: float) -> float:
+    return round(HEIGHT * (1 - up.percent(value) / 100), 1)
+
+
+def _ring(x: float, y: float) -> Markup:
+    return tag("circle", cx=f"{x}%", cy=y, r=10, class_="ring")
+
+
+def _swatch(style: int) -> Markup:
+    return _sample(tag("path", d=svg.shape(style), class_=f"mark {svg.colour(style)}"))
+
+
+def _sample(piece: Markup) -> Markup:
+    return tag("svg", piece, class_="swatch", viewBox="-11 -11 22 22", width=16, height=16, aria_hidden="true")
+
+
+@draw.register
+def _intervals(figure: Intervals) -> Markup:
+    ends = [end for item in figure.items for end in (item.low, item.high)]
+    across = around([*ends, figure.neutral], figure.log)
+    strips = [_strip(item.name, item.label, _interval(item, across, figure.neutral)) for item in figure.items]
+    return tag("p", figure.x_label, class_="axis") + tag("div", *strips, _ruler(across), class_="strips")
+
+
+def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
+    middle, zero = STRIP / 2, across.percent(neutral)
+    hint = f"{item.name}\n{item.label}"
+    return [
+        svg.line(zero, 0, zero, STRIP, "level"),
+        svg.line(across.percent(item.low), middle, across.percent(item.high), middle, f"whisker {svg.colour(item.style)}"),
+        svg.mark(across.percent(item.value), middle, item.style, hint, "" if item.decided else "hollow"),
+    ]
+
+
+@draw.register
+def _bars(figure: Bars) -> Markup:
+    across = around([sum(bar.values) for bar in figure.bars] + [0.0], start=0.0)
+    strips = [_strip(bar.name, bar.label, _stack(bar.values, bar.style, across)) for bar in figure.bars]
+    return tag("p", f"{figure.x_label}: {' (pale), then '.join(figure.parts)}", class_="axis") + tag(
+        "div", *strips, _ruler(across), class_="strips"
+    )
+
+
+def _stack(values: tuple[float, ...], style: int, across: Scale) -> list[Markup]:
+    ends = [sum(values[:count]) for count in range(len(values) + 1)]
+    last = len(values) - 1
+    return [
+        svg.box(across.percent(start), across.percent(end), (STRIP - BAR) / 2, BAR, f"bar {svg.colour(style)}" + " pale" * (part < last))
+        for part, (start, end) in enumerate(pairwise(ends))
+        if end > start
+    ]
+
+
+def _strip(name: str, label: str, pieces: list[Markup]) -> Markup:
+    return tag("div", tag("span", name, class_="name"), svg.canvas(STRIP, *pieces), tag("span", label, class_="value"), class_="strip")
+
+
+def _ruler(across: Scale) -> Markup:
+    ticks = across.ticks()
+    marks = [svg.line(across.percent(tick), 0, across.percent(tick), 5, "tick") for tick in ticks]
+    names = [svg.text(across.percent(tick), 18, number(tick)) for tick in ticks]
+    return tag("div", tag("span"), svg.canvas(STRIP, svg.line(0, 0, 100, 0, "tick"), *marks, *names), tag("span"), class_="strip ruler")
+
+
+@draw.register
+def _heat_maps(figure: HeatMaps) -> Markup:
+    values = figure.values
+    scale = Scale(min(values), max(values), figure.log) if max(values) > min(values) else around(list(values), figure.log)
+    return _colour_bar(scale) + tag("div", *(_map(each, figure, scale) for each in figure.maps), class_="grid-of-maps")
+
+
+def _map(each: HeatMap, figure: HeatMaps, scale: Scale) -> Markup:
+    width, height = 100 / len(figure.blocks), CELL * len(figure.kinds)
+    cells = [
+        svg.box(
+            round(width * column, 3), round(width * (column + 1), 3), CELL * row, CELL, f"h{level(scale.percent(value))}", f"{value:.4g}"
+        )
+        for row, line in enumerate(each.values)
+        for column, value in enumerate(line)
+        if value is not None
+    ]
+    every = max(1, -(-len(figure.blocks) // 8))
+    down = [svg.text(0, CELL * row + 12, kind, "end", dx=-6) for row, kind in enumerate(figure.kinds)]
+    across = [svg.text(width * (column + 0.5), height + 14, block) for column, block in enumerate(figure.blocks) if column % every == 0]
+    plot = svg.canvas(
+        height, *cells, *down, *across, data_kinds="|".join(figure.kinds), data_blocks="|".join(figure.blocks), data_run=each.name
+    )
+    return tag("div", tag("h5", each.name), tag("div", plot, class_="plot"), class_="map")
+
+
+def _colour_bar(scale: Scale) -> Markup:
+    boxes = [svg.box(100 * each / LEVELS, 100 * (each + 1) / LEVELS, 0, 12, f"h{each}") for each in range(LEVELS)]
+    ends = [svg.text(0, 27, f"{scale.low:.3g}", "start"), svg.text(100, 27, f"{scale.high:.3g}", "end")]
+    return tag("div", svg.canvas(30, *boxes, *ends), class_="scale")

@@ -1,0 +1,94 @@
+"""Rows that may be compared with one another: one model, text, protocol and device; and how each run is called and coloured."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.compare import conditions
+from experiments.console import distinct_names, facts
+from experiments.record import FINISHED, Row, flatten
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished run, as the report calls it."""
+
+    row: Row
+    name: str
+    """Unlike that of any other run of its group."""
+    family: str
+    """What it has in common with runs that differ in bits alone."""
+    style: int
+    """Number of its family in the report."""
+
+    @property
+    def is_dense(self) -> bool:
+        return self.row["dense_run_id"] is None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs of one protocol, the dense one first."""
+
+    key: str
+    title: str
+    facts: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [entry.row for entry in self.entries]
+
+    @property
+    def dense(self) -> Entry | None:
+        return next((entry for entry in self.entries if entry.is_dense), None)
+
+
+def groups(rows: list[Row]) -> list[Group]:
+    """The finished rows in groups, in the order in which each group first appears."""
+    finished = sorted((row for row in rows if row["status"] == FINISHED), key=_order)
+    families = _families(finished)
+    styles = {name: number for number, name in enumerate(dict.fromkeys(families.values()))}
+    members: dict[str, list[Row]] = {}
+    for row in finished:
+        members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
+    return [_group(f"g{number}", each, families, styles) for number, each in enumerate(members.values(), 1)]
+
+
+def _group(key: str, rows: list[Row], families: dict[str, str], styles: dict[str, int]) -> Group:
+    entries = tuple(
+        Entry(row, name, families[row["run_id"]], styles[families[row["run_id"]]])
+        for row, name in zip(rows, distinct_names(rows), strict=True)
+    )
+    return Group(key, title(rows[0]), facts(rows[-1]), entries)
+
+
+def title(row: Row) -> str:
+    """The names of a row's model and text."""
+    model, text = row["identity"]["model"], row["identity"]["text"]
+    return f"{model.get('name', row['choices'].get('model', 'model'))} on {text.get('name', row['choices'].get('text', 'text'))}"
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Dense runs first, then by method and falling bits."""
+    return (title(row), row["dense_run_id"] is not None, row["choices"].get("method", ""), -_bits(row), row["run_id"])
+
+
+def _bits(row: Row) -> float:
+    return row["metrics"].get("size", {}).get("bits_per_weight", 0.0)
+
+
+def _families(rows: list[Row]) -> dict[str, str]:
+    """Run id → name of its family: the method's name, and the options that tell it from others of that name."""
+    stems = [_without_bits(row) for row in rows]
+    unlike = {json.dumps(stem, sort_keys=True): stem for stem in stems}
+    names = dict(zip(unlike, distinct_names(list(unlike.values())), strict=True))
+    return {row["run_id"]: names[json.dumps(stem, sort_keys=True)] for row, stem in zip(rows, stems, strict=True)}
+
+
+def _without_bits(row: Row) -> Row:
+    """A row's method and calibration alone, with the bits taken out."""
+    identity, bits = row["identity"], ("bits", "bits_per_weight")
+    method = {key: value for key, value in flatten(identity.get("method", {})).items() if key.rpartition(".")[2] not in bits}
+    kept = {"method": method, "calibration": identity.get("calibration", {})}
+    return {"name": row["choices"].get("method", row["name"]), "identity": kept}

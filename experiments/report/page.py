@@ -1,0 +1,99 @@
+"""The page: everything above put into one HTML file with its style and script inside."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from experiments import record
+from experiments.compare import Comparison
+from experiments.record import Row
+from experiments.report import intervals, layers, pareto, timing
+from experiments.report.colours import rules
+from experiments.report.drawing import draw
+from experiments.report.figures import Figure
+from experiments.report.group import Group, groups
+from experiments.report.runs import Facts, about
+from experiments.report.table import Table, table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group's part of the page."""
+
+    group: Group
+    about: Facts
+    figures: tuple[Figure, ...]
+    obstacle: str
+    """Why no comparison with a reference is shown, or empty."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    results_dir: Path
+    sections: tuple[Section, ...]
+    table: Table
+    failed: tuple[Row, ...]
+    unreadable: dict[str, str]
+
+
+def collect(results_dir: Path, against: str | None = None) -> Report:
+    """The report on a results folder.
+
+    Raises:
+        ValueError: it has no rows, or no row is called `against`.
+    """
+    rows, unreadable = record.read(results_dir)
+    if not rows:
+        found = f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}" if unreadable else ""
+        raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}{found}")
+    found_groups = groups(rows)
+    if against and not any(intervals.reference(group, against) for group in found_groups):
+        known = sorted({entry.row["choices"].get("method", entry.row["name"]) for group in found_groups for entry in group.entries})
+        raise ValueError(f"--against {against} names no finished run; give a run id, a run's name or one of: {', '.join(known)}")
+    compared, obstacles = _compared(found_groups, against)
+    sections = tuple(_section(group, results_dir, compared[group.key], against, obstacles.get(group.key, "")) for group in found_groups)
+    failed = tuple(row for row in rows if row["status"] == record.FAILED)
+    lines = table(found_groups, {run: comparison for each in compared.values() for run, comparison in each.items()})
+    return Report(results_dir, sections, lines, failed, unreadable)
+
+
+def _compared(found: list[Group], against: str | None) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
+    """Each group's comparisons, or why it has none: one group in which a name is ambiguous does not cost the others theirs."""
+    compared: dict[str, dict[str, Comparison]] = {}
+    obstacles: dict[str, str] = {}
+    for group in found:
+        compared[group.key] = {}
+        try:
+            compared[group.key] = intervals.comparisons(group, against)
+        except ValueError as error:
+            obstacles[group.key] = str(error)
+    return compared, obstacles
+
+
+def _section(group: Group, results_dir: Path, compared: dict[str, Comparison], against: str | None, obstacle: str) -> Section:
+    forest = intervals.forest(group, compared, intervals.reference(group, against))
+    single = [figure for figure in (forest, timing.time(group)) if figure]
+    figures = (*pareto.charts(group), *single, *intervals.latency(group), *layers.maps(group, results_dir))
+    return Section(group, about(group), figures, obstacle)
+
+
+def html(report: Report) -> str:
+    """The page's source."""
+    loader = PackageLoader("experiments.report", "assets")
+    loader = PackageLoader("experiments.report", "assets")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    assets = files("experiments.report") / "assets"
+    return environment.get_template("page.html").render(
+        report=report,
+        draw=draw,
+        is_map=lambda figure: isinstance(figure, layers.HeatMaps),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        style=Markup(rules() + (assets / "page.css").read_text()),
+        script=Markup((assets / "page.js").read_text()),
+    )

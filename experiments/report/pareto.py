@@ -1,0 +1,55 @@
+"""Perplexity over size: what a byte buys, method by method, and the runs that no other one beats on both."""
+
+from collections.abc import Callable
+from math import isfinite
+
+from experiments.console import look_up
+from experiments.report.figures import Chart, Line, Point
+from experiments.report.group import Entry, Group
+
+SIZES: tuple[tuple[str, str, str, float], ...] = (
+    ("bits", "size.bits_per_weight", "bits per weight of the linear layers, scales included", 1),
+    ("bytes", "size.model_nbytes", "MB stored, whole model", 1e-6),
+)
+"""Key, place in the metrics, axis, factor."""
+
+
+def charts(group: Group) -> list[Chart]:
+    """One chart per size that was measured."""
+    return [chart for key, place, label, factor in SIZES if (chart := _chart(group, key, place, label, factor))]
+
+
+def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Chart | None:
+    def point(entry: Entry) -> Point | None:
+        size, value = look_up(entry.row["metrics"], place), look_up(entry.row["metrics"], "perplexity.value")
+        if size is None or value is None or not isfinite(value):
+            return None
+        return Point(size * factor, value, f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}")
+
+    compressed = [entry for entry in group.entries if not entry.is_dense]
+    lines = _lines(compressed, point)
+    if not lines:
+        return None
+    dense = look_up(group.dense.row["metrics"], "perplexity.value") if group.dense else None
+    level = ("dense", dense) if dense is not None and isfinite(dense) else None
+    missing = [entry.name for entry in compressed if point(entry) is None]
+    note = f"Not drawn, for want of a finite perplexity or a size: {', '.join(missing)}." if missing else ""
+    every = [point for line in lines for point in line.points]
+    return Chart(f"pareto_{key}", "Perplexity over size", label, "perplexity", lines, front(every), level, note)
+
+
+def _lines(entries: list[Entry], point: Callable[[Entry], Point | None]) -> tuple[Line, ...]:
+    families: dict[tuple[str, int], list[Point]] = {}
+    for entry in entries:
+        if found := point(entry):
+            families.setdefault((entry.family, entry.style), []).append(found)
+    return tuple(Line(name, style, tuple(sorted(points, key=lambda each: each.x))) for (name, style), points in families.items())
+
+
+def front(points: list[Point]) -> tuple[Point, ...]:
+    """The points that are smaller than all with a lower perplexity, from left to right."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.x, each.y)):
+        if not best or point.y < best[-1].y:
+            best.append(point)
+    return tuple(best)

@@ -1,0 +1,54 @@
+"""Pieces of SVG whose places are per cent across and pixels down, as escaped markup."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from experiments.report.colours import look as numbers
+
+SHAPES = ("M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "M-4.5-4.5h9v9h-9Z", "M0-5.5L5.5 4.5H-5.5Z", "M0-6L6 0 0 6-6 0Z")
+"""Circle, square, triangle, diamond."""
+
+
+def tag(name: str, *children: str, **attributes: Any) -> Markup:
+    """An element. `stroke_width=2` is `stroke-width="2"`, `class_` is `class`; None leaves an attribute out."""
+    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
+    inside = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in pairs)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), inside, Markup("").join(children))
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
+    """From one place to another."""
+    return tag("line", x1=f"{x1}%", y1=y1, x2=f"{x2}%", y2=y2, class_=kind)
+
+
+def text(x: float, y: float, words: str, anchor: str = "middle", dx: float | None = None) -> Markup:
+    """Words at a place; `dx` moves them by pixels."""
+    return tag("text", words, x=f"{x}%", y=y, dx=dx, text_anchor=anchor)
+
+
+def box(x1: float, x2: float, y: float, height: float, kind: str, value: str | None = None) -> Markup:
+    """A filled rectangle, from x1 to x2."""
+    return tag("rect", x=f"{round(x1, 3)}%", y=y, width=f"{round(x2 - x1, 3)}%", height=height, class_=kind, data_v=value)
+
+
+def mark(x: float, y: float, style: int, hint: str, kind: str = "") -> Markup:
+    """A run's mark, in the colour and shape of its style. The pointer, or the tab key, shows its hint."""
+    look = f"mark {colour(style)} {kind}".strip()
+    path = tag("path", d=shape(style), class_=look, data_tip=hint, tabindex=0, role="img", aria_label=hint)
+    return tag("svg", path, x=f"{x}%", y=y, overflow="visible", width=1, height=1)
+
+
+def colour(style: int) -> str:
+    """The class of a style's colour."""
+    return f"s{numbers(style)[0]}"
+
+
+def shape(style: int) -> str:
+    """The path of a style's mark, around the origin."""
+    return SHAPES[numbers(style)[1]]
+
+
+def canvas(height: float, *children: str, **attributes: Any) -> Markup:
+    """As wide as what it lies in; labels may stand out."""
+    return tag("svg", *children, width="100%", height=height, overflow="visible", **attributes)
