@@ -19,7 +19,7 @@ from baselines.dense import Dense
 from experiments import models, record
 from experiments.claims import claim
 from experiments.cost import Cost
-from experiments.evaluation import Subject
+from experiments.evaluation import Measurement, Subject
 from experiments.failures import explained, failure
 from experiments.identity import identity, run_id
 from experiments.loggers import Logger, NoLogger
@@ -121,8 +121,10 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
         with cost.part():
             measured[key] = evaluation.measure(subject)
     metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
-    if dense is not None and "perplexity" in metrics and "perplexity" in dense["metrics"]:
-        metrics["perplexity"]["dense"] = dense["metrics"]["perplexity"]["value"]
+    if dense is not None:
+        for key, evaluation in run.evaluation.items():
+            of_dense = Measurement(dense["metrics"][key], dense["samples"].get(key, {}))
+            metrics[key] |= evaluation.against_dense(measured[key], of_dense)
     layers = pd.json_normalize([asdict(layer) for layer in subject.report.layers])
     finished = {
         "status": record.FINISHED,
