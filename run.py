@@ -3,9 +3,10 @@
 import hydra
 from omegaconf import DictConfig
 
-from experiments import config, console, mistakes, sweep
+from experiments import config, console, mistakes, sweep, sweeper
 
 config.register()
+sweeper.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

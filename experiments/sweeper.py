@@ -1,4 +1,4 @@
-"""Hydra's grid of options, with a plan before it. It stands here because Hydra looks for sweepers nowhere else.
+"""Hydra's grid of options, with a plan before it. `register` makes it known to Hydra, which by itself looks for sweepers elsewhere.
 
 Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
 which runs that share a model or a text follow each other, and hands over to `experiments/sweep.py`, which plans and launches.
@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from experiments import sweep
 
@@ -33,3 +34,8 @@ class PlannedSweeper(BasicSweeper):
                 _ = result.return_value  # raises what a job, against its habit, let through
 
         sweep.run([loader.load_sweep_config(config, list(job)) for job in jobs], config, launch)
+
+
+def register() -> None:
+    """Before `hydra.main`."""
+    Plugins.instance().register(PlannedSweeper)
