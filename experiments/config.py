@@ -14,10 +14,13 @@ looking: every dataclass in `sinq/` and `baselines/` that is a `Method` has a sc
 import dataclasses
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 import hydra_zen
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -70,12 +73,13 @@ class Config:
 
 
 def register() -> None:
-    """Put all schemas, and the resolver `${data:…}`, where Hydra finds them. Harmless when called twice."""
+    """Put all schemas, and the resolvers `${data:…}` and `${sweep:}`, where Hydra finds them. Harmless when called twice."""
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for part in (*PARTS, *method_classes()):
         store.store(group="schema", name=part.__name__, node=hydra_zen.builds(part, populate_full_signature=True))
     OmegaConf.register_new_resolver("data", _in_data, replace=True)
+    OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
 
 
 def method_classes() -> list[type[Method]]:
@@ -98,6 +102,13 @@ def build(config: DictConfig, choices: dict[str, str] | None = None) -> Run:
     if method != parts["method"]:
         names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
     return Run(**(parts | {"method": method}), device=config.device, kernel=config.kernel, stream=config.stream, choices=names)
+
+
+def _sweep() -> str | None:
+    """The name of the sweep that is going on; None outside of one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 def _in_data(name: str) -> str:

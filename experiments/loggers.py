@@ -3,9 +3,11 @@
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+import PIL.Image
 
 from experiments.record import Row, flatten
 
@@ -30,15 +32,17 @@ class NoLogger(Logger):
 
 @dataclass(frozen=True)
 class WandB(Logger):
-    """Weights & Biases: configuration, metrics under the row's own names, and the table of layers.
+    """Weights & Biases: configuration, metrics under the row's own names, tables of layers and windows, and heat maps of the layers.
 
-    Offline runs need no account and no network; they are kept in `<results_dir>/wandb` and sent by `wandb sync <folder>`.
+    Offline runs need no account and no network; they are kept in `<results_dir>/wandb`, one folder per run, and are sent later, from any
+    machine they are copied to, by `wandb login` and `wandb sync --sync-all <results_dir>/wandb`, or `wandb sync <folder>` for one.
     """
 
     project: str = "sinq"
     mode: str = "offline"
     entity: str | None = None
     group: str | None = None
+    """Runs of one group stand together; `conf/logger/wandb.yaml` makes each sweep one."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
@@ -65,9 +69,31 @@ class WandB(Logger):
             id=row["run_id"],
             resume="allow",
             name=row["name"],
+            job_type=row["choices"].get("method"),
             config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")},
             settings=wandb.Settings(silent=True, console="off"),
         )
-        tables = {} if layers.empty else {"layers": wandb.Table(dataframe=layers)}
-        run.log(flatten({"metrics": row["metrics"]}) | tables)
+        metrics = flatten({"metrics": row["metrics"]})
+        images = {f"plots.{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
+        run.log(metrics | {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()} | images)
+        run.summary.update(metrics)
         run.finish()
+
+
+def _tables(row: Row, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What a row says at length: by layer, and by window of text."""
+    windows = pd.DataFrame(row.get("samples", {}).get("perplexity", {}))
+    tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def _plots(row: Row, table: pd.DataFrame) -> dict[str, PIL.Image.Image]:
+    """The run's heat maps of layers, by name."""
+    from experiments.report import layers, paper  # matplotlib takes a while, and most runs start without need of it
+
+    plots: dict[str, PIL.Image.Image] = {}
+    for figure in layers.figures([(row["name"], layers.metrics(row, table))]):
+        file = BytesIO()
+        paper.draw(figure).savefig(file, format="png", dpi=120)
+        plots[figure.key] = PIL.Image.open(file)
+    return plots

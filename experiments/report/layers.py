@@ -10,9 +10,9 @@ from statistics import fmean
 import pandas as pd
 
 from experiments.console import look_up
-from experiments.record import layers_path
+from experiments.record import Row, layers_path
 from experiments.report.figures import HeatMap, HeatMaps
-from experiments.report.group import Entry, Group
+from experiments.report.group import Group
 
 Layers = dict[str, float]
 """Name → value."""
@@ -32,18 +32,24 @@ METRICS: tuple[tuple[str, str, bool, str], ...] = (
 
 def maps(group: Group, results_dir: Path) -> list[HeatMaps]:
     """One figure per metric that any run has."""
-    tables = [(entry, read(entry, results_dir)) for entry in group.entries]
-    return [figure for key, title, log, note in METRICS if (figure := _figure(tables, key, title, log, note))]
+    return figures([(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries])
 
 
-def read(entry: Entry, results_dir: Path) -> dict[str, Layers]:
-    """Metric → layers of a run, from the table beside its row and from the row; empty where there is none."""
-    path = layers_path(results_dir, entry.row["run_id"])
-    found: dict[str, Layers] = {}
-    if path.exists():
-        table = pd.read_csv(path).set_index("name")
-        found = {key: _column(table[key]) for key in ("relative_error", "imbalance_after") if key in table}
-    return found | {"output_error": look_up(entry.row.get("samples", {}), "layer_error.relative_error") or {}}
+def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
+    """The same, of runs given by name and metrics."""
+    return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
+
+
+def read(row: Row, results_dir: Path) -> pd.DataFrame:
+    """The table of layers beside a row; empty where there is none."""
+    path = layers_path(results_dir, row["run_id"])
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
+    """Metric → layers of a run, from its table and from the row itself."""
+    found = {key: _column(table.set_index("name")[key]) for key in ("relative_error", "imbalance_after") if key in table}
+    return found | {"output_error": look_up(row.get("samples", {}), "layer_error.relative_error") or {}}
 
 
 def _column(values: "pd.Series[float]") -> Layers:
@@ -59,15 +65,15 @@ def place(name: str) -> Place:
     return ".".join(part for part in parts[numbers[0] + 1 :] if not part.isdigit()), parts[numbers[0]]
 
 
-def _figure(tables: list[tuple[Entry, dict[str, Layers]]], key: str, title: str, log: bool, note: str) -> HeatMaps | None:
-    placed = {entry.name: _placed(metrics[key]) for entry, metrics in tables if metrics.get(key)}
+def _figure(runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str) -> HeatMaps | None:
+    placed = {name: _placed(found[key]) for name, found in runs if found.get(key)}
     if not placed:
         return None
     every = list(dict.fromkeys(where for values in placed.values() for where in values))
     kinds = tuple(dict.fromkeys(kind for kind, _ in every))
     blocks = tuple(sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6))))
-    found = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in placed.items())
-    return HeatMaps(key, title, _short(kinds), blocks, found, log, note)
+    drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in placed.items())
+    return HeatMaps(key, title, _short(kinds), blocks, drawn, log, note)
 
 
 def _grid(values: dict[Place, float], kinds: tuple[str, ...], blocks: tuple[str, ...]) -> tuple[tuple[float | None, ...], ...]:

@@ -1,24 +1,19 @@
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from wandb.proto import wandb_internal_pb2 as pb
 
+from experiments.config import register
 from experiments.loggers import WandB
 from experiments.record import flatten
-
-ROW = {
-    "run_id": "0123456789ab",
-    "name": "sinq 4-bit g64",
-    "choices": {"method": "sinq"},
-    "identity": {"method": {"grid": {"bits": 4}}},
-    "protocol": {"dtype": "float32"},
-    "provenance": {"python": "3.11"},
-    "metrics": {"perplexity": {"value": 12.5}, "size": {"bits_per_weight": 4.5}},
-}
-
+from tests.conftest import ROOT
+from tests.experiments.rows import finished, layers
 
 BLOCK, HEADER = 32768, 7
 
@@ -49,19 +44,54 @@ def finished_records(file: Path) -> list[pb.Record]:
     raise AssertionError(f"{file.name} was never finished; it has {[record.WhichOneof('record_type') for record in records(file)]}")
 
 
-def test_an_offline_run_mirrors_the_row(tmp_path: Path) -> None:
-    WandB().log(ROW, pd.DataFrame({"name": ["q_proj"], "relative_error": [0.09]}), tmp_path)
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-0123456789ab.wandb")
+def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:
+    row = finished("sinq")
+    row["samples"]["layer_error"] = {"relative_error": {"model.layers.0.mlp.down_proj": 0.25}}
+    WandB(group="one sweep").log(row, layers(row), tmp_path)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
     history: dict[str, str] = {}
+    summary: dict[str, str] = {}
     config: dict[str, str] = {}
-    for record in finished_records(file):
+    groups = set()
+    for record in finished_records(folder / f"run-{row['run_id']}.wandb"):
         history |= {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        summary |= {item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update}
         config |= {item.key or ".".join(item.nested_key): item.value_json for item in record.run.config.update}
-    assert history["metrics.perplexity.value"] == "12.5"
-    assert history["metrics.size.bits_per_weight"] == "4.5"
-    assert '"bits":4' in config["identity"].replace(" ", "")
-    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
-    assert "q_proj" in table.read_text()
+        groups |= {(record.run.run_group, record.run.job_type)} if record.HasField("run") else set()
+    expected = flatten({"metrics": row["metrics"]})
+    for found in (history, summary):
+        assert {key: json.loads(found[key]) for key in expected} == expected
+    assert json.loads(config["identity"]) == row["identity"]
+    assert groups == {("one sweep", "sinq")}
+    tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in folder.glob("files/media/table/*.json")}
+    assert len(tables["layers"]["data"]) == len(layers(row))
+    window = tables["windows"]["columns"].index("window_nll")
+    assert [line[window] for line in tables["windows"]["data"]] == pytest.approx(row["samples"]["perplexity"]["window_nll"])
+    pictures = list(folder.rglob("*.png"))
+    assert len(pictures) == 3
+    for name in ("relative_error", "output_error", "imbalance_after"):
+        assert (folder / "files" / json.loads(history[f"plots.{name}.path"])).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dense_run_has_no_layers_to_show(tmp_path: Path) -> None:
+    WandB().log(finished("none"), pd.DataFrame(), tmp_path)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert finished_records(folder / "run-none4t.wandb")
+    assert not list(folder.rglob("*.png"))
+
+
+def test_only_a_sweep_is_a_group() -> None:
+    register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config").logger.group is None
+        sweep = compose(
+            "config", return_hydra_config=True, overrides=["hydra.mode=MULTIRUN", "hydra.sweep.dir=results/sweeps/noon", "hydra.job.num=0"]
+        )
+        HydraConfig.instance().set_config(sweep)
+        try:
+            assert compose("config").logger.group == "noon"
+        finally:
+            HydraConfig.instance().cfg = None
 
 
 def test_modes_are_checked() -> None:
