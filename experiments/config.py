@@ -28,7 +28,7 @@ from experiments.axis import with_calibration
 from experiments.cache import data_dir
 from experiments.calibration import CalibrationText, NoCalibration
 from experiments.corpora import C4, PennTreebank, Pile, WikiText2
-from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
+from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
@@ -37,7 +37,7 @@ from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity, Size, Latency,
-    Memory, LayerError, NoLogger, WandB, HalfQuadratic,
+    Memory, LayerError, ZeroShot, NoLogger, WandB, HalfQuadratic,
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def set_up() -> None:
     own = logging.getLogger("experiments")
     own.setLevel(logging.INFO)
     own.handlers = [_Lines()]
-    for library in ("huggingface_hub", "datasets", "httpx"):
+    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

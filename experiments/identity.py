@@ -33,7 +33,7 @@ def identity(run: Run) -> dict[str, Any]:
         "model": run.model.identity() | {"dtype": str(run.model.dtype.on(run.torch_device)).removeprefix("torch.")},
         "text": run.text.identity(),
         "method": describe(run.method),
-        "evaluation": describe(dict(sorted(run.evaluation.items()))),
+        "evaluation": {name: describe(each) | each.content() for name, each in sorted(run.evaluation.items())},
         "device": run.torch_device.type,
     }
     if not isinstance(run.method, Dense):

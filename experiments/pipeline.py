@@ -17,7 +17,7 @@ import pandas as pd
 
 from baselines.dense import Dense
 from experiments import models, record
-from experiments.evaluation import Subject
+from experiments.evaluation import Measurement, Subject
 from experiments.identity import identity, run_id
 from experiments.loggers import Logger, NoLogger
 from experiments.meters import peak_memory
@@ -97,8 +97,10 @@ def _measure(run: Run, row: Row, setting: Setting) -> tuple[Row, pd.DataFrame]:
         dense = _dense(run, setting, row["config"])
     measured = {key: evaluation.measure(subject) for key, evaluation in run.evaluation.items()}
     metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
-    if dense is not None and "perplexity" in metrics and "perplexity" in dense["metrics"]:
-        metrics["perplexity"]["dense"] = dense["metrics"]["perplexity"]["value"]
+    if dense is not None:
+        for key, evaluation in run.evaluation.items():
+            of_dense = Measurement(dense["metrics"][key], dense["samples"].get(key, {}))
+            metrics[key] |= evaluation.against_dense(measured[key], of_dense)
     layers = pd.json_normalize([asdict(layer) for layer in subject.report.layers])
     finished = {
         "status": record.FINISHED,

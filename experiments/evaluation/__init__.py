@@ -6,5 +6,6 @@ from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
+from experiments.evaluation.zero_shot import ZeroShot
 
-__all__ = ["Evaluation", "Latency", "LayerError", "Measurement", "Memory", "Perplexity", "Size", "Subject"]
+__all__ = ["Evaluation", "Latency", "LayerError", "Measurement", "Memory", "Perplexity", "Size", "Subject", "ZeroShot"]

@@ -46,9 +46,17 @@ class Measurement:
 class Evaluation(ABC):
     """Something that can be measured of a model."""
 
+    def content(self) -> dict[str, Any]:
+        """What the numbers depend on beside the options, by content: part of a run's identity. Raises `ValueError` if it cannot be had."""
+        return {}
+
     def check(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to check
         """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
 
     @abstractmethod
     def measure(self, subject: Subject) -> Measurement:
         """Measure."""
+
+    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
+        """Metrics that a compressed model has only beside the dense one's measurement."""
+        return {}

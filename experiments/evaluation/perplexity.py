@@ -63,6 +63,9 @@ class Perplexity(Evaluation):
         facts = {"windows": count, "windows_available": len(subject.tokens) // seqlen, "seqlen": seqlen}
         return Measurement(_summary(samples, reference) | facts | {"head": "chunked" if chunked else "whole"}, samples)
 
+    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
+        return {"dense": dense.metrics["value"]}
+
 
 def _read(subject: Subject, model: PreTrainedModel, chosen: Tensor, chunked: bool, see: See = ignore) -> list[float]:
     """Mean NLL of every window."""
