@@ -1,12 +1,13 @@
 """What a model answered, item by item and small enough to be kept in a row; and how two models' answers differ.
 
-Equal accuracies can hide many changed answers, since as many may turn right as turn wrong. Two definitions of a flip are in use, so both are given:
+Equal accuracies can hide many changed answers, since as many may turn right as turn wrong. Two definitions of a flip are in use,
+so both are given:
 
 - *prediction*: the answer is another one (the SINQ paper, Table 2);
 - *correctness*: it was right and is wrong, or the other way (Dutta et al. 2024, "Accuracy is not all you need").
 
-With two choices they are the same; with more, an answer can change from wrong to wrong. Shares have Wilson's interval, which is sensible for
-none of few; the difference of accuracies has the paired bootstrap's (`compare.py`).
+With two choices they are the same; with more, an answer can change from wrong to wrong. Shares have Wilson's interval, which is
+sensible for none of few; the difference of accuracies has the paired bootstrap's (`compare.py`).
 
 Predictions are a letter per item (the choice's number, in digits and then letters), or a hash per item where the answer is a text.
 Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there is no prediction to compare, only correctness.
@@ -14,7 +15,7 @@ Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there 
 
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import Any
@@ -27,7 +28,7 @@ Answers = dict[str, dict[str, Any]]
 """By metric: "correct", a letter (0 or 1) per item; "prediction"; "values" per item of metrics that are no accuracy."""
 
 LETTERS = string.digits + string.ascii_letters
-LENGTHS = {"acc": lambda _: 1.0, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+LENGTHS: dict[str, Callable[[str], float]] = {"acc": lambda _: 1.0, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
 """By what each metric divides a choice's log-likelihood before it takes the largest."""
 
 
