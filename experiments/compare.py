@@ -72,7 +72,7 @@ def differences(row: Row, against: Row) -> list[str]:
     broken = [each["run_id"] for each in (row, against) if not _nll(each) or not np.isfinite(_nll(each)).all()]
     if broken:
         return [f"{run_id} has no finite perplexity" for run_id in broken]
-    own, other = _protocol(row), _protocol(against)
+    own, other = protocol_of(row), protocol_of(against)
     return [f"{part} is {own[part]} and {other[part]}" for part in own if own[part] != other[part]]
 
 
@@ -80,7 +80,7 @@ def _nll(row: Row) -> list[float]:
     return row.get("samples", {}).get("perplexity", {}).get("window_nll", [])
 
 
-def _protocol(row: Row) -> dict[str, object]:
+def protocol_of(row: Row) -> dict[str, object]:
     """What must be equal in both rows."""
     protocol, perplexity = row["protocol"], row["metrics"]["perplexity"]
     return {
@@ -89,6 +89,7 @@ def _protocol(row: Row) -> dict[str, object]:
         "text": protocol["fingerprint"],
         "number of tokens": protocol["tokens"],
         "tokenizer": protocol["tokenizer"],
+        "bos": protocol["bos"],
         "dtype": protocol["dtype"],
         "device": row["identity"]["device"],
         "windows": perplexity["windows"],

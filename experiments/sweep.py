@@ -23,6 +23,7 @@ from experiments.console import bar, console, decisions, facts, table
 from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.record import Row
+from experiments.tables.show import show as print_table
 
 OUTCOME = "outcome.json"
 NOT_APPLICABLE, FAILED = "not applicable", "failed"
@@ -52,7 +53,7 @@ def _run(config: DictConfig) -> Row:
 
 def _choices() -> dict[str, str]:
     """The names the user chose parts by."""
-    return {group: str(name) for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group and "@" not in group}
+    return {group: str(name) for group, name in HydraConfig.get().runtime.choices.items() if name and not {"/", "@"} & {*group}}
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:
@@ -82,8 +83,19 @@ class Summary(Callback):
             for outcome in outcomes:
                 if kind in outcome:
                     console.print(f"{kind}: {outcome['overrides']}: {outcome[kind]}", markup=False, soft_wrap=True)
-        if any(FAILED in outcome for outcome in outcomes):
+        shown = config.experiment.table is None or _show_table(config.experiment.table, results_dir)
+        if not shown or any(FAILED in outcome for outcome in outcomes):
             sys.exit(1)
+
+
+def _show_table(name: str, results_dir: Path) -> bool:
+    """Print an experiment's table; whether that was possible."""
+    try:
+        print_table(name, results_dir)
+    except MENDABLE as error:
+        console.print(f"table {name}: {explain(error)}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def show(rows: list[Row], results_dir: Path, title: str) -> None:
