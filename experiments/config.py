@@ -46,6 +46,15 @@ PARTS: tuple[type, ...] = (
 
 
 @dataclasses.dataclass
+class Experiment:
+    """Which runs, and which table they are for; see `experiments/experiment.py`."""
+
+    table: str | None = None
+    """A file of `conf/table/`, printed at the end."""
+    runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class Config:
     """The top level of a configuration: groups chosen from `conf/`, and the options that cut across them."""
 
@@ -70,6 +79,7 @@ class Config:
     plan: bool = False
     wait: bool = False
     results_dir: str = "results"
+    experiment: Experiment = dataclasses.field(default_factory=Experiment)
 
 
 def register() -> None:

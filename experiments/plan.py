@@ -94,7 +94,7 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
 
 def choices(config: DictConfig) -> dict[str, str]:
     """The names the user chose parts by."""
-    return {group: str(name) for group, name in config.hydra.runtime.choices.items() if "/" not in group and "@" not in group}
+    return {group: str(name) for group, name in config.hydra.runtime.choices.items() if name and not {"/", "@"} & {*group}}
 
 
 def stays_here(config: DictConfig) -> bool:

@@ -32,6 +32,7 @@ from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
 from experiments.record import Row
 from experiments.search import METRICS, Search
+from experiments.tables.show import show as print_table
 
 OUTCOME = "outcome.json"
 NOT_APPLICABLE, FAILED, BUSY = "not applicable", "failed", "busy"
@@ -165,7 +166,8 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
         launched[k] = outcome
     remaining = iter(launched)
     outcomes = [next(remaining) if item.state is State.to_do or not certain else _known(item) for item in items]
-    summarize([outcome | {"options": item.options} for outcome, item in zip(outcomes, items, strict=True)], results_dir)
+    named = [outcome | {"options": item.options} for outcome, item in zip(outcomes, items, strict=True)]
+    summarize(named, results_dir, config.experiment.table)
 
 
 def _launched(jobs: Sequence[Overrides], launch: Launch, folder: Path, start: int) -> list[Outcome]:
@@ -189,13 +191,14 @@ def _known(item: Item) -> Outcome:
     return {"run_id": item.run_id} if item.run_id else {}
 
 
-def summarize(outcomes: list[Outcome], results_dir: Path) -> None:
-    """The table of a sweep's runs, found or new, what was not applicable, and what failed."""
+def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None = None) -> None:
+    """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table."""
     names = dict.fromkeys(o["run_id"] for o in outcomes if "run_id" in o)
     rows = [row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED]
     show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
     _list(outcomes)
-    if any(FAILED in outcome for outcome in outcomes):
+    shown = table_name is None or _show_table(table_name, results_dir)
+    if not shown or any(FAILED in outcome for outcome in outcomes):
         sys.exit(1)
 
 
@@ -204,6 +207,16 @@ def _list(outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if kind in outcome:
                 console.print(f"{kind}: {outcome['options']}: {outcome[kind]}", markup=False, soft_wrap=True)
+
+
+def _show_table(name: str, results_dir: Path) -> bool:
+    """Print an experiment's table; whether that was possible."""
+    try:
+        print_table(name, results_dir)
+    except MENDABLE as error:
+        console.print(f"table {name}: {explain(error)}", markup=False, soft_wrap=True)
+        return False
+    return True
 
 
 def show(rows: list[Row], results_dir: Path, title: str) -> None:

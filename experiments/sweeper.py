@@ -1,4 +1,5 @@
-"""Hydra's grid of options, with a plan before it. `register` makes it known to Hydra, which by itself looks for sweepers elsewhere.
+"""Hydra's grid of options, or the several grids of an experiment (`experiment.py`), with a plan before them. `register` makes it known to
+Hydra, which by itself looks for sweepers elsewhere.
 
 Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
 which runs that share a model or a text follow each other, and hands over to `experiments/sweep.py`, which plans and launches.
@@ -12,19 +13,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
 from experiments import sweep
+from experiments.experiment import grids
 
 
 class PlannedSweeper(BasicSweeper):
-    """`python run.py -m …`."""
+    """`python run.py -m …` and `python run.py experiment=…`."""
 
     def sweep(self, arguments: list[str]) -> None:
         assert self.hydra_context is not None  # Hydra has called setup
         assert self.config is not None
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        (jobs,) = self.split_arguments(sweep.ordered(overrides), None)
-        launched = 0
+        parser, jobs, launched = OverridesParser.create(config_loader=loader), [], 0
+        for grid in grids(config, [*self._parse_config(), *arguments]):
+            (batch,) = self.split_arguments(sweep.ordered(parser.parse_overrides(grid)), None)
+            jobs += [list(job) for job in batch if job not in jobs]
 
         def launch(chosen: Sequence[Sequence[str]]) -> None:
             nonlocal launched
@@ -33,7 +36,7 @@ class PlannedSweeper(BasicSweeper):
             for result in results:
                 _ = result.return_value  # raises what a job, against its habit, let through
 
-        sweep.run([loader.load_sweep_config(config, list(job)) for job in jobs], config, launch)
+        sweep.run([loader.load_sweep_config(config, job) for job in jobs], config, launch)
 
 
 def register() -> None:

@@ -26,7 +26,7 @@ def row(name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str |
         "identity": {"model": {"name": "m", "sha256": "1", "dtype": "float32"}, "device": "cpu", "method": {**grid, **method}},
         "metrics": {"perplexity": {"value": 1.0, "windows": len(nll), "seqlen": 2048, "kl": 0.02, "flip_rate": 0.1}},
         "samples": {"perplexity": {"window_nll": nll}},
-        "protocol": {"fingerprint": "f", "tokens": 9, "tokenizer": "t", "dtype": "float32", "model_commit": None},
+        "protocol": {"fingerprint": "f", "tokens": 9, "tokenizer": "t", "bos": "none", "dtype": "float32", "model_commit": None},
     }
 
 
@@ -88,6 +88,7 @@ def test_a_handful_of_windows_proves_nothing() -> None:
         (("protocol", "fingerprint"), "g", "text is f and g"),
         (("protocol", "tokens"), 8, "number of tokens is 9 and 8"),
         (("protocol", "tokenizer"), "u", "tokenizer is t and u"),
+        (("protocol", "bos"), "added once", "bos is none and added once"),
         (("protocol", "dtype"), "bfloat16", "dtype is float32 and bfloat16"),
         (("protocol", "model_commit"), "c", "commit is None and c"),
         (("identity", "device"), "cuda", "device is cpu and cuda"),

@@ -1,0 +1,145 @@
+"""One layout in five formats. pandas' Styler writes HTML and LaTeX (booktabs), tabulate Markdown, rich the terminal.
+
+CSV is for reading by programs: one line for each cell, figures in full, with the run's id.
+"""
+
+import enum
+import html
+import io
+from collections.abc import Callable
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text as Line
+from tabulate import tabulate
+
+from experiments.tables.cells import Filled
+from experiments.tables.layout import Layout, lay_out
+
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "✓": r"$\surd$", "✗": r"$\times$", "≠": r"$\neq$", "–": "--", "−": "$-$",
+})  # fmt: skip
+MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_<>`[]"})
+
+
+class Format(enum.Enum):
+    """How a table is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    html = "html"
+    csv = "csv"
+
+
+def render(filled: Filled, format: Format, width: int = 200) -> str:
+    """The table as text of a format. Only the terminal's has a width, in characters."""
+    if format is Format.csv:
+        return csv(filled)
+    if format is Format.terminal:
+        console = Console(file=io.StringIO(), width=width, highlight=False)
+        console.print(terminal(lay_out(filled)))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+    return {Format.markdown: markdown, Format.latex: latex, Format.html: as_html}[format](lay_out(filled))
+
+
+def terminal(layout: Layout) -> Group:
+    """What rich prints; cells of several parts take several lines."""
+    view = Table(title=escape(layout.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for k, (group, label) in enumerate(layout.headings):
+        view.add_column(escape("\n".join(filter(None, (group, label)))), justify="left" if k < layout.labels else "right")
+    for line in layout.lines:
+        view.add_row(*(Line(cell.text.replace(" (", "\n("), style="bold" if cell.bold else "") for cell in line))
+    warnings = [Line(f"warning: {warning}", style="bold red") for warning in layout.warnings]
+    return Group(*warnings, view, *(Line(note, style="dim") for note in layout.notes))
+
+
+def markdown(layout: Layout) -> str:
+    """For GitHub: a heading over several columns is repeated in each."""
+    headings = [_markdown(" ".join(filter(None, heading))) for heading in layout.headings]
+    body = [[f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in line] for line in layout.lines]
+    alignment = ["left"] * layout.labels + ["right"] * (len(headings) - layout.labels)
+    table = tabulate(body, headings, "pipe", colalign=alignment, disable_numparse=True)
+    parts = [
+        f"**{_markdown(layout.title)}**",
+        *(f"**Warning: {_markdown(warning)}**" for warning in layout.warnings),
+        table,
+        *map(_markdown, layout.notes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return text.translate(MARKDOWN)
+
+
+def latex(layout: Layout) -> str:
+    """A `table` with booktabs rules and multicolumn headings; `\\usepackage{booktabs}` is all it needs."""
+    styler = _styler(layout, _latex)
+    columns = "l" * layout.labels + "r" * (len(layout.headings) - layout.labels)
+    caption = " ".join([layout.title, *(f"Warning: {warning}." for warning in layout.warnings)])
+    body = styler.to_latex(
+        hrules=True,
+        column_format=columns,
+        multicol_align="c",
+        caption=_latex(caption),
+        position="t",
+        position_float="centering",
+        convert_css=True,
+    )
+    notes = "".join(rf"\par\footnotesize {_latex(note)}" + "\n" for note in layout.notes)
+    return body.replace(r"\end{table}", notes + r"\end{table}")
+
+
+def _latex(text: str) -> str:
+    return text.translate(LATEX)
+
+
+STYLE = """<style>
+.paper { font: 15px/1.4 system-ui, sans-serif; overflow-x: auto; color-scheme: light dark }
+.paper table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.paper caption { text-align: left; font-weight: 600; padding: .4em 0 }
+.paper th, .paper td { padding: .2em .7em; text-align: right; white-space: nowrap }
+.paper thead tr:last-child th { border-bottom: 1px solid }
+.paper .warning { color: #c0392b; font-weight: 600 }
+.paper .note { font-size: 85%; opacity: .8; margin: .2em 0 }
+</style>"""
+
+
+def as_html(layout: Layout) -> str:
+    """A fragment for a page: its style, the warnings, a `table` and notes, in one `div`."""
+    styler = _styler(layout, html.escape).set_caption(html.escape(layout.title))
+    styler.set_properties(subset=styler.columns[: layout.labels], **{"text-align": "left"})
+    warnings = "".join(f'<p class="warning">{html.escape(warning)}</p>\n' for warning in layout.warnings)
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in layout.notes)
+    return f'{STYLE}\n<div class="paper">\n{warnings}{styler.to_html()}{notes}</div>\n'
+
+
+def _styler(layout: Layout, escaped: Callable[[str], str]) -> Styler:
+    """The frame of a layout, with bold cells."""
+    headings = [(escaped(group), escaped(label)) for group, label in layout.headings]
+    columns = pd.MultiIndex.from_tuples(headings) if layout.grouped else pd.Index([label for _, label in headings])
+    frame = pd.DataFrame([[escaped(cell.text) for cell in line] for line in layout.lines], columns=columns)
+    bold = pd.DataFrame([["font-weight: bold;" * cell.bold for cell in line] for line in layout.lines], columns=columns)
+    return frame.style.hide(axis="index").apply(lambda _: bold, axis=None)
+
+
+def csv(filled: Filled) -> str:
+    """Every cell as a line."""
+    table = filled.table
+    records = [
+        {
+            "section": line.section, "row": line.label, "group": column.group, "column": column.label,
+            "metric": column.metric or table.metric,
+            "ours": cell.ours, "paper": cell.paper, "difference": cell.difference, "tolerance": table.tolerance_of(line, column),
+            "verdict": cell.verdict.value, "best": cell.best, "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
+        }
+        for line, own in zip(table.rows, filled.cells, strict=True)
+        for column, cell in zip(table.columns, own, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(records).to_csv(index=False)

@@ -1,0 +1,105 @@
+"""Which finished row is a cell's run: the one of the same model, text, method, layers and calibration, measured as the table asks.
+
+Device, kernel and what else was measured are left open: they do not make it another run of the table. Two rows that differ only there both
+match, and the table refuses to choose; two rows of which one has another number of windows do not, and the cell says which was seen.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from baselines.dense import Dense
+from experiments.calibration import CalibrationSource, CalibrationText
+from experiments.console import look_up
+from experiments.evaluation import Perplexity
+from experiments.identity import describe
+from experiments.models import DType
+from experiments.record import FINISHED, Row
+from experiments.tables.options import described, overrides, split
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a row must be to fill a cell."""
+
+    subject: tuple[str, ...]
+    """Options of model, text and evaluation."""
+    treatment: tuple[str, ...]
+    """Options of the method."""
+    metric: str
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], metric: str) -> "Wanted":
+        subject, treatment = split(options)
+        return cls(overrides(subject), overrides(treatment), metric)
+
+
+def find(rows: Iterable[Row], wanted: Wanted) -> tuple[list[Row], list[str]]:
+    """The rows that match; and, of those that nearly do, why not."""
+    near = [row for row in _same_subject(rows, wanted) if _same_treatment(row, wanted)]
+    obstacles = {row["run_id"]: _obstacles(row, wanted) for row in near}
+    matching = [row for row in near if not obstacles[row["run_id"]]]
+    return matching, [f"run {run_id} does not fit: {'; '.join(why)}" for run_id, why in obstacles.items() if why]
+
+
+def _same_subject(rows: Iterable[Row], wanted: Wanted) -> list[Row]:
+    finished = [row for row in rows if row["status"] == FINISHED]
+    if not finished:
+        return []  # nothing to compose for
+    run = described(wanted.subject)
+    model, text = run.model.identity(), run.text.name
+    return [row for row in finished if _within(model, row["identity"]["model"]) and row["identity"]["text"]["name"] == text]
+
+
+def _within(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    return all(key in whole and whole[key] == value for key, value in part.items())
+
+
+def _same_treatment(row: Row, wanted: Wanted) -> bool:
+    run, identity = described(wanted.treatment), row["identity"]
+    if plain(identity["method"]) != plain(describe(run.method)):
+        return False
+    if isinstance(run.method, Dense):
+        return True
+    if plain(identity["layers"]) != plain(describe(run.layers)):
+        return False
+    return not run.method.needs_calibration or _recorded(identity["calibration"]) == _options(run.calibration)
+
+
+def plain(value: Any) -> str:
+    """As it is in a file, where a tuple is a list."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _options(source: CalibrationSource) -> dict[str, Any]:
+    """A calibration's options, its text by name: what the text says is compared by those who load it."""
+    if not isinstance(source, CalibrationText):
+        return {}
+    return {field.name: getattr(source, field.name) for field in fields(source)} | {"text": source.text.name}
+
+
+def _recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {**identity, "text": identity["text"]["name"]} if identity else {}
+
+
+def _obstacles(row: Row, wanted: Wanted) -> list[str]:
+    """Why a row of the same run cannot fill the cell."""
+    run = described(wanted.subject)
+    found = [] if look_up(row["metrics"], wanted.metric) is not None else [f"it has no {wanted.metric}"]
+    dtype = row["identity"]["model"]["dtype"]
+    if run.model.dtype is not DType.auto and run.model.dtype.name != dtype:
+        found.append(f"dtype is {dtype}, not {run.model.dtype.name}")
+    asked = run.evaluation.get("perplexity")
+    if isinstance(asked, Perplexity) and "perplexity" in row["metrics"]:
+        found += _windows(row, asked)
+    return found
+
+
+def _windows(row: Row, asked: Perplexity) -> list[str]:
+    """Whether as many windows were read, of as many tokens. A model's shorter context counts as it is."""
+    measured, seqlen = row["metrics"]["perplexity"], row["identity"]["evaluation"]["perplexity"]["seqlen"]
+    found = [] if seqlen == asked.seqlen else [f"seqlen is {seqlen}, not {asked.seqlen}"]
+    available = measured["windows_available"]
+    count = available if asked.windows is None else min(asked.windows, available)
+    return found if measured["windows"] == count else [*found, f"windows is {measured['windows']}, not {count}"]

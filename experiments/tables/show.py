@@ -1,0 +1,40 @@
+"""Printing a table from the rows of a results folder."""
+
+import sys
+from pathlib import Path
+
+from experiments import record
+from experiments.console import console, look_up
+from experiments.record import Row
+from experiments.tables import cells, spec
+from experiments.tables.formats import Format, render, terminal
+from experiments.tables.layout import lay_out
+
+
+def show(name: str, results_dir: Path, format: Format = Format.terminal, where: list[str] | None = None) -> None:
+    """Print a table. Rows that cannot be read are named on stderr."""
+    table = spec.load(name)
+    rows, unreadable = record.read(results_dir)
+    for file in unreadable:
+        print(f"cannot be read: {results_dir / 'runs' / file}", file=sys.stderr)
+    filled = cells.fill(table, chosen(rows, where or []))
+    if format is Format.terminal:
+        console.print(terminal(lay_out(filled)), soft_wrap=False)
+    else:
+        sys.stdout.write(render(filled, format))
+
+
+def chosen(rows: list[Row], where: list[str]) -> list[Row]:
+    """The rows that have these values, as text, at these places.
+
+    Raises:
+        ValueError: a condition is none, or names a place that no row has.
+    """
+    for condition in where:
+        place, equals, value = condition.partition("=")
+        if not equals:
+            raise ValueError(f"--where {condition} is no condition; write <place>=<value>, such as identity.device=cpu")
+        if rows and all(look_up(row, place) is None for row in rows):
+            raise ValueError(f"--where {condition}: no row has {place}; places are as in a row's file, such as identity.device")
+        rows = [row for row in rows if str(look_up(row, place)) == value]
+    return rows
