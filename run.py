@@ -3,10 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from experiments import config, console, mistakes, sweep, sweeper
+from experiments import config, console, mistakes, sweep
 
 config.register()
-sweeper.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

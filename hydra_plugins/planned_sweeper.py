@@ -1,5 +1,5 @@
-"""Hydra's grid of options, or the several grids of an experiment (`experiment.py`), with a plan before them. `register` makes it known to
-Hydra, which by itself looks for sweepers elsewhere.
+"""Hydra's grid of options, or the several grids of an experiment (`experiment.py`), with a plan before them. It stands here because
+Hydra takes sweepers from a package of this name only.
 
 Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
 which runs that share a model or a text follow each other, and hands over to `experiments/sweep.py`, which plans and launches.
@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 
 from experiments import sweep
 from experiments.experiment import grids
@@ -37,8 +36,3 @@ class PlannedSweeper(BasicSweeper):
                 _ = result.return_value  # raises what a job, against its habit, let through
 
         sweep.run([loader.load_sweep_config(config, job) for job in jobs], config, launch)
-
-
-def register() -> None:
-    """Before `hydra.main`."""
-    Plugins.instance().register(PlannedSweeper)
