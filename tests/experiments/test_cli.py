@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(tiny_folder: Path, tmp_path: 
     )
     try:
         start = time.monotonic()
-        while not list(results.glob(".locks/*")) and time.monotonic() - start < 120:
+        while not list(results.glob(".claims/*")) and time.monotonic() - start < 120:
             time.sleep(0.1)
         time.sleep(3)
         process.send_signal(signal.SIGINT)
@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(tiny_folder: Path, tmp_path: 
         process.kill()
     assert process.returncode == 130
     assert "interrupted" in out
-    assert not [path for path in results.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not [path for path in results.rglob("*") if path.is_file()]
 
 
 def test_results_prints_rows_and_writes_parquet(tiny_folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
