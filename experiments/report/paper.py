@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from experiments.report.colours import HEAT, METHODS, look
 from experiments.report.figures import Bars, Chart, HeatMaps, Intervals
+from experiments.report.scale import Scale, number
 
 MARKERS = "os^D"
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "none"}
@@ -60,6 +61,9 @@ def _chart(figure: Chart) -> Canvas:
     axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", mfc="none", mec="black", ms=10, mew=0.8, label="Pareto front")
     if figure.level:
         axes.axhline(figure.level[1], color="gray", linestyle="dashed", linewidth=1, label=f"{figure.level[0]} {figure.level[1]:.4g}")
+    ticks = Scale(*axes.get_ylim(), log=True).ticks(6)
+    axes.set_yticks(ticks, [number(tick) for tick in ticks])
+    axes.set_yticks([], minor=True)
     axes.legend(frameon=False, fontsize="small")
     return canvas
 
