@@ -10,7 +10,6 @@ by then it is found finished, or its owner is gone and it is run here.
 """
 
 import json
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,23 +24,22 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import plan, record
 from experiments.claims import BusyError
 from experiments.config import build, register
-from experiments.console import bar, console, decisions, facts, set_up, table
+from experiments.console import bar, console, set_up
 from experiments.files import atomic_write
 from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
 from experiments.record import Row
 from experiments.search import METRICS, Search
-from experiments.tables.show import show as print_table
+from experiments.summary import FAILED, NOT_APPLICABLE, Outcome, list_misses, show, summarize
 
 OUTCOME = "outcome.json"
-NOT_APPLICABLE, FAILED, BUSY = "not applicable", "failed", "busy"
+BUSY = "busy"
 SHARED = ("model", "device", "text", "calibration", "evaluation")
 """Options whose values are dear to change between runs, the dearest first."""
 
 Overrides = Sequence[str]
 Launch = Callable[[Sequence[Overrides]], None]
-Outcome = dict[str, str]
 
 
 def job(config: DictConfig) -> None:
@@ -152,7 +150,7 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
     items = plan.make(configs, results_dir)
     plan.show(items)
     if config.plan:
-        _list([_known(item) | {"options": item.options} for item in items])
+        list_misses([_known(item) | {"options": item.options} for item in items])
         return
     with record.writing(results_dir):
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,48 +187,3 @@ def _known(item: Item) -> Outcome:
     if item.state is State.not_applicable:
         return {NOT_APPLICABLE: item.reason}
     return {"run_id": item.run_id} if item.run_id else {}
-
-
-def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None = None) -> None:
-    """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table."""
-    names = dict.fromkeys(o["run_id"] for o in outcomes if "run_id" in o)
-    rows = [row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED]
-    show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
-    _list(outcomes)
-    shown = table_name is None or _show_table(table_name, results_dir)
-    if not shown or any(FAILED in outcome for outcome in outcomes):
-        sys.exit(1)
-
-
-def _list(outcomes: list[Outcome]) -> None:
-    for kind in (NOT_APPLICABLE, FAILED):
-        for outcome in outcomes:
-            if kind in outcome:
-                console.print(f"{kind}: {outcome['options']}: {outcome[kind]}", markup=False, soft_wrap=True)
-
-
-def _show_table(name: str, results_dir: Path) -> bool:
-    """Print an experiment's table; whether that was possible."""
-    try:
-        print_table(name, results_dir)
-    except MENDABLE as error:
-        console.print(f"table {name}: {explain(error)}", markup=False, soft_wrap=True)
-        return False
-    return True
-
-
-def show(rows: list[Row], results_dir: Path, title: str) -> None:
-    """Tables of rows, one per model, text and device, each with the dense baselines of its runs."""
-    groups: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        key = json.dumps([row["identity"][part] for part in ("model", "text", "evaluation", "device")], sort_keys=True)
-        members = groups.setdefault(key, {})
-        dense = record.find(results_dir, row["dense_run_id"]) if row["dense_run_id"] else None
-        members |= {found["run_id"]: found for found in (dense, row) if found}
-    for members in groups.values():
-        shown = list(members.values())
-        console.print(table(shown, title))
-        console.print(facts(shown[-1]), markup=False, style="dim")
-        for row in shown:
-            if decisions(row):
-                console.print(f"{row['name']}: {decisions(row)}", markup=False)
