@@ -17,7 +17,7 @@ Outcome = dict[str, str]
 
 
 def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None) -> None:
-    """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table, if it has one."""
+    """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table."""
     names = dict.fromkeys(o["run_id"] for o in outcomes if "run_id" in o)
     rows = [row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED]
     show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
