@@ -1,8 +1,9 @@
 """The texts papers evaluate on, each in two lines of facts: which files, and which data set of the hub."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from experiments.text import Corpus, FileRows, HubRows
+from experiments.text import Corpus, FileRows, HubRows, Passage
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class C4(Corpus):
     """C4, English: the first validation shard evaluates, the first train shard calibrates.
 
     Documents are joined by a blank line from the first on. That is neither of the two C4 protocols found in papers (random
-    documents at saved offsets; the first 1,100 documents joined by a space), so do not set its numbers beside theirs.
+    documents at saved offsets; the first 1,100 documents joined by a space, which is `c4_new`), so do not set its numbers beside theirs.
     Where a folder holds only a sample of the train split, its first half evaluates and its second half calibrates; the row says so.
     """
 
@@ -30,6 +31,23 @@ class C4(Corpus):
     evaluation_hub = HubRows("allenai/c4", split="train", data_files="en/c4-validation.00000-of-00008.json.gz")
     calibration_files = (FileRows("c4/c4-train.00000-of-01024.json.gz"), FileRows("c4/c4_train_sample.jsonl", 0.5, 1.0))
     calibration_hub = HubRows("allenai/c4", split="train", data_files="en/c4-train.00000-of-01024.json.gz")
+
+
+@dataclass(frozen=True)
+class C4New(C4):
+    """C4 as GPTQ's `--new-eval` reads it: the first 1,100 documents of the validation shard, joined by a space.
+
+    Papers take the first 256 windows of 2048 tokens: `evaluation.perplexity.windows=256`. A sample of the train split does not do for it.
+    """
+
+    documents: ClassVar[int] = 1100
+    name = "c4_new"
+    joiner = " "
+    evaluation_files = C4.evaluation_files[:1]
+
+    def evaluation(self) -> Passage:
+        rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
+        return Passage(self.joiner.join(rows[: self.documents]), f"{source}, first {self.documents} documents")
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     if not fitting:
         return Cell(Verdict.missing, paper, note="; ".join([command(options), *near]))
     (row,) = fitting
-    return _measured(Cell(Verdict.unjudged, paper, look_up(row["metrics"], metric) * column.scale, row), table, line, column)
+    value = column.scale * sum(look_up(row["metrics"], place) for place in (metric, *column.add))
+    return _measured(Cell(Verdict.unjudged, paper, value, row), table, line, column)
 
 
 def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:

@@ -36,6 +36,8 @@ class Column:
     """Options of its runs, as `run.py` takes them."""
     metric: str | None = None
     """Place in a row's `metrics`; the table's where it is not given."""
+    add: list[str] = field(default_factory=list)
+    """Other metrics that are added to it: seconds of statistics to seconds of quantizing."""
     scale: float = 1.0
     """What the metric is multiplied by before it is shown: 1e-9 for GB."""
     decimals: int | None = None

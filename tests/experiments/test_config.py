@@ -20,7 +20,9 @@ from sinq import SINQ, Grid, Levels, NotApplicable, Sinkhorn
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+GROUPS = sorted(
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name != "table"
+)  # tables are no part of a run's configuration
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 

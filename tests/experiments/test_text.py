@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.corpora import C4, PennTreebank, Pile, WikiText2
+from experiments.corpora import C4, C4New, PennTreebank, Pile, WikiText2
 from experiments.text import Corpus, StateOfTheUnion, Text, tokenize, windows
 from tests.conftest import needs_data
 from tests.experiments.tiny import tiny_tokenizer
@@ -39,6 +39,22 @@ def test_lines_and_json_become_rows(tmp_path: Path) -> None:
         file.writelines(json.dumps({"text": word, "url": "-"}) + "\n" for word in ("alpha", "beta"))
     assert PennTreebank(path=str(tmp_path)).evaluation().text == "one two"
     assert C4(path=str(tmp_path)).evaluation().text == "alpha\n\nbeta"
+
+
+def test_c4_new_is_the_first_documents_joined_by_a_space(tmp_path: Path) -> None:
+    (tmp_path / "c4").mkdir()
+    with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"d{k}\n"}) + "\n" for k in range(1103))
+    passage = C4New(path=str(tmp_path)).evaluation()
+    assert passage.text == " ".join(f"d{k}\n" for k in range(1100))
+    assert passage.source == "file c4/c4-validation.00000-of-00008.json.gz, first 1100 documents"
+
+
+def test_c4_new_is_not_made_of_a_sample(tmp_path: Path) -> None:
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4/c4_train_sample.jsonl").write_text(json.dumps({"text": "d"}) + "\n")
+    with pytest.raises(ValueError, match=r"text=c4_new: text\.path=.* has no c4/c4-validation\.00000-of-00008\.json\.gz"):
+        C4New(path=str(tmp_path)).evaluation()
 
 
 def test_a_sample_is_split_and_said_to_be_one(tmp_path: Path) -> None:
