@@ -27,7 +27,10 @@ class C4(Corpus):
     """
 
     name = "c4"
-    evaluation_files = (FileRows("c4/c4-validation.00000-of-00008.json.gz"), FileRows("c4/c4_train_sample.jsonl", 0.0, 0.5))
+    evaluation_files: ClassVar[tuple[FileRows, ...]] = (
+        FileRows("c4/c4-validation.00000-of-00008.json.gz"),
+        FileRows("c4/c4_train_sample.jsonl", 0.0, 0.5),
+    )
     evaluation_hub = HubRows("allenai/c4", split="train", data_files="en/c4-validation.00000-of-00008.json.gz")
     calibration_files = (FileRows("c4/c4-train.00000-of-01024.json.gz"), FileRows("c4/c4_train_sample.jsonl", 0.5, 1.0))
     calibration_hub = HubRows("allenai/c4", split="train", data_files="en/c4-train.00000-of-01024.json.gz")
