@@ -28,6 +28,13 @@ from experiments.tables.show import chosen
 from experiments.tables.spec import Column, Line, Source, Table
 from tests.conftest import ROOT, needs_data
 
+
+@pytest.fixture(autouse=True)
+def described_anew() -> None:
+    """A description holds paths of SINQ_DATA, which tests change."""
+    options.described.cache_clear()
+
+
 NOISE = np.random.default_rng(5)
 HARD = 3 + NOISE.normal(0, 0.5, 16)  # what makes a window hard is hard for everyone
 SUBJECT = {"model": "smollm2", "text": "wikitext2", "evaluation": "quality"}
