@@ -46,7 +46,8 @@ def finished(method: str = "sinq", bits: int = 4, text: str = "t", shift: float 
             "latency": {"seconds": {key: {"dense": [1.0, 1.0], "compressed": [1 / ratio, 0.8 / ratio]} for key in ("prefill", "decode")}},
         },
         "protocol": {
-            "source": f"file {text}", "fingerprint": text, "tokens": 9000, "tokenizer": "k", "dtype": "float32", "model_commit": None,
+            "source": f"file {text}", "fingerprint": text, "tokens": 9000, "tokenizer": "k", "bos": "none",
+            "dtype": "float32", "model_commit": None,
         },
         "provenance": {
             "finished_at": "2026-01-02T03:04:05+00:00", "code": {"commit": "0123456789abcdef", "changed": False}, "device": "A chip",
