@@ -181,6 +181,12 @@ class Rotated(CompressedWeight):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.rotation.undo(self.inner.dequantize()).to(dtype)
 
+    def kernel(self, device: torch.device) -> str:
+        return self.inner.kernel(device)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.inner.multiply(self.rotation.apply(x).to(x.dtype), bias)
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"signs": self.rotation.signs} | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
 

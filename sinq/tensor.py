@@ -47,6 +47,14 @@ class CompressedWeight(ABC):
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """The inverse of `config` and `state_dict`."""
 
+    def kernel(self, device: torch.device) -> str:
+        """What `multiply` runs on a device; "reference" where there is nothing but dequantizing first."""
+        return "reference"
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x Ŵᵀ + b from what is stored, (..., in) → (..., out) in the dtype of x, where `kernel` names one. No gradient."""
+        raise TypeError(f"{type(self).__name__} has no product of its own on {x.device}")
+
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
@@ -159,6 +167,16 @@ class QuantizedTensor(CompressedWeight):
             tiles = matrix.reshape(len(col_scale), -1, self.shape[1])
             matrix = tiles.mul_(col_scale[:, None, :]).reshape(self.shape)
         return matrix.to(dtype)
+
+    def kernel(self, device: torch.device) -> str:
+        from sinq.kernels import linear  # it imports this module
+
+        return linear.scalar(self, device)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        from sinq.kernels import linear
+
+        return linear.multiply(x, self, bias)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors

@@ -139,48 +139,48 @@ def _widen(job):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _whole(bits, lanes, x, scales, groups, per):  # type: ignore[no-untyped-def]
+def _whole(bits, codes, x, scales, groups, per):  # type: ignore[no-untyped-def]
     if bits == 2:
-        return whole_2(lanes, x, scales, groups, per)
+        return whole_2(codes, x, scales, groups, per)
     if bits == 3:
-        return whole_3(lanes, x, scales, groups, per)
+        return whole_3(codes, x, scales, groups, per)
     if bits == 4:
-        return whole_4(lanes, x, scales, groups, per)
+        return whole_4(codes, x, scales, groups, per)
     if bits == 5:
-        return whole_5(lanes, x, scales, groups, per)
+        return whole_5(codes, x, scales, groups, per)
     if bits == 6:
-        return whole_6(lanes, x, scales, groups, per)
-    return whole_8(lanes, x, scales, groups, per)
+        return whole_6(codes, x, scales, groups, per)
+    return whole_8(codes, x, scales, groups, per)
 
 
 @njit
-def _mixed(bits, lanes, x, scales, blocks):  # type: ignore[no-untyped-def]
+def _mixed(bits, codes, x, scales, blocks):  # type: ignore[no-untyped-def]
     if bits == 2:
-        return mixed_2(lanes, x, scales, blocks, 1)
+        return mixed_2(codes, x, scales, blocks, 1)
     if bits == 3:
-        return mixed_3(lanes, x, scales, blocks, 1)
+        return mixed_3(codes, x, scales, blocks, 1)
     if bits == 4:
-        return mixed_4(lanes, x, scales, blocks, 1)
+        return mixed_4(codes, x, scales, blocks, 1)
     if bits == 5:
-        return mixed_5(lanes, x, scales, blocks, 1)
+        return mixed_5(codes, x, scales, blocks, 1)
     if bits == 6:
-        return mixed_6(lanes, x, scales, blocks, 1)
-    return mixed_8(lanes, x, scales, blocks, 1)
+        return mixed_6(codes, x, scales, blocks, 1)
+    return mixed_8(codes, x, scales, blocks, 1)
 
 
 @njit
-def _widened(bits, lanes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
+def _widened(bits, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
     if bits == 2:
-        return widened_2(lanes, scales, shifts, out, blocks)
+        return widened_2(codes, scales, shifts, out, blocks)
     if bits == 3:
-        return widened_3(lanes, scales, shifts, out, blocks)
+        return widened_3(codes, scales, shifts, out, blocks)
     if bits == 4:
-        return widened_4(lanes, scales, shifts, out, blocks)
+        return widened_4(codes, scales, shifts, out, blocks)
     if bits == 5:
-        return widened_5(lanes, scales, shifts, out, blocks)
+        return widened_5(codes, scales, shifts, out, blocks)
     if bits == 6:
-        return widened_6(lanes, scales, shifts, out, blocks)
-    return widened_8(lanes, scales, shifts, out, blocks)
+        return widened_6(codes, scales, shifts, out, blocks)
+    return widened_8(codes, scales, shifts, out, blocks)
 
 
 @njit

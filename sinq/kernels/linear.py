@@ -1,7 +1,7 @@
 """The product with a compressed weight: x Ŵᵀ + b.
 
-The definition is: dequantize in the dtype of x, then torch's product. Faster versions read packed codes. They have no gradient, so
-where one is asked for (`x.requires_grad`, outside of `no_grad`) the definition runs.
+The definition is: dequantize in the dtype of x, then torch's product. Faster versions read what is stored: a value that has one says so
+(`CompressedWeight.kernel`). They have no gradient, so where one is asked for (`x.requires_grad`, outside of `no_grad`) the definition runs.
 """
 
 from types import ModuleType
@@ -23,17 +23,26 @@ def linear(x: Tensor, value: CompressedWeight, bias: Tensor | None = None) -> Te
     bias = None if bias is None else bias.to(x.dtype)
     if kernel == "reference" or (x.requires_grad and torch.is_grad_enabled()):
         return torch.nn.functional.linear(x, value.dequantize(x.dtype), bias)
-    result: Tensor = _module(kernel).linear(x, value, bias)
-    return result
+    return value.multiply(x, bias)
 
 
 @torch.compiler.assume_constant_result
 def name(value: CompressedWeight, device: torch.device) -> str:
-    """The kernel that multiplies by a value on a device: reference, cpu or triton."""
+    """The kernel that multiplies by a value on a device: reference, cpu, triton …"""
+    return value.kernel(device)
+
+
+@torch.compiler.assume_constant_result
+def scalar(value: QuantizedTensor, device: torch.device) -> str:
+    """`QuantizedTensor.kernel`."""
     kernel = chosen(device)
-    if kernel is Kernel.reference or not isinstance(value, QuantizedTensor) or _module(kernel.value).supports(value):
-        return "reference"
-    return kernel.value
+    return "reference" if kernel is Kernel.reference or _module(kernel.value).supports(value) else kernel.value
+
+
+def multiply(x: Tensor, value: QuantizedTensor, bias: Tensor | None) -> Tensor:
+    """`QuantizedTensor.multiply`."""
+    result: Tensor = _module(scalar(value, x.device)).linear(x, value, bias)
+    return result
 
 
 def _module(kernel: str) -> ModuleType:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinq import Grid, NotApplicable, QuantizedTensor
+from sinq import CompressedLinear, Grid, NotApplicable, QuantizedTensor
 from sinq.rotation import Rotated, Rotation, factors, hadamard
 
 SIZES = {576: 36, 1536: 12, 5120: 20, 17408: 68, 14336: 28, 9728: 76, 11008: 344, 18944: 148, 53248: 52, 4096: 64, 1: 1, 2: 2}
@@ -96,3 +96,13 @@ class TestRotated:
     def test_only_compressed_weights_are_rebuilt(self, value: Rotated) -> None:
         with pytest.raises(ValueError, match="is not a CompressedWeight"):
             Rotated.from_state(value.config() | {"kind": "subprocess.Popen"}, value.state_dict())
+
+
+def test_the_product_turns_x_and_reads_the_codes_of_what_is_inside() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inner = QuantizedTensor.round(torch.randn(96, 576, generator=generator), Grid())
+    value, x, bias = Rotated(Rotation.random(576, seed=0), inner), torch.randn(3, 576, generator=generator), torch.randn(96)
+    layer = CompressedLinear(value, bias)
+    exact = x.double() @ value.dequantize(torch.float64).T + bias
+    assert layer.kernel == inner.kernel(x.device) != "reference"
+    assert (layer(x) - exact).norm() <= 1e-3 * exact.norm()
