@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -123,7 +124,29 @@ def test_a_sweep_of_twelve_runs_is_killed_ten_times(sweep: Callable[..., Cli], t
     killed(sweep, tmp_path, ["method=rtn,sinq,hqq,hadamard", "bits=2,3,4"], kills=10)
 
 
-LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=10"], "ray": []}
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra.launcher.timeout_min=10"],
+    "submitit_slurm": ["hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"],
+    "ray": [],
+    "ray_cluster": [],
+}
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """A Ray cluster of this machine alone, whose processes begin in another folder than the sweep."""
+    ray = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    with (folder / "ray.log").open("w") as log:
+        head = subprocess.Popen(ray, cwd="/", stdout=log, stderr=log)
+    try:
+        while "ray stop" not in (folder / "ray.log").read_text():  # what it says last, when it is there
+            assert head.poll() is None, (folder / "ray.log").read_text()
+            time.sleep(0.2)
+        yield
+    finally:
+        head.terminate()  # it ends what it began
+        head.wait(60)
 
 
 @pytest.mark.slow
@@ -132,17 +155,19 @@ def test_a_launcher_runs_a_sweep_in_other_processes(tiny_folder: Path, tmp_path:
     extra = name.partition("_")[0]
     if find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
         pytest.skip(f"the extra {extra} is not installed")
-    results = tmp_path / "results"
-    where = ["model=hub", f"model.path={tiny_folder}", f"results_dir={results}", f"hydra/launcher={name}"]
-    command = [sys.executable, "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
+    if name == "submitit_slurm" and shutil.which("sbatch") is None:
+        pytest.skip("this machine has no Slurm (sbatch)")
+    where = ["model=hub", f"model.path={tiny_folder}", "results_dir=results", f"hydra/launcher={name}"]
+    command = [sys.executable, ROOT / "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
     environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    with cluster(tmp_path) if name == "ray_cluster" else nullcontext():
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 runs in" in done.stdout
     assert "not applicable: method=sinq_nf4, bits=3" in done.stdout
-    names = sorted(row["name"] for row in record.read(results)[0])
+    names = sorted(row["name"] for row in record.read(tmp_path / "results")[0])
     assert names == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
-    assert not leftovers(results)
+    assert not leftovers(tmp_path / "results")
 
 
 @pytest.fixture
