@@ -11,12 +11,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import record
+from experiments.record import Row
+from experiments.summary import pace
 from tests.conftest import ROOT
 from tests.experiments.sweeping import Cli, start
 
@@ -65,6 +69,18 @@ def test_the_plan_says_what_is_to_do_and_what_it_will_cost(sweep: Callable[..., 
     assert "plan: 2 to do, 1 found, 1 not applicable, 2 refused; about " in again.output
     assert " one after another and 1 of unknown cost; peak " in again.output
     assert len(record.read(tmp_path / "results")[0]) == 2
+
+
+def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
+    begun = datetime(2026, 1, 2, 3, 4, 5, 900_000, UTC).timestamp()
+
+    def made(second: int, **more: Any) -> Row:
+        cost = {"seconds": 20.0, "peak_memory_bytes": 1}
+        return {"status": record.FINISHED, "cost": cost, "provenance": {"finished_at": f"2026-01-02T03:04:{second:02}+00:00"}, **more}
+
+    rows = [made(4), made(5), made(30), made(31, status=record.FAILED)]  # the first is older, the second of the second it began in
+    assert pace(rows, begun, begun + 46) == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
+    assert pace([], begun, begun + 3) == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
 
 
 def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Cli], tmp_path: Path) -> None:
