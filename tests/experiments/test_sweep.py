@@ -144,7 +144,7 @@ LAUNCHERS = {
     "joblib": ["hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra.launcher.timeout_min=10"],
     "submitit_slurm": ["hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"],
-    "ray": [],
+    "ray_local": [],
     "ray_cluster": [],
 }
 
