@@ -43,10 +43,11 @@ def feed_gradients(model: nn.Module, targets: Sequence[Target], tokens: Tensor, 
 
 
 def next_token_loss(model: Any, window: Tensor) -> Tensor:
-    """Mean cross-entropy (a float32 scalar, nats) of each token of a window (seqlen,) after those before it."""
+    """Mean cross-entropy (a scalar, nats; float32 or better) of each token of a window (seqlen,) after those before it."""
     window = window.to(next(model.parameters()).device)
     logits = model(window[None], use_cache=False).logits[0]
-    return nn.functional.cross_entropy(logits[:-1].float(), window[1:].to(logits.device))
+    wide = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(wide, window[1:].to(logits.device))
 
 
 def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Tensor], None]:
