@@ -32,7 +32,7 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _nearest(points, turned, half, codes):  # type: ignore[no-untyped-def]
-    count, width = points.shape
+    count = len(points)
     for chunk in prange(-(-count // POINTS)):
         scores = np.empty(len(half), np.float32)
         for i in range(chunk * POINTS, min(count, (chunk + 1) * POINTS)):

@@ -46,7 +46,8 @@ def search(
     """One sweep: new codes, the loss of each row, float64 (out,), and how many rows kept their old codes for rounding's sake."""
     order = torch.randperm(codes.shape[1], generator=generator)
     sweep = additive_kernel.sweep if chosen(problem.weight.device) is Kernel.cpu else reference
-    before, found = problem.row_losses(codes, codebooks, scale), sweep(problem.weight, problem.hessian, codes, codebooks, scale, beam, order)
+    before = problem.row_losses(codes, codebooks, scale)
+    found = sweep(problem.weight, problem.hessian, codes, codebooks, scale, beam, order)
     after = problem.row_losses(found, codebooks, scale)
     worse = after > before
     return torch.where(worse[:, None, None], codes, found), torch.where(worse, before, after), int(worse.sum())

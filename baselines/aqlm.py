@@ -1,4 +1,4 @@
-"""AQLM (arXiv 2401.06118): additive quantization. Every group of weights is a sum of learned vectors, chosen by what the layer's output loses.
+"""AQLM (arXiv 2401.06118): additive quantization. A group of weights is a sum of learned vectors, chosen by what the output loses.
 
     start       residual k-means on the groups of W, each row divided by its norm (`additive_kmeans.py`)
     alternate   Adam on codebooks and row scales, then a beam search over all codes (`additive_search.py`), both on
@@ -45,7 +45,7 @@ SMALLEST_NORM = 1e-9
 class AQLM(LayerMethod):
     """Additive quantization by k-means, alternating training and beam search, and block tuning."""
 
-    format: Codebooks = Codebooks()  # type: ignore[assignment]
+    format: Codebooks = Codebooks()  # type: ignore[assignment]  # noqa: RUF009
     beam: int = 4
     """Hypotheses kept for each row while its codes are searched."""
     init_iterations: int = 100
@@ -57,7 +57,7 @@ class AQLM(LayerMethod):
     tolerance: float = 0.01
     """A search that lowers the loss by less than this share is the last."""
     learning_rate: float = 1e-4
-    tuning: BlockTuning | None = BlockTuning()  # type: ignore[misc]
+    tuning: BlockTuning | None = BlockTuning()  # type: ignore[misc]  # noqa: RUF009
     seed: int = 0
     """Of k-means' start and the order of the search, in every layer."""
 

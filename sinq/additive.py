@@ -37,9 +37,7 @@ class AdditiveTensor(CompressedWeight):
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def store(
-        cls, codes: Tensor, codebooks: Tensor, scale: Tensor, format: Codebooks, notes: Mapping[str, float] | None = None
-    ) -> Self:
+    def store(cls, codes: Tensor, codebooks: Tensor, scale: Tensor, format: Codebooks, notes: Mapping[str, float] | None = None) -> Self:
         """Pack codes, and round codebooks and scales.
 
         Args:

@@ -6,9 +6,10 @@ Calibration-free methods skip everything but the middle. Only one block (or, wit
 so a model larger than the accelerator is no special case; results go back to where the model lives.
 
 Layers that share their inputs (`collect.py` finds them) share one statistic and are handed to the method together. Layers outside the
-blocks come last. Where a method tunes blocks (`tuning.py`), that is done when the last layer of one is compressed, and what is reported of its
-layers is what they are then. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them, which no hook
-shows; methods that need statistics of inputs refuse them. Gradients of the loss by weights are taken before the loop, of the whole model.
+blocks come last. Where a method tunes blocks (`tuning.py`), that is done when the last layer of one is compressed, and what is reported
+of its layers is what they are then. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them,
+which no hook shows; methods that need statistics of inputs refuse them. Gradients of the loss by weights are taken before the loop, of
+the whole model.
 
 Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 """

@@ -25,7 +25,6 @@ class Run(Protocol):
     def __call__(self, states: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
-
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks: the `ModuleList` with the most parameters."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]

@@ -75,9 +75,7 @@ def plan(
             steps.append(_shrink(method, target, misfits[target.name]))
     steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
-        raise ValueError(
-            f"{method.format.label} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress"
-        )
+        raise ValueError(f"{method.format.label} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress")
     return steps, tuple(skipped)
 
 
