@@ -1,7 +1,8 @@
 """The suite `linear`: x Wᵀ with a compressed weight, against dense weights and torch's own 4-bit product.
 
 Decoding is this with one row of x: every weight is read once for two operations, so bytes decide, and the fewer bits the faster, if the
-kernel lets it. The contenders of a case go in turn over weights that together are far larger than a cache, as the layers of a model are.
+kernel lets it. Each contender has a stack of layers of one shape, together larger than a cache, and goes through it once a turn, as a token
+goes through a model: weights come from memory, and the code between two layers is at hand. Times are those of one layer.
 
     fp32, bf16     torch's product with dense weights (the baseline is fp32 on a processor, bf16 on CUDA)
     torch int4     torch.ops.aten._weight_int4pack_mm_for_cpu: asymmetric, groups along rows, as the C++ of torch has it (processors only)
@@ -11,6 +12,7 @@ x has the number format of the baseline (for bf16, its own). On CUDA all run as 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ INT4_BITS = 4
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
 """The packed form has whole blocks of so many rows."""
+STACK = 128 * 2**20
+"""Bytes of a stack's weights, at least: more than the caches of most machines."""
 
 
 def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, device: torch.device) -> Case:
@@ -52,13 +56,21 @@ def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, devic
 
 
 def _dense(name: str, weight: Tensor, x: Tensor) -> Contender:
-    return _contender(name, lambda: nn.functional.linear(x, weight), weight.nbytes, weight, x, is_peer=True)
+    def layer() -> Callable[[], object]:
+        own = weight.clone()
+        return lambda: nn.functional.linear(x, own)
+
+    return _contender(name, layer, weight.nbytes, weight, x, is_peer=True)
 
 
 def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Contender:
     value = SINQ(grid).quantize(weight)
-    module = CompressedLinear(value, None)
-    return _contender(f"SINQ {grid.bits} bits", lambda: module(x), value.nbytes, weight, x, kernel=module.kernel, peer=peer)
+
+    def layer() -> CompressedLinear:
+        tensors = {name: tensor.clone() for name, tensor in value.state_dict().items()}
+        return CompressedLinear(QuantizedTensor.from_state(value.config(), tensors), None)
+
+    return _contender(f"SINQ {grid.bits} bits", lambda: partial(layer(), x), value.nbytes, weight, x, kernel=layer().kernel, peer=peer)
 
 
 def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Contender], list[Absent]]:
@@ -67,8 +79,11 @@ def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Conten
         return [], [Absent(INT4, needs)]
     value = RTN(Grid(bits=INT4_BITS, group_size=group_size)).quantize(weight)
     packed, scales = int4_weight(value, x.dtype)
-    work = int4_product(packed, scales, group_size, x)
-    return [_contender(INT4, work, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
+
+    def layer() -> Callable[[], Tensor]:
+        return int4_product(packed.clone(), scales.clone(), group_size, x)
+
+    return [_contender(INT4, layer, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
 
 
 def int4_weight(value: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -88,7 +103,7 @@ def int4_product(packed: Tensor, scales: Tensor, group_size: int, x: Tensor) -> 
 
 def _contender(
     name: str,
-    work: Callable[[], object],
+    layer: Callable[[], Callable[[], object]],
     weight_nbytes: int,
     weight: Tensor,
     x: Tensor,
@@ -97,5 +112,8 @@ def _contender(
     peer: str | None = None,
     is_peer: bool = False,
 ) -> Contender:
+    """A stack of layers, each made by `layer`."""
     nbytes = product_nbytes(weight_nbytes, len(x), (weight.shape[0], weight.shape[1]), x.itemsize)
-    return Contender(name, graphed(work, weight.device), nbytes, kernel, peer, is_peer)
+    stack = [layer() for _ in range(-(-STACK // weight_nbytes))]
+    whole = graphed(lambda: [work() for work in stack], weight.device)
+    return Contender(name, lambda: whole() / len(stack), nbytes, kernel, peer, is_peer)
