@@ -34,7 +34,6 @@ from sinq.kernels.choice import chosen
 from sinq.rounding import centre, level, nearest, positions
 from sinq.statistics import Hessian, Statistic
 
-
 __all__ = ["GPTQ", "ActOrder", "inverse_factor"]
 
 

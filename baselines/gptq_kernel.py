@@ -59,7 +59,7 @@ def round_block(
             grid.group_size,
             choosing,
             np.float32(2**grid.bits - 1),
-            *(part[columns].numpy() for part in (levels.top, levels.step, levels.density, levels.offset)),
+            torch.stack([levels.top, levels.step, levels.density, levels.offset], dim=1)[columns].numpy(),
             range_limits(grid),
             codes.numpy(),
             scale.numpy(),
@@ -74,7 +74,7 @@ def round_block(
 
 @njit(parallel=True, fastmath=EXACT, error_model="numpy", cache=True)
 def _round_block(  # type: ignore[no-untyped-def]
-    work, factor, columns, group_size, choosing, last, top, step, density, start, limits, codes, scale, zero, errors
+    work, factor, columns, group_size, choosing, last, levels, limits, codes, scale, zero, errors
 ):
     rows, width = work.shape
     for chunk in prange(-(-rows // LANES)):
@@ -95,11 +95,12 @@ def _round_block(  # type: ignore[no-untyped-def]
                     chosen = scale[first + lane, group]
                     unit[lane], offset[lane] = chosen if chosen > 0 else np.float32(1), zero[first + lane, group]
             inverse = factor[j, j]
+            top, step, density, start = levels[j]
             for lane in range(LANES):
                 position = tile[j, lane] / unit[lane] + offset[lane]
-                code = min(max(np.rint((position - start[j]) * density[j]), np.float32(0)), top[j])
+                code = min(max(np.rint((position - start) * density), np.float32(0)), top)
                 found[j, lane] = np.uint8(code)
-                error[lane] = (tile[j, lane] - (code * step[j] + start[j] - offset[lane]) * unit[lane]) / inverse
+                error[lane] = (tile[j, lane] - (code * step + start - offset[lane]) * unit[lane]) / inverse
                 tile[j, lane] = error[lane]  # this column's weights are done with
             _spread(error, factor[j, j + 1 :], tile[j + 1 :])
         for lane in range(lanes):

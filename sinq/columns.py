@@ -79,8 +79,8 @@ class ColumnLevels:
 class MixedColumns(CompressedWeight):
     """Codes of up to four widths, one for each column, under shared scales and zeros.
 
-    tensors: `codes_{b}` uint8 packed, for each width b that a column has; `bits` uint8 packed, the index of each column's width in `choices`;
-    `scale`, `zero` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`).
+    tensors: `codes_{b}` uint8 packed, for each width b that a column has; `bits` uint8 packed, the index of each column's width in
+    `choices`; `scale`, `zero` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`).
     """
 
     grid: Grid
