@@ -21,6 +21,7 @@ from sinq import Calibration, CompressedWeight, CompressionReport, LayerMethod, 
 from sinq.folding import Place, Rewriting, decoder, with_bias
 from sinq.progress import Progress, silent
 from sinq.rotation import Rotated, Rotation, factors
+from sinq.statistics import InputStatistic
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Hadamard(LayerWrapper):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, LayerMethod):
             raise NotApplicable(f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way")
+        if self.inner.statistic is not None and not issubclass(self.inner.statistic, InputStatistic):
+            needed = self.inner.statistic.__name__
+            raise NotApplicable(f"Hadamard rotates inputs; the {needed} that inner={type(self.inner).__name__} works from is not of inputs")
 
     def quantize(self, weight: Tensor, statistic: Any = None) -> Rotated:
         rotation = Rotation.random(weight.shape[1], self.seed, weight.device)

@@ -89,8 +89,7 @@ def extra_bytes(method: Quantizer, weight: Tensor) -> int:
     """
     if method.statistic is None:
         return 0
-    statistic = method.statistic(weight.shape[1], weight.device)
-    statistic.update(torch.randn(2 * weight.shape[1], weight.shape[1], generator=torch.Generator().manual_seed(0)))
+    statistic = method.statistic.of_noise((weight.shape[0], weight.shape[1]), weight.device)
     (found,), (stand_in,) = method.quantize_together([weight], statistic), proxy(method).quantize_together([weight], None)
     return found.nbytes - stand_in.nbytes
 

@@ -30,7 +30,7 @@ from baselines.allocation import Budget
 from experiments.axis import with_calibration
 from experiments.cache import data_dir
 from experiments.calibration import CalibrationText, NoCalibration
-from experiments.corpora import C4, C4New, PennTreebank, Pile, WikiText2
+from experiments.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
@@ -40,8 +40,8 @@ from experiments.text import StateOfTheUnion
 from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity, Size,
-    Latency, Memory, LayerError, ZeroShot, NoLogger, WandB, HalfQuadratic, NoSearch, Search,
+    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity,
+    Size, Latency, Memory, LayerError, ZeroShot, NoLogger, WandB, HalfQuadratic, NoSearch, Search,
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class WandB(Logger):
     """Weights & Biases: configuration, metrics under the row's own names, tables of layers and windows, and heat maps of the layers.
 
     Offline runs need no account and no network; they are kept in `<results_dir>/wandb`, one folder per run, and are sent later, from any
-    machine they are copied to, by `wandb login` and `wandb sync --sync-all <results_dir>/wandb`, or `wandb sync <folder>` for one.
+    machine they are copied to, by `wandb login` and `wandb sync <results_dir>/wandb/offline-run-*`.
     """
 
     project: str = "sinq"

@@ -27,7 +27,7 @@ from experiments.mistakes import MENDABLE, explain, not_applicable
 from experiments.pipeline import label
 from experiments.record import Row
 
-HERE = ("basic", "joblib", "submitit_local")
+HERE = ("basic", "joblib", "submitit_local", "ray_local")
 """Launchers whose runs stay on this machine."""
 ALIKE = ("model", "text", "evaluation", "device")
 

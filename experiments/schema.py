@@ -1,8 +1,9 @@
 """What a row must look like before anything is made of it, and how rows of earlier versions become rows of this one.
 
 A row is nested JSON, read one file at a time, and most of it may be absent: which metrics there are depends on what was measured. So the
-check is a list of places with the kind of value each must have *if it is there*, and of those without which a row is none. pandera, which
-describes the columns of data frames, would see a row only after flattening, name columns instead of places, and cost a second of import.
+schema (pydantic) is one class for each level of nesting, and says of what is used elsewhere which kind of value it must be *if it is
+there*; None stands for "not measured". Nothing is converted, and what is not named here is passed on as it is. (pandera describes the
+columns of data frames: it would see a row only after flattening, and name columns instead of places.)
 
 Change what a place means or move it → raise `SCHEMA` by one and add the step from the version before to `MIGRATIONS`; files on disk
 are never rewritten, they are migrated each time they are read. A row that is newer than this code is refused, not guessed at.
@@ -10,32 +11,89 @@ are never rewritten, they are migrated each time they are read. A row that is ne
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, Required
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # before Python 3.12, pydantic refuses typing's
 
 SCHEMA = 1
-STATUSES = ("finished", "failed")
 
 Row = dict[str, Any]
 Migration = Callable[[Row], Row]
 MIGRATIONS: Mapping[int, Migration] = MappingProxyType({})
 """Version → what makes of its rows rows of the next version. Version 1 is the first."""
 
-NUMBER, NUMBERS = (int, float), "numbers"
-NEEDED: Mapping[str, type] = MappingProxyType({"run_id": str, "name": str, "status": str, "metrics": dict})
-KINDS: Mapping[str, Any] = MappingProxyType(
-    {
-        **NEEDED,
-        "choices": dict, "identity": dict, "samples": dict, "protocol": dict, "provenance": dict,
-        "identity.model": dict, "identity.text": dict, "identity.method": dict, "identity.device": str,
-        "metrics.perplexity": dict, "metrics.perplexity.value": NUMBER, "metrics.perplexity.dense": NUMBER,
-        "metrics.perplexity.kl": NUMBER, "metrics.perplexity.flip_rate": NUMBER, "metrics.perplexity.windows": int,
-        "metrics.size.bits_per_weight": NUMBER, "metrics.size.model_nbytes": NUMBER,
-        "metrics.latency.prefill.ratio": NUMBER, "metrics.latency.decode.ratio": NUMBER,
-        "metrics.compression.seconds_quantize": NUMBER, "metrics.compression.seconds_statistics": NUMBER,
-        "samples.perplexity.window_nll": NUMBERS, "samples.perplexity.window_kl": NUMBERS, "samples.perplexity.window_flips": NUMBERS,
-    }
-)  # fmt: skip
-"""Place → kind of value. None stands for "not measured" everywhere but in `NEEDED`."""
+Number = float | None
+Numbers = list[float] | None
+Group = dict[str, Any] | None
+
+
+class Perplexity(TypedDict, total=False):
+    value: Number
+    dense: Number
+    kl: Number
+    flip_rate: Number
+    windows: int | None
+
+
+class Size(TypedDict, total=False):
+    bits_per_weight: Number
+    model_nbytes: Number
+
+
+class Phase(TypedDict, total=False):
+    ratio: Number
+
+
+class Latency(TypedDict, total=False):
+    prefill: Phase | None
+    decode: Phase | None
+
+
+class Compression(TypedDict, total=False):
+    seconds_quantize: Number
+    seconds_statistics: Number
+
+
+class Metrics(TypedDict, total=False):
+    perplexity: Perplexity | None
+    size: Size | None
+    latency: Latency | None
+    compression: Compression | None
+
+
+class Windows(TypedDict, total=False):
+    window_nll: Numbers
+    window_kl: Numbers
+    window_flips: Numbers
+
+
+class Samples(TypedDict, total=False):
+    perplexity: Windows | None
+
+
+class Identity(TypedDict, total=False):
+    model: Group
+    text: Group
+    method: Group
+    device: str | None
+
+
+class Whole(TypedDict, total=False):
+    """A row."""
+
+    run_id: Required[str]
+    name: Required[str]
+    status: Required[Literal["finished", "failed"]]
+    metrics: Required[Metrics]
+    samples: Samples | None
+    identity: Identity | None
+    choices: Group
+    protocol: Group
+    provenance: Group
+
+
+WHOLE = TypeAdapter(Whole)
 
 
 class RowError(ValueError):
@@ -55,11 +113,10 @@ def checked(row: Any, migrations: Mapping[int, Migration] = MIGRATIONS, schema: 
     if not isinstance(row, dict):
         raise RowError(f"it holds a {type(row).__name__}, not a row")
     row = migrated(row, migrations, schema)
-    problems = [problem for place, kind in KINDS.items() if (problem := _problem(row, place, kind))]
-    if not problems and row["status"] not in STATUSES:
-        problems = [f"status is {row['status']!r}, not {' or '.join(STATUSES)}"]
-    if problems:
-        raise RowError("; ".join(problems))
+    try:
+        WHOLE.validate_python(row, strict=True)
+    except ValidationError as error:
+        raise RowError("; ".join(_problem(each) for each in error.errors())) from error
     return row
 
 
@@ -76,23 +133,7 @@ def migrated(row: Row, migrations: Mapping[int, Migration] = MIGRATIONS, schema:
     return row
 
 
-def _problem(row: Row, place: str, kind: Any) -> str | None:
-    """What is wrong at a place, or None."""
-    value: Any = row
-    for key in place.split("."):
-        if not isinstance(value, dict):
-            return None  # the place above is of the wrong kind, and is told of there
-        value = value.get(key)
-    if value is None:
-        return f"{place} is missing" if place in NEEDED else None
-    return None if _is(value, kind) else f"{place} is {str(value)[:40]!r}, not {_called(kind)}"
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind == NUMBERS:
-        return isinstance(value, list) and all(_is(each, NUMBER) for each in value)
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _called(kind: Any) -> str:
-    return {NUMBERS: "a list of numbers", NUMBER: "a number", int: "a whole number", str: "a text", dict: "a group of values"}[kind]
+def _problem(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors: the place, the value, and what it should be."""
+    place = ".".join(map(str, error["loc"]))
+    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {str(error['input'])[:40]!r}: {error['msg']}"

@@ -2,11 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterable
+from datetime import datetime
+from math import floor
 from pathlib import Path
+from time import time
+
+from psutil import Process
 
 from experiments import record
 from experiments.console import console, decisions, facts, table
 from experiments.mistakes import MENDABLE, explain
+from experiments.plan import duration
 from experiments.record import Row
 from experiments.tables.show import show as print_table
 
@@ -22,9 +29,25 @@ def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None
     rows = [row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED]
     show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
     list_misses(outcomes)
+    console.print(pace(record.read(results_dir)[0], Process().create_time(), time()), style="dim")
     shown = table_name is None or _show_table(table_name, results_dir)
     if not shown or any(FAILED in outcome for outcome in outcomes):
         sys.exit(1)
+
+
+def pace(rows: Iterable[Row], begun: float, now: float) -> str:
+    """How long this process has lived, beside what compressing and measuring cost in the runs and baselines finished meanwhile.
+
+    The rest is this program's own: starting, composing, loading the model, recording. Below 1 where several runs went at once.
+
+    Args:
+        begun, now: seconds since 1970. Rows know the second they were finished in.
+    """
+    finished = [row for row in rows if row["status"] == record.FINISHED and "cost" in row]
+    made = [row for row in finished if datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() >= floor(begun)]
+    cost = sum(row["cost"]["seconds"] for row in made)
+    ratio = f", {(now - begun) / cost:.3f} × that" if cost else ""
+    return f"{len(made)} runs and baselines measured, {duration(cost)} of compressing and measuring; {duration(now - begun)} in all{ratio}"
 
 
 def _show_table(name: str, results_dir: Path) -> bool:

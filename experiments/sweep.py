@@ -10,6 +10,7 @@ by then it is found finished, or its owner is gone and it is run here.
 """
 
 import json
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def job(config: DictConfig) -> None:
     set_up()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
+        os.chdir(hydra.runtime.cwd)  # paths are meant from where the sweep was started; workers of a cluster begin elsewhere
         _job_of_sweep(config, Path(hydra.sweep.dir) / str(hydra.job.num))
         return
     guard(lambda: _single(config))
@@ -170,12 +172,12 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
 
 def _launched(jobs: Sequence[Overrides], launch: Launch, folder: Path, start: int) -> list[Outcome]:
     """How jobs ended, by their notes; one that left none was killed."""
-    problem = ""
+    lost = "its process ended without a word; out of memory is the likeliest reason"
     try:
         launch(jobs)
     except Exception as error:  # noqa: BLE001 - a launcher whose worker is killed raises whatever it likes; what is done is done
-        problem = f" ({type(error).__name__}: {error})".replace("\n", " ")
-    lost = f"its process ended without a word{problem}; out of memory is the likeliest reason"
+        console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+        lost = f"it left no word; the launcher says: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     notes = [folder / str(start + k) / OUTCOME for k in range(len(jobs))]
     return [json.loads(note.read_text()) if note.exists() else {FAILED: lost} for note in notes]
 

@@ -37,6 +37,10 @@ class Passage:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
+    def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Its token ids, with the tokenizer's own defaults."""
+        return tokenizer(self.text, verbose=False)["input_ids"]
+
 
 class Text(ABC):
     """A named text in two disjoint parts."""
@@ -187,9 +191,8 @@ def tokenize(passage: Passage, tokenizer: PreTrainedTokenizerBase, tokenizer_has
     """Token ids of a whole passage, int64 (tokens,), with the tokenizer's own defaults; cached by content."""
     file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
     if not file.exists():
-        ids = tokenizer(passage.text, verbose=False)["input_ids"]
         with atomic_write(file) as out:
-            np.save(out, np.asarray(ids, dtype=np.int32))
+            np.save(out, np.asarray(passage.ids(tokenizer), dtype=np.int32))
     return torch.from_numpy(np.load(file)).long()
 
 

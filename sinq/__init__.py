@@ -24,6 +24,7 @@ from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
 from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
+from sinq.sparse import SparseOutliers
 from sinq.stream import stream
 from sinq.tensor import CompressedWeight, QuantizedTensor
 
@@ -53,6 +54,7 @@ __all__ = [
     "SINQRefined",
     "ScalarMethod",
     "Sinkhorn",
+    "SparseOutliers",
     "assign",
     "choose",
     "chosen",

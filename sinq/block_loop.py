@@ -7,7 +7,7 @@ so a model larger than the accelerator is no special case; results go back to wh
 
 Layers that share their inputs (`collect.py` finds them) share one statistic and are handed to the method together. Layers outside the
 blocks come last. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them, which no hook
-shows; methods that need statistics refuse them.
+shows; methods that need statistics of inputs refuse them. Gradients of the loss by weights are taken before the loop, of the whole model.
 
 Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sinq.calibration import Calibration
 from sinq.clock import timed
-from sinq.collect import Group, behind_compressed, input_groups, of_dense
+from sinq.collect import Group, collected, find_groups
 from sinq.kernels import Kernel, chosen
 from sinq.layers import Layers
 from sinq.plan import Quantizer, Step, plan
@@ -116,12 +116,11 @@ def _calibrated(
     model: nn.Module, steps: list[Step], calibration: Calibration, place: torch.device, progress: Progress
 ) -> tuple[list[LayerReport], float, float]:
     """Reports of all layers, and the seconds spent on statistics and on warming up."""
-    source = behind_compressed if calibration.sequential else of_dense
     reports: list[LayerReport] = []
     compressing, warming = 0.0, 0.0
     with timed(place) as whole:
-        groups = input_groups(model, steps, calibration.tokens[0, :PROBE_TOKENS])
-        for group, statistic in progress(source(model, groups, calibration, place), "calibrating layers", len(groups)):
+        groups = find_groups(model, steps, calibration.tokens[0, :PROBE_TOKENS])
+        for group, statistic in progress(collected(model, groups, calibration, place), "calibrating layers", len(groups)):
             with timed(place) as clock:
                 warming += 0.0 if reports else _warm_up(group, statistic, place)
                 reports += _compress(model, group, statistic, place)

@@ -6,6 +6,8 @@ before it, so later layers can make up for earlier ones. Every setting of the me
 `sequential=False`: all statistics are those of the dense model. They do not depend on the method's options, so a `store` can keep
 them: a sweep over bits takes them once.
 
+Gradients of the loss (`statistics.Gradient`) are the dense model's either way.
+
 A method may ask for more order still, `true_sequential`: within a block, the output projection then sees the compressed query, key and
 value, and so on, at the cost of one pass over the block for each such step.
 """

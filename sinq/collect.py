@@ -5,6 +5,9 @@ in one pass of the dense model over a few tokens.
 
 `behind_compressed` and `of_dense` are the two meanings of `Calibration.sequential`. Both are generators of (group, statistic): the loop
 compresses each group before it asks for the next, one block at a time is on `place`, and only its statistics are in memory.
+
+Statistics of the loss come from `gradients.py`. They are always the dense model's, no two layers share one, and those of all layers are in
+memory at once, where the model lives.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +19,23 @@ from torch import Tensor, nn
 
 from sinq.blocks import block_at, enter, find_blocks, run_model
 from sinq.calibration import Calibration
+from sinq.gradients import feed_gradients
 from sinq.plan import Step
-from sinq.statistics import Statistic
+from sinq.statistics import InputStatistic, Origin, Statistic
 
 Group = list[Step]
 """Steps that share their inputs."""
+
+
+def find_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Group]:
+    """Steps that share a statistic, all of one kind."""
+    return input_groups(model, steps, tokens) if _origin(steps) is Origin.inputs else [[step] for step in steps]
+
+
+def collected(model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device) -> Iterator[tuple[Group, Statistic]]:
+    """The statistic of each group, as `calibration` wants it taken."""
+    behind = calibration.sequential and _origin(groups[0]) is Origin.inputs
+    return (behind_compressed if behind else of_dense)(model, groups, calibration, place)
 
 
 def input_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Group]:
@@ -74,7 +89,8 @@ def of_dense(model: nn.Module, groups: list[Group], calibration: Calibration, pl
         for group, name in zip(groups, names, strict=True):
             yield group, _accumulator(group, place).restore(store[name])
         return
-    for group, statistic in _collected_from_dense(model, groups, calibration, place):
+    collect = _collected_from_dense if _origin(groups[0]) is Origin.inputs else of_loss
+    for group, statistic in collect(model, groups, calibration, place):
         kept = statistic.tensors()
         if store is not None:
             store[names[groups.index(group)]] = kept
@@ -94,6 +110,15 @@ def _collected_from_dense(
                 hidden = hidden.through(run)
             yield from zip(inside[index], statistics, strict=True)
     yield from last
+
+
+def of_loss(model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device) -> Iterator[tuple[Group, Statistic]]:
+    """Statistics of the gradients of the dense model's loss; `place` is not used: the whole model runs, where it lives."""
+    waiting = [_accumulator(group, group[0].target.tensor.device) for group in groups]
+    feed_gradients(model, [group[0].target for group in groups], calibration.tokens, waiting)
+    waiting.reverse()
+    for group in groups:
+        yield group, waiting.pop()  # so that each is freed when its layer is done
 
 
 def _of_whole_model(
@@ -120,14 +145,20 @@ def _kind(group: Group) -> type[Statistic]:
     return kind
 
 
-def _accumulator(group: Group, place: torch.device) -> Statistic:
-    return _kind(group)(group[0].target.shape[1], place)
+def _origin(steps: list[Step]) -> Origin:
+    return _kind(steps).origin
+
+
+def _accumulator(group: Group, place: torch.device) -> Any:
+    target = group[0].target
+    columns = target.shape[1]
+    return _kind(group).for_layer((target.numel // columns, columns), place)
 
 
 @contextmanager
-def _collecting(groups: list[Group], place: torch.device) -> Iterator[list[Statistic]]:
+def _collecting(groups: list[Group], place: torch.device) -> Iterator[list[InputStatistic]]:
     """Feeds the inputs of each group to an accumulator while its block runs."""
-    statistics = [_accumulator(group, place) for group in groups]
+    statistics: list[InputStatistic] = [_accumulator(group, place) for group in groups]
     with ExitStack() as stack:
         for group, statistic in zip(groups, statistics, strict=True):
             hook = group[0].target.module.register_forward_pre_hook(lambda _, args, into=statistic: into.update(args[0]))

@@ -54,9 +54,15 @@ class Target:
     def _transposed(self) -> bool:
         return isinstance(self.module, Conv1D) if self.parameter is None else bool(self.module.is_transposed)
 
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The model's parameter, as it lies."""
+        tensor: nn.Parameter = getattr(self.module, self.parameter or "weight")
+        return tensor
+
     def matrices(self) -> dict[str, Tensor]:
         """Name → (out, in), as views of the model's parameter."""
-        return self.split(getattr(self.module, self.parameter or "weight").detach())
+        return self.split(self.tensor.detach())
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
         """Name → (out, in), as views of a tensor that lies as the model's parameter does."""
@@ -72,7 +78,7 @@ class Target:
     @property
     def numel(self) -> int:
         """Weights in all matrices together."""
-        return getattr(self.module, self.parameter or "weight").numel()
+        return self.tensor.numel()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,8 +89,7 @@ class Target:
     def replace(self, model: nn.Module, weights: list[CompressedWeight]) -> None:
         """Put compressed weights, in the order of `matrices`, in the place of the dense ones."""
         if self.parameter is not None:
-            dtype = getattr(self.module, self.parameter).dtype
-            CompressedExperts(weights, self._transposed, dtype).install(self.module, self.parameter)
+            CompressedExperts(weights, self._transposed, self.tensor.dtype).install(self.module, self.parameter)
             return
         model.set_submodule(self.name, CompressedLinear(weights[0], self.module.bias))  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ compose by value: a method around another one has it in its field `inner` (`Laye
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import torch
@@ -29,7 +30,7 @@ class Method(ABC):
     """A way to make a model smaller."""
 
     statistic: ClassVar[type[Statistic] | None] = None
-    """What the method must know about layer inputs, if anything."""
+    """What the method must know about each layer besides its weight, if anything."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -71,12 +72,17 @@ class LayerMethod(Method):
         """Compress one matrix (out, in), float32. Pure: no device moves, no printing.
 
         Args:
-            statistic: an instance of `self.statistic` that has seen the layer's inputs; None if calibration-free.
+            statistic: an instance of `self.statistic` that has seen the text; None if calibration-free.
         """
 
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
-        """Compress matrices that share their inputs, and so their statistic (query, key and value; gate and up)."""
-        return [self.quantize(weight, statistic) for weight in weights]
+        """Compress matrices that share their inputs, and so their statistic (query, key and value; gate and up).
+
+        A statistic of their rows (`Statistic.of_rows`) has those of the first matrix, then those of the second …
+        """
+        starts = accumulate((len(weight) for weight in weights), initial=0)
+        pairs = zip(weights, starts, strict=False)
+        return [self.quantize(weight, statistic and statistic.of_rows(start, len(weight))) for weight, start in pairs]
 
     def with_grid(self, grid: Grid) -> Self:
         """This method on another grid (used when a group size is shrunk to fit)."""

@@ -11,7 +11,7 @@ from sinq.calibration import Calibration
 from sinq.errors import NotApplicable
 from sinq.grid import SMALLEST_GROUP, Grid
 from sinq.layers import Layers, OnMisfit, Target, find_targets
-from sinq.statistics import Statistic
+from sinq.statistics import Origin, Statistic
 from sinq.tensor import CompressedWeight
 
 
@@ -81,15 +81,17 @@ def _with_bits(step: Step, bits: int) -> Step:
 
 
 def _require_calibration(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
-    name, needed = type(method).__name__, method.statistic.__name__ if method.statistic else ""
+    assert method.statistic is not None
+    name, origin = type(method).__name__, method.statistic.origin
+    needed = f"{method.statistic.__name__} {origin.value}"
     if calibration is None:
-        raise NotApplicable(
-            f"{name} needs calibration text: it works from the {needed} of each layer's inputs. Try calibration=wikitext2 or sotu"
-        )
+        raise NotApplicable(f"{name} needs calibration text: it works from the {needed}. Try calibration=wikitext2 or sotu")
     experts = [t.name for t in targets if t.parameter is not None]
-    if experts:
+    if experts and origin is Origin.inputs:
         hidden = f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
-        raise NotApplicable(f"{name} needs the {needed} of each layer's inputs, {hidden}")
+        raise NotApplicable(f"{name} needs the {needed}, {hidden}")
+    if origin is Origin.loss and any(t.tensor.dtype == torch.float16 for t in targets):
+        raise NotApplicable(f"{name} needs the {needed}, which float16 is too narrow for; use model.dtype=float32 or bfloat16")
 
 
 def _explain_misfits(method: Quantizer, misfits: list[Target]) -> str:

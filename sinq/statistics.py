@@ -1,41 +1,49 @@
-"""What a method may ask to know about a layer's inputs, accumulated in a stream.
+"""What a method may ask to know about a layer, accumulated in a stream.
 
-A `LayerMethod` names one of these classes; the block loop makes one accumulator for each input of a block (query, key and value share
-one), feeds it every batch, and hands it to `quantize`. No layer's inputs are kept, so memory does not grow with the text.
+A `LayerMethod` names one of these classes, and `collect.py` fills its accumulators. There are two kinds, told apart by their `origin`:
+
+- of the *inputs* of a layer (`InputStatistic`): one accumulator for each input of a block (query, key and value share one), fed every
+  batch. No layer's inputs are kept, so memory does not grow with the text.
+- of the *loss* (`Gradient`): one accumulator for each layer, fed the gradient of the language-model loss by its weight, window by window.
 """
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 
+class Origin(enum.Enum):
+    """What a statistic is of; the value continues "it works from the Hessian …"."""
+
+    inputs = "of each layer's inputs"
+    loss = "of the loss by each layer's weight"
+
+
 class Statistic(ABC):
-    """An accumulator over the inputs of linear layers.
+    """An accumulator of what a method wants to know about a layer."""
 
-    Inputs may have any number of leading dimensions: (windows, seqlen, in) in dense blocks, (tokens, in) in experts.
-    """
-
+    origin: ClassVar[Origin]
+    device: torch.device
     tokens: int = 0
-    """Number of inputs seen."""
+    """Number of inputs seen, in tokens."""
 
-    def __init__(self, in_features: int, device: torch.device) -> None:
-        self.device = device
-
-    def update(self, inputs: Tensor) -> None:
-        """Take in a batch of inputs, (..., in_features)."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).to(self.device)
-        self.tokens += len(rows)
-        self._add(rows.float())  # half-precision activations overflow when squared
-
+    @classmethod
     @abstractmethod
-    def _add(self, rows: Tensor) -> None: ...
+    def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        """An empty one. `shape` is (out, in) of the layer's matrix; of fused experts, that of all their matrices stacked."""
 
+    @classmethod
     @abstractmethod
-    def transformed(self, matrix: Tensor) -> Self:
-        """The statistic of x · matrixᵀ in place of x; `matrix` float32 (in, in)."""
+    def of_noise(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        """One that has seen noise, the same at every call: for what does not hang on the text, such as how many bytes a method stores."""
+
+    def of_rows(self, start: int, count: int) -> Self:
+        """What holds of some rows of the stacked matrices it was made for: all of it, where rows share their inputs."""
+        return self
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -50,7 +58,42 @@ class Statistic(ABC):
         return self
 
 
-class Hessian(Statistic):
+class InputStatistic(Statistic):
+    """An accumulator over the inputs of linear layers.
+
+    Inputs may have any number of leading dimensions: (windows, seqlen, in) in dense blocks, (tokens, in) in experts.
+    """
+
+    origin = Origin.inputs
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self.device = device
+
+    @classmethod
+    def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        return cls(shape[1], device)
+
+    @classmethod
+    def of_noise(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        noisy = cls(shape[1], device)
+        noisy.update(torch.randn(2 * shape[1], shape[1], generator=torch.Generator().manual_seed(0)))
+        return noisy
+
+    def update(self, inputs: Tensor) -> None:
+        """Take in a batch of inputs, (..., in_features)."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).to(self.device)
+        self.tokens += len(rows)
+        self._add(rows.float())  # half-precision activations overflow when squared
+
+    @abstractmethod
+    def _add(self, rows: Tensor) -> None: ...
+
+    @abstractmethod
+    def transformed(self, matrix: Tensor) -> Self:
+        """The statistic of x · matrixᵀ in place of x; `matrix` float32 (in, in)."""
+
+
+class Hessian(InputStatistic):
     """H = XᵀX / tokens, the curvature of a layer's output error (GPTQ, arXiv 2210.17323, up to a factor 2)."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -72,7 +115,7 @@ class Hessian(Statistic):
         return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}  # the long sum is over; 7 digits will do
 
 
-class Inputs(Statistic):
+class Inputs(InputStatistic):
     """Mean magnitude of each input channel, over all inputs, and a random sample of `ROWS` of them (what AWQ works from).
 
     The sample is uniform over everything seen, whatever the order (each input draws a number, the largest stay), and depends only on
@@ -112,3 +155,69 @@ class Inputs(Statistic):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"sum": self._sum, "rows": self._rows, "draws": self._draws, "tokens": torch.tensor(self.tokens)}
+
+
+class Gradient(Statistic):
+    """Σ |∂ℓ/∂W| over windows, ℓ being the mean next-token cross-entropy of a window, by the weights of one layer.
+
+    Magnitudes are added, not gradients: at a trained model these cancel over many windows. Windows take turns in two sums, so that one can
+    ask how much of a result hangs on the text (`halves`); the second is not there before there is a second window.
+    """
+
+    origin = Origin.loss
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        self.device = device
+        self._windows = 0
+        self._first = torch.zeros(shape, device=device)
+        self._second = torch.zeros(0, shape[1], device=device)
+
+    @classmethod
+    def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        return cls(shape, device)
+
+    @classmethod
+    def of_noise(cls, shape: tuple[int, int], device: torch.device) -> Self:
+        noisy = cls(shape, device)
+        noisy.update(torch.randn(shape, generator=torch.Generator().manual_seed(0)), 1)
+        return noisy
+
+    def update(self, gradient: Tensor, tokens: int) -> None:
+        """Take in the gradient (out, in) of a window's loss."""
+        size = self._size(gradient.to(self.device, torch.float32))
+        if self._windows % 2 == 0:
+            self._first += size
+        else:
+            self._second = self._second + size if len(self._second) else size
+        self._windows += 1
+        self.tokens += tokens
+
+    @staticmethod
+    def _size(gradient: Tensor) -> Tensor:
+        return gradient.abs()
+
+    def total(self) -> Tensor:
+        """float32 (out, in); zeros if no window was seen."""
+        return self._first + self._second if len(self._second) else self._first
+
+    def halves(self) -> tuple[Tensor, Tensor] | None:
+        """Two sums over different windows; None if there was one."""
+        return (self._first, self._second) if len(self._second) else None
+
+    def of_rows(self, start: int, count: int) -> Self:
+        rows = {name: tensor[start : start + count] for name, tensor in self._sums().items()}
+        return type(self)((count, self._first.shape[1]), self.device).restore(rows | {"tokens": torch.tensor(self.tokens)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._sums() | {"tokens": torch.tensor(self.tokens)}
+
+    def _sums(self) -> dict[str, Tensor]:
+        return {"first": self._first, "second": self._second}
+
+
+class SquaredGradient(Gradient):
+    """Σ (∂ℓ/∂W)² over windows: the diagonal of the empirical Fisher information, of windows instead of tokens."""
+
+    @staticmethod
+    def _size(gradient: Tensor) -> Tensor:
+        return gradient.square()

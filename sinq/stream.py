@@ -105,8 +105,8 @@ def _layer_method(method: Method) -> LayerMethod:
     if not isinstance(method, LayerMethod):
         raise NotApplicable(f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false")
     if method.statistic is not None:
-        needed = method.statistic.__name__
-        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed} of each layer's inputs; use stream=false")
+        needed = f"{method.statistic.__name__} {method.statistic.origin.value}"
+        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; use stream=false")
     return method
 
 

@@ -22,7 +22,7 @@ from experiments.bench.models import Named
 from experiments.bench.peers import Peers, title
 from experiments.bench.timing import Contender, clocked
 from sinq import SINQ, Grid, HalfQuadratic, Kernel, LayerMethod, SINQRefined, chosen, find_targets, using
-from sinq.statistics import Statistic
+from sinq.statistics import InputStatistic, Statistic
 
 Shape = tuple[int, int]
 CPU_SHAPES: tuple[Shape, ...] = ((1024, 4096),)
@@ -114,7 +114,7 @@ def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Contender:
 
 
 def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:
-    statistics = [_statistic(entry.method.statistic, weight.shape[1], weight.device) for weight in weights]
+    statistics = [_statistic(entry.method.statistic, weight) for weight in weights]
 
     def quantize() -> None:
         with using(entry.kernel):
@@ -124,12 +124,14 @@ def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:
     return quantize
 
 
-def _statistic(kind: type[Statistic] | None, in_features: int, device: torch.device) -> Statistic | None:
-    """What a method knows about a layer's inputs: here, random ones with channels of different magnitude."""
+def _statistic(kind: type[Statistic] | None, weight: Tensor) -> Statistic | None:
+    """What a method knows about a layer: here, random inputs with channels of different magnitude, or else noise."""
     if kind is None:
         return None
-    generator = torch.Generator().manual_seed(1)
+    if not issubclass(kind, InputStatistic):
+        return kind.of_noise((weight.shape[0], weight.shape[1]), weight.device)
+    generator, in_features = torch.Generator().manual_seed(1), weight.shape[1]
     inputs = torch.randn(TOKENS, in_features, generator=generator) * torch.randn(in_features, generator=generator).exp()
-    statistic = kind(in_features, device)
+    statistic = kind(in_features, weight.device)
     statistic.update(inputs)
     return statistic

@@ -6,61 +6,21 @@ paper's. The best value of a column is marked only when the paired interval says
 (`experiments/compare.py`), so only perplexities ever are.
 """
 
-import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from experiments import compare
 from experiments.console import look_up
 from experiments.record import Row
 from experiments.tables import match
+from experiments.tables.against import contrasted
+from experiments.tables.cell import Cell, Filled, Verdict
 from experiments.tables.options import command, split
 from experiments.tables.spec import Column, Line, Table
 
 PERPLEXITY = "perplexity.value"
-
-
-class Verdict(enum.Enum):
-    """What may be said of a cell."""
-
-    reproduced = "inside the tolerance"
-    differs = "outside the tolerance"
-    untrusted = "the dense model does not agree with the paper's, or is not measured"
-    refused = "not comparable with the paper's"
-    unjudged = "nothing to judge by"
-    missing = "no run"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure, in the unit of its column."""
-
-    verdict: Verdict
-    paper: float | None = None
-    ours: float | None = None
-    row: Row | None = None
-    note: str = ""
-    best: bool = False
-
-    @property
-    def difference(self) -> float | None:
-        """Ours less the paper's, where the two may be compared."""
-        if self.ours is None or self.paper is None or self.verdict is Verdict.refused:
-            return None
-        return self.ours - self.paper
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A table with its cells."""
-
-    table: Table
-    cells: tuple[tuple[Cell, ...], ...]
-    """Of each row, in the order of the columns."""
-    warnings: tuple[str, ...]
-    """What must be read before the cells."""
 
 
 def fill(table: Table, rows: Sequence[Row]) -> Filled:
@@ -71,6 +31,7 @@ def fill(table: Table, rows: Sequence[Row]) -> Filled:
     """
     cells = [[_cell(table, line, column, rows) for column in table.columns] for line in table.rows]
     _refuse_mixtures(table, cells)
+    cells = contrasted(table, cells)
     checks = [_check_baseline(table, column, [line[k] for line in cells]) for k, column in enumerate(table.columns)]
     trusted = [_trusted(line, own, checks) for line, own in zip(table.rows, cells, strict=True)]
     marked = _mark_best(table, trusted)
@@ -93,8 +54,13 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     refused = line.refused or column.refused
     if refused:
         return Cell(Verdict.refused if paper is not None else Verdict.unjudged, paper, note=refused)
+    if line.baseline and (column.relative or column.against):
+        return Cell(Verdict.not_applicable, paper)
     options, metric = table.options(line, column), column.metric or table.metric
-    fitting, near = match.find(rows, match.Wanted.of(options, metric))
+    wanted = match.Wanted.of(options, metric)
+    if reason := match.not_applicable(wanted):
+        return Cell(Verdict.not_applicable, paper, note=reason)
+    fitting, near = match.find(rows, wanted)
     if len(fitting) > 1:
         ids = ", ".join(f"{row['run_id']} ({row['provenance']['device']})" for row in fitting)
         raise ValueError(f"{_place(line, column)}: several runs fit: {ids}. Choose with --where <place>=<value>, or delete one")
@@ -110,6 +76,8 @@ def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:
     tolerance = table.tolerance_of(line, column)
     if cell.paper is None or cell.ours is None or cell.row is None:
         return cell
+    if reason := column.incomparable or table.incomparable:
+        return replace(cell, verdict=Verdict.refused, note=reason)
     wrong = _foreign(cell.row, table.protocol_of(column))
     if wrong:
         return replace(cell, verdict=Verdict.refused, note=f"run {cell.row['run_id']}: {'; '.join(wrong)}")
@@ -176,7 +144,7 @@ def _mark_best(table: Table, cells: Sequence[Sequence[Cell]]) -> list[list[Cell]
     """The best of each section and column, where there is one."""
     marked = [list(own) for own in cells]
     for k, column in enumerate(table.columns):
-        if (column.metric or table.metric) != PERPLEXITY:
+        if column.against or (column.metric or table.metric) != PERPLEXITY:
             continue
         for section in {line.section for line in table.rows}:
             lines = [n for n, line in enumerate(table.rows) if line.section == section and not line.baseline]

@@ -17,12 +17,13 @@ from rich.table import Table
 from rich.text import Text as Line
 from tabulate import tabulate
 
-from experiments.tables.cells import Filled
+from experiments.tables.cell import Filled
 from experiments.tables.layout import Layout, lay_out
 
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "✓": r"$\surd$", "✗": r"$\times$", "≠": r"$\neq$", "–": "--", "−": "$-$",
+    "≈": r"$\approx$", "Δ": r"$\Delta$",
 })  # fmt: skip
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_<>`[]"})
 
@@ -137,6 +138,7 @@ def csv(filled: Filled) -> str:
             "section": line.section, "row": line.label, "group": column.group, "column": column.label,
             "metric": column.metric or table.metric,
             "ours": cell.ours, "paper": cell.paper, "difference": cell.difference, "tolerance": table.tolerance_of(line, column),
+            "low": cell.comparison.low if cell.comparison else None, "high": cell.comparison.high if cell.comparison else None,
             "verdict": cell.verdict.value, "best": cell.best, "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
         }
         for line, own in zip(table.rows, filled.cells, strict=True)

@@ -7,11 +7,14 @@ something is not compared, is a numbered note below.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.tables.cells import Cell, Filled, Verdict
+from experiments.compare import Comparison
+from experiments.compare import Verdict as Outcome
+from experiments.tables.cell import Cell, Filled, Verdict
 from experiments.tables.spec import Column, Table
 
 SIGNS = {Verdict.reproduced: "✓", Verdict.differs: "✗", Verdict.untrusted: "?", Verdict.refused: "≠"}
 ABSENT = "–"
+DECIDED, UNDECIDED = (Outcome.better, Outcome.worse), "≈"
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,20 @@ def show(cell: Cell, column: Column, table: Table, number: Callable[[str], int])
     """One cell."""
     decimals = table.decimals if column.decimals is None else column.decimals
     mark = f" [{number(cell.note)}]" if cell.note else ""
+    if cell.comparison is not None:
+        return Text(difference(cell.comparison, decimals) + mark)
     ours = ABSENT if cell.ours is None else figure(cell.ours, decimals)
     if cell.paper is None:
         return Text(ours + mark, cell.best)
-    difference = "" if cell.difference is None else f", {cell.difference:+.{decimals}f}"
+    distance = "" if cell.difference is None else f", {cell.difference:+.{decimals}f}"
     sign = f" {SIGNS[cell.verdict]}" if cell.verdict in SIGNS else ""
-    return Text(f"{ours} ({figure(cell.paper, decimals)}{difference}{sign}){mark}", cell.best)
+    return Text(f"{ours} ({figure(cell.paper, decimals)}{distance}{sign}){mark}", cell.best)
+
+
+def difference(comparison: Comparison, decimals: int) -> str:
+    """A difference in mean NLL and its interval; marked where it says nothing."""
+    own, low, high = (f"{value:+.{decimals}f}" for value in (comparison.delta_nll, comparison.low, comparison.high))
+    return f"{own} [{low}, {high}]{'' if comparison.verdict in DECIDED else f' {UNDECIDED}'}"
 
 
 def figure(value: float, decimals: int) -> str:
@@ -100,6 +111,8 @@ def _legend(filled: Filled) -> list[str]:
         told.append("; ".join(["ours (the paper's, ours less the paper's)", *signs]) + _tolerance(table))
     if any(cell.best for cell in cells):
         told.append("bold: better than every other one measured in its section, by the 95 % interval of the paired difference")
+    if any(cell.comparison is not None and cell.comparison.verdict not in DECIDED for cell in cells):
+        told.append(f"{UNDECIDED} not distinguishable, by the same interval")
     return told
 
 

@@ -12,11 +12,16 @@ from typing import Any
 from baselines.dense import Dense
 from experiments.calibration import CalibrationSource, CalibrationText
 from experiments.console import look_up
-from experiments.evaluation import Perplexity
+from experiments.evaluation import Evaluation, Perplexity
 from experiments.identity import describe
+from experiments.mistakes import MENDABLE, explain
+from experiments.mistakes import not_applicable as makes_no_sense
 from experiments.models import DType
 from experiments.record import FINISHED, Row
 from experiments.tables.options import described, overrides, split
+
+OPEN = ("kind", "tasks", "batch_size", "rounds")
+"""Options of an evaluation that do not change what is measured, only how much else, or how often."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,21 @@ class Wanted:
         return cls(overrides(subject), overrides(treatment), metric)
 
 
+def not_applicable(wanted: Wanted) -> str:
+    """Why there can be no such run; empty where there can.
+
+    Raises:
+        HydraException, ValueError: an option is a mistake.
+    """
+    try:
+        described(wanted.treatment)
+    except MENDABLE as error:
+        if not makes_no_sense(error):
+            raise
+        return explain(error)
+    return ""
+
+
 def find(rows: Iterable[Row], wanted: Wanted) -> tuple[list[Row], list[str]]:
     """The rows that match; and, of those that nearly do, why not."""
     near = [row for row in _same_subject(rows, wanted) if _same_treatment(row, wanted)]
@@ -48,7 +68,8 @@ def _same_subject(rows: Iterable[Row], wanted: Wanted) -> list[Row]:
     if not finished:
         return []  # nothing to compose for
     run = described(wanted.subject)
-    model, text = run.model.identity(), run.text.name
+    model = {part: value for part, value in run.model.identity().items() if value is not None}  # any revision where none is pinned
+    text = run.text.name
     return [row for row in finished if _within(model, row["identity"]["model"]) and row["identity"]["text"]["name"] == text]
 
 
@@ -93,7 +114,16 @@ def _obstacles(row: Row, wanted: Wanted) -> list[str]:
     asked = run.evaluation.get("perplexity")
     if isinstance(asked, Perplexity) and "perplexity" in row["metrics"]:
         found += _windows(row, asked)
-    return found
+    return found + _other_options(row, wanted.metric.partition(".")[0], run.evaluation)
+
+
+def _other_options(row: Row, name: str, asked: Mapping[str, Evaluation]) -> list[str]:
+    """In which options the measurement that has the metric is not the one that was asked for."""
+    measured, wanted = row["identity"]["evaluation"].get(name), asked.get(name)
+    if measured is None or wanted is None or isinstance(wanted, Perplexity):
+        return []
+    options = {option: value for option, value in describe(wanted).items() if option not in OPEN}
+    return [f"{option} is {measured.get(option)}, not {value}" for option, value in options.items() if measured.get(option) != value]
 
 
 def _windows(row: Row, asked: Perplexity) -> list[str]:

@@ -44,8 +44,14 @@ class Column:
     tolerance: float | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
     """Place in a row → what it must be, or a list of what it may be, for the paper's value to stand beside it; added to the table's."""
+    relative: bool = False
+    """Whether it is a distance to the dense model, or a cost of compressing: a baseline row has none, and its cell stays empty."""
+    against: str | None = None
+    """Label of a row in each section. Cells are then differences in mean NLL to it, nats per token, with their 95 % interval."""
     refused: str | None = None
     """Why no run of this harness may stand beside the paper's values."""
+    incomparable: str | None = None
+    """Why runs stand beside the paper's values, but are not compared with them."""
 
 
 @dataclass
@@ -79,6 +85,8 @@ class Table:
     tolerance: float | None = None
     """Relative difference from the paper's value up to which a value counts as reproduced; a row's own comes first, then a column's."""
     decimals: int = 2
+    incomparable: str | None = None
+    """As a column's, for all of them."""
     notes: list[str] = field(default_factory=list)
     """Printed below."""
 
@@ -91,6 +99,9 @@ class Table:
         for tolerance in (self.tolerance, *(line.tolerance for line in self.rows), *(column.tolerance for column in self.columns)):
             if tolerance is not None and not tolerance > 0:
                 raise ValueError(f"tolerance={tolerance} is not possible; it must be above 0, or left out")
+        for column in self.columns:
+            if column.against not in (None, *(line.label for line in self.rows)):
+                raise ValueError(f"against={column.against} is not possible; it must be the label of a row")
         _distinct("columns", [(column.group, column.label) for column in self.columns])
         _distinct("rows", [(line.section, line.label) for line in self.rows])
 

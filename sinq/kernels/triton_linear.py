@@ -4,7 +4,8 @@ Two ways, by the number of rows of x:
 
 - up to 16, one kernel: a program has some rows of Ŵ, goes along them in blocks of words, and adds up in float32. It takes all of the inner
   dimension, so nothing is added across programs. The column scale is multiplied into x as x is loaded, which costs one product per entry
-  of x and not of Ŵ. One row of x is a sum of products; more are a tensor-core product, whose operands have the dtype of x.
+  of x and not of Ŵ. One row of x is a sum of products (`triton_vector.py`); more are a tensor-core product, whose operands have the dtype
+  of x.
 - above, Ŵ is written once in the dtype of x, by one launch, and torch multiplies: reading codes again for each block of x would cost more.
 
 The operation is `torch.ops.sinq_harness.triton_linear`, opaque to torch.compile, and waits for nothing, so CUDA graphs can capture it.
@@ -12,6 +13,8 @@ The operation is `torch.ops.sinq_harness.triton_linear`, opaque to torch.compile
 Not covered: gradients; column scales per block of rows (2-D tiling); tables of levels. With 2 … 16 rows of float16, x · col_scale is held
 in float16: above 65504 it is infinite.
 """
+
+import math
 
 import torch
 import triton
@@ -21,6 +24,7 @@ from triton.runtime import JITFunction
 
 from sinq.grid import Levels
 from sinq.kernels.triton_dequantize import ZERO_BYTE, ZERO_CONSTANT, ZERO_STORED, dequantize_block, load_codes, load_scale, load_zero
+from sinq.kernels.triton_vector import UNIT, block, multiply_vector, window
 from sinq.tensor import QuantizedTensor
 
 ROWS_OF_KERNEL = 16
@@ -85,10 +89,13 @@ def triton_linear(
         matrix = _dequantized(stored, rows, x, form)
         return torch.nn.functional.linear(x, matrix, None if bias is None else bias.to(x.dtype))
     y = x.new_empty(len(x), rows)
-    if len(x) and rows:
-        block_rows, block_words, warps = blocks(len(x), x.dtype)
+    if len(x) == 1 and rows:
+        form, warps = vector_form((rows, x.shape[1]), bits, group_size, kind.value)
+        multiply_vector[(triton.cdiv(rows, form["BLOCK_ROWS"]),)](x.contiguous(), *stored, bias, y, rows, **form, num_warps=warps)
+    elif len(x) and rows:
+        block_rows, block_words, warps = blocks(x.dtype)
         multiply[(triton.cdiv(rows, block_rows),)](
-            x.contiguous(), *stored, bias, y, len(x), rows, SINGLE=len(x) == 1, BATCH=ROWS_OF_KERNEL, **form,
+            x.contiguous(), *stored, bias, y, len(x), rows, BATCH=ROWS_OF_KERNEL, **form,
             OPERAND=operand(x.dtype), BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=warps,
         )  # fmt: skip
     return y
@@ -102,11 +109,18 @@ def _(
     return x.new_empty(x.shape[0], rows)
 
 
-def blocks(batch: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def blocks(dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows and words of Ŵ in a block, and warps of a program."""
-    if batch == 1:
-        return 8, 64, 4
     return (16, 8, 4) if dtype == torch.float32 else (32, 16, 4)  # float32 has no tensor cores: smaller, or it spills
+
+
+def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -> tuple[dict[str, int], int]:
+    """What `multiply_vector` is compiled for where Ŵ is (out, in), and warps of a program."""
+    unit, (codes, part) = UNIT.value, window(bits)
+    units = shape[1] // unit
+    rows, warps = block(shape[0], units, bits)
+    form = {"UNITS": units, "GROUP": group_size, "CHUNK": math.gcd(group_size, unit), "BITS": bits, "WINDOW": codes, "PART": part}
+    return form | {"ZERO": zero, "BLOCK_ROWS": rows, "BLOCK_UNITS": 32 * warps}, warps
 
 
 def operand(dtype: torch.dtype) -> tl.dtype:
@@ -129,14 +143,12 @@ def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: 
 
 @triton.jit(do_not_specialize=["batch"])
 def multiply(  # type: ignore[no-untyped-def]
-    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows, SINGLE: tl.constexpr, BATCH: tl.constexpr,
+    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows, BATCH: tl.constexpr,
     WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
     OPERAND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ; SINGLE: batch is 1, else at most BATCH."""
+    """out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ; batch is at most BATCH."""
     row, member = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BATCH)
-    lane = tl.arange(0, 8)
-    products = tl.zeros([BLOCK_ROWS, BLOCK_WORDS], tl.float32)
     total = tl.zeros([BATCH, BLOCK_ROWS], tl.float32)
     for start in range(0, WORDS_PER_ROW, BLOCK_WORDS):
         word = start + tl.arange(0, BLOCK_WORDS)
@@ -145,27 +157,17 @@ def multiply(  # type: ignore[no-untyped-def]
         code = load_codes(codes, row, word, valid, WORDS_PER_ROW, BITS)
         step = load_scale(scale, scale_range, scale_exponent, entry, valid)
         offset = load_zero(zero, entry, valid, BITS, ZERO)
-        if SINGLE:  # Σ (q − z) s x = s (Σ q x − z Σ x) per word: one product per weight
-            place, inside = word[:, None] * 8 + lane[None, :], (word < WORDS_PER_ROW)[:, None]
-            entries = tl.load(x + place, mask=inside, other=0).to(tl.float32)
-            if col_scale is not None:
-                entries = entries * tl.load(col_scale + place, mask=inside, other=0).to(tl.float32)
-            products += step * (tl.sum(code * entries[None, :, :], axis=2) - offset * tl.sum(entries, axis=1)[None, :])
-        else:
-            column = start * 8 + tl.arange(0, BLOCK_WORDS * 8)
-            inside = (member < batch)[:, None] & (column < WORDS_PER_ROW * 8)[None, :]
-            entries = tl.load(x + member[:, None] * (WORDS_PER_ROW * 8) + column[None, :], mask=inside, other=0)
-            if col_scale is not None:
-                factor = tl.load(col_scale + column, mask=column < WORDS_PER_ROW * 8, other=0).to(tl.float32)
-                entries = (entries.to(tl.float32) * factor[None, :]).to(x.dtype.element_ty)
-            weights = ((code - offset[:, :, None]) * step[:, :, None]).to(x.dtype.element_ty)
-            weights = tl.reshape(weights, [BLOCK_ROWS, BLOCK_WORDS * 8])
-            total = tl.dot(entries.to(OPERAND), tl.trans(weights.to(OPERAND)), total, input_precision="ieee")
+        column = start * 8 + tl.arange(0, BLOCK_WORDS * 8)
+        inside = (member < batch)[:, None] & (column < WORDS_PER_ROW * 8)[None, :]
+        entries = tl.load(x + member[:, None] * (WORDS_PER_ROW * 8) + column[None, :], mask=inside, other=0)
+        if col_scale is not None:
+            factor = tl.load(col_scale + column, mask=column < WORDS_PER_ROW * 8, other=0).to(tl.float32)
+            entries = (entries.to(tl.float32) * factor[None, :]).to(x.dtype.element_ty)
+        weights = ((code - offset[:, :, None]) * step[:, :, None]).to(x.dtype.element_ty)
+        weights = tl.reshape(weights, [BLOCK_ROWS, BLOCK_WORDS * 8])
+        total = tl.dot(entries.to(OPERAND), tl.trans(weights.to(OPERAND)), total, input_precision="ieee")
     added = tl.zeros([BLOCK_ROWS], tl.float32)
     if bias is not None:
         added = tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
-    if SINGLE:
-        tl.store(out + row, (tl.sum(products, axis=1) + added).to(out.dtype.element_ty), mask=row < rows)
-    else:
-        place = member[:, None] * rows + row[None, :]
-        tl.store(out + place, (total + added[None, :]).to(out.dtype.element_ty), mask=(member < batch)[:, None] & (row < rows)[None, :])
+    place = member[:, None] * rows + row[None, :]
+    tl.store(out + place, (total + added[None, :]).to(out.dtype.element_ty), mask=(member < batch)[:, None] & (row < rows)[None, :])

@@ -23,10 +23,11 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 
 from sinq.kernels.triton_dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
-from sinq.kernels.triton_linear import ROWS_OF_KERNEL, blocks, multiply
+from sinq.kernels.triton_linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
 from sinq.kernels.triton_quantize import BALANCE_ELEMENTS, ROUND_ELEMENTS, warps_for
 from sinq.kernels.triton_round import round_groups
 from sinq.kernels.triton_sinkhorn import balance
+from sinq.kernels.triton_vector import multiply_vector
 
 TARGETS = (80, 90)
 """Compute capabilities: A100, and H100 or H200."""
@@ -119,9 +120,12 @@ def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: boo
     name = f"{bits} bits, {str(dtype).removeprefix('torch.')}"
     if batch is None:
         return Case(f"dequantize {name}", dequantize_block, types, constants | {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16}, 4)
-    rows, words, warps = blocks(batch, dtype)
-    constants |= {"SINGLE": batch == 1, "BATCH": ROWS_OF_KERNEL, "OPERAND": _type(pointer), "BLOCK_ROWS": rows, "BLOCK_WORDS": words}
     name = f"linear {name}, batch {batch}{', symmetric' if symmetric else ''}"
+    if batch == 1:
+        form, warps = vector_form((4096, 4096), bits, GROUP, constants["ZERO"])
+        return Case(name, multiply_vector, types | {"x": pointer}, form, warps)
+    rows, words, warps = blocks(dtype)
+    constants |= {"BATCH": ROWS_OF_KERNEL, "OPERAND": _type(pointer), "BLOCK_ROWS": rows, "BLOCK_WORDS": words}
     return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
 
 

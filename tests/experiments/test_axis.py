@@ -36,5 +36,5 @@ def test_what_has_no_counterpart_says_why() -> None:
     for method in (GPTQ(GRID), Hadamard(GPTQ(GRID))):
         with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian of each layer's inputs"):
             with_calibration(method, False)
-    with pytest.raises(NotApplicable, match="calibrated=true is not possible: Dense has no form that looks at text"):
+    with pytest.raises(NotApplicable, match="calibrated=true is not possible: Dense as it is set has no counterpart that looks at text"):
         with_calibration(Dense(), True)

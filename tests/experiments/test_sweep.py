@@ -10,12 +10,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments import record
+from experiments.record import Row
+from experiments.summary import pace
 from tests.conftest import ROOT
 from tests.experiments.sweeping import Cli, start
 
@@ -64,6 +69,18 @@ def test_the_plan_says_what_is_to_do_and_what_it_will_cost(sweep: Callable[..., 
     assert "plan: 2 to do, 1 found, 1 not applicable, 2 refused; about " in again.output
     assert " one after another and 1 of unknown cost; peak " in again.output
     assert len(record.read(tmp_path / "results")[0]) == 2
+
+
+def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
+    begun = datetime(2026, 1, 2, 3, 4, 5, 900_000, UTC).timestamp()
+
+    def made(second: int, **more: Any) -> Row:
+        cost = {"seconds": 20.0, "peak_memory_bytes": 1}
+        return {"status": record.FINISHED, "cost": cost, "provenance": {"finished_at": f"2026-01-02T03:04:{second:02}+00:00"}, **more}
+
+    rows = [made(4), made(5), made(30), made(31, status=record.FAILED)]  # the first is older, the second of the second it began in
+    assert pace(rows, begun, begun + 46) == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
+    assert pace([], begun, begun + 3) == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
 
 
 def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Cli], tmp_path: Path) -> None:
@@ -123,7 +140,29 @@ def test_a_sweep_of_twelve_runs_is_killed_ten_times(sweep: Callable[..., Cli], t
     killed(sweep, tmp_path, ["method=rtn,sinq,hqq,hadamard", "bits=2,3,4"], kills=10)
 
 
-LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=10"], "ray": []}
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra.launcher.timeout_min=10"],
+    "submitit_slurm": ["hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"],
+    "ray_local": [],
+    "ray_cluster": [],
+}
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """A Ray cluster of this machine alone, whose processes begin in another folder than the sweep."""
+    ray = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    with (folder / "ray.log").open("w") as log:
+        head = subprocess.Popen(ray, cwd="/", stdout=log, stderr=log)
+    try:
+        while "ray stop" not in (folder / "ray.log").read_text():  # what it says last, when it is there
+            assert head.poll() is None, (folder / "ray.log").read_text()
+            time.sleep(0.2)
+        yield
+    finally:
+        head.terminate()  # it ends what it began
+        head.wait(60)
 
 
 @pytest.mark.slow
@@ -132,17 +171,19 @@ def test_a_launcher_runs_a_sweep_in_other_processes(tiny_folder: Path, tmp_path:
     extra = name.partition("_")[0]
     if find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
         pytest.skip(f"the extra {extra} is not installed")
-    results = tmp_path / "results"
-    where = ["model=hub", f"model.path={tiny_folder}", f"results_dir={results}", f"hydra/launcher={name}"]
-    command = [sys.executable, "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
+    if name == "submitit_slurm" and shutil.which("sbatch") is None:
+        pytest.skip("this machine has no Slurm (sbatch)")
+    where = ["model=hub", f"model.path={tiny_folder}", "results_dir=results", f"hydra/launcher={name}"]
+    command = [sys.executable, ROOT / "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
     environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    with cluster(tmp_path) if name == "ray_cluster" else nullcontext():
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 runs in" in done.stdout
     assert "not applicable: method=sinq_nf4, bits=3" in done.stdout
-    names = sorted(row["name"] for row in record.read(results)[0])
+    names = sorted(row["name"] for row in record.read(tmp_path / "results")[0])
     assert names == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
-    assert not leftovers(results)
+    assert not leftovers(tmp_path / "results")
 
 
 @pytest.fixture

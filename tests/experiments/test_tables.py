@@ -204,6 +204,80 @@ def test_what_the_harness_cannot_make_is_never_missing() -> None:
     assert cells.missing(spare, [row("a", method="sinq")]) == []
 
 
+def test_combinations_without_meaning_are_no_missing_runs() -> None:
+    """NF4 has 4 bits: at 3 there is nothing to run, whether or not other runs are there."""
+    levels = table(line("rtn_nf4", 9.0), columns=[Column("3 bits", run={"bits": 3})])
+    for rows in ([], [row("a", method="sinq")]):
+        cell = only(fill(levels, rows))
+        assert (cell.verdict, cell.ours) == (Verdict.not_applicable, None)
+        assert cell.note == "bits=3 is not possible with levels=nf4, whose table has 4 bits"
+        assert cells.missing(levels, rows) == []
+
+
+def test_a_baseline_has_no_distance_to_itself() -> None:
+    columns = [Column("KL", metric="perplexity.kl", relative=True)]
+    filled = fill(table(line("none", baseline=True), columns=columns), [row("d", method="none")])
+    assert (only(filled).verdict, only(filled).note) == (Verdict.not_applicable, "")
+
+
+def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
+    shifts = np.linspace(-0.1, 0.3, 16)
+    columns = [Column("Δ", against="sinq", run={"bits": 4}, decimals=3)]
+    lines = (line("none", baseline=True), line("sinq", section="s"), line("rtn", section="s"), line("hqq", section="s"), line("hadamard"))
+    measured = {
+        "none": HARD - 1,
+        "sinq": HARD,
+        "rtn": HARD + shifts,
+        "hqq": HARD + NOISE.permutation(shifts - shifts.mean()),
+        "hadamard": HARD,
+    }
+    rows = [row(method, nll, method=method) for method, nll in measured.items()]
+    dense, own, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
+    assert [cell.verdict for cell in (dense, own, elsewhere)] == [Verdict.not_applicable] * 3
+    low, high = compare.bootstrap_interval(shifts)
+    assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (pytest.approx(shifts.mean()), pytest.approx(low))
+    layout = lay_out(fill(table(*lines, columns=columns), rows))
+    texts = [cells_[-1].text for cells_ in layout.lines]
+    assert texts[2] == f"+0.100 [{low:+.3f}, {high:+.3f}]"
+    assert texts[3].endswith("] ≈")
+    assert hqq.comparison is not None
+    assert any(note.startswith("≈") for note in layout.notes)
+    assert not any(cell.bold for cells_ in layout.lines for cell in cells_)
+    (alone,) = fill(table(line("sinq", section="s"), line("rtn", section="s"), columns=columns), rows[2:3]).cells[1]
+    assert (alone.ours, alone.note) == (None, "what it is set against is not measured")
+    read = pd.read_csv(io.StringIO(render(fill(table(*lines, columns=columns), rows), Format.csv)))
+    assert read["low"].dropna().tolist() == pytest.approx([low, hqq.comparison.low])
+
+
+def test_values_that_are_only_shown_are_not_compared() -> None:
+    cell = only(fill(table(line("sinq", OURS), incomparable="another engine"), [row("a", method="sinq")]))
+    assert (cell.verdict, cell.ours, cell.difference, cell.note) == (Verdict.refused, pytest.approx(OURS), None, "another engine")
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(50, True), (60, False)])
+def test_other_evaluations_must_have_been_asked_alike(limit: int, fits: bool) -> None:
+    asked = {"model": "smollm2", "text": "wikitext2", "evaluation": "zero_shot"}
+    tasks = {"evaluation.zero_shot.tasks": "[piqa_local]", "evaluation.zero_shot.limit": 50}
+    made = row("a", method="sinq")
+    run = options.described(options.overrides({**asked, **tasks, "evaluation.zero_shot.tasks": "[piqa_local,wikitext2_local]"}))
+    made["identity"]["evaluation"] = json.loads(json.dumps(describe(dict(run.evaluation))))
+    made["identity"]["evaluation"]["zero_shot"]["limit"] = limit
+    made["metrics"] = {"zero_shot": {"tasks": {"piqa_local": {"flips": {"acc": {"prediction": {"value": 0.125}}}}}}}
+    flips = Column("PIQA", metric="zero_shot.tasks.piqa_local.flips.acc.prediction.value", scale=100)
+    cell = only(fill(table(line("sinq"), columns=[flips], run={**asked, **tasks}), [made]))
+    assert cell.ours == (12.5 if fits else None)
+    assert fits or cell.note.endswith("run a does not fit: limit is 60, not 50")
+
+
+def test_a_pinned_revision_is_the_only_one_that_fills_a_cell() -> None:
+    subject = {"model": "hub", "model.path": "some/model", "text": "wikitext2", "evaluation": "quality"}
+    made = row("a", method="sinq")
+    made["identity"]["model"] = {"name": "some/model", "revision": "abc", "dtype": "float32"}
+    for pinned, found in (({}, True), ({"model.revision": "abc"}, True), ({"model.revision": "abd"}, False)):
+        cell = only(fill(table(line("sinq"), run={**subject, **pinned}), [made]))
+        assert (cell.row is not None) == found
+
+
 class _Cells(HTMLParser):
     """The texts of a page's table cells."""
 
@@ -300,6 +374,8 @@ def test_a_mistake_in_a_table_is_an_error_that_names_the_place(tmp_path: Path, t
 
 
 def test_unknown_tables_and_conditions_are_explained() -> None:
+    with pytest.raises(ValueError, match=r"against=hqq is not possible; it must be the label of a row"):
+        table(line("sinq"), columns=[Column("Δ", against="hqq")])
     with pytest.raises(ValueError, match="table table99 does not exist; choose one of smoke, smollm2, table1"):
         spec.load("table99")
     with pytest.raises(ValueError, match="--where device is no condition"):
@@ -316,14 +392,15 @@ def test_every_table_has_an_experiment_and_runs_that_can_be_described(monkeypatc
     for name in spec.names():
         assert OmegaConf.load(ROOT / f"conf/experiment/{name}.yaml").experiment.table == name
         lacking = cells.missing(spec.load(name), [])
-        subjects.add(options.overrides(options.split(lacking[0])[0]))
         for run in lacking:
+            subjects.add(options.overrides({key: value for key, value in options.split(run)[0].items() if key != "model.path"}))
             treatment = options.overrides(options.split(run)[1])
             treatments[tuple(each for each in treatment if not each.startswith("bits="))] = treatment  # once for all bits
     for each in treatments.values():
         assert options.described(each).method is not None
     for each in subjects:
-        assert options.described(each).evaluation["perplexity"] is not None
+        named = (*each, "model.path=any") if "model=hub" in each else each
+        assert options.described(named).evaluation.keys() & {"perplexity", "zero_shot"}
 
 
 def config(**experiment: Any) -> Any:

@@ -1,11 +1,12 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from experiments.corpora import C4, C4New, PennTreebank, Pile, WikiText2
+from experiments.corpora import C4, PLACES, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.text import Corpus, StateOfTheUnion, Text, tokenize, windows
 from tests.conftest import needs_data
 from tests.experiments.tiny import tiny_tokenizer
@@ -55,6 +56,64 @@ def test_c4_new_is_not_made_of_a_sample(tmp_path: Path) -> None:
     (tmp_path / "c4/c4_train_sample.jsonl").write_text(json.dumps({"text": "d"}) + "\n")
     with pytest.raises(ValueError, match=r"text=c4_new: text\.path=.* has no c4/c4-validation\.00000-of-00008\.json\.gz"):
         C4New(path=str(tmp_path)).evaluation()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with documents of growing length, and places in three of them; the second document ends before its excerpt does."""
+    (tmp_path / "c4").mkdir()
+    with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"Tale {k}: " + "once upon a time " * 60 * k}) + "\n" for k in range(4))
+    for name, values in zip(PLACES, ([3, 1, 3], [7, 40, 2000]), strict=True):
+        torch.save(values, tmp_path / "c4" / name)
+    return tmp_path
+
+
+def test_c4_saved_is_cut_out_of_documents_that_are_tokenised_alone(saved: Path) -> None:
+    tokenizer, passage = tiny_tokenizer(), C4Saved(path=str(saved)).evaluation()
+    expected: list[int] = []
+    for number, start in ((3, 7), (1, 40), (3, 2000)):
+        document = tokenizer(f"Tale {number}: " + "once upon a time " * 60 * number)["input_ids"]
+        expected += [document[place] for place in range(start, start + 2048) if place < len(document)]
+    assert passage.ids(tokenizer) == expected
+    assert len(expected) % 2048 != 0  # the short one moves the windows after it
+    assert len(windows(tokenize(passage, tokenizer, "hash"), 2048)) == len(expected) // 2048
+    assert passage.source.endswith("3 excerpts of 2048 tokens at saved places of documents 3, 1, 3, …")
+
+
+def test_c4_saved_is_known_by_documents_and_places(saved: Path, tmp_path: Path) -> None:
+    here = C4Saved(path=str(saved)).identity()
+    (tmp_path / "other").mkdir()
+    for name, values in zip(PLACES, ([3, 1, 3], [7, 40, 2001]), strict=True):
+        torch.save(values, tmp_path / "other" / name)
+    there = C4Saved(path=str(saved), indices=str(tmp_path / "other"))
+    assert (here["name"], here["fingerprint"]) != (there.identity()["name"], there.identity()["fingerprint"])
+    assert C4Saved(path=str(saved), indices=str(saved / "c4")).identity() == here
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (([0], [1, 2]), r"c4_seed_tmp\.pth has 1 numbers up to 0, c4_seed_index\.pth 2; both must have as many"),
+        (([4], [0]), "documents be numbered from 0 to 3"),
+        (([0], [-1]), r"c4_seed_index\.pth holds \[-1\]; it must be a list of whole numbers from 0 on"),
+        (([0], {"a": 1}), "it must be a list of whole numbers from 0 on"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(saved: Path, values: tuple[Any, Any], message: str) -> None:
+    for name, own in zip(PLACES, values, strict=True):
+        torch.save(own, saved / "c4" / name)
+    with pytest.raises(ValueError, match=message):
+        C4Saved(path=str(saved)).evaluation()
+
+
+def test_c4_saved_without_its_places_says_where_they_are(saved: Path) -> None:
+    (saved / "c4" / PLACES[0]).write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match=r"c4_seed_tmp\.pth cannot be read as torch\.save writes it"):
+        C4Saved(path=str(saved)).evaluation()
+    (saved / "c4" / PLACES[0]).unlink()
+    with pytest.raises(ValueError, match=r"c4_saved needs c4_seed_tmp\.pth and .*eval_my of github\.com/Efficient-ML/Qwen3-Quantization"):
+        C4Saved(path=str(saved)).evaluation()
 
 
 def test_a_sample_is_split_and_said_to_be_one(tmp_path: Path) -> None:

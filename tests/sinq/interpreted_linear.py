@@ -64,7 +64,7 @@ def test_rows_and_groups_of_any_number_with_a_bias(rows: int, group_size: int, b
 
 @pytest.mark.parametrize("batch", [1, 3, 20])
 def test_more_columns_than_a_block_and_not_a_multiple_of_one(batch: int) -> None:
-    assert_product(inputs(batch, 544), quantized(4, Grid(4, 32), 544), None)
+    assert_product(inputs(batch, 1600), quantized(4, Grid(4, 32), 1600), None)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sinq.blocks import HiddenStates
-from sinq.statistics import Hessian, Inputs, Statistic
+from sinq.statistics import Gradient, Hessian, Inputs, InputStatistic, SquaredGradient, Statistic
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ def batches(count: int = 6) -> list[Tensor]:
     return [torch.randn(2, 50, 8, generator=generator) for _ in range(count)]
 
 
-def fed(kind: type[Statistic], inputs: list[Tensor]) -> Statistic:
+def fed(kind: type[InputStatistic], inputs: list[Tensor]) -> InputStatistic:
     statistic = kind(8, CPU)
     for batch in inputs:
         statistic.update(batch)
@@ -44,7 +44,7 @@ def test_inputs_are_averaged_all_and_sampled_evenly() -> None:
 
 
 @pytest.mark.parametrize("kind", [Hessian, Inputs])
-def test_what_is_kept_restores_it(kind: type[Statistic]) -> None:
+def test_what_is_kept_restores_it(kind: type[InputStatistic]) -> None:
     statistic = fed(kind, batches())
     restored = kind(8, CPU).restore(statistic.tensors())
     assert restored.tokens == statistic.tokens
@@ -53,7 +53,7 @@ def test_what_is_kept_restores_it(kind: type[Statistic]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Hessian, Inputs])
-def test_transformed_is_the_statistic_of_transformed_inputs(kind: type[Statistic]) -> None:
+def test_transformed_is_the_statistic_of_transformed_inputs(kind: type[InputStatistic]) -> None:
     matrix = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
     inputs = batches(3)  # few enough to be in the sample whole
     ours, expected = fed(kind, inputs).transformed(matrix), fed(kind, [batch @ matrix.T for batch in inputs])
@@ -63,6 +63,30 @@ def test_transformed_is_the_statistic_of_transformed_inputs(kind: type[Statistic
     elif isinstance(ours, Inputs) and isinstance(expected, Inputs):
         torch.testing.assert_close(ours.mean_magnitude(), expected.mean_magnitude())
         torch.testing.assert_close(ours.sample(), expected.sample())
+
+
+@pytest.mark.parametrize("kind", [Gradient, SquaredGradient])
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_gradients_are_restored_whole_and_by_rows(kind: type[Gradient], windows: int) -> None:
+    statistic = kind.for_layer((6, 8), CPU)
+    for batch in batches(windows):
+        statistic.update(batch[0, :6].half(), tokens=7)
+    again = kind((6, 8), CPU).restore(statistic.tensors())
+    assert again.tokens == statistic.tokens == 7 * windows
+    assert torch.equal(again.total(), statistic.total())
+    assert (again.halves() is None) == (windows == 1)
+    part = statistic.of_rows(2, 3)
+    assert torch.equal(part.total(), statistic.total()[2:5])
+    for half, whole in zip(part.halves() or (), statistic.halves() or (), strict=True):
+        assert torch.equal(half, whole[2:5])
+
+
+@pytest.mark.parametrize("kind", [Hessian, Inputs, Gradient, SquaredGradient])
+def test_noise_is_for_a_layer_and_always_the_same(kind: type[Statistic]) -> None:
+    one, two = (kind.of_noise((6, 8), CPU) for _ in range(2))
+    assert one.tokens > 0
+    assert one.tensors().keys() == kind.for_layer((6, 8), CPU).tensors().keys()
+    assert all(torch.equal(tensor, two.tensors()[name]) for name, tensor in one.tensors().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
