@@ -25,7 +25,7 @@ from torch import Tensor
 class Training:
     """How the network is trained. Every default is a choice of ours or of our source's; the paper's are not published there."""
 
-    steps: int = 100
+    steps: int = 150
     learning_rate: float = 5e-3
     """Of Adam."""
     budget_weight: float = 10.0

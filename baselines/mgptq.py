@@ -15,9 +15,9 @@ Its settings and its code were not published there, so its numbers are not repro
 - a column's features: five standardised logarithms, and its weights in 32 random projections;
 - the network: two rounds of messages, 64 wide, with a residual; one for each layer, its start the same in all (`seed`);
 - the loss: tr(E(y) H E(y)ᵀ) over its value at the start, the squared excess of bits times 10; 128 random rows of the matrix stand for all;
-- the gradient: straight-through, temperature from 1 to 0.1, 100 steps of Adam at 5e-3;
+- the gradient: straight-through, temperature from 1 to 0.1, 150 steps of Adam at 5e-3;
 - the repair: the price of a bit by bisection on −log p, what is left to where it costs least;
-- widths 1 to 4; all widths share the range, scale and zero of their group, those of the grid's bits; one bit is the middle ± a quarter range;
+- widths 1 to 4; all share the range, scale and zero of their group, those of the grid's bits; one bit is the middle ± a quarter range;
 - columns in order of the diagonal of H, damping 0.01, static groups, as `gptq` here; channels never active take the smallest width and
   are rounded to nearest, not set to 0.
 """
