@@ -21,13 +21,13 @@ def adjacency(factor: Tensor, neighbours: int | None = None) -> Tensor:
 
     Args:
         factor: upper factor of the inverse Hessian, float64 (in, in).
-        neighbours: keep an edge only where it is among so many strongest ones of either end; None keeps all.
+        neighbours: keep an edge only where it is among so many strongest ones of either end, and loops; None keeps all.
     """
     shares = factor.abs() / factor.diagonal()[:, None]
     edges = shares + shares.T
     if neighbours is not None and neighbours < len(edges):
         strongest = torch.zeros_like(edges, dtype=torch.bool).scatter_(1, edges.topk(neighbours, dim=1).indices, True)
-        edges = edges * (strongest | strongest.T)
+        edges = edges * (strongest | strongest.T).fill_diagonal_(True)
     scale = edges.sum(1).rsqrt()
     return (scale[:, None] * edges * scale).float()
 
