@@ -5,7 +5,7 @@
     python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq        how to have them: peers.py
 
 Cases are made one after the other and forgotten when they are measured, so only one case's weights are in memory. On CUDA the
-suites are the same with larger shapes; unproven, as there was no GPU at hand.
+suites are the same with larger shapes.
 """
 
 import json

@@ -8,7 +8,7 @@ goes through a model: weights come from memory, and the code between two layers 
     torch int4     torch.ops.aten._weight_int4pack_mm_for_cpu: asymmetric, groups along rows, as the C++ of torch has it (processors only)
     SINQ b bits    `CompressedLinear` around SINQ's weight, with the kernel it names
 
-x has the number format of the baseline (for bf16, its own). On CUDA all run as graphs; unproven, as there was no GPU at hand.
+x has the number format of the baseline (for bf16, its own). On CUDA all run as graphs.
 """
 
 from collections.abc import Callable

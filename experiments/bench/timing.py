@@ -5,8 +5,6 @@ nobody always runs on the caches somebody else left. What counts is the ratio of
 
 The first round warms up: what it takes, compilation included, is reported apart and is in no median. Work in this process is timed by
 the wall clock on a processor, by events on CUDA; work in another process (`peers.py`) times itself.
-
-Unproven: everything for CUDA here was written without a GPU at hand.
 """
 
 from collections.abc import Callable, Sequence

@@ -24,7 +24,7 @@ from triton.runtime import JITFunction
 
 from sinq.kernels.triton_dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
 from sinq.kernels.triton_linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
-from sinq.kernels.triton_quantize import BALANCE_ELEMENTS, ROUND_ELEMENTS, warps_for
+from sinq.kernels.triton_quantize import BALANCE_EACH, BALANCE_ELEMENTS, ROUND_EACH, ROUND_ELEMENTS, warps_for
 from sinq.kernels.triton_round import round_groups
 from sinq.kernels.triton_sinkhorn import balance
 from sinq.kernels.triton_vector import multiply_vector
@@ -134,7 +134,7 @@ def _balance(dtype: torch.dtype) -> Case:
     numbers = dict.fromkeys(("step_min", "step_max", "log_min", "log_max", "std_min", "std_max"), "fp32")
     types = {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"} | vectors | numbers
     sizes = {"WIDTH": GROUP, "PADDED_WIDTH": GROUP, "BLOCK_ROWS": BALANCE_ELEMENTS // GROUP, "EARLY_STOP": True, "RELATIVE": True}
-    return Case(f"balance {str(dtype).removeprefix('torch.')}", balance, types, sizes, warps_for(BALANCE_ELEMENTS))
+    return Case(f"balance {str(dtype).removeprefix('torch.')}", balance, types, sizes, warps_for(BALANCE_ELEMENTS, BALANCE_EACH))
 
 
 def _round(bits: int) -> Case:
@@ -143,7 +143,11 @@ def _round(bits: int) -> Case:
     numbers = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32") | dict.fromkeys(("rows", "columns", "tile_rows"), "i32")
     sizes = {"BITS": bits, "GROUP": GROUP, "WORDS": GROUP // 8, "BLOCK_ROWS": ROUND_ELEMENTS // GROUP, "PACK": True}
     return Case(
-        f"round {bits} bits", round_groups, {"weight": "*bf16", "packed": unit} | vectors | numbers, sizes, warps_for(ROUND_ELEMENTS)
+        f"round {bits} bits",
+        round_groups,
+        {"weight": "*bf16", "packed": unit} | vectors | numbers,
+        sizes,
+        warps_for(ROUND_ELEMENTS, ROUND_EACH),
     )
 
 
