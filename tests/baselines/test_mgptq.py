@@ -345,6 +345,18 @@ def test_a_whole_model_has_its_budget_in_every_layer() -> None:
         assert 8 * layer.nbytes / weights == pytest.approx(2 + 32 / 32 + 2 / layer.out_features, abs=64 / weights)  # bytes are whole
 
 
+def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() -> None:
+    """Later blocks see what earlier ones make of the text; `GPTQ` has a product of its own, whose last digits differ."""
+    models = tiny_model("llama"), tiny_model("llama")
+    with using(Kernel.reference):
+        for model, method in zip(
+            models, (GPTQ(Grid(2, 32), act_order=ActOrder.full), MGPTQ(Grid(2, 32), allocator=Allocator.uniform)), strict=True
+        ):
+            method.compress(model, Calibration(tiny_tokens(2)))
+        one, other = (model(tiny_tokens(2)).logits for model in models)
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
