@@ -27,14 +27,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from baselines.curvature import Curvature, inverse_factor
+from baselines.curvature import Curvature
 from sinq import CompressedWeight, Grid, Kernel, LayerMethod, Levels, QuantizedTensor, assign, choose
 from sinq.columns import ColumnLevels, MixedColumns
 from sinq.kernels.choice import chosen
 from sinq.rounding import centre, level, nearest, positions
 from sinq.statistics import Hessian, Statistic
-
-__all__ = ["GPTQ", "ActOrder", "inverse_factor"]
 
 
 class ActOrder(enum.Enum):
