@@ -19,6 +19,7 @@ What this does that the packages do not agree on, or do not do:
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import ClassVar, Self
@@ -26,15 +27,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sinq import Grid, Kernel, LayerMethod, Levels, QuantizedTensor, assign, choose
+from baselines.curvature import Curvature
+from sinq import CompressedWeight, Grid, Kernel, LayerMethod, Levels, QuantizedTensor, assign, choose
+from sinq.columns import ColumnLevels, MixedColumns
 from sinq.kernels.choice import chosen
-from sinq.rounding import centre, level, nearest
+from sinq.rounding import centre, level, nearest, positions
 from sinq.statistics import Hessian, Statistic
-
-SMALLEST_DAMPING = 1e-6
-"""Where raising starts from 0."""
-TRIANGLE = 64
-"""Triangles up to this size are inverted as they are."""
 
 
 class ActOrder(enum.Enum):
@@ -66,17 +64,29 @@ class GPTQ(LayerMethod):
         if self.block < 1:
             raise ValueError(f"method.block={self.block} is not possible; it must be ≥ 1")
 
-    def quantize(self, weight: Tensor, statistic: Hessian) -> QuantizedTensor:
-        hessian = statistic.matrix()
-        dead = hessian.diagonal() == 0
-        alive = hessian + torch.diag(dead.double())
-        order = self._order(alive.diagonal())
-        factor, damping = inverse_factor(alive[order][:, order], self.damping)
-        fed_back, rounded = self._feed_back(weight, factor.float(), order), _Rounded.nearest(weight, self.grid)
-        worse = fed_back.row_errors(weight, hessian) > rounded.row_errors(weight, hessian)
-        notes = {"damping_raised": damping} if damping > self.damping else {}
-        notes |= {key: float(mask.sum()) for key, mask in (("dead_columns", dead), ("rows_rounded", worse)) if mask.any()}
-        return fed_back.with_rows(worse, rounded).store(notes)
+    def quantize(self, weight: Tensor, statistic: Hessian) -> CompressedWeight:
+        return self.feed_back(weight, self.curvature(statistic))
+
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Hessian) -> list[CompressedWeight]:
+        curvature = self.curvature(statistic)
+        return [self.feed_back(weight, curvature) for weight in weights]
+
+    def curvature(self, statistic: Hessian) -> Curvature:
+        """What is the same for all layers that share their inputs."""
+        return Curvature.of(statistic.matrix(), self.damping, self._order)
+
+    def feed_back(self, weight: Tensor, curvature: Curvature, levels: ColumnLevels | None = None) -> CompressedWeight:
+        """Round a matrix (out, in).
+
+        Args:
+            levels: of each column, where they are not the grid's own; the grid must then be uniform, with zeros.
+        """
+        nearest = _Rounded.nearest(weight, self.grid, levels)
+        fed_back = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
+        worse = fed_back.row_errors(weight, curvature.hessian) > nearest.row_errors(weight, curvature.hessian)
+        notes = {"damping_raised": curvature.damping} if curvature.damping > self.damping else {}
+        notes |= {key: float(mask.sum()) for key, mask in (("dead_columns", curvature.dead), ("rows_rounded", worse)) if mask.any()}
+        return fed_back.with_rows(worse, nearest).store(notes)
 
     def _order(self, importance: Tensor) -> Tensor:
         """Columns in the order they are rounded."""
@@ -89,10 +99,10 @@ class GPTQ(LayerMethod):
             columns = columns[grouped.amax(1).argsort(descending=True, stable=True)]
         return columns.reshape(-1)
 
-    def _feed_back(self, weight: Tensor, factor: Tensor, order: Tensor) -> "_Rounded":
+    def _feed_back(self, weight: Tensor, factor: Tensor, order: Tensor, levels: ColumnLevels | None) -> "_Rounded":
         """All columns in `order`, (in,), with the upper factor of the inverse Hessian, (in, in) in that order."""
         block = -(-self.block // self.grid.group_size) * self.grid.group_size  # whole groups, so that none is chosen half-updated
-        work, result, choosing = weight[:, order], _Rounded.nearest(weight, self.grid), self.act_order is not ActOrder.full
+        work, result, choosing = weight[:, order], _Rounded.nearest(weight, self.grid, levels), self.act_order is not ActOrder.full
         round_block = result.round_block_fast if _has_kernel(weight, self.grid) else result.round_block
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
@@ -113,11 +123,15 @@ class _Rounded:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    levels: ColumnLevels | None = None
+    """Of each column; None where all have the grid's."""
 
     @classmethod
-    def nearest(cls, weight: Tensor, grid: Grid) -> Self:
+    def nearest(cls, weight: Tensor, grid: Grid, levels: ColumnLevels | None) -> Self:
         scale, zero = choose(weight, grid)
-        return cls(grid, assign(weight, scale, zero, grid), scale, zero)
+        if levels is None or zero is None:
+            return cls(grid, assign(weight, scale, zero, grid), scale, zero)
+        return cls(grid, levels.nearest(positions(weight, scale, zero)), scale, zero, levels)
 
     def round_block(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
         """Round a block of columns, (out, width), with feedback within it; `work` is overwritten.
@@ -141,7 +155,8 @@ class _Rounded:
     def round_block_fast(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
         """`round_block` by the processor's kernel."""
         kernel = import_module("baselines.gptq_kernel")  # Numba is loaded where it is needed
-        return kernel.round_block(work, factor, columns, self.grid, choosing, self.codes, self.scale, self.zero)
+        levels = self.levels or ColumnLevels.uniform(self.codes.shape[1], self.grid)
+        return kernel.round_block(work, factor, columns, self.grid, levels, choosing, self.codes, self.scale, self.zero)
 
     def choose_group(self, group: int, weight: Tensor) -> None:
         """Scale and zero of one group of columns, (out, group_size)."""
@@ -154,9 +169,12 @@ class _Rounded:
         """Set the codes of a column, (out,), and return the weights they stand for."""
         group = column // self.grid.group_size
         scale, zero = self.scale[:, group], centre(self.grid) if self.zero is None else self.zero[:, group]
-        codes = nearest(weight / scale + zero, self.grid)
-        self.codes[:, column] = codes
-        return (level(codes, self.grid) - zero) * scale
+        position = weight / scale + zero
+        if self.levels is None:
+            self.codes[:, column] = nearest(position, self.grid)
+            return (level(self.codes[:, column], self.grid) - zero) * scale
+        self.codes[:, column] = self.levels.nearest(position, column)
+        return (self.levels.position(self.codes[:, column], column) - zero) * scale
 
     def row_errors(self, weight: Tensor, hessian: Tensor) -> Tensor:
         """The diagonal of E H Eᵀ, float64 (out,), with scales as they are stored."""
@@ -169,36 +187,7 @@ class _Rounded:
         zero = None if self.zero is None or other.zero is None else torch.where(rows[:, None], other.zero, self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
 
-    def store(self, notes: dict[str, float]) -> QuantizedTensor:
-        return QuantizedTensor.store(self.codes, self.grid, self.scale, self.zero, notes=notes)
-
-
-def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·mean(diag H)·1)⁻¹, and the λ it took: `damping`, or a raised one.
-
-    The inverse itself is never formed: with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ of an upper V, and U = V⁻¹.
-
-    Args:
-        hessian: float64 (in, in), with a positive diagonal.
-
-    Raises:
-        ValueError: H is not finite.
-    """
-    if not torch.isfinite(hessian).all():
-        raise ValueError("the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32")
-    reversed_, unit = hessian.flip(0, 1), hessian.diagonal().mean()
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian))
-        if not failed:
-            return _upper_inverse(lower.flip(0, 1)), damping
-        damping = max(10 * damping, SMALLEST_DAMPING)
-
-
-def _upper_inverse(upper: Tensor) -> Tensor:
-    """The inverse of an upper triangular matrix, by halves: all the work is in products."""
-    half, result = len(upper) // 2, torch.zeros_like(upper)
-    if len(upper) <= TRIANGLE:
-        return torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)
-    result[:half, :half], result[half:, half:] = _upper_inverse(upper[:half, :half]), _upper_inverse(upper[half:, half:])
-    result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
-    return result
+    def store(self, notes: dict[str, float]) -> CompressedWeight:
+        if self.levels is None or self.zero is None:
+            return QuantizedTensor.store(self.codes, self.grid, self.scale, self.zero, notes=notes)
+        return MixedColumns.store(self.codes, self.levels, self.grid, self.scale, self.zero, notes)

@@ -15,6 +15,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from sinq.columns import ColumnLevels
 from sinq.grid import Grid
 from sinq.kernels.cpu_quantize import choose_range, range_limits
 from sinq.kernels.cpu_refine import EXACT
@@ -25,7 +26,15 @@ LANES = 16  # rows side by side
 
 
 def round_block(
-    work: Tensor, factor: Tensor, columns: Tensor, grid: Grid, choosing: bool, codes: Tensor, scale: Tensor, zero: Tensor
+    work: Tensor,
+    factor: Tensor,
+    columns: Tensor,
+    grid: Grid,
+    levels: ColumnLevels,
+    choosing: bool,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
 ) -> Tensor:
     """Round a block of columns with feedback within it; uniform levels with a zero-point.
 
@@ -33,6 +42,7 @@ def round_block(
         work: the block's weights as changed until now, float32 (out, width); not changed.
         factor: the block's part of the inverse Hessian's upper factor, float32 (width, width).
         columns: where the block's columns lie in the matrix, int64 (width,).
+        levels: of all columns of the matrix.
         choosing: whether scales and zeros of a group are chosen when it begins; the block is then whole groups.
         codes: uint8 (out, in); the block's columns are set.
         scale, zero: float32 (out, in / group_size); those of the block's groups are set if `choosing`.
@@ -49,6 +59,7 @@ def round_block(
             grid.group_size,
             choosing,
             np.float32(2**grid.bits - 1),
+            torch.stack([levels.top, levels.step, levels.density, levels.offset], dim=1)[columns].numpy(),
             range_limits(grid),
             codes.numpy(),
             scale.numpy(),
@@ -62,12 +73,14 @@ def round_block(
 
 
 @njit(parallel=True, fastmath=EXACT, error_model="numpy", cache=True)
-def _round_block(work, factor, columns, group_size, choosing, top, limits, codes, scale, zero, errors):  # type: ignore[no-untyped-def]
+def _round_block(  # type: ignore[no-untyped-def]
+    work, factor, columns, group_size, choosing, last, levels, limits, codes, scale, zero, errors
+):
     rows, width = work.shape
     for chunk in prange(-(-rows // LANES)):
         first, lanes = chunk * LANES, min(LANES, rows - chunk * LANES)
         tile, found = np.zeros((width, LANES), np.float32), np.empty((width, LANES), np.uint8)
-        step, offset, error = np.ones(LANES, np.float32), np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
+        unit, offset, error = np.ones(LANES, np.float32), np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
         for lane in range(lanes):
             for j in range(width):
                 tile[j, lane] = work[first + lane, j]
@@ -75,17 +88,19 @@ def _round_block(work, factor, columns, group_size, choosing, top, limits, codes
             group = columns[j] // group_size
             if choosing and j % group_size == 0:
                 _choose_group(
-                    tile[j : j + group_size], top, limits, scale[first : first + lanes, group], zero[first : first + lanes, group]
+                    tile[j : j + group_size], last, limits, scale[first : first + lanes, group], zero[first : first + lanes, group]
                 )
             if j == 0 or group != columns[j - 1] // group_size:
                 for lane in range(lanes):
                     chosen = scale[first + lane, group]
-                    step[lane], offset[lane] = chosen if chosen > 0 else np.float32(1), zero[first + lane, group]
+                    unit[lane], offset[lane] = chosen if chosen > 0 else np.float32(1), zero[first + lane, group]
             inverse = factor[j, j]
+            top, step, density, start = levels[j]
             for lane in range(LANES):
-                code = min(max(np.rint(tile[j, lane] / step[lane] + offset[lane]), np.float32(0)), top)
+                position = tile[j, lane] / unit[lane] + offset[lane]
+                code = min(max(np.rint((position - start) * density), np.float32(0)), top)
                 found[j, lane] = np.uint8(code)
-                error[lane] = (tile[j, lane] - (code - offset[lane]) * step[lane]) / inverse
+                error[lane] = (tile[j, lane] - (code * step + start - offset[lane]) * unit[lane]) / inverse
                 tile[j, lane] = error[lane]  # this column's weights are done with
             _spread(error, factor[j, j + 1 :], tile[j + 1 :])
         for lane in range(lanes):

@@ -62,8 +62,13 @@ def choose(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
 
 def assign(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
     """The nearest code of each weight, uint8 (out, in), given scales and zeros (out, in / group_size)."""
-    position = by_group(weight, grid.group_size) / scale[..., None] + (centre(grid) if zero is None else zero[..., None])
-    return nearest(position, grid).reshape(weight.shape)
+    return nearest(positions(weight, scale, centre(grid) if zero is None else zero), grid)
+
+
+def positions(weight: Tensor, scale: Tensor, zero: Tensor | float) -> Tensor:
+    """w/scale + zero, (out, in), with scale and zero (out, in / group_size): what is rounded to a level."""
+    groups = by_group(weight, weight.shape[1] // scale.shape[1])
+    return (groups / scale[..., None] + (zero[..., None] if isinstance(zero, Tensor) else zero)).reshape(weight.shape)
 
 
 def nearest(position: Tensor, grid: Grid) -> Tensor:

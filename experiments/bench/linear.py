@@ -33,6 +33,8 @@ INT4_ROWS = 16
 """The packed form has whole blocks of so many rows."""
 STACK = 128 * 2**20
 """Bytes of a stack's weights, at least: more than the caches of most machines."""
+MOST_LAYERS = 128
+"""In a stack: of layers below a megabyte, so many stay in a cache, and making thousands would take longer than timing them."""
 
 
 def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, device: torch.device) -> Case:
@@ -114,6 +116,6 @@ def _contender(
 ) -> Contender:
     """A stack of layers, each made by `layer`."""
     nbytes = product_nbytes(weight_nbytes, len(x), (weight.shape[0], weight.shape[1]), x.itemsize)
-    stack = [layer() for _ in range(-(-STACK // weight_nbytes))]
+    stack = [layer() for _ in range(min(MOST_LAYERS, -(-STACK // weight_nbytes)))]
     whole = graphed(lambda: [work() for work in stack], weight.device)
     return Contender(name, lambda: whole() / len(stack), nbytes, kernel, peer, is_peer)

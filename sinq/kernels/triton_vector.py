@@ -8,14 +8,14 @@ the end of a group SHIFT is undone. No code is shifted or converted by itself, b
 the lower half.
 
 A thread has one unit of 32 codes, `bits` words, of each of the block's rows; so nothing moves between threads before the end, and x,
-times its column scale, is read once for all the rows. Columns are the last dimension of every tensor for that: it is the one that Triton
+times its column scale, is read once for all the rows. Units are the last dimension of every tensor for that: it is the one that Triton
 spreads over threads.
 
 Measured on an H200 against 4.2 TB/s of a copy, groups of 64: 4 bits reach some 50 % (17408×5120), 2.0 × bf16; 3 bits 47 %, 2.3 ×; 2 bits
-35 %, 2.4 ×; 8 bits 42 %, which is slower than bf16. It is not memory that limits it: 2 bits take as long as 3. Accumulating by place
+35 %, 2.4 ×; 8 bits 39 %, which is slower than bf16. It is not memory that limits it: 2 bits take as long as 3. Accumulating by place
 instead of in a tree (fewer instructions, more registers) and software pipelining (`num_stages`) did not help.
 
-Not covered: |x · col_scale| of 2²⁶ (6.7e7) and more, where x · 2^SHIFT is no float32.
+Not covered: |x · col_scale| of 2²⁸ (2.7e8) and more, where x · 2^SHIFT is no float32.
 """
 
 import triton
@@ -26,10 +26,11 @@ from sinq.kernels.triton_dequantize import load_scale, load_zero
 UNIT = tl.constexpr(32)
 """Codes in `bits` whole words."""
 SHIFT = tl.constexpr(100)
-WARPS = 2560
-"""That an H200 has at work at once, more or less, with the registers that they take."""
+"""Powers of 2 lent to x, so that its products with numbers as small as a code's bits are no subnormal ones themselves."""
 EXPONENT = tl.constexpr(149)
 """Minus the exponent of the smallest float32."""
+WARPS = 2560
+"""That an H200 has at work at once, more or less, with the registers that they take."""
 
 
 def window(bits: int) -> tuple[int, int]:

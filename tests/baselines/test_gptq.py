@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.gptq import GPTQ, ActOrder, inverse_factor
+from baselines.curvature import inverse_factor
+from baselines.gptq import GPTQ, ActOrder
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Levels, assign, choose
 from sinq.statistics import Hessian

@@ -15,7 +15,7 @@ from sinq import Calibration, CompressionReport, Method
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
-EXTRA = {"sinq_nf3": ["bits=3"], "mixed": ["budget.bits_per_weight=5"]}
+EXTRA = {"sinq_nf3": ["bits=3"], "mgptq": ["bits=3"], "mixed": ["budget.bits_per_weight=5"]}
 
 
 @pytest.fixture(params=NAMES)
