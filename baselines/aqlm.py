@@ -45,7 +45,7 @@ SMALLEST_NORM = 1e-9
 class AQLM(LayerMethod):
     """Additive quantization by k-means, alternating training and beam search, and block tuning."""
 
-    format: Codebooks = Codebooks()  # type: ignore[assignment]  # noqa: RUF009
+    format: Codebooks = Codebooks()  # noqa: RUF009
     beam: int = 4
     """Hypotheses kept for each row while its codes are searched."""
     init_iterations: int = 100

@@ -104,7 +104,7 @@ def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Ite
     """A block, on a device for a while, as a function of hidden states (and a dtype to compute in, where it is not the block's own)."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]
-    by_dtype = {None: _moved(arguments, place, None)}
+    by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, place, None)}
 
     def run(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if dtype not in by_dtype:

@@ -50,8 +50,8 @@ def plan(
         bits: of the grid, for the targets named.
 
     Raises:
-        NotApplicable: statistics are needed and cannot be had, or blocks are to be tuned behind a dense model.
-        ValueError: a group size does not divide layers; a weight is not finite (on the meta device, where a model has none, not checked).
+        NotApplicable: statistics are needed and cannot be had, blocks are to be tuned behind a dense model, or the format does not fit layers.
+        ValueError: a weight is not finite (on the meta device, where a model has none, not checked).
     """
     targets = find_targets(model, layers.exclude)
     if method.statistic is not None:
@@ -60,7 +60,7 @@ def plan(
         _refuse_tuning(method)
     misfits = {t.name: misfit for t in targets if (misfit := method.format.misfit(t.shape))}
     if misfits and layers.on_misfit is OnMisfit.error:
-        raise ValueError(f"{_explain(targets, misfits)}. Choose another, or on_misfit=shrink|skip")
+        raise NotApplicable(f"{_explain(targets, misfits)}. Choose another, or on_misfit=shrink|skip")
     for target in targets:
         for name, matrix in target.matrices().items():
             if not matrix.is_meta:
@@ -75,12 +75,12 @@ def plan(
             steps.append(_shrink(method, target, misfits[target.name]))
     steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
-        raise ValueError(f"{method.format.label} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress")
+        raise NotApplicable(f"{method.format.label} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress")
     return steps, tuple(skipped)
 
 
 def _with_bits(step: Step, bits: int) -> Step:
-    method = step.method.with_format(replace(step.method.format, bits=bits))  # type: ignore[type-var, misc]
+    method = step.method.with_format(replace(step.method.format, bits=bits))  # type: ignore[type-var]
     return Step(step.target, method, step.notes | {f"{bits}_bits": 1.0})
 
 
@@ -122,7 +122,7 @@ def _reason(why: str, alike: Mapping[str, list[Target]]) -> str:
 def _shrink(method: Quantizer, target: Target, misfit: Misfit) -> Step:
     smaller = method.format.shrunk(target.shape)
     if smaller is None:
-        raise ValueError(f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude")
+        raise NotApplicable(f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude")
     before: Any = method.format
     changed = {name: value for name, value in asdict(smaller).items() if value != getattr(before, name)}  # type: ignore[call-overload]
     return Step(target, method.with_format(smaller), {f"shrunk_{name}": float(value) for name, value in changed.items()})

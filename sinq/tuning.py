@@ -119,7 +119,7 @@ class _Numbers:
         optimizer.zero_grad()
         with torch.enable_grad(), self._inside(self.leaves):
             for index in windows:
-                (_error(it, index) / len(windows)).backward()  # type: ignore[no-untyped-call]
+                (_error(it, index) / len(windows)).backward()
         optimizer.step()
 
     def put(self, numbers: list[Tensor]) -> None:
