@@ -50,7 +50,8 @@ def plan(
         bits: of the grid, for the targets named.
 
     Raises:
-        NotApplicable: statistics are needed and cannot be had, blocks are to be tuned behind a dense model, or the format does not fit layers.
+        NotApplicable: statistics are needed and cannot be had, blocks are to be tuned behind a dense model, or the format does not fit
+            layers.
         ValueError: a weight is not finite (on the meta device, where a model has none, not checked).
     """
     targets = find_targets(model, layers.exclude)

@@ -107,8 +107,8 @@ class _Numbers:
         self.leaves = [stored.detach().float().clone().requires_grad_() for _, _, stored in self.places]
 
     def copy(self) -> list[Tensor]:
-        """The numbers, rounded to how they are stored."""
-        return [leaf.detach().to(stored.dtype) for leaf, (_, _, stored) in zip(self.leaves, self.places, strict=True)]
+        """The numbers, rounded to how they are stored; a copy also where that is float32, since the optimizer writes to the leaves."""
+        return [leaf.detach().to(stored.dtype, copy=True) for leaf, (_, _, stored) in zip(self.leaves, self.places, strict=True)]
 
     def loss(self, it: Finished, windows: range) -> float:
         """Mean squared error of windows, of the block as it would be stored."""

@@ -173,7 +173,7 @@ def test_codebooks_that_dwarf_layers_are_not_applicable() -> None:
 
 def test_what_does_not_fit_can_be_shrunk() -> None:
     method = AQLM(format=Codebooks(2, 6, 4), init_iterations=2, rounds=1, steps=1, tuning=None)
-    report = method.compress(tiny_model("qwen3-tied"), Calibration(tiny_tokens()), Layers(on_misfit=OnMisfit.shrink))
+    report = method.compress(tiny_model("qwen3-tied"), Calibration(tiny_tokens()), layers=Layers(on_misfit=OnMisfit.shrink))
     shrunk = {layer.name.split(".")[-1]: layer.notes.get("shrunk_bits_per_codebook") for layer in report.layers}
     assert shrunk["gate_proj"] is None
     assert shrunk["k_proj"] is not None
