@@ -10,7 +10,7 @@ of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, tolerance 0.01; the tol
 training. H is a float64 mean; everything after is float32, with H divided by the mean of its diagonal.
 
 Chosen here, since no source says, or where the sources differ:
-- `beam` is 4: the default of the official code is 1, and its published runs went up to 8 [M, from memory of its scripts].
+- `beam` is 4: the default of the official code is 1, and published runs went up to 8 (the latter from memory, unverified).
 - A row's codes are never replaced by codes of a higher loss; the report counts rows where rounding would have (`rows_kept_codes`).
 - Scales are trained in units of their root mean square over rows, which makes the result follow the scale of W.
 - Where k-means has fewer groups than vectors, some vectors start twice. A layer whose inputs were all zero, or never seen, is given H = 1

@@ -76,7 +76,7 @@ def plan(
             steps.append(_shrink(method, target, misfits[target.name]))
     steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
-        raise NotApplicable(f"{method.format.label} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress")
+        raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, misfits)}")
     return steps, tuple(skipped)
 
 
