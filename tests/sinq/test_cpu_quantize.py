@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -42,13 +42,16 @@ def test_scales_are_those_of_the_definition(shape: tuple[int, int], tile: tuple[
 def test_without_the_early_stop_scales_agree_whatever_the_matrix(
     rows: int, groups: int, width: int, seed: int, spread: float, log_size: float
 ) -> None:
-    """The stop, and which state was best, turn on comparisons: where two scores are equal to the last digits either answer is right."""
+    """The stop turns on a comparison: where two scores are equal to the last digits either answer is right.
+
+    And in the std of two numbers that are almost equal there are few right digits to compare.
+    """
     weight = uneven(rows, groups * width, seed, spread) * 10**log_size
     same_scales(weight, (rows, width), Sinkhorn(iterations=1), 1e-5)
-    ours = sinkhorn_scales(weight, (rows, width), Sinkhorn())
-    theirs = definition(weight, (rows, width), Sinkhorn())
-    balance = [_imbalance(weight, *scales) for scales in (ours, theirs)]
-    torch.testing.assert_close(balance[0], balance[1], rtol=1e-4, atol=0)
+    assume(_imbalance(weight, torch.ones(rows, groups), torch.ones(1, groups * width)).max() < 100)
+    options = Sinkhorn(early_stop=False)
+    ours, theirs = (scales(weight, (rows, width), options) for scales in (sinkhorn_scales, definition))
+    torch.testing.assert_close(_imbalance(weight, *ours), _imbalance(weight, *theirs), rtol=1e-3, atol=0)
 
 
 def _imbalance(weight: Tensor, row: Tensor, col: Tensor) -> Tensor:
