@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,21 @@ from experiments.tables.spec import Column, Line, Source, Table
 from tests.conftest import ROOT, needs_data
 
 
-@pytest.fixture(autouse=True)
-def described_anew() -> None:
-    """A description holds paths of SINQ_DATA, which tests change."""
+@contextmanager
+def described_anew() -> Iterator[None]:
+    """A description holds paths of SINQ_DATA: none is taken over from where it was another, nor left."""
     options.described.cache_clear()
+    try:
+        yield
+    finally:
+        options.described.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def described_here() -> Iterator[None]:
+    """Once for all tests of this file: most describe the same few runs, and composing one is what they cost."""
+    with described_anew():
+        yield
 
 
 NOISE = np.random.default_rng(5)
@@ -387,6 +400,11 @@ def test_unknown_tables_and_conditions_are_explained() -> None:
 def test_every_table_has_an_experiment_and_runs_that_can_be_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "models/stories260k").mkdir(parents=True)
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
+    with described_anew():
+        describe_all()
+
+
+def describe_all() -> None:
     treatments: dict[tuple[str, ...], tuple[str, ...]] = {}
     subjects = set()
     for name in spec.names():
