@@ -85,9 +85,9 @@ class Config:
 
 @cache
 def register() -> None:
-    """Put all schemas, and the resolvers `${data:…}` and `${sweep:}`, where Hydra finds them: once in a process, however often it is called.
+    """Put all schemas, and the resolvers `${data:…}` and `${sweep:}`, where Hydra finds them; a second call does nothing.
 
-    Walking the packages and making every schema takes about a third as long as composing a configuration, and tables compose hundreds.
+    Making every schema takes almost half as long as composing a configuration, and tables compose hundreds.
     """
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
