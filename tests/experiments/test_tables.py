@@ -4,8 +4,6 @@ import copy
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -28,6 +26,7 @@ from experiments.tables.formats import Format, render
 from experiments.tables.layout import lay_out
 from experiments.tables.show import chosen
 from experiments.tables.spec import Column, Line, Source, Table
+from tests import forked
 from tests.conftest import ROOT, needs_data
 
 
@@ -449,10 +448,10 @@ def test_an_experiment_without_runs_is_what_its_table_lacks(monkeypatch: pytest.
 
 @needs_data
 def test_an_experiment_runs_and_prints_its_table(tmp_path: Path) -> None:
-    words = ["run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={tmp_path}"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows, _ = record.read(tmp_path)
+    results = tmp_path / "results"
+    done = forked.run(tmp_path, ("run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={results}"))
+    assert done.done() == 0, done.output
+    rows, _ = record.read(results)
     assert sorted(each["name"] for each in rows) == ["none", "rtn 3-bit g64", "sinq 3-bit g64"]
     shown = done.stdout[done.stdout.rindex("method") :]
     filled = fill(spec.load("smoke"), rows)
