@@ -23,7 +23,7 @@ from baselines.sensitivity import damages, extra_bytes, predict, price
 from sinq import Calibration, CompressionReport, LayerMethod, Layers, Method, NotApplicable
 from sinq.block_loop import compress_layers
 from sinq.clock import timed
-from sinq.grid import BITS
+from sinq.grid import BITS, Grid
 from sinq.plan import Step, plan
 from sinq.progress import Progress, silent
 
@@ -49,6 +49,8 @@ class Mixed(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, LayerMethod):
             raise ValueError(f"inner={type(self.inner).__name__} is not possible; it must be a method that works one layer at a time")
+        if not isinstance(self.inner.format, Grid):
+            raise ValueError(f"inner={type(self.inner).__name__} is not possible; it must be a method whose grid can have other bits")
         for option in ("bits", "probes"):
             widths = getattr(self, option)
             if not widths or not set(widths) <= set(BITS):
@@ -118,7 +120,7 @@ def _extra_bytes(steps: Sequence[Step], place: torch.device) -> np.ndarray:
     extra = []
     for step in steps:
         matrices = list(step.target.matrices().values())
-        kind = (step.target.shape, step.method.grid)
+        kind = (step.target.shape, step.method.format)
         if kind not in known:
             known[kind] = extra_bytes(step.method, matrices[0].to(place, torch.float32).contiguous())
         extra.append(len(matrices) * known[kind])

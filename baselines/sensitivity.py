@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sinq import SINQ, CompressedWeight, LayerMethod, ScalarMethod
 from sinq.blocks import block_at, enter, find_blocks
+from sinq.grid import Grid
 from sinq.layers import Target
 from sinq.plan import Quantizer, Step
 from sinq.progress import Progress
@@ -96,7 +97,10 @@ def extra_bytes(method: Quantizer, weight: Tensor) -> int:
 
 def proxy(method: Quantizer) -> LayerMethod:
     """What stands in for a method where a layer is rounded alone: itself, or SINQ on its grid if it needs statistics."""
-    return method if isinstance(method, LayerMethod) and method.statistic is None else SINQ(method.grid)
+    if isinstance(method, LayerMethod) and method.statistic is None:
+        return method
+    assert isinstance(method.format, Grid)  # `Mixed` takes no others
+    return SINQ(method.format)
 
 
 def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict[int, list[CompressedWeight]]:

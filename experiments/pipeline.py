@@ -95,10 +95,10 @@ def _attempt(run: Run, row: Row, setting: Setting, keep: bool) -> tuple[Row, pd.
 
 
 def label(run: Run) -> str:
-    """A short name for people: method, and bits and group size where it has them."""
+    """A short name for people: the method, and its format where it has one."""
     method = run.choices.get("method", type(run.method).__name__.lower())
-    grid = getattr(run.method, "grid", None)
-    return method if grid is None else f"{method} {grid.bits}-bit g{grid.group_size}"
+    stored = getattr(run.method, "format", None)
+    return method if stored is None else f"{method} {stored.label}"
 
 
 def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.DataFrame]:

@@ -6,8 +6,10 @@ Calibration-free methods skip everything but the middle. Only one block (or, wit
 so a model larger than the accelerator is no special case; results go back to where the model lives.
 
 Layers that share their inputs (`collect.py` finds them) share one statistic and are handed to the method together. Layers outside the
-blocks come last. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them, which no hook
-shows; methods that need statistics of inputs refuse them. Gradients of the loss by weights are taken before the loop, of the whole model.
+blocks come last. Where a method tunes blocks (`tuning.py`), that is done when the last layer of one is compressed, and what is reported
+of its layers is what they are then. `calibration.py` says what `sequential` means. Fused experts see tokens the router chose for them,
+which no hook shows; methods that need statistics of inputs refuse them. Gradients of the loss by weights are taken before the loop, of
+the whole model.
 
 Everything that can be refused is refused by `plan.py`, before the first matrix is touched.
 """
@@ -22,11 +24,13 @@ from sinq.clock import timed
 from sinq.collect import Group, collected, find_groups
 from sinq.kernels import Kernel, chosen
 from sinq.layers import Layers
+from sinq.linear import CompressedLinear
 from sinq.plan import Quantizer, Step, plan
 from sinq.progress import Progress
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight
+from sinq.tuning import Finished
 
 PROBE_TOKENS = 8
 WARM_UP_ROWS = 16
@@ -64,17 +68,17 @@ def _warm_up(group: Group, statistic: Statistic | None, place: torch.device) -> 
     """Quantize a few rows, for nothing, so that compiling a kernel (or finding it on disk) is no layer's time: seconds it took."""
     if chosen(place) is Kernel.reference:
         return 0.0
-    matrix, grid = next(iter(group[0].target.matrices().values())), group[0].method.grid
-    rows = min(len(matrix), WARM_UP_ROWS if grid.tiling == 1 else grid.group_size)
+    matrix, method = next(iter(group[0].target.matrices().values())), group[0].method.warming_up()
+    rows = min(len(matrix), method.format.tile((WARM_UP_ROWS, matrix.shape[1]))[0])
     with timed(place) as clock:
-        group[0].method.quantize_together([matrix[:rows].to(place, torch.float32).contiguous()], statistic)
+        method.quantize_together([matrix[:rows].to(place, torch.float32).contiguous()], statistic)
     return clock.seconds
 
 
 def _compress(model: nn.Module, group: Group, statistic: Statistic | None, place: torch.device) -> list[LayerReport]:
     """Quantize the matrices of targets that share their inputs, and put the results into the model."""
     reports = []
-    for alike in _by_grid(group):
+    for alike in _by_format(group):
         named = [(step, name, matrix) for step in alike for name, matrix in step.target.matrices().items()]
         made: dict[str, list[CompressedWeight]] = {}
         for (step, _, _), (value, report) in zip(named, quantize_matrices(named, statistic, place), strict=True):
@@ -91,7 +95,7 @@ def quantize_matrices(
     """Quantize matrices that share their inputs, on a device; the values lie where the matrices did.
 
     Args:
-        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All steps have one grid.
+        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All steps have one format.
     """
     weights = [matrix.to(place, torch.float32).contiguous() for _, _, matrix in named]
     unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}
@@ -106,10 +110,29 @@ def quantize_matrices(
     return made
 
 
-def _by_grid(group: Group) -> list[Group]:
-    """Layers of a group whose grid was changed are compressed apart."""
-    grids = list(dict.fromkeys(step.method.grid for step in group))
-    return [[step for step in group if step.method.grid == grid] for grid in grids]
+def _by_format(group: Group) -> list[Group]:
+    """Layers of a group whose format was changed are compressed apart."""
+    formats = list(dict.fromkeys(step.method.format for step in group))
+    return [[step for step in group if step.method.format == one] for one in formats]
+
+
+def _tune(model: nn.Module, own: Group, block: Finished, reports: list[LayerReport], place: torch.device) -> float:
+    """Tune a block, and tell of its layers (`own`) anew in `reports`: seconds it took."""
+    tuning = own[0].method.tuning
+    assert tuning is not None
+    with timed(place) as clock:
+        tuned = tuning.tune(block)
+    notes = {"block_tuned": tuned.after / tuned.before} if tuned.epoch else {"tuning_kept_start": 1.0}
+    told = {report.name: index for index, report in enumerate(reports)}
+    share = clock.seconds / sum(step.target.numel for step in own)
+    for step in own:
+        index, layer = told[step.target.name], model.get_submodule(step.target.name)
+        assert isinstance(layer, CompressedLinear)  # experts are not calibrated
+        before = reports[index]
+        seconds = before.seconds + share * step.target.numel
+        matrix = step.target.matrices()[step.target.name].to(place)
+        reports[index] = describe(before.name, matrix, layer.weight.value, seconds, before.notes | notes)
+    return clock.seconds
 
 
 def _calibrated(
@@ -118,9 +141,15 @@ def _calibrated(
     """Reports of all layers, and the seconds spent on statistics and on warming up."""
     reports: list[LayerReport] = []
     compressing, warming = 0.0, 0.0
+
+    def finish(own: Group, block: Finished) -> None:
+        nonlocal compressing
+        seconds = _tune(model, own, block, reports, place)
+        compressing += seconds
+
     with timed(place) as whole:
         groups = find_groups(model, steps, calibration.tokens[0, :PROBE_TOKENS])
-        for group, statistic in progress(collected(model, groups, calibration, place), "calibrating layers", len(groups)):
+        for group, statistic in progress(collected(model, groups, calibration, place, finish), "calibrating layers", len(groups)):
             with timed(place) as clock:
                 warming += 0.0 if reports else _warm_up(group, statistic, place)
                 reports += _compress(model, group, statistic, place)

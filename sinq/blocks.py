@@ -10,13 +10,19 @@ folder in memory, point TMPDIR elsewhere.)
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides its hidden states."""
+
+
+class Run(Protocol):
+    """A block as a function of hidden states; `dtype` is what to compute in, if not the block's own."""
+
+    def __call__(self, states: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -40,11 +46,18 @@ class HiddenStates:
         self._file.write(states.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         self._count += 1
 
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        size = self._shape.numel() * self._dtype.itemsize
+        self._file.seek(index * size)
+        return torch.frombuffer(bytearray(self._file.read(size)), dtype=self._dtype).reshape(self._shape)
+
     def __iter__(self) -> Iterator[Tensor]:
-        size = self._shape.numel() * self._dtype.itemsize if self._count else 0
-        for index in range(self._count):
-            self._file.seek(index * size)
-            yield torch.frombuffer(bytearray(self._file.read(size)), dtype=self._dtype).reshape(self._shape)
+        return (self[index] for index in range(self._count))
 
     def through(self, run: Callable[[Tensor], Tensor]) -> "HiddenStates":
         """What a block makes of them; this one is used up."""
@@ -87,14 +100,17 @@ def run_model(model: Any, window: Tensor) -> None:
 
 
 @contextmanager
-def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A block, on a device for a while, as a function of hidden states."""
+def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[Run]:
+    """A block, on a device for a while, as a function of hidden states (and a dtype to compute in, where it is not the block's own)."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]
-    args, kwargs = _moved(arguments, place)
+    by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, place, None)}
 
-    def run(states: Tensor) -> Tensor:
-        output = block(states.to(place), *args, **kwargs)
+    def run(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        if dtype not in by_dtype:
+            by_dtype[dtype] = _moved(arguments, place, dtype)
+        args, kwargs = by_dtype[dtype]
+        output = block(states.to(place, dtype), *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     block.to(place)
@@ -104,9 +120,9 @@ def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Ite
         tensor.data = tensor.data.to(home)
 
 
-def _moved(value: Any, place: torch.device) -> Any:
+def _moved(value: Any, place: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
-        return value.to(place)
+        return value.to(place, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):
-        return {key: _moved(item, place) for key, item in value.items()}
-    return tuple(_moved(item, place) for item in value) if isinstance(value, tuple) else value
+        return {key: _moved(item, place, dtype) for key, item in value.items()}
+    return tuple(_moved(item, place, dtype) for item in value) if isinstance(value, tuple) else value

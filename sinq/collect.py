@@ -3,6 +3,8 @@
 Layers that are given the same tensor (query, key and value; gate and up) are a *group*. Which ones, and in which order they run, is seen
 in one pass of the dense model over a few tokens.
 
+Where a method tunes blocks (`tuning.py`), the outputs of each block while it is still dense are kept on disk, beside its inputs.
+
 `behind_compressed` and `of_dense` are the two meanings of `Calibration.sequential`. Both are generators of (group, statistic): the loop
 compresses each group before it asks for the next, one block at a time is on `place`, and only its statistics are in memory.
 
@@ -17,14 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinq.blocks import block_at, enter, find_blocks, run_model
+from sinq.blocks import HiddenStates, block_at, enter, find_blocks, run_model
 from sinq.calibration import Calibration
 from sinq.gradients import feed_gradients
 from sinq.plan import Step
 from sinq.statistics import InputStatistic, Origin, Statistic
+from sinq.tuning import Finished
 
 Group = list[Step]
 """Steps that share their inputs."""
+Finish = Callable[[list[Step], Finished], None]
+"""What is done to a block all of whose layers are compressed, and the steps of these layers."""
 
 
 def find_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Group]:
@@ -32,10 +37,12 @@ def find_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Gro
     return input_groups(model, steps, tokens) if _origin(steps) is Origin.inputs else [[step] for step in steps]
 
 
-def collected(model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device) -> Iterator[tuple[Group, Statistic]]:
+def collected(
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device, finish: Finish
+) -> Iterator[tuple[Group, Statistic]]:
     """The statistic of each group, as `calibration` wants it taken."""
     behind = calibration.sequential and _origin(groups[0]) is Origin.inputs
-    return (behind_compressed if behind else of_dense)(model, groups, calibration, place)
+    return (behind_compressed if behind else of_dense)(model, groups, calibration, place, finish)
 
 
 def input_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Group]:
@@ -61,28 +68,42 @@ def input_groups(model: nn.Module, steps: list[Step], tokens: Tensor) -> list[Gr
 
 
 def behind_compressed(
-    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device, finish: Finish
 ) -> Iterator[tuple[Group, Statistic]]:
-    """Statistics of inputs that went through compressed predecessors: the caller compresses each group before it asks for the next."""
+    """Statistics of inputs that went through compressed predecessors: the caller compresses each group before it asks for the next.
+
+    Args:
+        finish: called for each block, where the method tunes blocks.
+    """
     blocks = find_blocks(model)
     inside, outside = _by_block(blocks, groups)
     hidden, arguments = enter(model, blocks, calibration.tokens)
     for index, block in enumerate(blocks):
         own = inside[index]
-        one_by_one = own and own[0][0].method.true_sequential
+        one_by_one, tuned = own and own[0][0].method.true_sequential, bool(own) and own[0][0].method.tuning is not None
         with block_at(block, arguments[index], place) as run:
+            dense = HiddenStates()
             for at_once in [[group] for group in own] if one_by_one else [own] * bool(own):
                 with _collecting(at_once, place) as statistics:
                     for states in hidden:
-                        run(states)
+                        output = run(states)
+                        if tuned and at_once[0] is own[0]:  # nothing of the block is compressed yet
+                            dense.append(output)
                 yield from zip(at_once, statistics, strict=True)
+            if tuned:
+                finish([step for group in own for step in group], Finished(block, run, hidden, dense))
             if outside or index < len(blocks) - 1:
                 hidden = hidden.through(run)
     yield from _of_whole_model(model, outside, calibration, place)
 
 
-def of_dense(model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device) -> Iterator[tuple[Group, Statistic]]:
-    """Statistics of the dense model: from the store if it has them all, else collected block by block, and kept there."""
+def of_dense(
+    model: nn.Module, groups: list[Group], calibration: Calibration, place: torch.device, finish: Finish
+) -> Iterator[tuple[Group, Statistic]]:
+    """Statistics of the dense model: from the store if it has them all, else collected block by block, and kept there.
+
+    `finish` is not called: no block runs behind compressed ones here, and `plan.py` refuses methods that tune.
+    """
     store = calibration.store
     names = [f"{group[0].target.name}.{_kind(group).__name__}" for group in groups]
     if store is not None and all(name in store for name in names):

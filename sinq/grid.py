@@ -17,9 +17,12 @@ import enum
 from dataclasses import dataclass, replace
 
 from sinq.errors import NotApplicable
+from sinq.format import Misfit
 
 BITS = (2, 3, 4, 5, 6, 8)
 SMALLEST_GROUP = 2  # one weight alone has no range
+LISTED = 512
+"""Largest size that an error proposes."""
 
 
 class Levels(enum.Enum):
@@ -73,6 +76,10 @@ class Grid:
         if table_bits not in (None, self.bits):
             raise NotApplicable(f"bits={self.bits} is not possible with levels={self.levels.name}, whose table has {table_bits} bits")
 
+    @property
+    def label(self) -> str:
+        return f"{self.bits}-bit g{self.group_size}"
+
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of a tile of a matrix of `shape` (out_features, in_features)."""
         return (shape[0] if self.tiling == 1 else self.group_size), self.group_size
@@ -81,6 +88,12 @@ class Grid:
         """Whether whole tiles cover a matrix of `shape`."""
         rows, columns = self.tile(shape)
         return shape[0] % rows == 0 and shape[1] % columns == 0
+
+    def misfit(self, shape: tuple[int, int]) -> Misfit | None:
+        if self.fits(shape):
+            return None
+        sizes = [str(size) for size in self.fitting_sizes(shape) if size <= LISTED]
+        return Misfit(f"group_size={self.group_size} does not divide", f"take {', '.join(sizes) or 'no size'}")
 
     def fitting_sizes(self, shape: tuple[int, int]) -> list[int]:
         """Every group size that would fit `shape`, ascending."""

@@ -25,6 +25,10 @@ class WeightStore(nn.Module):
 
     def __init__(self, value: CompressedWeight) -> None:
         super().__init__()
+        self.hold(value)
+
+    def hold(self, value: CompressedWeight) -> None:
+        """Take a value in, in the place of the one before."""
         self.value = value
         for name, tensor in value.state_dict().items():
             self.register_buffer(name, tensor)

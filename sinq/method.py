@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from sinq.block_loop import compress_layers
 from sinq.calibration import Calibration
+from sinq.format import Format
 from sinq.grid import Grid
 from sinq.layers import Layers
 from sinq.progress import Progress, silent
 from sinq.report import CompressionReport
 from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight
+from sinq.tuning import BlockTuning
 
 
 class Method(ABC):
@@ -61,11 +63,22 @@ class Method(ABC):
 
 
 class LayerMethod(Method):
-    """A method that compresses one matrix at a time. Subclasses are dataclasses with a field `grid`, or delegate it."""
+    """A method that compresses one matrix at a time.
+
+    Subclasses are dataclasses with a field `grid`, or delegate it; those of another format have `format` and `with_format` instead.
+    """
 
     grid: Grid
     true_sequential: ClassVar[bool] = False
     """Whether layers of a block wait for those before them in the same block to be compressed (see `calibration.py`)."""
+
+    tuning: ClassVar[BlockTuning | None] = None
+    """How every block is tuned once its layers are compressed, if it is."""
+
+    @property
+    def format(self) -> Format:
+        """How matrices are stored."""
+        return self.grid
 
     @abstractmethod
     def quantize(self, weight: Tensor, statistic: Any) -> CompressedWeight:
@@ -88,6 +101,14 @@ class LayerMethod(Method):
         """This method on another grid (used when a group size is shrunk to fit)."""
         return replace(self, grid=grid)  # type: ignore[type-var]
 
+    def with_format(self, format: Any) -> Self:
+        """This method in another format of the same kind."""
+        return self.with_grid(format)
+
+    def warming_up(self) -> Self:
+        """This method as it is run for nothing, to have its kernels compiled; one that iterates for long does so less."""
+        return self
+
     def compress(
         self,
         model: nn.Module,
@@ -101,13 +122,21 @@ class LayerMethod(Method):
 
 
 class LayerWrapper(LayerMethod):
-    """A layer method around another. Subclasses are dataclasses with a field `inner`, whose grid, statistic and order are theirs."""
+    """A layer method around another. Subclasses are dataclasses with a field `inner`, whose format, statistic and order are theirs."""
 
     inner: LayerMethod
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]
         return self.inner.grid
+
+    @property
+    def format(self) -> Format:
+        return self.inner.format
+
+    @property
+    def tuning(self) -> BlockTuning | None:  # type: ignore[override]
+        return self.inner.tuning
 
     @property
     def statistic(self) -> type[Statistic] | None:  # type: ignore[override]
@@ -119,3 +148,9 @@ class LayerWrapper(LayerMethod):
 
     def with_grid(self, grid: Grid) -> Self:
         return replace(self, inner=self.inner.with_grid(grid))  # type: ignore[type-var]
+
+    def with_format(self, format: Any) -> Self:
+        return replace(self, inner=self.inner.with_format(format))  # type: ignore[type-var]
+
+    def warming_up(self) -> Self:
+        return replace(self, inner=self.inner.warming_up())  # type: ignore[type-var]

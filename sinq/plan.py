@@ -1,7 +1,7 @@
 """What will be done to each layer, decided and checked before any work: a list of steps, or an error that says what to change."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -9,23 +9,27 @@ from torch import Tensor, nn
 
 from sinq.calibration import Calibration
 from sinq.errors import NotApplicable
-from sinq.grid import SMALLEST_GROUP, Grid
+from sinq.format import Format, Misfit
 from sinq.layers import Layers, OnMisfit, Target, find_targets
 from sinq.statistics import Origin, Statistic
 from sinq.tensor import CompressedWeight
+from sinq.tuning import BlockTuning
 
 
 class Quantizer(Protocol):
     """What the loop needs of a method; `LayerMethod` is it."""
 
     @property
-    def grid(self) -> Grid: ...
+    def format(self) -> Format: ...
     @property
     def statistic(self) -> type[Statistic] | None: ...
     @property
     def true_sequential(self) -> bool: ...
+    @property
+    def tuning(self) -> BlockTuning | None: ...
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]: ...
-    def with_grid(self, grid: Grid) -> Self: ...
+    def with_format(self, format: Any) -> Self: ...
+    def warming_up(self) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -46,38 +50,46 @@ def plan(
         bits: of the grid, for the targets named.
 
     Raises:
-        NotApplicable: statistics are needed and cannot be had.
-        ValueError: a group size does not divide layers; a weight is not finite (on the meta device, where a model has none, not checked).
+        NotApplicable: statistics are needed and cannot be had, blocks are to be tuned behind a dense model, or the format does not fit
+            layers.
+        ValueError: a weight is not finite (on the meta device, where a model has none, not checked).
     """
     targets = find_targets(model, layers.exclude)
     if method.statistic is not None:
         _require_calibration(method, calibration, targets)
-    misfits = [t for t in targets if not method.grid.fits(t.shape)]
+    if method.tuning is not None and calibration is not None and not calibration.sequential:
+        _refuse_tuning(method)
+    misfits = {t.name: misfit for t in targets if (misfit := method.format.misfit(t.shape))}
     if misfits and layers.on_misfit is OnMisfit.error:
-        raise ValueError(_explain_misfits(method, misfits))
+        raise NotApplicable(f"{_explain(targets, misfits)}. Choose another, or on_misfit=shrink|skip")
     for target in targets:
         for name, matrix in target.matrices().items():
             if not matrix.is_meta:
                 require_finite(name, matrix)
     steps, skipped = [], []
     for target in targets:
-        if method.grid.fits(target.shape):
+        if target.name not in misfits:
             steps.append(Step(target, method, {}))
         elif layers.on_misfit is OnMisfit.skip:
             skipped.append(target.name)
         else:
-            steps.append(_shrink(method, target))
+            steps.append(_shrink(method, target, misfits[target.name]))
     steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
-        raise ValueError(
-            f"group_size={method.grid.group_size} fits none of the {len(skipped)} layers, so on_misfit=skip leaves nothing to compress"
-        )
+        raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, misfits)}")
     return steps, tuple(skipped)
 
 
 def _with_bits(step: Step, bits: int) -> Step:
-    method = step.method.with_grid(replace(step.method.grid, bits=bits))
+    method = step.method.with_format(replace(step.method.format, bits=bits))  # type: ignore[type-var]
     return Step(step.target, method, step.notes | {f"{bits}_bits": 1.0})
+
+
+def _refuse_tuning(method: Quantizer) -> None:
+    raise NotApplicable(
+        f"{type(method).__name__} tunes each block on inputs that went through the compressed blocks before it, which"
+        " calibration.sequential=false never makes; use calibration.sequential=true, or method.tuning=null for no tuning"
+    )
 
 
 def _require_calibration(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
@@ -94,22 +106,27 @@ def _require_calibration(method: Quantizer, calibration: Calibration | None, tar
         raise NotApplicable(f"{name} needs the {needed}, which float16 is too narrow for; use model.dtype=float32 or bfloat16")
 
 
-def _explain_misfits(method: Quantizer, misfits: list[Target]) -> str:
-    by_sizes: dict[str, list[Target]] = {}
-    for target in misfits:
-        sizes = [str(size) for size in method.grid.fitting_sizes(target.shape) if size <= 512]
-        by_sizes.setdefault(", ".join(sizes) or "no size", []).append(target)
-    parts = [f"{len(like)} like {like[0].name} ({like[0].shape[0]}×{like[0].shape[1]}) take {sizes}" for sizes, like in by_sizes.items()]
-    summary = f"group_size={method.grid.group_size} does not divide {len(misfits)} layers: {'; '.join(parts)}"
-    return f"{summary}. Choose another, or on_misfit=shrink|skip"
+def _explain(targets: list[Target], misfits: Mapping[str, Misfit]) -> str:
+    """Layers that do not fit, by reason and by what they would take."""
+    found: dict[str, dict[str, list[Target]]] = {}
+    for target in targets:
+        if misfit := misfits.get(target.name):
+            found.setdefault(misfit.why, {}).setdefault(misfit.fitting, []).append(target)
+    return "; ".join(_reason(why, alike) for why, alike in found.items())
 
 
-def _shrink(method: Quantizer, target: Target) -> Step:
-    grid = method.grid.shrunk(target.shape)
-    if grid is None:
-        wanted = f"no group size from {SMALLEST_GROUP} to {method.grid.group_size}"
-        raise ValueError(f"{wanted} divides {target.name} ({target.shape[0]}×{target.shape[1]}); use on_misfit=skip or layers.exclude")
-    return Step(target, method.with_grid(grid), {"shrunk_group_size": float(grid.group_size)})
+def _reason(why: str, alike: Mapping[str, list[Target]]) -> str:
+    parts = [f"{len(same)} like {same[0].name} ({same[0].shape[0]}×{same[0].shape[1]}) {fitting}" for fitting, same in alike.items()]
+    return f"{why} {sum(len(same) for same in alike.values())} layers: {'; '.join(parts)}"
+
+
+def _shrink(method: Quantizer, target: Target, misfit: Misfit) -> Step:
+    smaller = method.format.shrunk(target.shape)
+    if smaller is None:
+        raise NotApplicable(f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude")
+    before: Any = method.format
+    changed = {name: value for name, value in asdict(smaller).items() if value != getattr(before, name)}  # type: ignore[call-overload]
+    return Step(target, method.with_format(smaller), {f"shrunk_{name}": float(value) for name, value in changed.items()})
 
 
 def require_finite(name: str, matrix: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sinq.errors import NotApplicable
 from sinq.folding import Block, Gated, Norm, Place, Rewriting, decoder, with_bias
+from sinq.format import Format
 from sinq.grid import Grid
 from sinq.kernels import sinkhorn_scales
 from sinq.method import Method
@@ -47,6 +48,11 @@ class PreSINQ(Rewriting):
         """The inner method's."""
         inner: Any = self.inner
         return inner.grid
+
+    @property
+    def format(self) -> Format:
+        """As for `LayerMethod`."""
+        return self.grid
 
     def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
         blocks = decoder(model).blocks

@@ -27,7 +27,7 @@ class LayerReport:
     imbalance_after: float | None
     """The same of W / (scale · col_scale): the matrix as the rounding sees it."""
     seconds: float
-    """Time in `quantize`."""
+    """Time in `quantize`, and the layer's share, by its weights, of the time its block was tuned."""
     group_size: int | None
     notes: dict[str, float]
     """Decisions taken for this matrix."""
@@ -55,7 +55,6 @@ class CompressionReport:
 def describe(name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, notes: dict[str, float]) -> LayerReport:
     """Compare a matrix (out, in) with what it became."""
     weight = weight.float()
-    grid = compressed.grid if isinstance(compressed, QuantizedTensor) else None
     balance = _imbalances(weight, compressed) if isinstance(compressed, QuantizedTensor) else (None, None)
     norm = torch.linalg.vector_norm(weight).item()
     error = torch.linalg.vector_norm(weight - compressed.dequantize()).item()
@@ -69,7 +68,7 @@ def describe(name: str, weight: Tensor, compressed: CompressedWeight, seconds: f
         imbalance_before=balance[0],
         imbalance_after=balance[1],
         seconds=seconds,
-        group_size=grid.group_size if grid else None,
+        group_size=compressed.group_size,
         notes=dict(compressed.notes) | notes,
     )
 

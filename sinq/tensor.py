@@ -47,6 +47,19 @@ class CompressedWeight(ABC):
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """The inverse of `config` and `state_dict`."""
 
+    @property
+    def group_size(self) -> int | None:
+        """Consecutive inputs of a row that are stored together, where there is such a number."""
+        return None
+
+    def tunable(self) -> tuple[str, ...]:
+        """Names of the stored numbers: tensors of `state_dict` in which `dequantize` can be differentiated. Codes are none."""
+        return tuple(name for name, tensor in self.state_dict().items() if tensor.is_floating_point())
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """This value with other tensors in the place of some, of the same shape, in any floating dtype where it had one."""
+        return type(self).from_state(self.config(), self.state_dict() | dict(tensors))
+
     def kernel(self, device: torch.device) -> str:
         """What `multiply` runs on a device; "reference" where there is nothing but dequantizing first."""
         return "reference"
@@ -167,6 +180,10 @@ class QuantizedTensor(CompressedWeight):
             tiles = matrix.reshape(len(col_scale), -1, self.shape[1])
             matrix = tiles.mul_(col_scale[:, None, :]).reshape(self.shape)
         return matrix.to(dtype)
+
+    @property
+    def group_size(self) -> int:
+        return self.grid.group_size
 
     def kernel(self, device: torch.device) -> str:
         from sinq.kernels import linear  # it imports this module

@@ -1,7 +1,7 @@
 """The product with a compressed weight: x Ŵᵀ + b.
 
 The definition is: dequantize in the dtype of x, then torch's product. Faster versions read what is stored: a value that has one says so
-(`CompressedWeight.kernel`). They have no gradient, so where one is asked for (`x.requires_grad`, outside of `no_grad`) the definition runs.
+(`CompressedWeight.kernel`). They have no gradient, so where one is asked for, in x or in what is stored, the definition runs.
 """
 
 from types import ModuleType
@@ -21,9 +21,13 @@ def linear(x: Tensor, value: CompressedWeight, bias: Tensor | None = None) -> Te
     """
     kernel = name(value, x.device)
     bias = None if bias is None else bias.to(x.dtype)
-    if kernel == "reference" or (x.requires_grad and torch.is_grad_enabled()):
+    if kernel == "reference" or (torch.is_grad_enabled() and _differentiated(x, value)):
         return torch.nn.functional.linear(x, value.dequantize(x.dtype), bias)
     return value.multiply(x, bias)
+
+
+def _differentiated(x: Tensor, value: CompressedWeight) -> bool:
+    return x.requires_grad or any(tensor.requires_grad for tensor in value.state_dict().values())
 
 
 @torch.compiler.assume_constant_result

@@ -120,7 +120,7 @@ class TestMisfit:
         assert len(report.layers) == 2
 
     def test_nothing_left_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="group_size=100 fits none"):
+        with pytest.raises(ValueError, match="leaves nothing to compress: group_size=100 does not divide 14 layers"):
             SINQ(Grid(group_size=100)).compress(tiny_model("llama"), layers=Layers(on_misfit=OnMisfit.skip))
 
 
