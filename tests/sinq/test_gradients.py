@@ -146,7 +146,7 @@ def test_a_store_keeps_them_and_they_are_the_dense_models_either_way(monkeypatch
     assert groups == [[step] for step in steps]
 
     def totals(calibration: Calibration) -> list[Tensor]:
-        return [statistic.total() for _, statistic in collected(model, groups, calibration, CPU)]  # type: ignore[attr-defined]
+        return [statistic.total() for _, statistic in collected(model, groups, calibration, CPU, lambda _steps, _block: None)]  # type: ignore[attr-defined]
 
     fresh, kept = totals(Calibration(tokens)), totals(Calibration(tokens, sequential=False, store=store))
     assert store.keys() == {f"{step.target.name}.Gradient" for step in steps}
