@@ -10,7 +10,7 @@ import pytest
 
 from experiments import claims
 from experiments.claims import BusyError, claim
-from tests.experiments.sweeping import CONTEXT
+from tests.forked import CONTEXT
 
 
 def hold(folder: Path, pause: float) -> None:

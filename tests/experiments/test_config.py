@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from baselines.awq import AWQ
 from baselines.dense import Dense
@@ -33,12 +33,15 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
 
 
-def built(*overrides: str) -> Run:
+def composed(*overrides: str) -> DictConfig:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    return build(config)
+        return compose("config", overrides=list(overrides))
+
+
+def built(*overrides: str) -> Run:
+    return build(composed(*overrides))
 
 
 EXTRA = {("model", "hub"): ["model.path=some/model"], ("method", "sinq_nf3"): ["bits=3"]}
@@ -48,11 +51,9 @@ EXTRA = {("model", "hub"): ["model.path=some/model"], ("method", "sinq_nf3"): ["
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
     extra = EXTRA.get((group, name), [])
-    run = built(f"{group}={name}", *extra)
-    assert isinstance(run, Run)
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert OmegaConf.select(compose("config", overrides=[f"{group}={name}", *extra]), group) is not None
+    config = composed(f"{group}={name}", *extra)
+    assert isinstance(build(config), Run)
+    assert OmegaConf.select(config, group) is not None
 
 
 def test_every_method_class_has_a_yaml() -> None:

@@ -20,7 +20,7 @@ EXTRA = {"sinq_nf3": ["bits=3"], "mgptq": ["bits=3"], "mixed": ["budget.bits_per
 EXTRA |= dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), CODEBOOKS)  # those of published size dwarf a small layer
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(scope="module", params=NAMES)
 def method(request: pytest.FixtureRequest) -> Method:
     register()
     GlobalHydra.instance().clear()
@@ -29,14 +29,29 @@ def method(request: pytest.FixtureRequest) -> Method:
     return build(config).method
 
 
-def compressed(method: Method, tokens: Tensor) -> tuple[nn.Module, CompressionReport]:
+Compressed = tuple[nn.Module, CompressionReport]
+
+
+@pytest.fixture(scope="module")
+def compressed(method: Method) -> Compressed:
+    """A model for all tests to look at: compressing is what they cost."""
     model = tiny_model("qwen3-tied")
-    return model, method.compress(model, Calibration(tokens))
+    return model, method.compress(model, Calibration(tiny_tokens(3)))
 
 
-def test_it_is_the_same_every_time_and_after_a_reload(method: Method, tmp_path: Path) -> None:
-    tokens = tiny_tokens(3)
-    (model, report), (again, _) = compressed(method, tokens), compressed(method, tokens)
+@pytest.fixture(scope="module")
+def sharing(method: Method) -> tuple[nn.Module, nn.Module, Tensor]:
+    """The same once more, of a model that shares its tensors with a dense one; that one, and its logits before."""
+    dense = tiny_model("qwen3-tied")
+    model, before = sparing_clone(dense), dense(tiny_tokens(3)).logits
+    method.compress(model, Calibration(tiny_tokens(3)))
+    return model, dense, before
+
+
+def test_it_is_the_same_every_time_and_after_a_reload(
+    compressed: Compressed, sharing: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path
+) -> None:
+    tokens, (model, report), (again, _, _) = tiny_tokens(3), compressed, sharing
     state, other = model.state_dict(), again.state_dict()
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
@@ -46,17 +61,14 @@ def test_it_is_the_same_every_time_and_after_a_reload(method: Method, tmp_path: 
     assert torch.equal(sinq.load(tmp_path)(tokens).logits, model(tokens).logits)
 
 
-def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(method: Method) -> None:
-    tokens, dense = tiny_tokens(3), tiny_model("qwen3-tied")
-    model, report = compressed(method, tokens)
+def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(compressed: Compressed) -> None:
+    tokens, dense, (model, report) = tiny_tokens(3), tiny_model("qwen3-tied"), compressed
     weights = sum(layer.out_features * layer.in_features for layer in report.layers)
     assert 3 < 8 * sum(layer.nbytes for layer in report.layers) / weights < 6
     error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(dense(tokens).logits)
     assert 0 < error < 0.3
 
 
-def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(method: Method) -> None:
-    tokens, dense = tiny_tokens(3), tiny_model("qwen3-tied")
-    before = dense(tokens).logits
-    method.compress(sparing_clone(dense), Calibration(tokens))
-    assert torch.equal(dense(tokens).logits, before)
+def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(sharing: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    _, dense, before = sharing
+    assert torch.equal(dense(tiny_tokens(3)).logits, before)

@@ -22,16 +22,17 @@ from experiments import record
 from experiments.record import Row
 from experiments.summary import pace
 from tests.conftest import ROOT
-from tests.experiments.sweeping import Cli, start
+from tests.experiments.sweeping import start
+from tests.forked import Forked
 
 QUICK = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=2", "group_size=32", "logger=none"]
 
 
 @pytest.fixture
-def sweep(tiny_folder: Path, tmp_path: Path) -> Callable[..., Cli]:
+def sweep(tiny_folder: Path, tmp_path: Path) -> Callable[..., Forked]:
     """Starts a sweep of the tiny model; its results are in `tmp_path/<name>`."""
 
-    def call(*words: str, name: str = "results") -> Cli:
+    def call(*words: str, name: str = "results") -> Forked:
         where = ["model=hub", f"model.path={tiny_folder}", f"results_dir={tmp_path / name}"]
         return start(tmp_path / "work", "-m", *QUICK, "device=cpu", *where, *words)
 
@@ -55,7 +56,7 @@ def numbers(results: Path) -> dict[str, tuple[float, int]]:
     return {row["run_id"]: (row["metrics"]["perplexity"]["nll"], row["metrics"]["size"]["model_nbytes"]) for row in rows}
 
 
-def test_the_plan_says_what_is_to_do_and_what_it_will_cost(sweep: Callable[..., Cli], tmp_path: Path) -> None:
+def test_the_plan_says_what_is_to_do_and_what_it_will_cost(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     words = ["method=rtn,sinq_nf4", "bits=3,4,7"]
     alone = sweep(*words, "plan=true")
     assert alone.done() == 0, alone.output
@@ -83,14 +84,14 @@ def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
     assert pace([], begun, begun + 3) == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
 
 
-def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Cli], tmp_path: Path) -> None:
+def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     cli = sweep("method=none,rtn", "bits=3,4", "force=true")
     assert cli.done() == 0, cli.output
     assert "plan: 3 to do, 1 the same as one above" in cli.output
     assert len(record.read(tmp_path / "results")[0]) == 3
 
 
-def test_two_processes_share_a_sweep(sweep: Callable[..., Cli], tmp_path: Path) -> None:
+def test_two_processes_share_a_sweep(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     words = ["method=rtn,sinq", "bits=2,3,4"]
     both = [sweep(*words), sweep(*words)]
     seen: dict[str, tuple[int, int]] = {}
@@ -105,7 +106,7 @@ def test_two_processes_share_a_sweep(sweep: Callable[..., Cli], tmp_path: Path) 
     assert not leftovers(tmp_path)
 
 
-def killed(sweep: Callable[..., Cli], tmp_path: Path, words: list[str], kills: int) -> None:
+def killed(sweep: Callable[..., Forked], tmp_path: Path, words: list[str], kills: int) -> None:
     """Kill a sweep so many times at random moments, let it end, and compare it with an undisturbed one."""
     chance, results = random.Random(0), tmp_path / "killed"
     seen: dict[str, tuple[int, int]] = {}
@@ -131,12 +132,12 @@ def killed(sweep: Callable[..., Cli], tmp_path: Path, words: list[str], kills: i
     assert numbers(results) == numbers(tmp_path / "undisturbed")
 
 
-def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: Callable[..., Cli], tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_goes_on_where_it_was(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     killed(sweep, tmp_path, ["method=rtn,sinq", "bits=3,4"], kills=3)
 
 
 @pytest.mark.slow
-def test_a_sweep_of_twelve_runs_is_killed_ten_times(sweep: Callable[..., Cli], tmp_path: Path) -> None:
+def test_a_sweep_of_twelve_runs_is_killed_ten_times(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     killed(sweep, tmp_path, ["method=rtn,sinq,hqq,hadamard", "bits=2,3,4"], kills=10)
 
 

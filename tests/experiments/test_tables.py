@@ -4,8 +4,8 @@ import copy
 import io
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,25 @@ from experiments.tables.formats import Format, render
 from experiments.tables.layout import lay_out
 from experiments.tables.show import chosen
 from experiments.tables.spec import Column, Line, Source, Table
+from tests import forked
 from tests.conftest import ROOT, needs_data
 
 
-@pytest.fixture(autouse=True)
-def described_anew() -> None:
-    """A description holds paths of SINQ_DATA, which tests change."""
+@contextmanager
+def described_anew() -> Iterator[None]:
+    """A description holds paths of SINQ_DATA: none is taken over from where it was another, nor left."""
     options.described.cache_clear()
+    try:
+        yield
+    finally:
+        options.described.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def described_here() -> Iterator[None]:
+    """Once for all tests of this file: most describe the same few runs, and composing one is what they cost."""
+    with described_anew():
+        yield
 
 
 NOISE = np.random.default_rng(5)
@@ -387,6 +399,11 @@ def test_unknown_tables_and_conditions_are_explained() -> None:
 def test_every_table_has_an_experiment_and_runs_that_can_be_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "models/stories260k").mkdir(parents=True)
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
+    with described_anew():
+        describe_all()
+
+
+def describe_all() -> None:
     treatments: dict[tuple[str, ...], tuple[str, ...]] = {}
     subjects = set()
     for name in spec.names():
@@ -431,10 +448,10 @@ def test_an_experiment_without_runs_is_what_its_table_lacks(monkeypatch: pytest.
 
 @needs_data
 def test_an_experiment_runs_and_prints_its_table(tmp_path: Path) -> None:
-    words = ["run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={tmp_path}"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows, _ = record.read(tmp_path)
+    results = tmp_path / "results"
+    done = forked.run(tmp_path, ("run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={results}"))
+    assert done.done() == 0, done.output
+    rows, _ = record.read(results)
     assert sorted(each["name"] for each in rows) == ["none", "rtn 3-bit g64", "sinq 3-bit g64"]
     shown = done.stdout[done.stdout.rindex("method") :]
     filled = fill(spec.load("smoke"), rows)

