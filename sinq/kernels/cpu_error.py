@@ -10,7 +10,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from sinq.grid import Grid
-from sinq.kernels.cpu_quantize import FAST, choose_range, range_limits
+from sinq.kernels.cpu_quantize import FAST, choose_range, extremes, range_limits
 from sinq.kernels.threads import array, torch_threads
 from sinq.rounding import nonzero
 from sinq.tensor import QuantizedTensor
@@ -44,7 +44,7 @@ def rounded_in_place(matrix: Tensor, weight: Tensor, scale: Tensor, zero: Tensor
     return matrix
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _divide(weight, row, col, matrix):  # type: ignore[no-untyped-def]
     rows, groups = len(weight), row.shape[1]
     size = weight.shape[1] // groups
@@ -55,7 +55,7 @@ def _divide(weight, row, col, matrix):  # type: ignore[no-untyped-def]
             _divide_group(values, own, out, factors[group])
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _cut(weight, row, col, inverse_row, inverse_col, limit, matrix):  # type: ignore[no-untyped-def]
     """In the order of `rounding.cut`: a group cut on both sides has its zero exactly between two whole numbers, so that digits count."""
     rows, groups = limit.shape
@@ -68,17 +68,17 @@ def _cut(weight, row, col, inverse_row, inverse_col, limit, matrix):  # type: ig
             _divide_group(own, col[tile, group * size : (group + 1) * size], own, factors[group])
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _ranges(matrix, top, limits, scale, zero):  # type: ignore[no-untyped-def]
     rows, groups = scale.shape
     size = matrix.shape[1] // groups
     for i in prange(rows):
         for group in range(groups):
-            low, high = _extremes(matrix[i, group * size : (group + 1) * size])
+            low, high = extremes(matrix[i, group * size : (group + 1) * size])
             scale[i, group], zero[i, group] = choose_range(low, high, top, limits)
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _errors(weight, scale, zero, step, offset, col, top, matrix):  # type: ignore[no-untyped-def]
     """Codes come from scale and zero, values from step and offset, which is what was stored of them."""
     rows, groups = scale.shape
@@ -90,19 +90,19 @@ def _errors(weight, scale, zero, step, offset, col, top, matrix):  # type: ignor
             _errors_group(values, own, out, scale[i, group], zero[i, group], step[i, group], offset[i, group], top)
 
 
-@njit(cache=True, inline="always")
+@njit(error_model="numpy", cache=True, inline="always")
 def _slices(group, size, first, second, third):  # type: ignore[no-untyped-def]
     start, stop = group * size, (group + 1) * size
     return first[start:stop], second[start:stop], third[start:stop]
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _divide_group(weight, col, matrix, factor):  # type: ignore[no-untyped-def]
     for j in range(len(matrix)):
         matrix[j] = weight[j] / col[j] / factor
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _cut_group(weight, matrix, inverse_col, inverse, limit):  # type: ignore[no-untyped-def]
     """A divided group overwritten by its weights without what is beyond the limit."""
     for j in range(len(matrix)):
@@ -110,15 +110,7 @@ def _cut_group(weight, matrix, inverse_col, inverse, limit):  # type: ignore[no-
         matrix[j] = weight[j] - excess / inverse_col[j] / inverse
 
 
-@njit(fastmath=FAST | {"nnan"}, cache=True)
-def _extremes(matrix):  # type: ignore[no-untyped-def]
-    low = high = matrix[0]
-    for j in range(len(matrix)):
-        low, high = min(low, matrix[j]), max(high, matrix[j])
-    return low, high
-
-
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _errors_group(weight, col, matrix, unit, middle, stored_unit, stored_middle, top):  # type: ignore[no-untyped-def]
     for j in range(len(matrix)):
         code = min(max(np.rint(matrix[j] / unit + middle), np.float32(0)), top)

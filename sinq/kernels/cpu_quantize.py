@@ -3,7 +3,7 @@
 One pass over a tile gives both row and column deviations of W / (row ⊗ col), which is never written. A row is short and is centred on its
 own mean. A column is long: it is shifted by the mean it is expected to have (its last one, moved by the last step), so that a large common
 offset costs no digits; float32 sums of 32 rows go into float64 ones. A tile stops as soon as its imbalance rises, since nothing changes
-after that.
+after that. It is copied first: rows that lie a power of two apart share few places of a cache, and would drive each other out in every pass.
 """
 
 import numpy as np
@@ -50,19 +50,19 @@ def range_limits(grid: Grid) -> np.ndarray:
     return np.array([grid.range_floor, *zero_limits(grid)], np.float32)
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _balance(weight, height, width, iterations, steps, early_stop, relative, row_scale, col_scale):  # type: ignore[no-untyped-def]
     rows, columns = weight.shape
     across = columns // width
     for index in prange(rows // height * across):
         i, j = index // across, index % across
         tile = weight[i * height : (i + 1) * height, j * width : (j + 1) * width]
-        row, col = _balance_tile(tile, iterations, steps, early_stop, relative)
+        row, col = _balance_tile(tile.copy(), iterations, steps, early_stop, relative)
         row_scale[i * height : (i + 1) * height, j] = row
         col_scale[i, j * width : (j + 1) * width] = col
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _balance_tile(tile, iterations, steps, early_stop, relative):  # type: ignore[no-untyped-def]
     """The row and column scales of one tile."""
     height, width = tile.shape
@@ -96,7 +96,7 @@ def _balance_tile(tile, iterations, steps, early_stop, relative):  # type: ignor
     return np.exp(best_row), np.exp(best_col)
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _column_means(tile):  # type: ignore[no-untyped-def]
     height, width = tile.shape
     total = np.zeros(width, np.float64)
@@ -109,7 +109,7 @@ def _column_means(tile):  # type: ignore[no-untyped-def]
     return (total / height).astype(np.float32)
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type: ignore[no-untyped-def]
     """Unbiased deviations of rows and columns of tile · inverse_row ⊗ inverse_col, and of all its entries; `mean` of columns, anew."""
     height, width = tile.shape
@@ -146,7 +146,7 @@ def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type
     return np.sqrt((within + between) / max(1, height * width - 1))
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _move(log_scale, std, inverse, target, steps):  # type: ignore[no-untyped-def]
     """One step of `log_scale` and `inverse` = exp(−log_scale); returns by how much each inverse was multiplied."""
     change = np.empty_like(inverse)
@@ -159,7 +159,7 @@ def _move(log_scale, std, inverse, target, steps):  # type: ignore[no-untyped-de
     return change
 
 
-@njit(parallel=True, fastmath=FAST, cache=True)
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _round(weight, row, col, bits, limits, packed, scale, zero):  # type: ignore[no-untyped-def]
     """Eight rows at a time: their codes fill whole words, whatever their length."""
     rows, columns = weight.shape
@@ -173,16 +173,15 @@ def _round(weight, row, col, bits, limits, packed, scale, zero):  # type: ignore
         pack_words(codes.view(np.uint64), bits, packed[start : start + len(codes) // CODES * bits])
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def _round_row(weight, row, col, bits, limits, codes, scale, zero):  # type: ignore[no-untyped-def]
     top, size = np.float32(2**bits - 1), len(weight) // len(scale)
     matrix = np.empty(size, np.float32)
     for group in range(len(scale)):
-        start = group * size
-        low, high = np.float32(np.inf), np.float32(-np.inf)
+        start, by = group * size, row[group]
         for j in range(size):
-            matrix[j] = weight[start + j] / col[start + j] / row[group]
-            low, high = min(low, matrix[j]), max(high, matrix[j])
+            matrix[j] = weight[start + j] / col[start + j] / by
+        low, high = extremes(matrix)
         step, offset = choose_range(low, high, top, limits)
         scale[group], zero[group] = step, offset
         alive = step if step > 0 else np.float32(1)
@@ -190,7 +189,16 @@ def _round_row(weight, row, col, bits, limits, codes, scale, zero):  # type: ign
             codes[start + j] = np.uint8(min(max(np.rint(matrix[j] / alive + offset), np.float32(0)), top))
 
 
-@njit(fastmath=FAST, cache=True)
+@njit(fastmath=FAST | {"nnan"}, error_model="numpy", cache=True)
+def extremes(values):  # type: ignore[no-untyped-def]
+    """Smallest and largest. A loop of its own: only where no NaN is minded are they found in several lanes at once."""
+    low = high = values[0]
+    for value in values:
+        low, high = min(low, value), max(high, value)
+    return low, high
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
 def choose_range(low, high, top, limits):  # type: ignore[no-untyped-def]
     """Scale (0 for a group of zeros) and zero of a group from its extremes; see `rounding.choose`."""
     floor, smallest, largest = limits

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinq.grid import Grid
 from sinq.half_quadratic import HalfQuadratic, alternate
-from sinq.kernels.cpu_quantize import CODES, FAST, choose_range, pack_words, range_limits
+from sinq.kernels.cpu_quantize import CODES, FAST, choose_range, extremes, pack_words, range_limits
 from sinq.kernels.threads import array, torch_threads
 from sinq.rounding import nonzero
 
@@ -77,10 +77,9 @@ def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, z
         for group in range(inverse.shape[1]):
             start, by = group * size, row[i % len(row), group]
             place = positions[i, start : start + size]
-            low, high = np.float32(np.inf), np.float32(-np.inf)
             for j in range(size):
                 place[j] = weight[i, start + j] / divisor[start + j] / by
-                low, high = min(low, place[j]), max(high, place[j])
+            low, high = extremes(place)
             scale, _ = choose_range(low, high, top, limits)
             factor = np.float32(0)
             if scale > 0:
@@ -156,9 +155,10 @@ def _codes(positions, zero, bits, packed):  # type: ignore[no-untyped-def]
         first, last = chunk * CODES, min(rows, (chunk + 1) * CODES)
         codes = np.zeros(-(-((last - first) * columns) // CODES) * CODES, np.uint8)
         for i in range(first, last):
-            row = codes[(i - first) * columns : (i - first + 1) * columns]
             for group in range(zero.shape[1]):
-                for j in range(group * width, (group + 1) * width):
-                    row[j] = np.uint8(min(max(np.rint(positions[i, j] + zero[i, group]), np.float32(0)), top))
+                start, offset = group * width, zero[i, group]
+                place, found = positions[i, start : start + width], codes[(i - first) * columns + start :]
+                for j in range(width):
+                    found[j] = np.uint8(min(max(np.rint(place[j] + offset), np.float32(0)), top))
         start = first * columns // CODES * bits
         pack_words(codes.view(np.uint64), bits, packed[start : start + len(codes) // CODES * bits])

@@ -10,7 +10,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from sinq.grid import Grid
-from sinq.kernels.cpu_quantize import CODES, FAST, ROWS, choose_range, pack_words, range_limits
+from sinq.kernels.cpu_quantize import CODES, FAST, ROWS, choose_range, extremes, pack_words, range_limits
 from sinq.kernels.threads import array, torch_threads
 from sinq.rounding import nonzero
 from sinq.unbiased import Unbiased, centred_columns, column_counts
@@ -92,9 +92,8 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
 def _round_group(matrix, count, bits, share, steps, limits, codes):  # type: ignore[no-untyped-def]
     """Codes, scale (0 for a group of zeros) and zero of one group: `narrow`, `unbiased` in `steps` steps, and `centred`."""
     top, size = np.float32(2**bits - 1), np.float32(len(matrix))
-    low, high, mean, variance = np.float32(np.inf), np.float32(-np.inf), np.float32(0), np.float32(0)
+    (low, high), mean, variance = extremes(matrix), np.float32(0), np.float32(0)
     for j in range(len(matrix)):
-        low, high = min(low, matrix[j]), max(high, matrix[j])
         mean += matrix[j] * count[j]
     mean /= size
     for j in range(len(matrix)):
