@@ -50,8 +50,9 @@ STRIP = 16  # rows whose scales are decoded together: one row of a small matrix 
 Kernel = Any
 """A compiled C function: its `address`, and `ctypes` to call it."""
 
-whole_2, whole_3, whole_4, whole_5, whole_6, whole_8 = (vectors.product(bits, False) for bits in (2, 3, 4, 5, 6, 8))
-mixed_2, mixed_3, mixed_4, mixed_5, mixed_6, mixed_8 = (vectors.product(bits, True) for bits in (2, 3, 4, 5, 6, 8))
+whole_2, whole_3, whole_4, whole_5, whole_6, whole_8 = (vectors.product(bits, 1) for bits in (2, 3, 4, 5, 6, 8))
+half_2, half_3, half_4, half_5, half_6, half_8 = (vectors.product(bits, 2) for bits in (2, 3, 4, 5, 6, 8))
+mixed_2, mixed_3, mixed_4, mixed_5, mixed_6, mixed_8 = (vectors.product(bits, 8) for bits in (2, 3, 4, 5, 6, 8))
 widened_2, widened_3, widened_4, widened_5, widened_6, widened_8 = (vectors.widened(bits) for bits in (2, 3, 4, 5, 6, 8))
 
 
@@ -74,14 +75,15 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     groups, row = columns // field[GROUP], blocks * WIDTH
     per = field[GROUP] // (each * WIDTH)  # blocks of a group
     if per * each * WIDTH != field[GROUP]:
-        per = 0  # a block has parts of several groups: scales and units are spread over lanes
+        per = 0  # a block has parts of several groups: of two halves, or scales are spread over lanes
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
-    units, factors = np.empty((tokens, groups), np.float32), np.empty(groups, np.float32)
-    scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
+    units, factors = np.empty((tokens, groups), np.float32), np.empty(STRIP * groups, np.float32)
+    scale, zero, shifts = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32), np.empty(STRIP, np.float32)
     per_lane, copied = np.zeros(row, np.float32), np.zeros(row * each * bits // 8 + SPARE, np.uint8)
-    x_at, factors_at, per_lane_at = x.ctypes.data, factors.ctypes.data, per_lane.ctypes.data
+    x_at, factors_at, per_lane_at, copied_at = x.ctypes.data, factors.ctypes.data, per_lane.ctypes.data, copied.ctypes.data
     scale_at, zero_at, units_at, sums_at = scale.ctypes.data, zero.ctypes.data, units.ctypes.data, sums.ctypes.data
-    inputs, outputs = carray(pointer(field[X]), (tokens, columns), np.float32), carray(pointer(field[Y]), (tokens, rows), np.float32)
+    shifts_at = shifts.ctypes.data
+    inputs = carray(pointer(field[X]), (tokens, columns), np.float32)
     first, last = _share(0, rows)
     prepared = -1
     while first < last:
@@ -91,32 +93,37 @@ def _multiply(job):  # type: ignore[no-untyped-def]
                 _prepare(field, inputs[token], prepared, x[token], units[token], sums[token])
         count = min(last, first + STRIP, (prepared + 1) * tile) - first
         decode(field, first, count * groups, scale, zero)
-        for i in range(count):
-            start = _codes(field, first + i, copied)
-            for token in range(tokens):
-                entries = x_at + 2 * token * row * each
-                own, other = 4 * groups * i, 4 * groups * token
-                shift = _combine(scale_at + own, zero_at + own, units_at + other, sums_at + other, factors_at, groups)
+        for token in range(tokens):
+            other = 4 * groups * token
+            _combine(scale_at, zero_at, units_at + other, sums_at + other, factors_at, shifts_at, count, groups)
+            entries, out = x_at + 2 * token * row * each, carray(pointer(field[Y] + 4 * (token * rows + first)), count, np.float32)
+            for i in range(count):
+                start, own = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
                 if per:
-                    total = _whole(bits, start, entries, factors_at, groups, per)
+                    total = _whole(bits, start, entries, own, groups, per)
+                elif 2 * blocks == groups:
+                    total = _half(bits, start, entries, own, blocks)
                 else:
-                    spread(factors, per_lane, 1, groups, field[GROUP] // each)
+                    spread(factors[groups * i : groups * (i + 1)], per_lane, 1, groups, field[GROUP] // each)
                     total = _mixed(bits, start, entries, per_lane_at, blocks)
-                outputs[token, first + i] = total - shift
+                out[i] = total - shifts[i]
         first += count
 
 
 @njit(fastmath=FAST)
-def _combine(scale_at, zero_at, units_at, sums_at, factors_at, groups):  # type: ignore[no-untyped-def]
-    """Scales of a row times those of x; returned is Σ scale · zero · Σ x. (Addresses, since an index that may be negative is slow.)"""
-    scale, zero = carray(pointer(scale_at), groups, np.float32), carray(pointer(zero_at), groups, np.float32)
+def _combine(scale_at, zero_at, units_at, sums_at, factors_at, shifts_at, rows, groups):  # type: ignore[no-untyped-def]
+    """Scales of rows times those of x, and Σ scale · zero · Σ x. (Addresses, since an index that may be negative is slow.)"""
     units, sums = carray(pointer(units_at), groups, np.float32), carray(pointer(sums_at), groups, np.float32)
-    factors, shift = carray(pointer(factors_at), groups, np.float32), f32(0)
-    for g in range(groups):
-        factors[g] = scale[g] * units[g]
-    for g in range(groups):
-        shift += zero[g] * sums[g]
-    return shift
+    shifts = carray(pointer(shifts_at), rows, np.float32)
+    for i in range(rows):
+        own, shift = 4 * i * groups, f32(0)
+        scale, zero = carray(pointer(scale_at + own), groups, np.float32), carray(pointer(zero_at + own), groups, np.float32)
+        factors = carray(pointer(factors_at + own), groups, np.float32)
+        for g in range(groups):
+            factors[g] = scale[g] * units[g]
+        for g in range(groups):
+            shift += zero[g] * sums[g]
+        shifts[i] = shift
 
 
 def _widen(job):  # type: ignore[no-untyped-def]
@@ -126,6 +133,7 @@ def _widen(job):  # type: ignore[no-untyped-def]
     scale, zero = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32)
     scales, shifts = np.zeros(STRIP * row, np.float32), np.zeros(STRIP * row, np.float32)
     copied = np.zeros(row * each * field[BITS] // 8 + SPARE, np.uint8)
+    copied_at = copied.ctypes.data
     scales_at, shifts_at = scales.ctypes.data, shifts.ctypes.data
     first, last = _share(field[FIRST], field[LAST])
     for start in range(first, last, STRIP):
@@ -135,10 +143,12 @@ def _widen(job):  # type: ignore[no-untyped-def]
         spread(zero, shifts, count, groups, field[GROUP] // each)
         for i in range(count):
             out = field[Y] + (start + i - field[FIRST]) * row * each * 4
-            _widened(field[BITS], _codes(field, start + i, copied), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks)
+            _widened(
+                field[BITS], _codes(field, start + i, copied_at, len(copied)), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks
+            )
 
 
-@njit
+@njit(forceinline=True)
 def _whole(bits, codes, x, scales, groups, per):  # type: ignore[no-untyped-def]
     if bits == 2:
         return whole_2(codes, x, scales, groups, per)
@@ -153,7 +163,22 @@ def _whole(bits, codes, x, scales, groups, per):  # type: ignore[no-untyped-def]
     return whole_8(codes, x, scales, groups, per)
 
 
-@njit
+@njit(forceinline=True)
+def _half(bits, codes, x, scales, blocks):  # type: ignore[no-untyped-def]
+    if bits == 2:
+        return half_2(codes, x, scales, blocks, 1)
+    if bits == 3:
+        return half_3(codes, x, scales, blocks, 1)
+    if bits == 4:
+        return half_4(codes, x, scales, blocks, 1)
+    if bits == 5:
+        return half_5(codes, x, scales, blocks, 1)
+    if bits == 6:
+        return half_6(codes, x, scales, blocks, 1)
+    return half_8(codes, x, scales, blocks, 1)
+
+
+@njit(forceinline=True)
 def _mixed(bits, codes, x, scales, blocks):  # type: ignore[no-untyped-def]
     if bits == 2:
         return mixed_2(codes, x, scales, blocks, 1)
@@ -212,14 +237,14 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
         for j in range(columns):
             scaled[j] = inputs[j]
     for g in range(len(sums)):
-        largest, exact, total = f32(0), f32(0), f32(0)
-        for j in range(g * group, (g + 1) * group):
-            largest = max(largest, abs(scaled[j]))
-            exact += scaled[j]
+        values, exact, total = carray(pointer(scaled.ctypes.data + 4 * g * group), group, np.float32), f32(0), f32(0)
+        for j in range(group):
+            exact += values[j]
+        largest = _largest(values)
         inverse = f32(LARGEST) / largest if largest > f32(TINIEST) else f32(0)
-        for j in range(g * group, (g + 1) * group):
-            scaled[j] = np.rint(scaled[j] * inverse)
-            total += scaled[j]
+        for j in range(group):
+            values[j] = np.rint(values[j] * inverse)
+            total += values[j]
         units[g] = largest / f32(LARGEST) + (exact - exact)  # NaN, where x has one or overflows
         sums[g] = total * units[g]
     for lane in range(columns // each):
@@ -229,14 +254,23 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
             x[place + code * 2 * WIDTH + 1] = i16(scaled[lane * each + half + code])
 
 
-@njit
-def _codes(field, i, copied):  # type: ignore[no-untyped-def]
+@njit(fastmath=FAST | {"nnan"}, forceinline=True)
+def _largest(values):  # type: ignore[no-untyped-def]
+    """Largest magnitude. A NaN may be overlooked; whoever asks finds it by the sum."""
+    largest = f32(0)
+    for j in range(len(values)):
+        largest = max(largest, abs(values[j]))
+    return largest
+
+
+@njit(forceinline=True)
+def _codes(field, i, copied_at, size):  # type: ignore[no-untyped-def]
     """The address of a row's codes: its own where they fill whole blocks and more rows follow, otherwise of a copy with room behind it."""
     count = field[COLUMNS] // 8 * field[BITS]
     start = field[CODES] + i * count
-    if count + SPARE == len(copied) and i + 1 < field[ROWS]:
+    if count + SPARE == size and i + 1 < field[ROWS]:
         return start
-    stored = carray(pointer(start), count, np.uint8)
+    stored, copied = carray(pointer(start), count, np.uint8), carray(pointer(copied_at), count, np.uint8)
     for k in range(count):
         copied[k] = stored[k]
-    return copied.ctypes.data
+    return copied_at

@@ -3,7 +3,7 @@
 One pass over a tile gives both row and column deviations of W / (row ⊗ col), which is never written. A row is short and is centred on its
 own mean. A column is long: it is shifted by the mean it is expected to have (its last one, moved by the last step), so that a large common
 offset costs no digits; float32 sums of 32 rows go into float64 ones. A tile stops as soon as its imbalance rises, since nothing changes
-after that. It is copied first: rows that lie a power of two apart share few places of a cache, and would drive each other out in every pass.
+after that. It is copied first: rows that lie a power of two apart share few places of a cache, and would drive each other out in each pass.
 """
 
 import numpy as np

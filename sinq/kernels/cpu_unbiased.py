@@ -57,13 +57,14 @@ def _column_sums(weight, height, width, inverse, sums):  # type: ignore[no-untyp
         sums[strip] = 0
         for i in range(first, min(first + ROWS, (tile + 1) * height)):
             for start in range(0, columns, width):
-                square = np.float32(0)
-                for j in range(start, start + width):
-                    scaled = weight[i, j] * inverse[tile, j]
+                stop, square = start + width, np.float32(0)
+                row, by, total = weight[i, start:stop], inverse[tile, start:stop], sums[strip, start:stop]
+                for j in range(width):
+                    scaled = row[j] * by[j]
                     square += scaled * scaled
                 factor = np.float32(1) / np.sqrt(square / np.float32(width)) if square > 0 else np.float32(1)
-                for j in range(start, start + width):
-                    sums[strip, j] += abs(weight[i, j]) * factor
+                for j in range(width):
+                    total[j] += abs(row[j]) * factor
 
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -79,8 +80,9 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
             tile, counted = i * len(col) // rows, i * len(counts) // rows
             for group in range(scale.shape[1]):
                 start, by = group * size, row[i % len(row), group]
+                values, divisor = weight[i, start : start + size], col[tile, start : start + size]
                 for j in range(size):
-                    matrix[j] = weight[i, start + j] / col[tile, start + j] / by
+                    matrix[j] = values[j] / divisor[j] / by
                 place = (i - first) * columns + start
                 count, found = counts[counted, start : start + size], codes[place : place + size]
                 scale[i, group], zero[i, group] = _round_group(matrix, count, bits, share, steps, limits, found)

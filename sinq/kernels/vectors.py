@@ -42,18 +42,19 @@ def factor(code: int, bits: int) -> float:
     return 1.0 if (code + 1) * bits == 32 else 2.0 ** (code * bits)
 
 
-def product(bits: int, per_lane: bool) -> Callable[..., Any]:
+def product(bits: int, parts: int) -> Callable[..., Any]:
     """For compiled code: Σ code · x · scale of a row, float32, from the addresses of packed codes, x and scales, and two counts.
 
     Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales (of codes, times those of
-    x) are one for each run of `per` blocks, of which there are `runs`; or one per lane (then `per` is 1, and a run is a block).
+    x) are one for each run of `per` blocks, of which there are `runs`; or `parts` for each block, 2 or 8 (then `per` is 1, and a run is a
+    block).
     """
 
     @intrinsic
     def row_product(_context, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
             codes, x, scales, runs, per = arguments
-            read = partial(_load, builder, REAL) if per_lane else partial(_spread, builder)
+            read = partial(_spread, builder, parts)
             total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
 
             def add(block: ir.Value, run: ir.Value) -> None:
@@ -190,11 +191,12 @@ def _pairs(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
     return builder.add(builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd))
 
 
-def _spread(builder: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
-    """Eight times the float32 at an index."""
-    place = builder.inttoptr(builder.add(address, builder.mul(index, ir.Constant(index.type, 4))), ir.FloatType().as_pointer())
-    nothing, first = ir.Constant(REAL, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-    return builder.shuffle_vector(builder.insert_element(nothing, builder.load(place), first), nothing, ir.Constant(WHOLE, [0] * WIDTH))
+def _spread(builder: ir.IRBuilder, parts: int, address: ir.Value, index: ir.Value) -> ir.Value:
+    """`parts` float32 at an index, each for its share of eight lanes."""
+    kind = ir.VectorType(ir.FloatType(), parts)
+    values = _read(builder, kind, builder.add(address, builder.mul(index, ir.Constant(index.type, 4 * parts))))
+    lanes = ir.Constant(WHOLE, [lane * parts // WIDTH for lane in range(WIDTH)])
+    return builder.shuffle_vector(values, ir.Constant(kind, ir.Undefined), lanes)
 
 
 def _sum(builder: ir.IRBuilder, total: ir.Value) -> ir.Value:
