@@ -76,6 +76,7 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     per = field[GROUP] // (each * WIDTH)  # blocks of a group
     if per * each * WIDTH != field[GROUP]:
         per = 0  # a block has parts of several groups: of two halves, or scales are spread over lanes
+    halves = 2 * field[GROUP] == each * WIDTH and groups % 2 == 0
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
     units, factors = np.empty((tokens, groups), np.float32), np.empty(STRIP * groups, np.float32)
     scale, zero, shifts = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32), np.empty(STRIP, np.float32)
@@ -101,7 +102,7 @@ def _multiply(job):  # type: ignore[no-untyped-def]
                 start, own = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
                 if per:
                     total = _whole(bits, start, entries, own, groups, per)
-                elif 2 * blocks == groups:
+                elif halves:
                     total = _half(bits, start, entries, own, blocks)
                 else:
                     spread(factors[groups * i : groups * (i + 1)], per_lane, 1, groups, field[GROUP] // each)

@@ -42,10 +42,15 @@ def error(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> floa
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("group_size", [8, 24, 64, 128])
+@pytest.mark.parametrize("group_size", [8, 16, 24, 32, 64, 128])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_it_is_the_product_with_the_dequantized_matrix(bits: int, group_size: int, dtype: torch.dtype) -> None:
-    for rows, columns in ((1, group_size), (37, 3 * group_size)):
+    for rows, columns in (
+        (1, group_size),
+        (37, 3 * group_size),
+        (17, 2 * group_size),
+        (18, 4 * group_size),
+    ):  # halves of a block, and quarters
         value = quantized(Grid(bits=bits, group_size=group_size), rows, columns, col_scale=True)
         for tokens in (1, 2, cpu_linear.FEW, cpu_linear.FEW + 1, 64):
             for bias in (None, torch.randn(rows)):
