@@ -50,10 +50,8 @@ STRIP = 16  # rows whose scales are decoded together: one row of a small matrix 
 Kernel = Any
 """A compiled C function: its `address`, and `ctypes` to call it."""
 
-whole_2, whole_3, whole_4, whole_5, whole_6, whole_8 = (vectors.product(bits, 1) for bits in (2, 3, 4, 5, 6, 8))
-half_2, half_3, half_4, half_5, half_6, half_8 = (vectors.product(bits, 2) for bits in (2, 3, 4, 5, 6, 8))
-mixed_2, mixed_3, mixed_4, mixed_5, mixed_6, mixed_8 = (vectors.product(bits, 8) for bits in (2, 3, 4, 5, 6, 8))
-widened_2, widened_3, widened_4, widened_5, widened_6, widened_8 = (vectors.widened(bits) for bits in (2, 3, 4, 5, 6, 8))
+whole, halved, mixed = (vectors.product(parts) for parts in (1, 2, 8))  # scales of a block
+widened = vectors.widening()
 
 
 @cache
@@ -101,12 +99,12 @@ def _multiply(job):  # type: ignore[no-untyped-def]
             for i in range(count):
                 start, own = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
                 if per:
-                    total = _whole(bits, start, entries, own, groups, per)
+                    total = whole(bits, start, entries, own, groups, per)
                 elif halves:
-                    total = _half(bits, start, entries, own, blocks)
+                    total = halved(bits, start, entries, own, blocks, 1)
                 else:
                     spread(factors[groups * i : groups * (i + 1)], per_lane, 1, groups, field[GROUP] // each)
-                    total = _mixed(bits, start, entries, per_lane_at, blocks)
+                    total = mixed(bits, start, entries, per_lane_at, blocks, 1)
                 out[i] = total - shifts[i]
         first += count
 
@@ -144,69 +142,8 @@ def _widen(job):  # type: ignore[no-untyped-def]
         spread(zero, shifts, count, groups, field[GROUP] // each)
         for i in range(count):
             out = field[Y] + (start + i - field[FIRST]) * row * each * 4
-            _widened(
-                field[BITS], _codes(field, start + i, copied_at, len(copied)), scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks
-            )
-
-
-@njit(forceinline=True)
-def _whole(bits, codes, x, scales, groups, per):  # type: ignore[no-untyped-def]
-    if bits == 2:
-        return whole_2(codes, x, scales, groups, per)
-    if bits == 3:
-        return whole_3(codes, x, scales, groups, per)
-    if bits == 4:
-        return whole_4(codes, x, scales, groups, per)
-    if bits == 5:
-        return whole_5(codes, x, scales, groups, per)
-    if bits == 6:
-        return whole_6(codes, x, scales, groups, per)
-    return whole_8(codes, x, scales, groups, per)
-
-
-@njit(forceinline=True)
-def _half(bits, codes, x, scales, blocks):  # type: ignore[no-untyped-def]
-    if bits == 2:
-        return half_2(codes, x, scales, blocks, 1)
-    if bits == 3:
-        return half_3(codes, x, scales, blocks, 1)
-    if bits == 4:
-        return half_4(codes, x, scales, blocks, 1)
-    if bits == 5:
-        return half_5(codes, x, scales, blocks, 1)
-    if bits == 6:
-        return half_6(codes, x, scales, blocks, 1)
-    return half_8(codes, x, scales, blocks, 1)
-
-
-@njit(forceinline=True)
-def _mixed(bits, codes, x, scales, blocks):  # type: ignore[no-untyped-def]
-    if bits == 2:
-        return mixed_2(codes, x, scales, blocks, 1)
-    if bits == 3:
-        return mixed_3(codes, x, scales, blocks, 1)
-    if bits == 4:
-        return mixed_4(codes, x, scales, blocks, 1)
-    if bits == 5:
-        return mixed_5(codes, x, scales, blocks, 1)
-    if bits == 6:
-        return mixed_6(codes, x, scales, blocks, 1)
-    return mixed_8(codes, x, scales, blocks, 1)
-
-
-@njit
-def _widened(bits, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
-    if bits == 2:
-        return widened_2(codes, scales, shifts, out, blocks)
-    if bits == 3:
-        return widened_3(codes, scales, shifts, out, blocks)
-    if bits == 4:
-        return widened_4(codes, scales, shifts, out, blocks)
-    if bits == 5:
-        return widened_5(codes, scales, shifts, out, blocks)
-    if bits == 6:
-        return widened_6(codes, scales, shifts, out, blocks)
-    return widened_8(codes, scales, shifts, out, blocks)
+            codes = _codes(field, start + i, copied_at, len(copied))
+            widened(field[BITS], codes, scales_at + 4 * row * i, shifts_at + 4 * row * i, out, blocks)
 
 
 @njit

@@ -6,13 +6,12 @@ of AVX-512.
 `product` works in whole numbers: sixteen codes at a time, of 16 bits each, meet sixteen 16-bit entries of x, and neighbouring products are
 added, in one instruction. That is four instructions for sixteen weights, where codes turned to floats need three for eight.
 
-`widened` writes floats. Code c of each lane is masked in place, which leaves a number of 2^(c · bits) times its value; `factor` says so,
+`widening` writes floats. Code c of each lane is masked in place, which leaves a number of 2^(c · bits) times its value; `factor` says so,
 and whoever prepares x divides by it. A float holds such a number exactly, so nothing is ever shifted down but the code at the top,
 which would be negative.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +19,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sinq.grid import BITS
 
 WIDTH = 8
 BYTES = 4 * WIDTH
@@ -42,8 +43,8 @@ def factor(code: int, bits: int) -> float:
     return 1.0 if (code + 1) * bits == 32 else 2.0 ** (code * bits)
 
 
-def product(bits: int, parts: int) -> Callable[..., Any]:
-    """For compiled code: Σ code · x · scale of a row, float32, from the addresses of packed codes, x and scales, and two counts.
+def product(parts: int) -> Callable[..., Any]:
+    """For compiled code: Σ code · x · scale of a row, float32, from bits, the addresses of packed codes, x and scales, and two counts.
 
     Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales (of codes, times those of
     x) are one for each run of `per` blocks, of which there are `runs`; or `parts` for each block, 2 or 8 (then `per` is 1, and a run is a
@@ -51,28 +52,51 @@ def product(bits: int, parts: int) -> Callable[..., Any]:
     """
 
     @intrinsic
-    def row_product(_context, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
+    def row_product(_context, bits, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            codes, x, scales, runs, per = arguments
-            read = partial(_spread, builder, parts)
-            total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
+            given, *rest = arguments
+            return _by_bits(builder, given, ir.FloatType(), lambda bits: _row_product(builder, bits, parts, *rest))
 
-            def add(block: ir.Value, run: ir.Value) -> None:
-                _prefetch(builder, builder.add(codes, builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))))
-                part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
-                builder.store(_multiply_add(builder, part, read(scales, run), builder.load(total)), total)
-
-            one = ir.Constant(per.type, 1)
-            with builder.if_else(builder.icmp_signed("==", per, one), likely=True) as (alone, several):
-                with alone, cgutils.for_range(builder, runs) as loop:
-                    add(loop.index, loop.index)
-                with several, cgutils.for_range(builder, runs) as outer, cgutils.for_range(builder, per) as inner:
-                    add(builder.add(builder.mul(outer.index, per), inner.index), outer.index)
-            return _sum(builder, builder.load(total))
-
-        return types.float32(*[types.intp] * 5), generate
+        return types.float32(*[types.intp] * 6), generate
 
     return row_product
+
+
+def _row_product(
+    builder: ir.IRBuilder, bits: int, parts: int, codes: ir.Value, x: ir.Value, scales: ir.Value, runs: ir.Value, per: ir.Value
+) -> ir.Value:
+    total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
+
+    def add(block: ir.Value, run: ir.Value) -> None:
+        _prefetch(builder, builder.add(codes, builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))))
+        part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
+        builder.store(_multiply_add(builder, part, _spread(builder, parts, scales, run), builder.load(total)), total)
+
+    one = ir.Constant(per.type, 1)
+    with builder.if_else(builder.icmp_signed("==", per, one), likely=True) as (alone, several):
+        with alone, cgutils.for_range(builder, runs) as loop:
+            add(loop.index, loop.index)
+        with several, cgutils.for_range(builder, runs) as outer, cgutils.for_range(builder, per) as inner:
+            add(builder.add(builder.mul(outer.index, per), inner.index), outer.index)
+    return _sum(builder, builder.load(total))
+
+
+def _by_bits(builder: ir.IRBuilder, bits: ir.Value, kind: ir.Type, generate: Callable[[int], ir.Value]) -> ir.Value:
+    """What `generate` makes for the width that is given when the code runs. A switch, since functions for one width each, made by a
+    function, would not be found again in Numba's cache on disk."""
+    result = cgutils.alloca_once(builder, kind)
+    other, after = builder.append_basic_block("other"), builder.append_basic_block("after")
+    switch = builder.switch(bits, other)
+    for width in BITS:
+        case = builder.append_basic_block(f"bits{width}")
+        switch.add_case(ir.Constant(bits.type, width), case)
+        builder.position_at_end(case)
+        builder.store(generate(width), result)
+        builder.branch(after)
+    builder.position_at_end(other)
+    builder.unreachable()
+    builder.position_at_end(after)
+    return builder.load(result)
 
 
 def _block(builder: ir.IRBuilder, bits: int, lanes: ir.Value, x: ir.Value, block: ir.Value) -> ir.Value:
@@ -87,29 +111,35 @@ def _block(builder: ir.IRBuilder, bits: int, lanes: ir.Value, x: ir.Value, block
     return part
 
 
-def widened(bits: int) -> Callable[..., Any]:
+def widening() -> Callable[..., Any]:
     """For compiled code: writes (code · scale − shift) · factor of a row at `out`, float32 (block, code, lane).
 
-    Takes the addresses of packed codes, scales and shifts (both per lane) and out, and how many blocks.
+    Takes bits, the addresses of packed codes, scales and shifts (both per lane) and out, and how many blocks.
     """
 
     @intrinsic
-    def row_widened(_context, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
+    def row_widened(_context, bits, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            codes, scales, shifts, out, blocks = arguments
-            with cgutils.for_range(builder, blocks) as loop:
-                lane = _lanes(builder, bits, codes, loop.index)
-                scale, shift = _load(builder, REAL, scales, loop.index), _load(builder, REAL, shifts, loop.index)
-                for code in range(codes_per_lane(bits)):
-                    index = _offset(builder, loop.index, codes_per_lane(bits), code)
-                    moved = builder.fmul(shift, ir.Constant(REAL, [factor(code, bits)] * WIDTH), flags=FLAGS)
-                    value = builder.fmul(_code(builder, lane, code, bits), scale, flags=FLAGS)
-                    builder.store(builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4)
-            return ir.Constant(ir.IntType(64), 0)
+            given, *rest = arguments
+            return _by_bits(builder, given, ir.IntType(64), lambda bits: _row_widened(builder, bits, *rest))
 
-        return types.intp(types.intp, types.intp, types.intp, types.intp, types.intp), generate
+        return types.intp(*[types.intp] * 6), generate
 
     return row_widened
+
+
+def _row_widened(
+    builder: ir.IRBuilder, bits: int, codes: ir.Value, scales: ir.Value, shifts: ir.Value, out: ir.Value, blocks: ir.Value
+) -> ir.Value:
+    with cgutils.for_range(builder, blocks) as loop:
+        lane = _lanes(builder, bits, codes, loop.index)
+        scale, shift = _load(builder, REAL, scales, loop.index), _load(builder, REAL, shifts, loop.index)
+        for code in range(codes_per_lane(bits)):
+            index = _offset(builder, loop.index, codes_per_lane(bits), code)
+            moved = builder.fmul(shift, ir.Constant(REAL, [factor(code, bits)] * WIDTH), flags=FLAGS)
+            value = builder.fmul(_code(builder, lane, code, bits), scale, flags=FLAGS)
+            builder.store(builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4)
+    return ir.Constant(ir.IntType(64), 0)
 
 
 def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Value:
