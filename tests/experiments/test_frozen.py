@@ -1,0 +1,92 @@
+"""No number moves unnoticed: every method of `conf/method/` on a real small model, against a file of what it gave before.
+
+`tests/frozen/numbers.json` holds, for each method at 4, 3 and 2 bits where it applies, a hash of all stored tensors, bytes, bits per
+weight, the NLL of each window and the perplexity. On the kind of processor that wrote the file everything is compared to the last digit.
+Elsewhere sums are taken in another order: sizes are still equal, and perplexities agree to 2 %.
+
+    python -m tests.experiments.test_frozen     writes the file anew: only for a change that is meant to move numbers
+"""
+
+import hashlib
+import json
+from math import exp
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from llvmlite.binding import get_host_cpu_name
+from torch import nn
+
+from experiments import models
+from experiments.evaluation.logits import head_is_plain
+from experiments.evaluation.perplexity import window_nll
+from experiments.tables.options import described
+from experiments.text import tokenize, windows
+from sinq import Calibration
+from sinq.linear import WeightStore
+from tests.conftest import ROOT, needs_data
+
+FILE = ROOT / "tests/frozen/numbers.json"
+METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
+BITS = {"none": (4,), "sinq_nf4": (4,), "rtn_nf4": (4,), "fp4": (4,), "sinq_nf3": (3,), "aqlm": (4,), "aqlm_1x16": (4,), "aqlm_cpu": (4,)}
+CODEBOOKS = ("method.format={codebooks: 4, bits_per_codebook: 4, group: 4}", "method.rounds=2", "method.steps=5", "method.tuning.epochs=1")
+EXTRA = {
+    "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
+    "mixed": ("budget.bits_per_weight=5",),
+    **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), CODEBOOKS),  # those of published size dwarf a small layer
+}
+COMMON = ("model=stories260k", "text=sotu", "on_misfit=shrink", "text.evaluate_from=2025", "device=cpu")
+CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
+QUICK = [(name, bits) for name, bits in CASES if bits == BITS.get(name, (3,))[0]]
+"""One width of each method: what every run of the tests looks at."""
+WINDOWS, SEQLEN = 3, 128
+
+
+def machine() -> str:
+    """All that decides in which order sums are taken."""
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {get_host_cpu_name()}"
+
+
+def numbers(name: str, bits: int) -> dict[str, Any]:
+    """What is frozen of a method at a width."""
+    own = () if name == "none" else (f"bits={bits}",)
+    run = described((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
+    loaded = models.load(run.model, torch.device("cpu"))
+    model: Any = models.sparing_clone(loaded.model)
+    of_text = [tokenize(part, loaded.tokenizer, loaded.tokenizer_hash) for part in (run.text.calibration(), run.text.evaluation())]
+    run.method.compress(model, Calibration(windows(of_text[0], SEQLEN, 4)), layers=run.layers)
+    chosen = windows(of_text[1], SEQLEN, WINDOWS)
+    plain = head_is_plain(model, chosen[:1])
+    nll = [window_nll(model, window[None], plain) for window in chosen]
+    return {"nll": nll, "perplexity": exp(fmean(nll)), **stored(model)}
+
+
+def stored(model: nn.Module) -> dict[str, Any]:
+    """Bytes, bits per weight and a hash of all compressed weights of a model, which holds only their tensors."""
+    stores = {name: module.value for name, module in model.named_modules() if isinstance(module, WeightStore)}
+    digest = hashlib.sha256()
+    for name, value in stores.items():
+        for key, tensor in sorted(value.state_dict().items()):
+            digest.update(f"{name} {key} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    nbytes, weights = sum(v.nbytes for v in stores.values()), sum(v.shape[0] * v.shape[1] for v in stores.values())
+    return {"sha256": digest.hexdigest(), "nbytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, weights)}
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "bits"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
+def test_no_number_moves(name: str, bits: int) -> None:
+    frozen = json.loads(FILE.read_text())
+    found, before = numbers(name, bits), frozen["numbers"][f"{name} {bits}"]
+    if machine() == frozen["machine"]:
+        assert found == before
+    else:
+        assert (found["nbytes"], found["bits_per_weight"]) == (before["nbytes"], before["bits_per_weight"])
+        assert found["perplexity"] == pytest.approx(before["perplexity"], rel=0.02)
+
+
+if __name__ == "__main__":
+    FILE.parent.mkdir(exist_ok=True)
+    content = {f"{name} {bits}": numbers(name, bits) for name, bits in CASES}
+    FILE.write_text(json.dumps({"machine": machine(), "numbers": content}, indent=1) + "\n")
