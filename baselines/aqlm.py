@@ -45,6 +45,8 @@ SMALLEST_NORM = 1e-9
 class AQLM(LayerMethod):
     """Additive quantization by k-means, alternating training and beam search, and block tuning."""
 
+    name: ClassVar[str] = "aqlm"
+
     format: Codebooks = Codebooks()  # noqa: RUF009
     beam: int = 4
     """Hypotheses kept for each row while its codes are searched."""

@@ -22,7 +22,7 @@ the weights from between two tries (`v.cpu()`) is no copy there and is scaled wi
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ CHUNK = 64  # inputs between two looks at whether a candidate is worse already
 @dataclass(frozen=True)
 class AWQ(LayerWrapper):
     """Activation-aware channel scales around a scalar quantizer."""
+
+    name: ClassVar[str] = "awq"
 
     inner: ScalarMethod
     norm: int = 2

@@ -47,6 +47,8 @@ class ActOrder(enum.Enum):
 class GPTQ(LayerMethod):
     """Rounding with error feedback through the Hessian of the layer's inputs."""
 
+    name: ClassVar[str] = "gptq"
+
     grid: Grid = Grid()
     damping: float = 0.01
     """Added to the diagonal of H, in units of its mean."""

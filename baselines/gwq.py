@@ -25,6 +25,7 @@ outliers that two halves of the windows, each alone, would both choose (by chanc
 
 import enum
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class Score(enum.Enum):
 @dataclass(frozen=True)
 class GWQ(LayerMethod):
     """Round to nearest, with the weights of largest score kept in float16."""
+
+    name: ClassVar[str] = "gwq"
 
     grid: Grid = Grid()
     share: float = 0.01

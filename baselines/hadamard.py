@@ -12,7 +12,7 @@ and down stay as they are (QuaRot rotates these too, with a transform at run tim
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from sinq.statistics import InputStatistic
 @dataclass(frozen=True)
 class Hadamard(LayerWrapper):
     """Quantizes W·Qᵀ in place of W, with `inner`; its calibration statistic is that of the rotated inputs."""
+
+    name: ClassVar[str] = "hadamard"
 
     inner: LayerMethod
     seed: int = 0
@@ -77,6 +79,8 @@ class ResidualHadamard(Rewriting):
     A head tied to the embedding cannot stay so: they are rotated alike, but only the head takes the last norm's gain. It becomes a
     matrix of its own, and costs its bytes.
     """
+
+    name: ClassVar[str] = "residual_hadamard"
 
     inner: Method
     seed: int = 0

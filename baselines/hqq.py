@@ -6,6 +6,7 @@ other scales and zeros are float16, as here by default.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinq import Grid, HalfQuadratic, Levels, Normalized, NotApplicable, QuantizedTensor, ScalarMethod
 
@@ -15,6 +16,8 @@ PACKAGE = HalfQuadratic(early_stop=True, reround=True)
 @dataclass(frozen=True)
 class HQQ(ScalarMethod):
     """Half-quadratic quantization: round to nearest with zero-points that make the error sparse."""
+
+    name: ClassVar[str] = "hqq"
 
     grid: Grid = Grid()
     refinement: HalfQuadratic = PACKAGE

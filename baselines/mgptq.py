@@ -59,6 +59,8 @@ class MGPTQ(LayerMethod):
         NotApplicable: the grid's levels are a table, or have no zeros.
     """
 
+    name: ClassVar[str] = "mgptq"
+
     grid: Grid = Grid(bits=2)
     """Of the groups' ranges, scales and zeros; its bits are those of a column whose levels are GPTQ's own."""
     average_bits: float | None = None

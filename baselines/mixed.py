@@ -13,6 +13,7 @@ weight; at 3.5, where layers begin to make each other worse, a mixed model is up
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ class Mixed(Method):
 
     Raises `ValueError` for widths that cannot be, among them those the grid's levels do not have.
     """
+
+    name: ClassVar[str] = "mixed"
 
     inner: LayerMethod
     budget: Budget = field(default_factory=Budget)

@@ -1,6 +1,7 @@
 """Round to nearest: the baseline every quantizer is measured against. One scale and zero per group, from its extremes."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod
 
@@ -11,6 +12,8 @@ class RTN(ScalarMethod):
 
     With `grid.symmetric=true`, `grid.levels=nf4` is NF4 (QLoRA, arXiv 2305.14314) and `grid.levels=fp4` is FP4, as in bitsandbytes.
     """
+
+    name: ClassVar[str] = "rtn"
 
     grid: Grid = Grid()
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -23,9 +23,10 @@ from experiments.files import atomic_write
 from experiments.models import LoadedModel
 from experiments.text import Text, tokenize
 from sinq import Calibration
+from sinq.named import Named, described
 
 
-class CalibrationSource(ABC):
+class CalibrationSource(Named, ABC):
     """Where a method's statistics come from."""
 
     @abstractmethod
@@ -41,6 +42,8 @@ class CalibrationSource(ABC):
 class NoCalibration(CalibrationSource):
     """None: methods that need statistics refuse to run."""
 
+    name: ClassVar[str] = "none"
+
     def load(self, loaded: LoadedModel) -> None:
         return None
 
@@ -51,6 +54,8 @@ class NoCalibration(CalibrationSource):
 @dataclass(frozen=True)
 class CalibrationText(CalibrationSource):
     """Windows at random places of a text's calibration part."""
+
+    name: ClassVar[str] = "text"
 
     text: Text
     samples: int = 128
@@ -79,8 +84,7 @@ class CalibrationText(CalibrationSource):
         return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
 
     def identity(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in ("samples", "seqlen", "seed", "sequential")}
-        return {"text": self.text.identity("calibration"), **options}
+        return described(self) | {"text": self.text.identity("calibration")}
 
 
 @dataclass(frozen=True)

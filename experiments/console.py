@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from experiments.record import Row, flatten
+from experiments.record import Row, flatten, settings
 from sinq.progress import T
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
@@ -72,7 +72,7 @@ def table(rows: list[Row], title: str) -> Table:
 
 def distinct_names(rows: list[Row]) -> list[str]:
     """The rows' names; those that several rows share, with the options in which these rows differ."""
-    options = [flatten(row["identity"]) for row in rows]
+    options = [flatten(settings(row)) for row in rows]
     names = []
     for row, own in zip(rows, options, strict=True):
         alike = [other for other, its in zip(options, rows, strict=True) if its["name"] == row["name"]]

@@ -15,10 +15,10 @@ import pandas as pd
 
 from experiments.compare import bootstrap_interval, differences
 from experiments.console import distinct_names, look_up
-from experiments.record import FINISHED, Row, flatten, layers_path
+from experiments.record import FINISHED, Row, flatten, layers_path, settings
 
-MADE_BY = ("identity.", "protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
-"""Places that say how a run was made."""
+MADE_BY = ("protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
+"""Places that say how a run was made, besides its settings."""
 WINDOWED = {"perplexity.nll": "window_nll", "perplexity.kl": "window_kl", "perplexity.flip_rate": "window_flips"}
 """Metric → its values by window, in the samples."""
 LAYERED = ("relative_error", "imbalance_after", "bits_per_weight")
@@ -63,18 +63,21 @@ def _query(rows: list[Row], words: str) -> Callable[[Row], bool]:
 def _keys(row: Row) -> dict[str, set[str]]:
     """Everything a query can ask of a row: key → the values it answers to."""
     keys: dict[str, set[str]] = {key: {str(value)} for key, value in row["choices"].items()}
-    for place, value in flatten(row["identity"]).items():
+    for place, value in flatten(settings(row)).items():
         for key in {place, place.rpartition(".")[2]}:
             if key not in row["choices"]:
                 keys.setdefault(key, set()).add(str(value))
     return keys
 
 
-def settings(one: Row, other: Row) -> list[tuple[str, Any, Any]]:
-    """Places of configuration, protocol and provenance in which two rows differ, with both values; None where one has none."""
-    own, its = flatten(one), flatten(other)
-    places = [place for place in {**own, **its} if place.startswith(MADE_BY)]
-    return [(place, own.get(place), its.get(place)) for place in places if own.get(place) != its.get(place)]
+def changes(one: Row, other: Row) -> list[tuple[str, Any, Any]]:
+    """Settings, and places of protocol and provenance, in which two rows differ, with both values; None where one has none."""
+    own, its = _made_by(one), _made_by(other)
+    return [(place, own.get(place), its.get(place)) for place in {**own, **its} if own.get(place) != its.get(place)]
+
+
+def _made_by(row: Row) -> dict[str, Any]:
+    return flatten(settings(row)) | {place: value for place, value in flatten(row).items() if place.startswith(MADE_BY)}
 
 
 def metrics(one: Row, other: Row) -> list[Difference]:

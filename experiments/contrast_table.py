@@ -11,7 +11,7 @@ from rich.table import Table
 from experiments import record
 from experiments.compare import compare, differences
 from experiments.console import console
-from experiments.contrast import Difference, layers, metrics, select, settings
+from experiments.contrast import Difference, changes, layers, metrics, select
 from experiments.record import Row
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
     """Print everything that is known of the difference."""
     console.print(f"A {one['run_id']}  {one['name']}\nB {other['run_id']}  {other['name']}\n", markup=False)
-    console.print(_table("what was different", ("", "A", "B"), [(place, _cell(a), _cell(b)) for place, a, b in settings(one, other)]))
+    console.print(_table("what was different", ("", "A", "B"), [(place, _cell(a), _cell(b)) for place, a, b in changes(one, other)]))
     headings = ("", "A", "B", "B − A", "95 %")
     console.print(_table("what came out", headings, [_line(each) for each in metrics(one, other) if each.one != each.other]))
     console.print(_verdict(one, other), markup=False, soft_wrap=True)

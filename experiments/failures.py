@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from baselines.dense import Dense
 from experiments.cost import Cost
 from experiments.run import Run
 
@@ -48,7 +47,7 @@ def what_to_try(run: Run) -> list[str]:
         advice.append("device=cpu")
     if run.method.needs_calibration:
         advice.append("fewer calibration.samples or a shorter calibration.seqlen")
-    elif not run.stream and not isinstance(run.method, Dense):
+    elif not run.stream and run.method.changes_model:
         advice.append("stream=true")
     if run.model.dtype.on(device).itemsize > 2:
         advice.append("model.dtype=bfloat16")

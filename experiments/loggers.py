@@ -70,7 +70,7 @@ class WandB(Logger):
             resume="allow",
             name=row["name"],
             job_type=row["choices"].get("method"),
-            config={part: row[part] for part in ("run_id", "choices", "identity", "protocol", "provenance")},
+            config={part: row[part] for part in ("run_id", "choices", "identity", "options", "protocol", "provenance")},
             settings=wandb.Settings(silent=True, console="off"),
         )
         metrics = flatten({"metrics": row["metrics"]})

@@ -21,7 +21,7 @@ from experiments.claims import claim
 from experiments.cost import Cost
 from experiments.evaluation import Measurement, Subject
 from experiments.failures import explained, failure
-from experiments.identity import identity, run_id
+from experiments.identity import identity, options, run_id
 from experiments.loggers import Logger, NoLogger
 from experiments.meters import peak_memory
 from experiments.provenance import protocol, provenance
@@ -29,6 +29,7 @@ from experiments.record import Row
 from experiments.run import Run
 from experiments.text import tokenize
 from sinq import CompressionReport, NotApplicable, chosen, load, stream, using
+from sinq.named import name_of
 from sinq.progress import Progress, silent
 
 
@@ -64,7 +65,14 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
         found = _finished(setting, name)  # another process may have been at work on it just now
         if found and not setting.force:
             return found
-        row = {"run_id": name, "name": label(run), "choices": dict(run.choices), "identity": parts, "config": config}
+        row = {
+            "run_id": name,
+            "name": label(run),
+            "choices": dict(run.choices),
+            "identity": parts,
+            "options": options(run),
+            "config": config,
+        }
         row, layers = _attempt(run, row, setting, keep=found is not None)
         record.write(setting.results_dir, row, layers)
     setting.logger.log(row, layers, setting.results_dir)
@@ -96,7 +104,7 @@ def _attempt(run: Run, row: Row, setting: Setting, keep: bool) -> tuple[Row, pd.
 
 def label(run: Run) -> str:
     """A short name for people: the method, and its format where it has one."""
-    method = run.choices.get("method", type(run.method).__name__.lower())
+    method = run.choices.get("method", name_of(run.method))
     stored = getattr(run.method, "format", None)
     return method if stored is None else f"{method} {stored.label}"
 
@@ -111,7 +119,7 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
         evaluation.check(subject)
     compression: dict[str, Any] = {}
     dense = None
-    if not isinstance(run.method, Dense):
+    if run.method.changes_model:
         with cost.part():
             subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
         compression = {"compression": _compression_metrics(subject.report) | {"kernel": chosen(subject.device).value}}
@@ -140,7 +148,7 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
 
 def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
     """The row of the same run without compression."""
-    as_config = None if config is None else {**config, "method": {"_target_": "baselines.dense.Dense"}}
+    as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
         replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False, wait=True), as_config
     )

@@ -118,7 +118,7 @@ class _Costs:
 
 
 def _kind(parts: dict[str, Any]) -> str:
-    return record.as_json([parts["method"]["kind"], *(parts[name] for name in ALIKE)])
+    return record.as_json([parts["method"]["name"], *(parts[name] for name in ALIKE)])
 
 
 def show(items: Sequence[Item]) -> None:

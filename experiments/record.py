@@ -114,6 +114,16 @@ def tabulate(rows: list[Row]) -> pd.DataFrame:
     return pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
 
 
+def settings(row: Row) -> dict[str, Any]:
+    """Return all that decides a row's numbers: its identity, and the options that have their defaults beside it."""
+    return _merged(row.get("options") or {}, row.get("identity") or {})
+
+
+def _merged(options: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(options[key], identity[key]) for key in options.keys() & identity.keys() if isinstance(options[key], dict)}
+    return options | identity | both
+
+
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = {}

@@ -75,7 +75,7 @@ def _names(row: Row) -> list[str]:
 
 def _size(row: Row) -> tuple[int, int] | None:
     """Bits and group size of a row's method, or of the method inside it; None for one without a grid, or that chooses bits itself."""
-    method: dict[str, Any] | None = row["identity"]["method"]
+    method: dict[str, Any] | None = row["options"]["method"]
     while method is not None and "grid" not in method and "bits" not in method:
         method = method.get("inner")
     return None if method is None or "bits" in method else (method["grid"]["bits"], method["grid"]["group_size"])

@@ -16,11 +16,13 @@ from typing import Any, Literal, Required
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # before Python 3.12, pydantic refuses typing's
 
-SCHEMA = 1
+from experiments.former_rows import from_schema_1
+
+SCHEMA = 2
 
 Row = dict[str, Any]
 Migration = Callable[[Row], Row]
-MIGRATIONS: Mapping[int, Migration] = MappingProxyType({})
+MIGRATIONS: Mapping[int, Migration] = MappingProxyType({1: from_schema_1})
 """Version → what makes of its rows rows of the next version. Version 1 is the first."""
 
 Number = float | None
@@ -88,6 +90,7 @@ class Whole(TypedDict, total=False):
     metrics: Required[Metrics]
     samples: Samples | None
     identity: Identity | None
+    options: Group
     choices: Group
     protocol: Group
     provenance: Group

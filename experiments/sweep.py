@@ -27,6 +27,7 @@ from experiments.claims import BusyError
 from experiments.config import build, register
 from experiments.console import bar, console, set_up
 from experiments.files import atomic_write
+from experiments.former_rows import without_paths
 from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
@@ -108,7 +109,7 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     run = build(config, plan.choices(config))
     setting = Setting(Path(config.results_dir).expanduser(), instantiate(config.logger), config.force, bar, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return execute(run, setting, OmegaConf.to_container(options, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+    return execute(run, setting, without_paths(OmegaConf.to_container(options, resolve=True, enum_to_str=True)))
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.cache import cache_dir, data_dir
 from experiments.files import atomic_write
+from sinq.named import Named
 
 HEADING = 100
 """Rows up to this many characters (headings, formulas) may well stand in both parts."""
@@ -42,10 +43,8 @@ class Passage:
         return tokenizer(self.text, verbose=False)["input_ids"]
 
 
-class Text(ABC):
+class Text(Named, ABC):
     """A named text in two disjoint parts."""
-
-    name: ClassVar[str]
 
     @abstractmethod
     def evaluation(self) -> Passage: ...

@@ -7,8 +7,10 @@ sinq.save(model, folder)
 model = sinq.load(folder)
 """
 
+from sinq.additive import AdditiveTensor
 from sinq.calibration import Calibration
 from sinq.checkpoint import load, save, stored_tensors
+from sinq.columns import MixedColumns
 from sinq.dual_scale import SINQ
 from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
@@ -30,6 +32,7 @@ from sinq.tensor import CompressedWeight, QuantizedTensor
 
 __all__ = [
     "SINQ",
+    "AdditiveTensor",
     "Calibration",
     "CompressedExperts",
     "CompressedLinear",
@@ -44,6 +47,7 @@ __all__ = [
     "Layers",
     "Levels",
     "Method",
+    "MixedColumns",
     "Normalized",
     "NotApplicable",
     "OnMisfit",

@@ -9,7 +9,7 @@ exponent common to all rows, one more byte.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class AdditiveTensor(CompressedWeight):
     tensors: `codes` uint8 packed, and `codes_high` where a code has more than 8 bits; `codebooks` float16 (M, 2^B, g); `scale` float16
     (out,), with `scale_exponent` where needed.
     """
+
+    name: ClassVar[str] = "additive"
 
     format: Codebooks
     shape: tuple[int, int]

@@ -105,8 +105,7 @@ def quantize_matrices(
     made = []
     for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
         report = describe(name, weight, value, share * weight.numel(), step.notes | unseen)
-        home = {key: tensor.to(matrix.device) for key, tensor in value.state_dict().items()}
-        made.append((type(value).from_state(value.config(), home), report))
+        made.append((value.to(matrix.device), report))
     return made
 
 

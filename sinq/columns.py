@@ -19,7 +19,7 @@ Not covered: a fast product. `multiply` is the reference: dequantize, then multi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -82,6 +82,8 @@ class MixedColumns(CompressedWeight):
     tensors: `codes_{b}` uint8 packed, for each width b that a column has; `bits` uint8 packed, the index of each column's width in
     `choices`; `scale`, `zero` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`).
     """
+
+    name: ClassVar[str] = "mixed_columns"
 
     grid: Grid
     """Of the ranges: its bits are those of a column whose levels are the grid's own."""

@@ -5,6 +5,7 @@ HQQ's refinement of the zero-points (`half_quadratic.py`), on the balanced matri
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from sinq.tensor import QuantizedTensor
 @dataclass(frozen=True)
 class SINQ(ScalarMethod):
     """Sinkhorn-Normalized Quantization (arXiv 2509.22944): balance row and column deviations, then round to nearest."""
+
+    name: ClassVar[str] = "sinq"
 
     grid: Grid = Grid()
     sinkhorn: Sinkhorn = Sinkhorn()

@@ -1,6 +1,6 @@
 """What of a long piece of work is done, in a small JSON file beside its results, so that it can go on after it was killed.
 
-    {"format": 1, "identity": {…}, "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": […], …}, …}}
+    {"format": 2, "identity": {…}, "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": […], …}, …}}
 
 A file of results counts as done when the journal names it and it is as long as the journal says. The journal is rewritten after each file,
 whole or not at all; a file that took its name just before a kill is simply made again. Two processes must not work in one folder at once.
@@ -14,7 +14,7 @@ from typing import Any
 
 from sinq.files import SCRATCH, replacing
 
-FORMAT = 1
+FORMAT = 2
 JOURNAL = "stream.json"
 
 
@@ -25,8 +25,8 @@ class Done:
     nbytes: int
     """Its length."""
     tensors: Sequence[str]
-    places: Sequence[dict[str, Any]]
-    """Its compressed places, as `sinq.json` describes them."""
+    edits: Sequence[dict[str, Any]]
+    """Those that put its compressed weights into the model, as `sinq.json` has them."""
     layers: Sequence[dict[str, Any]]
     """Their reports."""
 

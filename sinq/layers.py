@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sinq.linear import CompressedExperts, CompressedLinear
+from sinq.edits import replace_weights
 from sinq.tensor import CompressedWeight
 
 HEAD = "lm_head"
@@ -88,10 +88,7 @@ class Target:
 
     def replace(self, model: nn.Module, weights: list[CompressedWeight]) -> None:
         """Put compressed weights, in the order of `matrices`, in the place of the dense ones."""
-        if self.parameter is not None:
-            CompressedExperts(weights, self._transposed, self.tensor.dtype).install(self.module, self.parameter)
-            return
-        model.set_submodule(self.name, CompressedLinear(weights[0], self.module.bias))  # type: ignore[arg-type]
+        replace_weights(model, self.name, weights, experts=self.parameter is not None)
 
 
 def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[Target]:

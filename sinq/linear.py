@@ -39,7 +39,7 @@ class WeightStore(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move_only, recurse)
-        self.value = type(self.value).from_state(self.value.config(), dict(self.named_buffers()))
+        self.value = self.value.with_tensors(dict(self.named_buffers()))
         return self
 
     @property

@@ -21,6 +21,7 @@ from sinq.calibration import Calibration
 from sinq.format import Format
 from sinq.grid import Grid
 from sinq.layers import Layers
+from sinq.named import Named
 from sinq.progress import Progress, silent
 from sinq.report import CompressionReport
 from sinq.statistics import Statistic
@@ -28,11 +29,14 @@ from sinq.tensor import CompressedWeight
 from sinq.tuning import BlockTuning
 
 
-class Method(ABC):
+class Method(Named, ABC):
     """A way to make a model smaller."""
 
     statistic: ClassVar[type[Statistic] | None] = None
     """What the method must know about each layer besides its weight, if anything."""
+
+    changes_model: ClassVar[bool] = True
+    """False for the dense model alone, which layers, kernels and streaming do not concern."""
 
     @property
     def needs_calibration(self) -> bool:

@@ -15,7 +15,7 @@ the divergence of the logits on a few prompts. Here t has geometric mean 1 in ea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from sinq.sinkhorn import Sinkhorn
 @dataclass(frozen=True)
 class PreSINQ(Rewriting):
     """Balances the columns of a decoder's matrices with Sinkhorn scales folded into the layers before, then lets `inner` compress it."""
+
+    name: ClassVar[str] = "presinq"
 
     inner: Method
     sinkhorn: Sinkhorn = Sinkhorn()

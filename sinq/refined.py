@@ -20,6 +20,7 @@ Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve fo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ from sinq.unbiased import Unbiased
 @dataclass(frozen=True)
 class SINQRefined(ScalarMethod):
     """SINQ's format with column scales from mean magnitudes and unbiased scales of groups."""
+
+    name: ClassVar[str] = "sinq_refined"
 
     grid: Grid = Grid()
     norm: float = 1.0

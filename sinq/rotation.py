@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import sqrt
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sinq.errors import NotApplicable
 from sinq.packing import pack, unpack
-from sinq.tensor import CompressedWeight, kind_of, kind_path
+from sinq.tensor import CompressedWeight, rebuilt, stored_as
 
 SYLVESTER = 64  # powers of two are split into factors up to this: few enough steps, each a product dense enough to be fast
 INNER = "inner_"
@@ -167,6 +167,8 @@ class Rotated(CompressedWeight):
     file means does not depend on a random number generator.
     """
 
+    name: ClassVar[str] = "rotated"
+
     rotation: Rotation
     inner: CompressedWeight
 
@@ -191,10 +193,10 @@ class Rotated(CompressedWeight):
         return {"signs": self.rotation.signs} | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
 
     def config(self) -> dict[str, Any]:
-        return {"kind": kind_path(self.inner), "inner": self.inner.config()}
+        return {"inner": stored_as(self.inner)}
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         state = {name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)}
-        inner = kind_of(config["kind"]).from_state(config["inner"], state)
+        inner = rebuilt(config["inner"], state)
         return cls(Rotation(tensors["signs"], inner.shape[1]), inner)

@@ -12,13 +12,13 @@ outliers too. All are counted, since all are stored.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sinq.kernels.sparse import product
-from sinq.tensor import CompressedWeight, kind_of, kind_path
+from sinq.tensor import CompressedWeight, rebuilt, stored_as
 
 INNER = "inner_"
 NARROW = 1 << 16
@@ -32,6 +32,8 @@ class SparseOutliers(CompressedWeight):
     tensors: those of `inner`, their names prefixed; `values` float16 (outliers,), row by row; `columns` (outliers,), uint16 where there
     are at most 65,536 inputs, else int32; `row_starts` int32 (out + 1,).
     """
+
+    name: ClassVar[str] = "sparse_outliers"
 
     inner: CompressedWeight
     values: Tensor
@@ -74,10 +76,10 @@ class SparseOutliers(CompressedWeight):
         return own | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
 
     def config(self) -> dict[str, Any]:
-        return {"kind": kind_path(self.inner), "inner": self.inner.config(), "notes": dict(self.notes)}
+        return {"inner": stored_as(self.inner), "notes": dict(self.notes)}
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         state = {name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)}
-        inner = kind_of(config["kind"]).from_state(config["inner"], state)
+        inner = rebuilt(config["inner"], state)
         return cls(inner, tensors["values"], tensors["columns"], tensors["row_starts"], config["notes"])

@@ -28,17 +28,20 @@ from typing import Any
 import torch
 
 from sinq.block_loop import quantize_matrices
-from sinq.checkpoint import LAYOUT, Entry, entry, entry_tensors, save_config, save_layout, save_tensors
+from sinq.checkpoint import LAYOUT, save_config, save_layout, save_tensors
+from sinq.edits import edit_as_json, edit_from_json, weights_edit
 from sinq.errors import NotApplicable
 from sinq.files import replacing
 from sinq.journal import Done, resume, write
 from sinq.kernels import chosen
 from sinq.layers import Layers
 from sinq.method import LayerMethod, Method
+from sinq.named import described
 from sinq.plan import Step, plan, require_finite
 from sinq.progress import Progress, silent
 from sinq.report import CompressionReport, LayerReport
 from sinq.source import INDEX, Read, Source, shape_of, weight_files
+from sinq.tensor import CompressedWeight
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
 """The name of the decoder block a tensor is of: `model.layers.3`."""
@@ -114,8 +117,8 @@ def _identity(source: Path, method: Method, layers: Layers, place: torch.device)
     """All that decides what is written. Source files count by name, size and time of change: reading them all takes too long."""
     files = [source / "config.json", *weight_files(source)]
     return {
-        "method": f"{type(method).__module__}.{method!r}",
-        "layers": repr(layers),
+        "method": described(method),
+        "layers": described(layers),
         "kernel": f"{chosen(place).value} on {place.type}",
         "source": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
     }
@@ -143,7 +146,7 @@ def _block(name: str) -> str:
 def _make(piece: Piece, read: Read, target: Path, place: torch.device) -> Done:
     """Write one file, and say what is in it. Tensors live only as long as this call."""
     tensors: dict[str, torch.Tensor] = {}
-    places: list[Entry] = []
+    changes: list[dict[str, Any]] = []
     reports: list[dict[str, Any]] = []
     for name, stored in piece.names:
         tensor, step = read(stored), piece.steps.get(name)
@@ -152,11 +155,19 @@ def _make(piece: Piece, read: Read, target: Path, place: torch.device) -> Done:
             continue
         made = [_quantize(step, key, matrix, place) for key, matrix in step.target.split(tensor).items()]
         values = [value for value, _ in made]
-        places.append(entry(step.target.name, step.target.parameter, values))
-        tensors |= entry_tensors(places[-1], values)
+        experts = step.target.parameter is not None
+        changes.append(edit_as_json(weights_edit(step.target.name, values, experts)))
+        tensors |= _named_tensors(step.target.name, values, experts)
         reports += [asdict(report) for _, report in made]
     save_tensors(tensors, target / piece.file)
-    return Done((target / piece.file).stat().st_size, list(tensors), places, reports)
+    return Done((target / piece.file).stat().st_size, list(tensors), changes, reports)
+
+
+def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
+    """Return the tensors of a layer's values under the names that its modules give them."""
+    places = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
+    pairs = zip(places, values, strict=True)
+    return {f"{place}.{key}": tensor for place, value in pairs for key, tensor in value.state_dict().items()}
 
 
 def _quantize(step: Step, name: str, matrix: torch.Tensor, place: torch.device) -> Any:
@@ -182,4 +193,4 @@ def _finish(target: Path, done: dict[str, Done]) -> None:
     index = {"metadata": {"total_size": sum(it.nbytes for it in done.values())}, "weight_map": files}
     with replacing(target / INDEX) as scratch:
         scratch.write_text(json.dumps(index, indent=1))
-    save_layout([place for it in done.values() for place in it.places], target)
+    save_layout([edit_from_json(change) for it in done.values() for change in it.edits], target)

@@ -11,19 +11,19 @@ per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from sinq import auxiliary
 from sinq.grid import Grid, Levels
+from sinq.named import Named, name_of, named
 from sinq.packing import pack, unpack
 from sinq.rounding import assign, by_group, centre, choose, level
 
 
-class CompressedWeight(ABC):
+class CompressedWeight(Named, ABC):
     """A matrix (out_features, in_features) in fewer bits."""
 
     shape: tuple[int, int]
@@ -56,6 +56,10 @@ class CompressedWeight(ABC):
         """Names of the stored numbers: tensors of `state_dict` in which `dequantize` can be differentiated. Codes are none."""
         return tuple(name for name, tensor in self.state_dict().items() if tensor.is_floating_point())
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return this value with its tensors on a device; itself where they are there already."""
+        return self.with_tensors({name: tensor.to(device) for name, tensor in self.state_dict().items()})
+
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """This value with other tensors in the place of some, of the same shape, in any floating dtype where it had one."""
         return type(self).from_state(self.config(), self.state_dict() | dict(tensors))
@@ -79,18 +83,21 @@ class CompressedWeight(ABC):
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
 
-def kind_path(value: CompressedWeight) -> str:
-    """Where the class of a value is found again: `kind_of` is the inverse."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+def stored_as(value: CompressedWeight) -> dict[str, Any]:
+    """Return what a file says of a value besides its tensors, as plain JSON values; `rebuilt` is the inverse."""
+    return {"name": name_of(value), "version": value.version, "config": value.config()}
 
 
-def kind_of(path: str) -> type[CompressedWeight]:
-    """The class at a path. Raises `ValueError` if it is no `CompressedWeight`."""
-    module, _, name = path.rpartition(".")
-    kind = getattr(import_module(module), name)
-    if not (isinstance(kind, type) and issubclass(kind, CompressedWeight)):
-        raise ValueError(f"{path} is not a CompressedWeight")
-    return kind
+def rebuilt(stored: Mapping[str, Any], tensors: dict[str, Tensor]) -> CompressedWeight:
+    """Return the value that a file describes, with these tensors.
+
+    Raises:
+        ValueError: no imported class has the name, or the class reads another version.
+    """
+    kind = named(CompressedWeight, stored["name"])
+    if stored["version"] != kind.version:
+        raise ValueError(f"{stored['name']} has version {stored['version']}; this code reads version {kind.version}")
+    return kind.from_state(stored["config"], tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +107,8 @@ class QuantizedTensor(CompressedWeight):
     tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`);
     `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if there is one.
     """
+
+    name: ClassVar[str] = "scalar"
 
     grid: Grid
     shape: tuple[int, int]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from experiments.meters import Peak
 from experiments.models import LoadedModel
 from sinq import CompressionReport
+from sinq.named import Named
 from sinq.progress import Progress
 
 
@@ -43,14 +44,14 @@ class Measurement:
     samples: dict[str, Any] = field(default_factory=dict)
 
 
-class Evaluation(ABC):
+class Evaluation(Named, ABC):
     """Something that can be measured of a model."""
 
     def content(self) -> dict[str, Any]:
         """What the numbers depend on beside the options, by content: part of a run's identity. Raises `ValueError` if it cannot be had."""
         return {}
 
-    def check(self, subject: Subject) -> None:  # noqa: B027 - most have nothing to check
+    def check(self, subject: Subject) -> None:
         """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
 
     @abstractmethod

@@ -9,6 +9,7 @@ Not covered yet: CUDA graphs and a compiled baseline. On a GPU both models run e
 
 from dataclasses import dataclass
 from statistics import median
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 
@@ -21,6 +22,8 @@ from sinq import CompressedExperts, CompressedLinear
 @dataclass(frozen=True)
 class Latency(Evaluation):
     """Tokens per second of prefill and decode, batch 1, greedy."""
+
+    name: ClassVar[str] = "latency"
 
     prompt_tokens: int = 128
     decode_tokens: int = 8

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isclose
 from statistics import fmean, median
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class _Pair:
 @dataclass(frozen=True)
 class LayerError(Evaluation):
     """Relative output error of every compressed linear layer."""
+
+    name: ClassVar[str] = "layer_error"
 
     windows: int | None = 1
     """How many windows, from the start of the text; null for all."""

@@ -6,6 +6,7 @@ memory here, so a process's own peak would say little.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +20,8 @@ from sinq import stored_tensors
 @dataclass(frozen=True)
 class Memory(Evaluation):
     """Peak memory of compressing the model, and of a prefill."""
+
+    name: ClassVar[str] = "memory"
 
     prompt_tokens: int = 512
     """Length of the prompt; the model's context where that is smaller."""

@@ -10,7 +10,7 @@ of the exact divergence) and `flip_rate` (share of positions whose most probable
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from experiments.text import windows
 @dataclass(frozen=True)
 class Perplexity(Evaluation):
     """Perplexity of the evaluation text, and divergence from the dense model on it."""
+
+    name: ClassVar[str] = "perplexity"
 
     windows: int | None = None
     """How many windows, from the start of the text; null for all."""

@@ -6,6 +6,7 @@ and norms included, shared tensors once.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from sinq import stored_tensors
@@ -15,6 +16,8 @@ from sinq.layers import linear_places, output_head
 @dataclass(frozen=True)
 class Size(Evaluation):
     """Bytes and bits per weight."""
+
+    name: ClassVar[str] = "size"
 
     def measure(self, subject: Subject) -> Measurement:
         stored = subject.loaded.stored_dtype

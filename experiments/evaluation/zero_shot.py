@@ -9,7 +9,7 @@ What is not covered: chat templates, tasks with pictures, tasks that run code th
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments import questions
 from experiments.answers import answers, flips, metric_name
@@ -21,6 +21,8 @@ OPTION = "evaluation.zero_shot"
 @dataclass(frozen=True)
 class ZeroShot(Evaluation):
     """Accuracies on lm-eval's tasks, and flips."""
+
+    name: ClassVar[str] = "zero_shot"
 
     tasks: tuple[str, ...] = ("piqa_local",)
     """Names of tasks, groups or tags."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.compare import conditions
 from experiments.console import distinct_names, facts
-from experiments.record import FINISHED, Row, flatten
+from experiments.record import FINISHED, Row, flatten, settings
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _families(rows: list[Row]) -> dict[str, str]:
 
 def _without_bits(row: Row) -> Row:
     """A row's method and calibration alone, with the bits taken out."""
-    identity, bits = row["identity"], ("bits", "bits_per_weight")
-    method = {key: value for key, value in flatten(identity.get("method", {})).items() if key.rpartition(".")[2] not in bits}
-    kept = {"method": method, "calibration": identity.get("calibration", {})}
-    return {"name": row["choices"].get("method", row["name"]), "identity": kept}
+    made, bits = settings(row), ("bits", "bits_per_weight")
+    method = {key: value for key, value in flatten(made.get("method", {})).items() if key.rpartition(".")[2] not in bits}
+    kept = {"method": method, "calibration": made.get("calibration", {})}
+    return {"name": row["choices"].get("method", row["name"]), "identity": kept, "options": {}}

@@ -4,23 +4,21 @@ Device, kernel and what else was measured are left open: they do not make it ano
 match, and the table refuses to choose; two rows of which one has another number of windows do not, and the cell says which was seen.
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from baselines.dense import Dense
 from experiments.calibration import CalibrationSource, CalibrationText
 from experiments.console import look_up
 from experiments.evaluation import Evaluation, Perplexity
-from experiments.identity import describe
 from experiments.mistakes import MENDABLE, explain
 from experiments.mistakes import not_applicable as makes_no_sense
 from experiments.models import DType
 from experiments.record import FINISHED, Row
 from experiments.tables.options import described, overrides, split
+from sinq import named
 
-OPEN = ("kind", "tasks", "batch_size", "rounds")
+OPEN = ("tasks", "batch_size", "rounds")
 """Options of an evaluation that do not change what is measured, only how much else, or how often."""
 
 
@@ -79,25 +77,19 @@ def _within(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
 
 def _same_treatment(row: Row, wanted: Wanted) -> bool:
     run, identity = described(wanted.treatment), row["identity"]
-    if plain(identity["method"]) != plain(describe(run.method)):
+    if identity["method"] != named.described(run.method):
         return False
-    if isinstance(run.method, Dense):
+    if not run.method.changes_model:
         return True
-    if plain(identity["layers"]) != plain(describe(run.layers)):
+    if identity["layers"] != named.described(run.layers):
         return False
     return not run.method.needs_calibration or _recorded(identity["calibration"]) == _options(run.calibration)
 
 
-def plain(value: Any) -> str:
-    """As it is in a file, where a tuple is a list."""
-    return json.dumps(value, sort_keys=True)
-
-
 def _options(source: CalibrationSource) -> dict[str, Any]:
     """A calibration's options, its text by name: what the text says is compared by those who load it."""
-    if not isinstance(source, CalibrationText):
-        return {}
-    return {field.name: getattr(source, field.name) for field in fields(source)} | {"text": source.text.name}
+    options: dict[str, Any] = named.described(source)
+    return options | {"text": source.text.name} if isinstance(source, CalibrationText) else {}
 
 
 def _recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,16 +111,16 @@ def _obstacles(row: Row, wanted: Wanted) -> list[str]:
 
 def _other_options(row: Row, name: str, asked: Mapping[str, Evaluation]) -> list[str]:
     """In which options the measurement that has the metric is not the one that was asked for."""
-    measured, wanted = row["identity"]["evaluation"].get(name), asked.get(name)
+    measured, wanted = row["options"]["evaluation"].get(name), asked.get(name)
     if measured is None or wanted is None or isinstance(wanted, Perplexity):
         return []
-    options = {option: value for option, value in describe(wanted).items() if option not in OPEN}
+    options = {option: value for option, value in named.described(wanted, defaults=True).items() if option not in OPEN}
     return [f"{option} is {measured.get(option)}, not {value}" for option, value in options.items() if measured.get(option) != value]
 
 
 def _windows(row: Row, asked: Perplexity) -> list[str]:
     """Whether as many windows were read, of as many tokens. A model's shorter context counts as it is."""
-    measured, seqlen = row["metrics"]["perplexity"], row["identity"]["evaluation"]["perplexity"]["seqlen"]
+    measured, seqlen = row["metrics"]["perplexity"], row["options"]["evaluation"]["perplexity"]["seqlen"]
     found = [] if seqlen == asked.seqlen else [f"seqlen is {seqlen}, not {asked.seqlen}"]
     available = measured["windows_available"]
     count = available if asked.windows is None else min(asked.windows, available)

@@ -36,8 +36,9 @@ def finished(method: str = "sinq", bits: int = 4, text: str = "t", shift: float 
         "name": method if dense else f"{method} {bits}-bit g{options['grid']['group_size']}",
         "choices": {"method": method, "model": "m", "text": text},
         "identity": {
-            "model": {"name": "m", "dtype": "float32"}, "text": {"name": text}, "method": {"kind": method, **options}, "device": "cpu",
+            "model": {"name": "m", "dtype": "float32"}, "text": {"name": text}, "method": {"name": method, **options}, "device": "cpu",
         },
+        "options": {"method": {"name": method, **options}},
         "status": record.FINISHED,
         "dense_run_id": None if dense else f"none4{text}",
         "metrics": metrics,

@@ -24,6 +24,7 @@ def row(name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str |
         "choices": {"method": name},
         "status": record.FINISHED,
         "identity": {"model": {"name": "m", "sha256": "1", "dtype": "float32"}, "device": "cpu", "method": {**grid, **method}},
+        "options": {"method": {**grid, **method}},
         "metrics": {"perplexity": {"value": 1.0, "windows": len(nll), "seqlen": 2048, "kl": 0.02, "flip_rate": 0.1}},
         "samples": {"perplexity": {"window_nll": nll}},
         "protocol": {"fingerprint": "f", "tokens": 9, "tokenizer": "t", "bos": "none", "dtype": "float32", "model_commit": None},
@@ -125,7 +126,7 @@ def test_a_wrapped_method_has_the_bits_of_the_inner_one() -> None:
 def test_a_method_that_chooses_bits_is_matched_by_no_others_bits() -> None:
     mixed = row("mixed", HARD + 0.2, None, inner={"grid": {"bits": 4, "group_size": 64}})
     assert results.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
-    mixed["identity"]["method"]["bits"] = [2, 3, 4]
+    mixed["options"]["method"]["bits"] = [2, 3, 4]
     assert results.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
 
 

@@ -42,9 +42,9 @@ def test_what_means_no_run_or_several_is_refused(words: str, message: str) -> No
 
 
 def test_settings_are_what_differs_and_nothing_else() -> None:
-    assert contrast.settings(finished("sinq"), finished("sinq", 3)) == [("identity.method.grid.bits", 4, 3)]
-    assert contrast.settings(finished(), finished()) == []
-    assert ("identity.method.grid.bits", None, 4) in contrast.settings(finished("none"), finished("sinq"))
+    assert contrast.changes(finished("sinq"), finished("sinq", 3)) == [("method.grid.bits", 4, 3)]
+    assert contrast.changes(finished(), finished()) == []
+    assert ("method.grid.bits", None, 4) in contrast.changes(finished("none"), finished("sinq"))
 
 
 def test_metrics_are_subtracted_and_windows_give_the_interval() -> None:
@@ -92,7 +92,7 @@ def test_everything_is_printed(tmp_path: Path) -> None:
     with console.capture() as captured:
         contrast_table.show(one, other, tmp_path, 2)
     text = captured.get()
-    assert all(words in text for words in ("what was different", "identity.method.kind", "by mean NLL: worse", "6 layers in common"))
+    assert all(words in text for words in ("what was different", "method.name", "by mean NLL: worse", "6 layers in common"))
     assert text.count("model.layers.") == 2
     with console.capture() as captured:
         contrast_table.show(one, finished("sinq", text="u"), tmp_path, 2)

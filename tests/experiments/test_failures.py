@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Greedy(Evaluation):
     """Asks for more memory than any machine has, for a compressed model."""
+
+    name: ClassVar[str] = "toy_greedy"
 
     def measure(self, subject: Subject) -> Measurement:
         return Measurement({"bytes": torch.empty(1 if subject.is_dense else 1 << 50).nbytes})

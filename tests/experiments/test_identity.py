@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -5,15 +6,23 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.awq import AWQ
 from baselines.dense import Dense
+from baselines.gptq import GPTQ, ActOrder
+from baselines.gwq import GWQ
+from baselines.hadamard import Hadamard, ResidualHadamard
+from baselines.hqq import HQQ
+from baselines.mgptq import MGPTQ
+from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from experiments.calibration import CalibrationText
-from experiments.evaluation import Perplexity
+from experiments.evaluation import Latency, Perplexity, Size
 from experiments.identity import identity, run_id
-from experiments.models import DType, Pretrained
+from experiments.models import DType, Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, Kernel, Layers, OnMisfit
+from sinq import SINQ, Grid, HalfQuadratic, Kernel, Layers, Levels, Method, OnMisfit, PreSINQ, SINQRefined
+from tests.conftest import ROOT
 from tests.sinq.test_block_loop import Recorder
 
 
@@ -88,3 +97,40 @@ def test_devices_are_checked_at_once(run: Run) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device=cuda: torch sees no CUDA device here"):
             replace(run, device="cuda")
+
+
+RUN_IDS = ROOT / "tests/frozen/run_ids.json"
+
+
+def known_runs() -> dict[str, Run]:
+    """Runs whose ids are kept in a file: every method, and one option of each other part."""
+    text, quality = StateOfTheUnion(), {"perplexity": Perplexity(windows=16), "size": Size()}
+    plain = Run(SmolLM2(), text, SINQ(), quality, device="cpu")
+    calibrated = replace(plain, calibration=CalibrationText(text, samples=8))
+    methods: dict[str, Method] = {
+        "sinq": SINQ(), "sinq 3-bit": SINQ(Grid(bits=3, group_size=32)), "sinq nf4": SINQ(Grid(levels=Levels.nf4)),
+        "sinq hqq": SINQ(refinement=HalfQuadratic()), "sinq_refined": SINQRefined(), "presinq": PreSINQ(RTN()), "rtn": RTN(), "hqq": HQQ(),
+        "gptq": GPTQ(act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(), "mixed": Mixed(SINQ()),
+        "hadamard": Hadamard(GPTQ()), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
+    }  # fmt: skip
+    runs = {name: replace(calibrated if method.needs_calibration else plain, method=method) for name, method in methods.items()}
+    runs |= {
+        "layers": replace(plain, layers=Layers(on_misfit=OnMisfit.shrink)), "kernel": replace(plain, kernel=Kernel.reference),
+        "stream": replace(plain, stream=True), "dtype": replace(plain, model=SmolLM2(dtype=DType.bfloat16)),
+        "text": replace(plain, text=StateOfTheUnion(evaluate_from=2010)), "evaluation": replace(plain, evaluation={"latency": Latency()}),
+    }  # fmt: skip
+    return runs
+
+
+def test_run_ids_stay_as_they_are() -> None:
+    """A new neutral option changes none; where numbers change on purpose a `version` is raised, and the file written anew."""
+    found = {key: run_id(identity(each)) for key, each in known_runs().items()}
+    assert found == json.loads(RUN_IDS.read_text())
+    assert len(set(found.values())) == len(found)
+
+
+def test_raising_a_version_changes_the_ids_of_its_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {key: run_id(identity(each)) for key, each in known_runs().items()}
+    monkeypatch.setattr(SINQ, "version", 2)
+    changed = {key for key, each in known_runs().items() if run_id(identity(each)) != before[key]}
+    assert changed == {key for key, each in known_runs().items() if isinstance(getattr(each.method, "inner", each.method), SINQ)}

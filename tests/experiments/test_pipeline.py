@@ -4,7 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -30,6 +30,8 @@ MEASURED: list[str] = []
 @dataclass(frozen=True)
 class Counted(Evaluation):
     """Notes that it was asked, and by which kind of model."""
+
+    name: ClassVar[str] = "toy_counted"
 
     def measure(self, subject: Subject) -> Measurement:
         MEASURED.append("dense" if subject.is_dense else "compressed")
@@ -126,6 +128,8 @@ def test_decisions_are_in_the_row(run: Run, setting: Setting) -> None:
 @dataclass(frozen=True)
 class Failing(Evaluation):
     """Fails for as long as a file exists."""
+
+    name: ClassVar[str] = "toy_failing"
 
     trigger: str
 

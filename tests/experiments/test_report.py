@@ -101,7 +101,7 @@ def test_a_layers_place_is_read_from_its_name(name: str, place: tuple[str, str])
 
 def test_a_reference_that_means_several_rows_is_told_and_costs_other_groups_nothing(results: Path) -> None:
     twin = finished("sinq") | {"run_id": "twin"}
-    twin["identity"]["method"]["early_stop"] = False
+    twin["options"]["method"]["early_stop"] = False
     store(results, twin, finished("rtn", text="u"))
     first, second = collect(results).sections
     assert "means several rows" in first.obstacle

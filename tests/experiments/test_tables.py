@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from experiments import compare, record
 from experiments.config import Config, Experiment
 from experiments.experiment import grids
-from experiments.identity import describe
 from experiments.record import Row
 from experiments.tables import cells, options, spec
 from experiments.tables.cells import Verdict, fill
@@ -26,6 +25,7 @@ from experiments.tables.formats import Format, render
 from experiments.tables.layout import lay_out
 from experiments.tables.show import chosen
 from experiments.tables.spec import Column, Line, Source, Table
+from sinq.named import described
 from tests import forked
 from tests.conftest import ROOT, needs_data
 
@@ -62,11 +62,12 @@ def row(run_id: str, nll: Any = HARD, **treatment: Any) -> Row:
         "identity": {
             "model": {**run.model.identity(), "dtype": "float32"},
             "text": {"name": run.text.name},
-            "method": describe(run.method),
-            "layers": describe(run.layers),
-            "evaluation": describe(dict(run.evaluation)),
+            "method": described(run.method),
+            "layers": described(run.layers),
+            "evaluation": described(dict(run.evaluation)),
             "device": "cpu",
         },
+        "options": {"evaluation": described(dict(run.evaluation), defaults=True)},
         "metrics": {
             "perplexity": {"value": float(np.exp(np.mean(nll))), "windows": len(nll), "windows_available": 146, "seqlen": 2048},
             "compression": {"seconds_quantize": 2.0, "seconds_statistics": 0.5},
@@ -272,8 +273,8 @@ def test_other_evaluations_must_have_been_asked_alike(limit: int, fits: bool) ->
     tasks = {"evaluation.zero_shot.tasks": "[piqa_local]", "evaluation.zero_shot.limit": 50}
     made = row("a", method="sinq")
     run = options.described(options.overrides({**asked, **tasks, "evaluation.zero_shot.tasks": "[piqa_local,wikitext2_local]"}))
-    made["identity"]["evaluation"] = json.loads(json.dumps(describe(dict(run.evaluation))))
-    made["identity"]["evaluation"]["zero_shot"]["limit"] = limit
+    made["options"]["evaluation"] = described(dict(run.evaluation), defaults=True)
+    made["options"]["evaluation"]["zero_shot"]["limit"] = limit
     made["metrics"] = {"zero_shot": {"tasks": {"piqa_local": {"flips": {"acc": {"prediction": {"value": 0.125}}}}}}}
     flips = Column("PIQA", metric="zero_shot.tasks.piqa_local.flips.acc.prediction.value", scale=100)
     cell = only(fill(table(line("sinq"), columns=[flips], run={**asked, **tasks}), [made]))

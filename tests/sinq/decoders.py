@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ def random_decoder(name: str) -> PreTrainedModel:
 @dataclass(frozen=True, eq=False)
 class Kept(CompressedWeight):
     """A matrix as it is."""
+
+    name: ClassVar[str] = "toy_kept"
 
     matrix: Tensor
 

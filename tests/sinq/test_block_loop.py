@@ -18,6 +18,8 @@ from tests.conftest import tiny_model, tiny_tokens
 class Recorder(LayerMethod):
     """Rounds to nearest at 2 bits, so that compressed predecessors matter, and keeps the statistics it saw, in order."""
 
+    name: ClassVar[str] = "toy_recorder"
+
     grid: Grid = Grid(bits=2, group_size=32)
     seen: list[Statistic] = field(default_factory=list)
     statistic: ClassVar[type[Statistic]] = Hessian

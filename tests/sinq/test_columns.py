@@ -9,7 +9,7 @@ from torch import Tensor
 from sinq import CompressedLinear, Grid, QuantizedTensor, choose
 from sinq.columns import ColumnLevels, MixedColumns
 from sinq.rounding import positions
-from sinq.tensor import kind_of, kind_path
+from sinq.tensor import rebuilt, stored_as
 
 WIDTHS = (1, 2, 3, 4)
 GRID = Grid(2, 32)
@@ -79,8 +79,7 @@ def test_a_width_no_column_has_takes_no_space() -> None:
 def test_state_and_config_rebuild_it_bit_for_bit(columns: int) -> None:
     value, _ = made(drawn(columns), rows=5)
     assert not any("." in name for name in value.state_dict())  # names of buffers
-    config = json.loads(json.dumps(value.config()))
-    again = kind_of(kind_path(value)).from_state(config, value.state_dict())
+    again = rebuilt(json.loads(json.dumps(stored_as(value))), value.state_dict())
     assert torch.equal(again.dequantize(), value.dequantize())
     assert (again.notes, again.shape, again.nbytes) == (value.notes, value.shape, value.nbytes)
 

@@ -151,7 +151,7 @@ def test_experts_are_dense_only_while_they_run() -> None:
     assert isinstance(experts.gate_up_proj, CompressedExperts)
 
 
-@pytest.mark.parametrize(("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "places": []}', "format 99")])
+@pytest.mark.parametrize(("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "edits": []}', "format 99")])
 def test_a_folder_that_is_not_ours_is_refused(text: str | None, named: str, tmp_path: Path) -> None:
     if text:
         (tmp_path / "sinq.json").write_text(text)
@@ -164,7 +164,7 @@ def test_a_checkpoint_may_only_name_compressed_weights(tmp_path: Path) -> None:
     EIGHT.compress(model)
     sinq.save(model, tmp_path)
     layout = json.loads((tmp_path / "sinq.json").read_text())
-    layout["places"][0]["values"][0]["kind"] = "subprocess.Popen"
+    layout["edits"][0]["weight"]["name"] = "subprocess.Popen"
     (tmp_path / "sinq.json").write_text(json.dumps(layout))
-    with pytest.raises(ValueError, match=r"subprocess\.Popen is not a CompressedWeight"):
+    with pytest.raises(ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"):
         sinq.load(tmp_path)
