@@ -155,6 +155,8 @@ def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(run: Run, sett
 class Pointless(RTN):
     """A method whose options make no sense for any layer."""
 
+    name: ClassVar[str] = "toy_pointless"
+
     def quantize(self, weight: torch.Tensor, statistic: Any = None) -> Any:
         raise NotApplicable("no layer is odd enough")
 

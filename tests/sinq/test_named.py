@@ -95,5 +95,5 @@ def test_an_inherited_name_is_not_a_class_s_own() -> None:
 @pytest.mark.parametrize("name", ["subprocess.Popen", "tests.sinq.test_named.Leaf", "Leaf", "", "SINQ"])
 def test_what_a_file_says_is_looked_up_and_never_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was called"))
-    with pytest.raises(ValueError, match="is not the name of a known Root; known are around, .*leaf"):
+    with pytest.raises(ValueError, match=r"is not the name of a known Root; known are around, .*leaf"):
         named(Root, name)
