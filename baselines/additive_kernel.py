@@ -1,4 +1,4 @@
-"""AQLM's loops on a processor. `additive_kmeans.py` and `additive_search.py` have the definitions.
+"""AQLM's loops on a processor. `aqlm.py`, `additive_kmeans.py` and `additive_search.py` have the definitions.
 
 A search of codes is many products of few numbers, so vectors lie side by side: codebooks are turned over to (M, g, 2^B), and a register
 holds the scores of several vectors. Rows do not know of each other and are shared out to threads; sixteen are taken together, so that the
@@ -69,7 +69,7 @@ def _smallest(scores):  # type: ignore[no-untyped-def]
 
 
 def sweep(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor) -> Tensor:
-    """See `additive_search.reference`."""
+    """See `additive_search.sweep`."""
     width = codebooks.shape[2]
     error = array(weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])
     blocks = hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # H[G, G] of each group
@@ -183,7 +183,7 @@ def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook
 
 
 def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
-    """The gradient of codebooks, (M, vectors, g), from that of the sums they make, (N, g), with codes (N, M)."""
+    """See `aqlm.scatter`."""
     sums = np.zeros((codes.shape[1], vectors, gradient.shape[1]), np.float32)
     with torch_threads():
         _scatter(array(gradient), codes.numpy(), sums)

@@ -7,9 +7,7 @@ iteration ends when no centroid moves any more, or after `iterations` steps.
 import torch
 from torch import Tensor
 
-from baselines import additive_kernel
-from sinq import Kernel
-from sinq.kernels.choice import chosen
+from sinq.kernels import fast
 
 PIECE = 1 << 16
 """Vectors whose distances are in memory together."""
@@ -20,10 +18,10 @@ def residual_kmeans(groups: Tensor, count: int, vectors: int, iterations: int, s
     generator, rest = torch.Generator().manual_seed(seed), groups
     codebooks, codes = [], []
     for _ in range(count):
-        centroids, nearest = kmeans(rest, vectors, iterations, generator)
+        centroids, found = kmeans(rest, vectors, iterations, generator)
         codebooks.append(centroids)
-        codes.append(nearest)
-        rest = rest - centroids[nearest]
+        codes.append(found)
+        rest = rest - centroids[found]
     return torch.stack(codebooks), torch.stack(codes, 1)
 
 
@@ -34,9 +32,8 @@ def kmeans(points: Tensor, vectors: int, iterations: int, generator: torch.Gener
     if len(start) < vectors:  # fewer points than centroids: some are there twice
         start = torch.cat([start, torch.randint(count, (vectors - len(start),), generator=generator)])
     centroids = points[start.to(points.device)]
-    assign = additive_kernel.nearest if chosen(points.device) is Kernel.cpu else nearest
     for _ in range(iterations):
-        codes = assign(points, centroids)
+        codes = nearest(points, centroids)
         sums = torch.zeros_like(centroids, dtype=torch.float64).index_add_(0, codes, points.double())
         sizes = torch.bincount(codes, minlength=vectors)[:, None]
         moved = torch.where(sizes > 0, (sums / sizes.clamp_min(1)).float(), centroids)
@@ -44,9 +41,10 @@ def kmeans(points: Tensor, vectors: int, iterations: int, generator: torch.Gener
         centroids = moved
         if settled:
             break
-    return centroids, assign(points, centroids)
+    return centroids, nearest(points, centroids)
 
 
+@fast(cpu="baselines.additive_kernel:nearest")
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """The index of the nearest centroid of each point, int64 (N,)."""
     half = centroids.square().sum(1) / 2

@@ -11,7 +11,7 @@ the codebooks of a group in turn; after each visit the best `beam` of all (hypot
 among them with Δ = 0, so the best hypothesis never gets worse. What float32 rounding could still do is checked at the end: a row whose
 loss, taken anew, is not lower keeps its codes.
 
-The definition below works on all rows side by side in torch; `additive_kernel.sweep` is the same for a processor.
+The definition of `sweep` works on all rows side by side in torch; `additive_kernel.sweep` is the same for a processor.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines import additive_kernel
-from sinq import Kernel
 from sinq.additive import summed
-from sinq.kernels.choice import chosen
+from sinq.kernels import fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,6 @@ def search(
 ) -> tuple[Tensor, Tensor, int]:
     """One sweep: new codes, the loss of each row, float64 (out,), and how many rows kept their old codes for rounding's sake."""
     order = torch.randperm(codes.shape[1], generator=generator)
-    sweep = additive_kernel.sweep if chosen(problem.weight.device) is Kernel.cpu else reference
     before = problem.row_losses(codes, codebooks, scale)
     found = sweep(problem.weight, problem.hessian, codes, codebooks, scale, beam, order)
     after = problem.row_losses(found, codebooks, scale)
@@ -53,8 +50,9 @@ def search(
     return torch.where(worse[:, None, None], codes, found), torch.where(worse, before, after), int(worse.sum())
 
 
-def reference(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor) -> Tensor:
-    """The definition of a sweep.
+@fast(cpu="baselines.additive_kernel:sweep")
+def sweep(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor) -> Tensor:
+    """Visit all groups of all rows once.
 
     Args:
         codes: int64 (out, in / g, M), from where it starts.
@@ -69,11 +67,11 @@ def reference(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor,
     s, row = scale[:, None, None], torch.arange(rows, device=weight.device)[:, None]
     for j in order.tolist():
         part = slice(j * width, (j + 1) * width)
-        own = hessian[part, part]
+        block = hessian[part, part]
         for m, codebook in enumerate(codebooks):
             old = codebook[held[:, :, j, m]]
-            u = 2 * s * (error @ hessian[:, part] + s * (old @ own))
-            score = s**2 * ((codebook @ own) * codebook).sum(1) - u @ codebook.T  # (rows, hypotheses, vectors)
+            u = 2 * s * (error @ hessian[:, part] + s * (old @ block))
+            score = s**2 * ((codebook @ block) * codebook).sum(1) - u @ codebook.T  # (rows, hypotheses, vectors)
             total = gain[:, :, None] + score - score.gather(2, held[:, :, j, m, None])
             gain, index = total.flatten(1).topk(min(beam, total[0].numel()), largest=False, sorted=True)
             parent, code = index // vectors, index % vectors

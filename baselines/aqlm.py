@@ -27,13 +27,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from baselines import additive_kernel
 from baselines.additive_kmeans import residual_kmeans
 from baselines.additive_search import Problem, search
-from sinq import Kernel, LayerMethod
+from sinq import LayerMethod
 from sinq.additive import AdditiveTensor, summed
 from sinq.codebooks import Codebooks
-from sinq.kernels.choice import chosen
+from sinq.kernels import fast
 from sinq.statistics import Hessian, Statistic
 from sinq.tuning import BlockTuning
 
@@ -133,11 +132,11 @@ class Fit:
         total = summed(self.codes, self.codebooks).reshape(problem.weight.shape)
         slope = ((total * self.scale[:, None] - problem.weight) @ problem.hessian) * (2 / rows)
         of_groups = (slope * self.scale[:, None]).reshape(-1, width)
-        scatter = additive_kernel.scatter if chosen(slope.device) is Kernel.cpu else scatter_reference
         return scatter(of_groups, self.codes.flatten(0, 1), self.codebooks.shape[1]), (slope * total).sum(1)
 
 
-def scatter_reference(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
-    """See `additive_kernel.scatter`."""
+@fast(cpu="baselines.additive_kernel:scatter")
+def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
+    """The gradient of codebooks, (M, vectors, g), from that of the sums they make, (N, g), with codes (N, M)."""
     empty = torch.zeros(vectors, gradient.shape[1], device=gradient.device)
     return torch.stack([empty.index_add(0, codes[:, m], gradient) for m in range(codes.shape[1])])

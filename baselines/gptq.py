@@ -21,16 +21,15 @@ What this does that the packages do not agree on, or do not do:
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from baselines.curvature import Curvature
-from sinq import CompressedWeight, Grid, Kernel, LayerMethod, Levels, QuantizedTensor, assign, choose
+from sinq import CompressedWeight, Grid, LayerMethod, QuantizedTensor, assign, choose
 from sinq.columns import ColumnLevels, MixedColumns
-from sinq.kernels.choice import chosen
+from sinq.kernels import fast
 from sinq.rounding import centre, level, nearest, positions
 from sinq.statistics import Hessian, Statistic
 
@@ -105,16 +104,21 @@ class GPTQ(LayerMethod):
         """All columns in `order`, (in,), with the upper factor of the inverse Hessian, (in, in) in that order."""
         block = -(-self.block // self.grid.group_size) * self.grid.group_size  # whole groups, so that none is chosen half-updated
         work, result, choosing = weight[:, order], _Rounded.nearest(weight, self.grid, levels), self.act_order is not ActOrder.full
-        round_block = result.round_block_fast if _has_kernel(weight, self.grid) else result.round_block
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
-            errors = round_block(work[:, start:stop], factor[start:stop, start:stop], order[start:stop], choosing)
+            errors = round_block(
+                work[:, start:stop],
+                factor[start:stop, start:stop],
+                order[start:stop],
+                self.grid,
+                levels,
+                choosing,
+                result.codes,
+                result.scale,
+                result.zero,
+            )
             work[:, stop:] -= errors @ factor[start:stop, stop:]
         return result
-
-
-def _has_kernel(weight: Tensor, grid: Grid) -> bool:
-    return chosen(weight.device) is Kernel.cpu and grid.levels is Levels.uniform and not grid.symmetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,31 +138,6 @@ class _Rounded:
         if levels is None or zero is None:
             return cls(grid, assign(weight, scale, zero, grid), scale, zero)
         return cls(grid, levels.nearest(positions(weight, scale, zero)), scale, zero, levels)
-
-    def round_block(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
-        """Round a block of columns, (out, width), with feedback within it; `work` is overwritten.
-
-        Args:
-            factor: the block's part of the inverse Hessian's upper factor, (width, width).
-            columns: where the block's columns lie in the matrix, (width,).
-            choosing: whether scales and zeros of a group are chosen when it begins.
-
-        Returns:
-            Each column's error divided by the factor's diagonal, (out, width).
-        """
-        group_size, errors = self.grid.group_size, torch.empty_like(work)
-        for j, column in enumerate(columns.tolist()):
-            if choosing and j % group_size == 0:
-                self.choose_group(column // group_size, work[:, j : j + group_size])
-            errors[:, j] = (work[:, j] - self.round_column(column, work[:, j])) / factor[j, j]
-            work[:, j:] -= errors[:, j, None] * factor[j, j:]
-        return errors
-
-    def round_block_fast(self, work: Tensor, factor: Tensor, columns: Tensor, choosing: bool) -> Tensor:
-        """`round_block` by the processor's kernel."""
-        kernel = import_module("baselines.gptq_kernel")  # Numba is loaded where it is needed
-        levels = self.levels or ColumnLevels.uniform(self.codes.shape[1], self.grid)
-        return kernel.round_block(work, factor, columns, self.grid, levels, choosing, self.codes, self.scale, self.zero)
 
     def choose_group(self, group: int, weight: Tensor) -> None:
         """Scale and zero of one group of columns, (out, group_size)."""
@@ -193,3 +172,42 @@ class _Rounded:
         if self.levels is None or self.zero is None:
             return QuantizedTensor.store(self.codes, self.grid, self.scale, self.zero, notes=notes)
         return MixedColumns.store(self.codes, self.levels, self.grid, self.scale, self.zero, notes)
+
+
+def _is_affine(work: Tensor, factor: Tensor, columns: Tensor, grid: Grid, *_: object) -> bool:
+    return grid.is_affine
+
+
+@fast(cpu="baselines.gptq_kernel:round_block", covers=_is_affine)
+def round_block(
+    work: Tensor,
+    factor: Tensor,
+    columns: Tensor,
+    grid: Grid,
+    levels: ColumnLevels | None,
+    choosing: bool,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+) -> Tensor:
+    """Round a block of columns with feedback within it.
+
+    Args:
+        work: the block's weights as changed until now, float32 (out, width); may be overwritten.
+        factor: the block's part of the inverse Hessian's upper factor, float32 (width, width).
+        columns: where the block's columns lie in the matrix, int64 (width,).
+        levels: of all columns of the matrix; None where all have the grid's.
+        choosing: whether scales and zeros of a group are chosen when it begins; the block is then whole groups.
+        codes: uint8 (out, in); those of the block's columns are set.
+        scale, zero: float32 (out, in / group_size), zero None if symmetric; those of the block's groups are set if `choosing`.
+
+    Returns:
+        Each column's error divided by the factor's diagonal, float32 (out, width).
+    """
+    rounded, errors = _Rounded(grid, codes, scale, zero, levels), torch.empty_like(work)
+    for j, column in enumerate(columns.tolist()):
+        if choosing and j % grid.group_size == 0:
+            rounded.choose_group(column // grid.group_size, work[:, j : j + grid.group_size])
+        errors[:, j] = (work[:, j] - rounded.round_column(column, work[:, j])) / factor[j, j]
+        work[:, j:] -= errors[:, j, None] * factor[j, j:]
+    return errors

@@ -4,7 +4,7 @@ Rows do not know of each other, but within a row each column waits for the error
 rows: the block of sixteen rows is turned over (columns × rows), a column is rounded in two registers, and its error is taken from each
 later column of the block with one factor for all lanes.
 
-Operations and their order are those of `GPTQ`'s own loop, and none is fused, so the codes are the same, not only nearly: one code that
+Operations and their order are those of the definition's loop, and none is fused, so the codes are the same, not only nearly: one code that
 went the other way would change all later ones of its row.
 
 Not covered: symmetric grids and tables, which keep the loop.
@@ -30,26 +30,14 @@ def round_block(
     factor: Tensor,
     columns: Tensor,
     grid: Grid,
-    levels: ColumnLevels,
+    levels: ColumnLevels | None,
     choosing: bool,
     codes: Tensor,
     scale: Tensor,
     zero: Tensor,
 ) -> Tensor:
-    """Round a block of columns with feedback within it; uniform levels with a zero-point.
-
-    Args:
-        work: the block's weights as changed until now, float32 (out, width); not changed.
-        factor: the block's part of the inverse Hessian's upper factor, float32 (width, width).
-        columns: where the block's columns lie in the matrix, int64 (width,).
-        levels: of all columns of the matrix.
-        choosing: whether scales and zeros of a group are chosen when it begins; the block is then whole groups.
-        codes: uint8 (out, in); the block's columns are set.
-        scale, zero: float32 (out, in / group_size); those of the block's groups are set if `choosing`.
-
-    Returns:
-        Each column's error divided by the factor's diagonal, float32 (out, width).
-    """
+    """See `gptq.round_block`; uniform levels with a zero-point."""
+    levels = levels or ColumnLevels.uniform(codes.shape[1], grid)
     errors = np.empty(tuple(work.shape), np.float32)
     with torch_threads():
         _round_block(

@@ -7,6 +7,7 @@ text and evaluations.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from experiments.record import Row
 from experiments.run import Run
 from experiments.text import tokenize
 from sinq import CompressionReport, NotApplicable, chosen, load, stream, using
+from sinq.linear import choices
 from sinq.named import name_of
 from sinq.progress import Progress, silent
 
@@ -122,7 +124,7 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
     if run.method.changes_model:
         with cost.part():
             subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
-        compression = {"compression": _compression_metrics(subject.report) | {"kernel": chosen(subject.device).value}}
+        compression = {"compression": _compression_metrics(subject)}
         dense = _dense(run, setting, row["config"])
     measured = {}
     for key, evaluation in run.evaluation.items():
@@ -173,8 +175,11 @@ def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
     return replace(dense, model=model, report=report, quantize_peak=peak)
 
 
-def _compression_metrics(report: CompressionReport) -> dict[str, Any]:
+def _compression_metrics(subject: Subject) -> dict[str, Any]:
+    report = subject.report
     return {
+        "kernel": chosen(subject.device).value,
+        "kernel_refusals": dict(Counter(reason for choice in choices(subject.model) for reason in choice.refusals)),
         "layers": len(report.layers),
         "decisions": report.decisions,
         "skipped": list(report.skipped),

@@ -16,6 +16,7 @@ from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
 from sinq.half_quadratic import HalfQuadratic
 from sinq.kernels import Kernel, chosen, using
+from sinq.kernels.product import Choice, kernel_of, product
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
 from sinq.method import LayerMethod, LayerWrapper, Method
@@ -34,6 +35,7 @@ __all__ = [
     "SINQ",
     "AdditiveTensor",
     "Calibration",
+    "Choice",
     "CompressedExperts",
     "CompressedLinear",
     "CompressedWeight",
@@ -64,7 +66,9 @@ __all__ = [
     "chosen",
     "find_targets",
     "imbalance",
+    "kernel_of",
     "load",
+    "product",
     "save",
     "sinkhorn_scales",
     "stored_tensors",

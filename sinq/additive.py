@@ -82,16 +82,6 @@ class AdditiveTensor(CompressedWeight):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (summed(self.codes(), self.codebooks()).reshape(self.shape) * self.scale()[:, None]).to(dtype)
 
-    def kernel(self, device: torch.device) -> str:
-        from sinq.kernels import additive  # it imports this module
-
-        return additive.name(self, device)
-
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        from sinq.kernels import additive
-
-        return additive.multiply(x, self, bias)
-
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors
 

@@ -36,7 +36,8 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
 
 
 def _store_half(scale: Tensor) -> dict[str, Tensor]:
-    low, high = (int(bound.log2().floor()) for bound in scale.aminmax())
+    smallest, largest = scale.aminmax()
+    low, high = int(smallest.log2().floor()), int(largest.log2().floor())
     if high - low > HALF_MAX - HALF_MIN:
         raise ValueError(f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32")
     exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 wherever that will do

@@ -14,7 +14,7 @@ permutation is stored:
 
     bits per weight = mean(b) + (scale and zero)/group + 2/out
 
-Not covered: a fast product. `multiply` is the reference: dequantize, then multiply.
+Not covered: a fast product. The matrix is dequantized for each one.
 """
 
 from collections.abc import Mapping, Sequence

@@ -80,6 +80,11 @@ class Grid:
     def label(self) -> str:
         return f"{self.bits}-bit g{self.group_size}"
 
+    @property
+    def is_affine(self) -> bool:
+        """Whether levels are uniform and a zero-point is stored: the case that fast versions of rounding cover."""
+        return self.levels is Levels.uniform and not self.symmetric
+
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of a tile of a matrix of `shape` (out_features, in_features)."""
         return (shape[0] if self.tiling == 1 else self.group_size), self.group_size

@@ -3,7 +3,7 @@
 `WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts see them. A cast such as
 `model.half()` does not touch them: scales are numbers on disk, not activations.
 
-`CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel that suits the value and the device (`kernels/linear.py`).
+`CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel that suits the value and the device (`kernels/product.py`).
 
 `CompressedExperts` stands in for one fused 3-D parameter of a mixture of experts (transformers ≥ 5 keeps all experts of a layer in
 one tensor). Model code reads that parameter as an attribute, so two hooks on its owner put the dequantized tensor there for
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sinq.kernels import linear
+from sinq.kernels.product import Choice, kernel_of, product
 from sinq.tensor import CompressedWeight
 
 
@@ -64,12 +64,17 @@ class CompressedLinear(nn.Module):
         return self.weight.shape[1]
 
     @property
+    def choice(self) -> Choice:
+        """The implementation that multiplies, now and here, and why nothing faster does."""
+        return kernel_of(self.weight.value, next(self.weight.buffers()).device)
+
+    @property
     def kernel(self) -> str:
-        """Which implementation multiplies, now and here: see `kernels.linear.name`."""
-        return linear.name(self.weight.value, next(self.weight.buffers()).device)
+        """Name of the implementation that multiplies."""
+        return self.choice.kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear.linear(x, self.weight.value, self.bias)
+        return product(self.weight.value, x, self.bias)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight
@@ -84,7 +89,9 @@ class CompressedExperts(nn.ModuleList):
         transposed: whether the model keeps them as (experts, in, out).
     """
 
-    kernel = "reference"
+    choice = Choice(refusals=("fused experts are dequantized for the model's code, which reads them as one parameter",))
+    """No product happens here: the code of the model multiplies."""
+    kernel = choice.kernel
 
     def __init__(self, weights: list[CompressedWeight], transposed: bool, dtype: torch.dtype) -> None:
         super().__init__([WeightStore(weight) for weight in weights])
@@ -111,6 +118,11 @@ class CompressedExperts(nn.ModuleList):
             owner.register_forward_hook(_hide_dense, always_call=True)
         delattr(owner, parameter)
         owner.register_module(parameter, self)
+
+
+def choices(model: nn.Module) -> list[Choice]:
+    """Return how each compressed layer of a model multiplies, in the order of its modules."""
+    return [module.choice for module in model.modules() if isinstance(module, CompressedLinear | CompressedExperts)]
 
 
 def _show_dense(owner: nn.Module, args: Any) -> None:

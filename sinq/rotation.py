@@ -7,8 +7,8 @@ QuaRot, arXiv 2404.00456). Rounding W·Qᵀ in place of W is then easier, and Ŵ
 H is a Kronecker product: Sylvester's 2^k, and one factor of Paley's two constructions for the rest of n (576 = 16·36, 1536 = 128·12).
 A product with H is one small dense product per factor, n·Σ(factors) operations a row where H itself would take n².
 
-Not covered: orders that need other constructions (92, 116, 156 are the first): those sizes are refused. The run-time product is not
-fused: a `Rotated` layer dequantizes, and so rotates, its whole weight at every call.
+Not covered: orders that need other constructions (92, 116, 156 are the first): those sizes are refused. A product rotates x where the
+inner weight has a fast one (`kernels/product.py`); elsewhere a `Rotated` layer dequantizes, and so rotates, its whole weight at every call.
 """
 
 from collections.abc import Mapping
@@ -182,12 +182,6 @@ class Rotated(CompressedWeight):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.rotation.undo(self.inner.dequantize()).to(dtype)
-
-    def kernel(self, device: torch.device) -> str:
-        return self.inner.kernel(device)
-
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.inner.multiply(self.rotation.apply(x).to(x.dtype), bias)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"signs": self.rotation.signs} | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}

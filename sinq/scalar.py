@@ -39,6 +39,10 @@ class Normalized:
         """float32 (out, in), what is rounded: W / (row ⊗ col)."""
         return divide(self.weight, self.row_scale, self.col_scale)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
     def scaled_by(self, channel: Tensor) -> "Normalized":
         """Column j of the matrix times channel[j], (in,), undone in `col_scale`: the same W, rounded differently."""
         return replace(self, col_scale=1 / channel[None] if self.col_scale is None else self.col_scale / channel)
@@ -48,21 +52,25 @@ class Normalized:
         return replace(self, weight=cut(self.weight, self.row_scale, self.col_scale, limit))
 
     def rounded(self, grid: Grid) -> QuantizedTensor:
-        """The quantized W, its matrix rounded to nearest (and never written to memory, where a fast kernel runs)."""
-        return self._stored(*round_scaled(self.weight, self.row_scale, self.col_scale, grid), grid)
+        """Round the matrix to nearest (without writing it to memory, where a fast kernel runs): the quantized W."""
+        packed, scale, zero = round_scaled(self.weight, self.row_scale, self.col_scale, grid)
+        return QuantizedTensor.store_packed(
+            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+        )
 
     def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> QuantizedTensor:
-        """As `rounded`, with zeros refined by HQQ's steps; from whole ones if `round_zero`."""
-        return self._stored(*refine_scaled(self.weight, self.row_scale, self.col_scale, grid, options, round_zero), grid)
+        """Round with zeros refined by HQQ's steps; from whole ones if `round_zero`."""
+        packed, scale, zero = refine_scaled(self.weight, self.row_scale, self.col_scale, grid, options, round_zero)
+        return QuantizedTensor.store_packed(
+            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+        )
 
     def unbiased(self, grid: Grid, options: Unbiased) -> QuantizedTensor:
-        """As `rounded`, with scales and zeros that leave no error along a group's weights, nor along a constant."""
-        return self._stored(*round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options), grid)
-
-    def _stored(self, packed: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> QuantizedTensor:
-        whole = scale if self.row_scale is None else scale * self.row_scale
-        shape = self.weight.shape[0], self.weight.shape[1]
-        return QuantizedTensor.store_packed(packed, shape, grid, whole, zero, col_scale=self.col_scale, notes=self.notes)
+        """Round with scales and zeros that leave no error along a group's weights, nor along a constant."""
+        packed, scale, zero = round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options)
+        return QuantizedTensor.store_packed(
+            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+        )
 
 
 class ScalarMethod(LayerMethod):

@@ -82,7 +82,7 @@ def _ratio(row_std: Tensor, col_std: Tensor) -> Tensor:
     return both.amax(1) / both.amin(1).clamp_min(1e-12)
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn | None = None) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
     """The row and column scales that balance every tile of a matrix.
 
     Args:
@@ -92,7 +92,6 @@ def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn | N
     Returns:
         row_scale (out, in / columns) and col_scale (out / rows, in), float32, all positive.
     """
-    options = options or Sinkhorn()
     tiles = to_tiles(weight.float(), tile)
     pieces = [_balance(piece, options) for piece in _pieces(tiles)]
     rows, cols = (torch.cat(part) for part in zip(*pieces, strict=True))

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sinq.kernels.sparse import product
 from sinq.tensor import CompressedWeight, rebuilt, stored_as
 
 INNER = "inner_"
@@ -63,13 +62,6 @@ class SparseOutliers(CompressedWeight):
         dense, rows = self.inner.dequantize(), torch.arange(self.shape[0], device=self.values.device)
         places = rows.repeat_interleave(self.row_starts.diff(), output_size=len(self.values)), self.columns.long()
         return dense.index_put(places, self.values.float(), accumulate=True).to(dtype)
-
-    def kernel(self, device: torch.device) -> str:
-        inner = self.inner.kernel(device)
-        return inner if inner == "reference" else f"{inner}+csr"
-
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.inner.multiply(x, bias) + product(x, self.values, self.columns, self.row_starts).to(x.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
         own = {"values": self.values, "columns": self.columns, "row_starts": self.row_starts}

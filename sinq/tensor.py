@@ -64,14 +64,6 @@ class CompressedWeight(Named, ABC):
         """This value with other tensors in the place of some, of the same shape, in any floating dtype where it had one."""
         return type(self).from_state(self.config(), self.state_dict() | dict(tensors))
 
-    def kernel(self, device: torch.device) -> str:
-        """What `multiply` runs on a device; "reference" where there is nothing but dequantizing first."""
-        return "reference"
-
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x Ŵᵀ + b from what is stored, (..., in) → (..., out) in the dtype of x, where `kernel` names one. No gradient."""
-        raise TypeError(f"{type(self).__name__} has no product of its own on {x.device}")
-
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
@@ -145,11 +137,18 @@ class QuantizedTensor(CompressedWeight):
         scale: Tensor,
         zero: Tensor | None,
         *,
+        row_scale: Tensor | None = None,
         col_scale: Tensor | None = None,
         notes: Mapping[str, float] | None = None,
     ) -> Self:
-        """As `store`, from codes that are packed already."""
-        tensors = {"codes": packed} | auxiliary.store_scale(scale, grid.auxiliary_bits)
+        """Round scales to how the grid stores them, beside codes that are packed already.
+
+        Args:
+            scale, zero, col_scale: as for `store`.
+            row_scale: (out, in/group_size), by which `scale` is multiplied; None for 1.
+        """
+        whole = scale if row_scale is None else scale * row_scale
+        tensors = {"codes": packed} | auxiliary.store_scale(whole, grid.auxiliary_bits)
         if zero is not None:
             tensors["zero"] = auxiliary.store_zero(zero, grid)
         if col_scale is not None:
@@ -193,16 +192,6 @@ class QuantizedTensor(CompressedWeight):
     @property
     def group_size(self) -> int:
         return self.grid.group_size
-
-    def kernel(self, device: torch.device) -> str:
-        from sinq.kernels import linear  # it imports this module
-
-        return linear.scalar(self, device)
-
-    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        from sinq.kernels import linear
-
-        return linear.multiply(x, self, bias)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.tensors

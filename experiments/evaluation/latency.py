@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from experiments.generation import phase_seconds
 from experiments.text import windows
-from sinq import CompressedExperts, CompressedLinear
+from sinq.linear import choices
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,5 @@ def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:
 
 
 def kernel(model: PreTrainedModel) -> str:
-    """The kernels that compressed layers of a model run, or what a dense one has."""
-    kernels = {module.kernel for module in model.modules() if isinstance(module, CompressedLinear | CompressedExperts)}
-    return "+".join(sorted(kernels)) or "torch"
+    """Name the kernels that compressed layers of a model run; "torch" where there are none."""
+    return "+".join(sorted({choice.kernel for choice in choices(model)})) or "torch"

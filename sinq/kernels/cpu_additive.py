@@ -5,7 +5,7 @@ A group of inputs x_j meets the same few vectors in every row, so their products
     lut[j, m, c] = x_j · codebook[m, c]            y[r] = scale[r] · Σ_j Σ_m lut[j, m, codes[r, j, m]]
 
 The matrix is never written. Groups are taken a few at a time, so that their part of the table lies in a core's first cache while all rows
-of that core pass over it. Threads share rows out: no two write to one place. That pays for a few rows of x (decoding); for many, the
+of that core pass over it. Threads share rows out: no two write to one entry. That pays for a few rows of x (decoding); for many, the
 matrix is dequantized and multiplied.
 """
 
@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from sinq.additive import AdditiveTensor
+from sinq.additive import BYTE, AdditiveTensor
 from sinq.kernels.threads import array, torch_threads
 
 FAST = {"reassoc", "contract", "nsz"}
@@ -26,7 +26,13 @@ ROWS = 64
 """Rows that one thread takes at a time."""
 
 
-def linear(x: Tensor, value: AdditiveTensor, bias: Tensor | None = None) -> Tensor:
+def refusal(value: AdditiveTensor) -> str | None:
+    """Return the reason why `product` cannot take a value, or None where it can."""
+    bits = value.format.bits_per_codebook
+    return None if bits <= BYTE else f"bits_per_codebook={bits}: tables of more than {BYTE} bits outweigh the matrix"
+
+
+def product(value: AdditiveTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
 
     Raises:
@@ -63,11 +69,11 @@ def _add_up(table, codes, bits, scale, output):  # type: ignore[no-untyped-def]
             end = min(start + step, groups)
             part = table[start:end].reshape(-1)
             for r in range(first, last):
-                place = (r * groups + start) * count
+                position = (r * groups + start) * count
                 if bits == 8:
-                    output[r] += _entries(part, codes[place : place + (end - start) * count], vectors)
+                    output[r] += _entries(part, codes[position : position + (end - start) * count], vectors)
                 else:
-                    output[r] += _entries_packed(part, codes, place, bits, (end - start) * count)
+                    output[r] += _entries_packed(part, codes, position, bits, (end - start) * count)
         for r in range(first, last):
             output[r] *= scale[r]
 
@@ -88,11 +94,11 @@ def _entries(part, codes, vectors):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
-def _entries_packed(part, packed, place, bits, count):  # type: ignore[no-untyped-def]
-    """The same of codes `place` … of a stream of `bits` bits each."""
+def _entries_packed(part, packed, position, bits, count):  # type: ignore[no-untyped-def]
+    """The same of `count` codes from a position on, in a stream of `bits` bits each."""
     total, mask = np.float32(0), (1 << bits) - 1
     for k in range(count):
-        bit = (place + k) * bits
+        bit = (position + k) * bits
         low = np.int64(packed[bit >> 3])
         high = np.int64(packed[(bit >> 3) + 1]) if (bit & 7) + bits > 8 else np.int64(0)
         total += part[(k << bits) + (((low | (high << 8)) >> (bit & 7)) & mask)]

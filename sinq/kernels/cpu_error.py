@@ -16,10 +16,18 @@ from sinq.rounding import nonzero
 from sinq.tensor import QuantizedTensor
 
 
-def divided(
+def rounding_error(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, limit: Tensor | None = None) -> Tensor:
+    """See `sinq.kernels.quantize.rounding_error`; uniform levels with a zero-point."""
+    matrix, scale, zero = _divided(weight, row_scale, col_scale, grid, limit)
+    shape, codeless = (weight.shape[0], weight.shape[1]), torch.empty(0, dtype=torch.uint8)
+    stored = QuantizedTensor.store_packed(codeless, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale)
+    return _rounded_in_place(matrix, weight, scale, zero, stored)
+
+
+def _divided(
     weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, limit: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """W / (row ⊗ col), cut at ± limit if there is one, with scale and zero of its groups; uniform levels with a zero-point."""
+    """Return W / (row ⊗ col), cut at ± limit if there is one, and the scale and zero of its groups."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = torch.ones(1, groups) if row_scale is None else row_scale
@@ -33,8 +41,8 @@ def divided(
     return torch.from_numpy(matrix), nonzero(torch.from_numpy(scale)), torch.from_numpy(zero)
 
 
-def rounded_in_place(matrix: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, stored: QuantizedTensor) -> Tensor:
-    """`matrix`, which holds divided weights, overwritten by the error of W rounded with scale and zero, and read back as stored."""
+def _rounded_in_place(matrix: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, stored: QuantizedTensor) -> Tensor:
+    """Overwrite `matrix`, which holds divided weights, by the error of W rounded with scale and zero, and read back as stored."""
     step, offset, col = stored.scale(), stored.zero(), stored.col_scale()
     assert isinstance(offset, Tensor)
     column = np.ones((1, weight.shape[1]), np.float32) if col is None else array(col)

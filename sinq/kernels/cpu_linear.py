@@ -5,7 +5,7 @@ torch's product with pieces of the matrix, widened to float32 and used while the
 dtype of x: on processors without instructions for bfloat16 its product is slower than that of float32, and never more exact.
 
 Nothing is prepared or kept beside the value: codes, scales and zeros are read where they are, so a layer that was moved, copied or loaded
-needs no second thought. Not covered: tables of levels, and groups that are no multiple of 8.
+needs nothing done to it. Not covered: tables of levels, and groups that are no multiple of 8.
 """
 
 from array import array
@@ -24,12 +24,12 @@ FEW = 16
 PIECE = 1 << 18
 """Weights widened at a time, 1 MiB: a core's cache."""
 SMALL = 1 << 18
-"""Multiplications that are not worth a second thread."""
+"""Multiplications below which a second thread does not pay."""
 OPTIONAL = ("zero", "col_scale", "scale_range", "scale_exponent")
 
 
-def supports(value: QuantizedTensor) -> str | None:
-    """Why this kernel cannot multiply by a value, or None if it can."""
+def refusal(value: QuantizedTensor) -> str | None:
+    """Return the reason why `product` cannot take a value, or None where it can."""
     grid = value.grid
     if grid.levels is not Levels.uniform:
         return f"levels={grid.levels.name} is a table"
@@ -38,7 +38,7 @@ def supports(value: QuantizedTensor) -> str | None:
     return None if parallel() is not None else "torch has no OpenMP here"
 
 
-def linear(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> Tensor:
+def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
 
     Raises:
@@ -108,7 +108,7 @@ def _arrange(x: Tensor, bits: int) -> Tensor:
 
 def _run(kernel: cpu_codes.Kernel, told: list[int], work: int) -> None:
     fields, start = array("q", told), parallel()
-    assert start is not None  # `supports` asked
+    assert start is not None  # or `refusal` has a reason
     start(kernel.address, fields.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
 
 

@@ -21,7 +21,7 @@ ROWS = 32  # summed in float32 before they are added in float64
 CODES = 8  # in a packed word
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
     """See `sinq.sinkhorn.sinkhorn_scales`."""
     (height, width), (rows, columns) = tile, weight.shape
     row_scale = np.empty((rows, columns // width), np.float32)

@@ -25,9 +25,9 @@ EXACT = {"nsz"}  # named, so that no order is changed: functions without flags t
 
 
 def refine_scaled(
-    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: HalfQuadratic, round_zero: bool
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: HalfQuadratic, round_zero: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sinq.kernels.refine.refine_scaled`."""
+    """See `sinq.kernels.quantize.refine_scaled`."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = np.ones((1, groups), np.float32) if row_scale is None else array(row_scale)

@@ -16,7 +16,7 @@ from sinq.rounding import nonzero
 from sinq.unbiased import Unbiased, centred_columns, column_counts
 
 
-def column_magnitudes(weight: Tensor, tile: tuple[int, int], passes: int) -> Tensor:
+def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> Tensor:
     """See `sinq.unbiased.column_magnitudes`; norm 1."""
     (height, width), (rows, columns) = tile, weight.shape
     tiles, strips, matrix = rows // height, -(-height // ROWS), array(weight)
@@ -33,7 +33,7 @@ def column_magnitudes(weight: Tensor, tile: tuple[int, int], passes: int) -> Ten
 def round_unbiased(
     weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Unbiased
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sinq.kernels.unbiased.round_unbiased`; uniform levels."""
+    """See `sinq.kernels.quantize.round_unbiased`; uniform levels."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = np.ones((1, groups), np.float32) if row_scale is None else array(row_scale)

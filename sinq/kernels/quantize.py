@@ -1,51 +1,100 @@
-"""Quantizing: the scales of SINQ, and rounding with them, in one pass over the weights each."""
+"""Quantizing in few passes over the weights: scales of columns, and rounding with them.
 
-from importlib import import_module
-from types import ModuleType
+Definitions are here or in the module that has the mathematics; the fast versions take the same arguments. All but the
+scales of columns work on the matrix M = W / (row ⊗ col), which a fast version never writes. Their arguments:
+
+    weight       (out, in), any float type
+    row_scale    (out, in / group_size), or None for 1
+    col_scale    (out / tile rows, in), or None for 1
+    grid         how M is rounded and stored
+
+and they return packed codes (see `packing.py`) with the scale and zero of each group of M, float32 (out, in / group_size).
+"""
 
 from torch import Tensor
 
-from sinq import rounding, sinkhorn
+from sinq import half_quadratic, rounding, sinkhorn, unbiased
 from sinq.grid import Grid, Levels
-from sinq.kernels.choice import Kernel, chosen
+from sinq.half_quadratic import HalfQuadratic
+from sinq.kernels.dispatch import fast
 from sinq.packing import pack
-from sinq.sinkhorn import Sinkhorn
-
-MODULES = {Kernel.cpu: "sinq.kernels.cpu_quantize", Kernel.triton: "sinq.kernels.triton_quantize"}
-
-
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn | None = None) -> tuple[Tensor, Tensor]:
-    """`sinq.sinkhorn.sinkhorn_scales` by the kernel of the device: see there."""
-    options, fast = options or Sinkhorn(), _fast(weight)
-    return sinkhorn.sinkhorn_scales(weight, tile, options) if fast is None else fast.sinkhorn_scales(weight, tile, options)
+from sinq.tensor import QuantizedTensor
+from sinq.unbiased import Unbiased
 
 
+def _is_affine(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object) -> bool:
+    return grid.is_affine
+
+
+def _is_uniform(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object) -> bool:
+    return grid.levels is Levels.uniform
+
+
+def _has_norm_1(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> bool:
+    return norm == 1
+
+
+sinkhorn_scales = fast(cpu="sinq.kernels.cpu_quantize:sinkhorn_scales", triton="sinq.kernels.triton_quantize:sinkhorn_scales")(
+    sinkhorn.sinkhorn_scales
+)
+"""SINQ's row and column scales: see `sinq.sinkhorn.sinkhorn_scales`."""
+
+column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", covers=_has_norm_1)(unbiased.column_magnitudes)
+"""Refined SINQ's column scales: see `sinq.unbiased.column_magnitudes`."""
+
+
+@fast(
+    cpu="sinq.kernels.cpu_quantize:round_scaled",
+    triton="sinq.kernels.triton_quantize:round_scaled",
+    covers=_is_affine,
+)
 def round_scaled(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round W / (row ⊗ col) to nearest: `choose`, `assign` and `pack`.
-
-    Args:
-        weight: (out, in).
-        row_scale: (out, in / group_size), or None for 1.
-        col_scale: (out / tile rows, in), or None for 1.
-
-    Returns:
-        packed codes (see `packing.py`), and scale and zero of the divided matrix, float32 (out, in / group_size); zero None if symmetric.
-    """
-    fast = _fast(weight)
-    if fast is None or grid.levels is not Levels.uniform or grid.symmetric:
-        return reference_round_scaled(weight, row_scale, col_scale, grid)
-    return fast.round_scaled(weight, row_scale, col_scale, grid)
-
-
-def reference_round_scaled(
-    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The definition of `round_scaled`."""
+    """Round M to nearest: `choose`, `assign` and `pack`. The zero is None where the grid is symmetric."""
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
     scale, zero = rounding.choose(matrix, grid)
     return pack(rounding.assign(matrix, scale, zero, grid), grid.bits), scale, zero
 
 
-def _fast(weight: Tensor) -> ModuleType | None:
-    kernel = chosen(weight.device)
-    return None if kernel is Kernel.reference else import_module(MODULES[kernel])
+@fast(cpu="sinq.kernels.cpu_refine:refine_scaled")
+def refine_scaled(
+    weight: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grid: Grid,
+    options: HalfQuadratic,
+    round_zero: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round M with zeros that make the error sparse (HQQ): `inverse_scale`, `refine` and `pack`.
+
+    Args:
+        round_zero: whether the refinement starts from whole zeros.
+    """
+    matrix = rounding.divide(weight.float(), row_scale, col_scale)
+    inverse = half_quadratic.inverse_scale(matrix, grid)
+    start = -rounding.by_group(matrix, grid.group_size).amin(-1) * inverse
+    codes, zero = half_quadratic.refine(matrix, inverse, start.round() if round_zero else start, grid, options)
+    return pack(codes, grid.bits), 1 / inverse, zero
+
+
+@fast(cpu="sinq.kernels.cpu_unbiased:round_unbiased", covers=_is_uniform)
+def round_unbiased(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Unbiased
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round M with unbiased scales and zeros: `sinq.unbiased.round_unbiased` and `pack`."""
+    matrix = rounding.divide(weight.float(), row_scale, col_scale)
+    codes, scale, zero = unbiased.round_unbiased(matrix, col_scale, grid, options)
+    return pack(codes, grid.bits), scale, zero
+
+
+@fast(cpu="sinq.kernels.cpu_error:rounding_error", covers=_is_affine)
+def rounding_error(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, limit: Tensor | None = None) -> Tensor:
+    """Return W − Ŵ, float32 (out, in), where Ŵ is M rounded to nearest, stored, and read back.
+
+    Args:
+        limit: (out, in / group_size), at ± which M is cut before it is rounded. None: it is not cut.
+    """
+    tried = weight if limit is None else rounding.cut(weight, row_scale, col_scale, limit)
+    packed, scale, zero = round_scaled.definition(tried, row_scale, col_scale, grid)
+    shape = weight.shape[0], weight.shape[1]
+    stored = QuantizedTensor.store_packed(packed, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale)
+    return weight.float() - stored.dequantize()

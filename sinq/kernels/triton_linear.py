@@ -34,8 +34,8 @@ CODES_PER_ROW = 32
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def supports(value: QuantizedTensor) -> str | None:
-    """None if `linear` can take this value, else the reason why not."""
+def refusal(value: QuantizedTensor) -> str | None:
+    """Return the reason why `product` cannot take a value, or None where it can."""
     grid, tensors = value.grid, value.tensors
     device = tensors["codes"].device.type
     if device != "cuda" and not _interpreted():
@@ -49,21 +49,21 @@ def supports(value: QuantizedTensor) -> str | None:
     return None
 
 
-def linear(x: Tensor, value: QuantizedTensor, bias: Tensor | None) -> Tensor:
+def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None) -> Tensor:
     """x Ŵᵀ + bias.
 
     Args:
-        x: (..., in_features), float32, float16 or bfloat16.
         value: (out_features, in_features), on the device of x.
+        x: (..., in_features), float32, float16 or bfloat16.
         bias: (out_features,), or None.
 
     Returns:
         (..., out_features) in the dtype of x.
 
     Raises:
-        ValueError: `supports` has a reason against the value, or x another dtype or another number of features.
+        ValueError: `refusal` has a reason against the value, or x another dtype or another number of features.
     """
-    reason = supports(value)
+    reason = refusal(value)
     if reason is not None:
         raise ValueError(f"the triton kernel cannot multiply by this weight: {reason}")
     if x.dtype not in DTYPES or x.shape[-1] != value.shape[1]:
@@ -81,7 +81,7 @@ def triton_linear(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None, scale_range: Tensor | None,
     scale_exponent: Tensor | None, bias: Tensor | None, rows: int, bits: int, group_size: int,
 ) -> Tensor:  # fmt: skip
-    """x (batch, in) times the stored tensors of a `QuantizedTensor` (rows, in); see `linear`."""
+    """x (batch, in) times the stored tensors of a `QuantizedTensor` (rows, in); see `product`."""
     kind = ZERO_CONSTANT if zero is None else ZERO_BYTE if zero.dtype is torch.int8 else ZERO_STORED
     stored = (codes.view(torch.int32), scale, zero, col_scale, scale_range, scale_exponent)
     form = {"WORDS_PER_ROW": x.shape[1] // 8, "GROUP_WORDS": group_size // 8, "BITS": bits, "ZERO": kind.value}

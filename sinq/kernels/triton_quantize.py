@@ -24,7 +24,7 @@ BALANCE_EACH, ROUND_EACH = 64, 16
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
     """See `sinq.sinkhorn.sinkhorn_scales`."""
     (height, width), (rows, columns) = tile, weight.shape
     tiles = rows // height * (columns // width)

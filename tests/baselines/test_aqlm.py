@@ -9,7 +9,7 @@ from torch import Tensor
 
 from baselines import additive_kernel
 from baselines.additive_kmeans import kmeans, residual_kmeans
-from baselines.additive_search import Problem, reference, search
+from baselines.additive_search import Problem, search, sweep
 from baselines.aqlm import AQLM, Fit
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
@@ -62,8 +62,8 @@ def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_sweep_is_the_one_in_loops(beam: int) -> None:
     it, start = problem(6, 16), fit(6, 4, 2, 4, 4)
-    for sweep in (reference, additive_kernel.sweep):
-        found = sweep(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1]))
+    for visit in (sweep.definition, additive_kernel.sweep):
+        found = visit(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1]))
         assert torch.equal(found, explicit(it, start, beam, [2, 0, 3, 1]))
 
 
@@ -103,8 +103,8 @@ def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
     for pair in itertools.product(range(4), repeat=2):
         codes = torch.tensor(pair).reshape(1, 2, 1).expand(5, 2, 1)
         losses.append(it.row_losses(codes, start.codebooks, start.scale))
-    for sweep in (reference, additive_kernel.sweep):
-        found = sweep(it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0]))
+    for visit in (sweep.definition, additive_kernel.sweep):
+        found = visit(it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0]))
         torch.testing.assert_close(it.row_losses(found, start.codebooks, start.scale), torch.stack(losses).amin(0), rtol=1e-4, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
 def test_kernel_chooses_as_its_definition(beam: int) -> None:
     it, start = problem(19, 24), fit(19, 3, 2, 16, 8)
     arguments = (it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 1]))
-    found, expected = additive_kernel.sweep(*arguments), reference(*arguments)
+    found, expected = additive_kernel.sweep(*arguments), sweep.definition(*arguments)
     assert (found == expected).float().mean() > 0.99  # near ties may fall either way
     before = it.row_losses(start.codes, start.codebooks, start.scale)
     assert (it.row_losses(found, start.codebooks, start.scale) <= before * (1 + 1e-5)).all()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines import gptq
+from baselines import gptq_kernel
 from baselines.gptq import GPTQ, ActOrder
 from sinq import Grid, Kernel, Levels, QuantizedTensor, using
 from sinq.kernels.cpu_quantize import range_limits
@@ -84,8 +84,8 @@ def test_the_kernel_changes_neither_weights_nor_hessian() -> None:
 
 def test_it_runs_where_it_can_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    rounded = gptq._Rounded.round_block_fast
-    monkeypatch.setattr(gptq._Rounded, "round_block_fast", lambda *arguments: ran.append(1) or rounded(*arguments))
+    compiled = gptq_kernel._round_block
+    monkeypatch.setattr(gptq_kernel, "_round_block", lambda *arguments: ran.append(1) or compiled(*arguments))
     for grid, blocks in ((Grid(4, 16), 1), (Grid(4, 16, symmetric=True), 0), (Grid(4, 16, levels=Levels.nf4), 0)):
         ran.clear()
         both(GPTQ(grid), matrix(20, 64), seen(correlated()))

@@ -72,6 +72,7 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
         assert not pd.isna(table.loc[row["run_id"], place]), place
     assert len(row["samples"]["perplexity"]["window_nll"]) == 2
     assert row["metrics"]["compression"]["kernel"] == "cpu"
+    assert row["metrics"]["compression"]["kernel_refusals"] == {}
     assert row["metrics"]["compression"]["seconds_compile"] > 0
     assert row["config"] == {"bits": 4}
     layers = pd.read_csv(record.layers_path(setting.results_dir, row["run_id"]))
@@ -82,6 +83,13 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
 def test_the_kernel_asked_for_is_the_one_that_runs(run: Run, setting: Setting) -> None:
     compression = execute(replace(run, kernel=Kernel.reference), setting)["metrics"]["compression"]
     assert (compression["kernel"], compression["seconds_compile"]) == ("reference", 0)
+    assert compression["kernel_refusals"] == {"kernel=reference was asked for": 14}
+
+
+def test_a_row_says_why_no_kernel_ran(run: Run, setting: Setting) -> None:
+    row = execute(replace(run, method=SINQ(Grid(group_size=4))), setting)
+    assert row["metrics"]["compression"]["kernel"] == "cpu"  # what quantized
+    assert row["metrics"]["compression"]["kernel_refusals"] == {"group_size=4 is no multiple of 8": 14}
 
 
 def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Setting) -> None:

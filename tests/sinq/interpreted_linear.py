@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sinq.grid import Grid, Levels
-from sinq.kernels.triton_linear import ROWS_OF_KERNEL, linear, supports, triton_linear
+from sinq.kernels.triton_linear import ROWS_OF_KERNEL, product, refusal, triton_linear
 from sinq.tensor import QuantizedTensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def assert_product(x: Tensor, value: QuantizedTensor, bias: Tensor | None) -> None:
-    found = linear(x, value, bias)
+    found = product(value, x, bias)
     expected = nn.functional.linear(x.double(), value.dequantize().double(), None if bias is None else bias.double())
     assert (found.dtype, found.shape) == (x.dtype, expected.shape)
     assert (found.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
@@ -100,15 +100,15 @@ def test_inputs_that_are_no_contiguous_matrix() -> None:
     ],
 )
 def test_what_is_not_supported_says_why(value: QuantizedTensor, reason: str) -> None:
-    assert reason in (supports(value) or "")
+    assert reason in (refusal(value) or "")
     with pytest.raises(ValueError, match=reason):
-        linear(inputs(1, value.shape[1]), value, None)
+        product(value, inputs(1, value.shape[1]), None)
 
 
 @pytest.mark.parametrize("x", [inputs(1, COLUMNS).double(), inputs(1, COLUMNS - 1)])
 def test_inputs_that_do_not_fit_say_so(x: Tensor) -> None:
     with pytest.raises(ValueError, match=f"x is {x.dtype} with {x.shape[1]} features"):
-        linear(x, quantized(8, Grid(4, 64)), None)
+        product(quantized(8, Grid(4, 64)), x, None)
 
 
 def test_the_operation_is_what_torch_wants_of_one() -> None:
@@ -120,18 +120,18 @@ def test_the_operation_is_what_torch_wants_of_one() -> None:
 @pytest.mark.parametrize("batch", [1, 20])
 def test_torch_compile_takes_it_in_one_graph(batch: int) -> None:
     value, x = quantized(8, Grid(4, 64)), inputs(batch, COLUMNS)
-    whole = torch.compile(lambda x: linear(x * 2, value, None) + 1, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(whole(x), linear(x * 2, value, None) + 1)
+    whole = torch.compile(lambda x: product(value, x * 2, None) + 1, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(x), product(value, x * 2, None) + 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 @pytest.mark.parametrize("batch", [1, 20])
 def test_a_graph_replays_it(batch: int) -> None:
     value, x = quantized(8, Grid(4, 64)), inputs(batch, COLUMNS)
-    linear(x, value, None)  # compiles
+    product(value, x, None)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = linear(x, value, None)
+        found = product(value, x, None)
     x.copy_(inputs(batch, COLUMNS) * 2)
     graph.replay()
-    torch.testing.assert_close(found, linear(x, value, None))
+    torch.testing.assert_close(found, product(value, x, None))

@@ -46,7 +46,7 @@ def test_tables_equal_dequantize_and_multiply(format: Codebooks, tokens: int) ->
     value = AdditiveTensor.store(*parts(format), format)
     x, bias = torch.randn(tokens, 48, generator=torch.Generator().manual_seed(1)), torch.randn(70)
     expected = x.double() @ value.dequantize().double().T + bias
-    torch.testing.assert_close(cpu_additive.linear(x, value, bias).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cpu_additive.product(value, x, bias).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_codebooks_that_dwarf_the_layer_do_not_fit() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sinq import SINQ, CompressedLinear, Grid
 from sinq.grid import BITS, Levels
 from sinq.kernels import Kernel, cpu_linear, using
-from sinq.kernels.linear import linear, name
+from sinq.kernels.product import kernel_of, product
 from sinq.tensor import QuantizedTensor
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -41,7 +41,7 @@ def error(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> floa
     exact = x.double() @ matrix.T + added
     size = (x.double().square() @ matrix.T.square() + added.square()).sqrt()
     with using(Kernel.cpu):
-        found = linear(x, value, bias)
+        found = product(value, x, bias)
     assert found.dtype == x.dtype
     assert found.shape == exact.shape
     return float((found.double() - exact).norm() / max(size.norm(), exact.norm()))
@@ -115,30 +115,34 @@ def test_any_layout_of_x() -> None:
     assert error(torch.randn(64, 3).T, value) < 1e-4
     assert error(torch.randn(4, 3, 128)[:, 1:, ::2], value) < 1e-4
     with using(Kernel.cpu):
-        assert linear(torch.randn(0, 64), value).shape == (0, 5)
+        assert product(value, torch.randn(0, 64)).shape == (0, 5)
 
 
 def test_x_of_another_width_is_refused() -> None:
     with using(Kernel.cpu), pytest.raises(ValueError, match="x has 32 features; the matrix takes 64"):
-        linear(torch.randn(2, 32), quantized(Grid(), 5, 64))
+        product(quantized(Grid(), 5, 64), torch.randn(2, 32))
 
 
 def test_the_name_is_that_of_what_runs() -> None:
     covered = quantized(Grid(), 5, 64)
-    assert name(covered, CPU) == "cpu"
+    assert (kernel_of(covered, CPU).kernel, kernel_of(covered, CPU).refusals) == ("cpu", ())
     with using(Kernel.reference):
-        assert name(covered, CPU) == "reference"
-    for grid in (Grid(levels=Levels.nf4), Grid(group_size=4)):
+        chosen = kernel_of(covered, CPU)
+    assert (chosen.kernel, chosen.refusals) == ("reference", ("kernel=reference was asked for",))
+    for grid, reason in (
+        (Grid(levels=Levels.nf4), "levels=nf4 is a table"),
+        (Grid(group_size=4), "group_size=4 is no multiple of 8"),
+    ):
         value = QuantizedTensor.round(torch.randn(5, 64), grid)
-        assert cpu_linear.supports(value) is not None
-        assert name(value, CPU) == "reference"
-        torch.testing.assert_close(linear(torch.eye(64), value).T, value.dequantize())
+        chosen = kernel_of(value, CPU)
+        assert (chosen.kernel, chosen.refusals) == ("reference", (reason,))
+        torch.testing.assert_close(product(value, torch.eye(64)).T, value.dequantize())
     assert "kernel=cpu" in repr(CompressedLinear(covered, None))
 
 
 def test_a_gradient_is_not_lost() -> None:
     value, x = quantized(Grid(), 5, 64), torch.randn(3, 64, requires_grad=True)
-    linear(x, value).sum().backward()
+    product(value, x).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, value.dequantize().sum(0).expand(3, 64))
 
@@ -170,7 +174,7 @@ def test_it_is_one_node_of_a_compiled_graph(tokens: int) -> None:
 def test_what_is_not_finite_does_not_come_out_finite(bad: float) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = bad
-    y = cpu_linear.linear(x, quantized(Grid(), 5, 128))
+    y = cpu_linear.product(quantized(Grid(), 5, 128), x)
     assert y[0].isfinite().all()
     assert not y[1].isfinite().any()
 
@@ -180,7 +184,7 @@ def test_one_huge_entry_costs_only_its_own_group_digits() -> None:
     x[0, 3] = 1e4
     value = quantized(Grid(), 16, 256)
     weight = value.dequantize(torch.float64)
-    wrong = cpu_linear.linear(x, value).double() - x.double() @ weight.T
+    wrong = cpu_linear.product(value, x).double() - x.double() @ weight.T
     assert wrong.abs().max() < 2**-16 * 1e4 * weight[:, :64].abs().sum(1).max()
     x[0, :64] = 0
     assert error(x, value) < 1e-4

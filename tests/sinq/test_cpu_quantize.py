@@ -9,7 +9,6 @@ from torch import Tensor
 from sinq import SINQ, Grid, Kernel, Levels, Sinkhorn, chosen, using
 from sinq.grid import BITS
 from sinq.kernels import round_scaled, sinkhorn_scales
-from sinq.kernels.quantize import reference_round_scaled
 from sinq.packing import unpack
 from sinq.rounding import divide
 from sinq.sinkhorn import sinkhorn_scales as definition
@@ -96,7 +95,7 @@ def test_rounding_is_the_definitions(bits: int, rows: int, groups: int, size: in
     weight[-1, -size:] = 3.0
     grid = Grid(bits, size, auxiliary_bits=auxiliary_bits)
     row, col = definition(weight, (rows, size)) if scaled else (None, None)
-    ours, theirs = round_scaled(weight, row, col, grid), reference_round_scaled(weight, row, col, grid)
+    ours, theirs = round_scaled(weight, row, col, grid), round_scaled.definition(weight, row, col, grid)
     assert torch.equal(unpack(ours[0], bits, weight.shape), unpack(theirs[0], bits, weight.shape))
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sinq import CompressedLinear, Grid, Kernel, QuantizedTensor, SparseOutliers, using
+from sinq.kernels.product import product
 from sinq.rotation import Rotated, Rotation
 from tests.conftest import ROOT
 
@@ -64,7 +65,7 @@ def test_columns_are_as_wide_as_they_must(columns: int, dtype: torch.dtype) -> N
     assert value.columns.dtype == dtype
     assert torch.equal(value.dequantize()[mask], weight[mask].half().float())
     x = torch.randn(3, columns)
-    torch.testing.assert_close(value.multiply(x), x @ value.dequantize().T, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(product(value, x), x @ value.dequantize().T, rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.parametrize("shape", [(576,), (1, 576), (2, 3, 576), (40, 576)])  # few rows and many take other ways in the inner kernel
@@ -105,5 +106,5 @@ def test_what_float16_cannot_hold_is_refused() -> None:
 
 def test_torch_does_not_tell_the_user_that_sparse_tensors_are_in_beta() -> None:
     arguments = "torch.ones(2), torch.ones(1), torch.tensor([1]), torch.tensor([0, 1])"
-    code = f"import torch; from sinq.kernels.sparse import product; product({arguments})"
+    code = f"import torch; from sinq.kernels.product import sparse_product; sparse_product({arguments})"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
