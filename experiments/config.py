@@ -23,7 +23,6 @@ import hydra_zen
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import baselines
@@ -33,6 +32,7 @@ from experiments.cache import data_dir
 from experiments.calibration import CalibrationText, NoCalibration
 from experiments.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
+from experiments.instantiation import instantiated
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
@@ -130,7 +130,7 @@ def build(config: DictConfig) -> Run:
         ValueError, InstantiationException: a value is not possible.
     """
     refuse_untaken(config)
-    parts = {name: instantiate(config[name], _convert_="all") for name in OF_RUN}
+    parts = {name: instantiated(config, name) for name in OF_RUN}
     method, names = with_calibration(parts["method"], config.calibrated), choices(config)
     if method != parts["method"]:
         names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"

@@ -19,7 +19,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import plan, record
@@ -27,6 +26,7 @@ from experiments.claims import BusyError
 from experiments.config import build, choices, register
 from experiments.console import bar, console, set_up
 from experiments.files import atomic_write
+from experiments.instantiation import instantiated
 from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
@@ -62,7 +62,7 @@ def _single(config: DictConfig) -> None:
     if config.plan:
         plan.show(plan.make([_with_hydra(config)], results_dir))
         return
-    chosen = instantiate(config.sweep, _convert_="all")
+    chosen = instantiated(config, "sweep")
     if isinstance(chosen, Search):
         _search(chosen, config, results_dir)
         return
@@ -108,7 +108,7 @@ def _run(config: DictConfig, wait: bool) -> Row:
 def _execute(config: DictConfig, wait: bool) -> Row:
     """The row of a configuration that has Hydra's part."""
     run = build(config)
-    setting = Setting(Path(config.results_dir).expanduser(), instantiate(config.logger), config.force, bar, wait)
+    setting = Setting(Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return execute(run, setting, OmegaConf.to_container(options, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
 
