@@ -38,7 +38,7 @@ def grids(config: DictConfig, arguments: Sequence[str]) -> list[list[str]]:
 
 
 def _table(config: DictConfig) -> spec.Table | None:
-    if OmegaConf.is_missing(config, "table"):
+    if config.table == "":
         raise ValueError(f"table is missing; give table=<name>, one of {', '.join(spec.names())}")
     return None if config.table is None else spec.load(config.table)
 
