@@ -14,6 +14,7 @@ looking: every dataclass in `sinq/` and `baselines/` that is a `Method` has a sc
 import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,21 @@ import hydra_zen
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import baselines
 import sinq
-from baselines.allocation import Budget
 from experiments.axis import with_calibration
 from experiments.cache import data_dir
 from experiments.calibration import CalibrationText, NoCalibration
 from experiments.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
+from experiments.instantiation import instantiated
 from experiments.loggers import NoLogger, WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.search import NoSearch, Search
+from experiments.shared_options import SharedOptions, refuse_untaken
 from experiments.text import StateOfTheUnion
 from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
 
@@ -44,20 +45,20 @@ PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, NoCalibration, CalibrationText, Perplexity,
     Size, Latency, Memory, LayerError, ZeroShot, NoLogger, WandB, HalfQuadratic, NoSearch, Search,
 )  # fmt: skip
+OF_RUN = ("model", "text", "method", "calibration", "layers", "evaluation")
+"""Parts that a run is made of; `logger` and `sweep` are about where it goes and which runs there are."""
 
 
 @dataclasses.dataclass
 class Experiment:
-    """Which runs, and which table they are for; see `experiments/experiment.py`."""
+    """Which runs; see `experiments/experiment.py`."""
 
-    table: str | None = None
-    """A file of `conf/table/`, printed at the end."""
     runs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
-class Config:
-    """The top level of a configuration: groups chosen from `conf/`, and the options that cut across them."""
+@dataclasses.dataclass(kw_only=True)
+class Config(SharedOptions):
+    """The top level of a configuration: groups chosen from `conf/`, options that methods share, options of a run."""
 
     model: Any
     text: Any
@@ -67,9 +68,6 @@ class Config:
     logger: Any
     sweep: Any
     layers: hydra_zen.builds(Layers, populate_full_signature=True)  # type: ignore[valid-type]
-    budget: hydra_zen.builds(Budget, populate_full_signature=True)  # type: ignore[valid-type]
-    bits: int = 4
-    group_size: int = 64
     calibrated: bool | None = None
     on_misfit: OnMisfit = OnMisfit.error
     device: str = "auto"
@@ -80,6 +78,8 @@ class Config:
     plan: bool = False
     wait: bool = False
     results_dir: str = "results"
+    table: str | None = None
+    """A file of `conf/tables/`, printed when a sweep is done."""
     experiment: Experiment = dataclasses.field(default_factory=Experiment)
 
 
@@ -88,35 +88,58 @@ def register() -> None:
     """Put all schemas, and the resolvers `${data:…}` and `${sweep:}`, where Hydra finds them; a second call does nothing.
 
     Making every schema takes almost half as long as composing a configuration, and tables compose hundreds.
+
+    Raises:
+        TypeError: two classes have one name.
     """
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    for part in (*PARTS, *method_classes()):
-        store.store(group="schema", name=part.__name__, node=hydra_zen.builds(part, populate_full_signature=True))
+    for name, part in by_name((*PARTS, *method_classes())).items():
+        store.store(group="schema", name=name, node=hydra_zen.builds(part, populate_full_signature=True))
     OmegaConf.register_new_resolver("data", _in_data, replace=True)
     OmegaConf.register_new_resolver("sweep", _sweep, replace=True)
 
 
 def method_classes() -> list[type[Method]]:
     """Every dataclass of `sinq/` and `baselines/` that is a method."""
-    found: dict[str, type[Method]] = {}
+    found: dict[type[Method], None] = {}  # a set that keeps the order
     for package in (sinq, baselines):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for value in vars(importlib.import_module(info.name)).values():
                 if isinstance(value, type) and issubclass(value, Method) and dataclasses.is_dataclass(value):
-                    found[value.__name__] = value
-    return list(found.values())
+                    found[value] = None
+    return list(found)
 
 
-def build(config: DictConfig, choices: dict[str, str] | None = None) -> Run:
-    """The run a composed configuration describes. Raises `ValueError` or Hydra's `InstantiationException` for a bad value."""
-    parts = {
-        name: instantiate(config[name], _convert_="all") for name in ("model", "text", "method", "calibration", "layers", "evaluation")
-    }
-    method, names = with_calibration(parts["method"], config.calibrated), dict(choices or {})
+def by_name(classes: Iterable[type]) -> dict[str, type]:
+    """Map schema names to classes. Raises `TypeError` where two have one name: Hydra would keep the last silently."""
+    named: dict[str, type] = {}
+    for each in classes:
+        other = named.setdefault(each.__name__, each)
+        if other is not each:
+            places = f"{other.__module__}.{other.__qualname__} and {each.__module__}.{each.__qualname__}"
+            raise TypeError(f"two classes have the name {each.__name__}, under which a schema is stored: {places}; rename one")
+    return named
+
+
+def build(config: DictConfig) -> Run:
+    """The run a configuration describes that was composed with Hydra's own part (`return_hydra_config=True`).
+
+    Raises:
+        NotApplicable: an option was given that the method does not take, or options make no sense together.
+        ValueError, InstantiationException: a value is not possible.
+    """
+    refuse_untaken(config)
+    parts = {name: instantiated(config, name) for name in OF_RUN}
+    method, names = with_calibration(parts["method"], config.calibrated), choices(config)
     if method != parts["method"]:
         names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
     return Run(**(parts | {"method": method}), device=config.device, kernel=config.kernel, stream=config.stream, choices=names)
+
+
+def choices(config: DictConfig) -> dict[str, str]:
+    """The names the user chose parts by."""
+    return {group: str(name) for group, name in config.hydra.runtime.choices.items() if name and not {"/", "@"} & {*group}}
 
 
 def _sweep() -> str | None:

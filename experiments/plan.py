@@ -79,7 +79,7 @@ def make(configs: Iterable[DictConfig], results_dir: Path) -> list[Item]:
 def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str | None]) -> Item:
     overrides = tuple(config.hydra.overrides.task)
     try:
-        run = build(config, choices(config))
+        run = build(config)
         parts = identity(run)
     except MENDABLE as error:
         return Item(overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error))
@@ -90,11 +90,6 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
     if row and row["status"] == record.FINISHED and not config.force:
         return Item(overrides, State.found, label(run), name)
     return Item(overrides, State.to_do, label(run), name, estimate=estimate)
-
-
-def choices(config: DictConfig) -> dict[str, str]:
-    """The names the user chose parts by."""
-    return {group: str(name) for group, name in config.hydra.runtime.choices.items() if name and not {"/", "@"} & {*group}}
 
 
 def stays_here(config: DictConfig) -> bool:

@@ -19,15 +19,15 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import plan, record
 from experiments.claims import BusyError
-from experiments.config import build, register
+from experiments.config import build, choices, register
 from experiments.console import bar, console, set_up
 from experiments.files import atomic_write
 from experiments.former_rows import without_paths
+from experiments.instantiation import instantiated
 from experiments.mistakes import MENDABLE, explain, guard, not_applicable
 from experiments.pipeline import Setting, execute
 from experiments.plan import Item, State
@@ -58,14 +58,16 @@ def job(config: DictConfig) -> None:
 
 def _single(config: DictConfig) -> None:
     results_dir = Path(config.results_dir).expanduser()
+    if config.table is not None:
+        raise ValueError(f"table={config.table} is filled by a sweep; add experiment=paper, or -m and options")
     if config.plan:
         plan.show(plan.make([_with_hydra(config)], results_dir))
         return
-    chosen = instantiate(config.sweep, _convert_="all")
+    chosen = instantiated(config, "sweep")
     if isinstance(chosen, Search):
         _search(chosen, config, results_dir)
         return
-    row, names = _run(config, wait=True), plan.choices(_with_hydra(config))
+    row, names = _run(config, wait=True), choices(_with_hydra(config))
     show([row], results_dir, f"{names['model']} on {names['text']}")
     console.print(f"row: {record.row_path(results_dir, row['run_id'])}", soft_wrap=True)
 
@@ -106,8 +108,8 @@ def _run(config: DictConfig, wait: bool) -> Row:
 
 def _execute(config: DictConfig, wait: bool) -> Row:
     """The row of a configuration that has Hydra's part."""
-    run = build(config, plan.choices(config))
-    setting = Setting(Path(config.results_dir).expanduser(), instantiate(config.logger), config.force, bar, wait)
+    run = build(config)
+    setting = Setting(Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return execute(run, setting, without_paths(OmegaConf.to_container(options, resolve=True, enum_to_str=True)))
 
@@ -168,7 +170,7 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
     remaining = iter(launched)
     outcomes = [next(remaining) if item.state is State.to_do or not certain else _known(item) for item in items]
     named = [outcome | {"options": item.options} for outcome, item in zip(outcomes, items, strict=True)]
-    summarize(named, results_dir, config.experiment.table)
+    summarize(named, results_dir, config.table)
 
 
 def _launched(jobs: Sequence[Overrides], launch: Launch, folder: Path, start: int) -> list[Outcome]:

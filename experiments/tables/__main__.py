@@ -1,4 +1,4 @@
-"""Render a table of `conf/table/` from the rows of a results folder; nothing is run.
+"""Render a table of `conf/tables/` from the rows of a results folder; nothing is run.
 
 python -m experiments.tables smollm2
 python -m experiments.tables table1 --results results --format latex > table1.tex

@@ -58,6 +58,6 @@ def described(arguments: tuple[str, ...]) -> Run:
     """
     config.register()
     if GlobalHydra.instance().is_initialized():  # inside run.py
-        return config.build(compose("config", overrides=list(arguments)))
+        return config.build(compose("config", list(arguments), return_hydra_config=True))
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.build(compose("config", overrides=list(arguments)))
+        return config.build(compose("config", list(arguments), return_hydra_config=True))

@@ -1,4 +1,4 @@
-"""What a table is: the schema of `conf/table/*.yaml`. A key that is not here, or a wrong type, fails while the file is read.
+"""What a table is: the schema of `conf/tables/*.yaml`. A key that is not here, or a wrong type, fails while the file is read.
 
 (The classes are not frozen because OmegaConf cannot fill frozen ones from a file. Nothing changes them afterwards.)
 """
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-FOLDER = Path(__file__).parents[2] / "conf" / "table"
+FOLDER = Path(__file__).parents[2] / "conf" / "tables"
 
 
 @dataclass
@@ -135,7 +135,7 @@ def load(name: str, folder: Path = FOLDER) -> Table:
     """
     file = folder / f"{name}.yaml"
     if not file.is_file():
-        raise ValueError(f"table {name} does not exist; choose one of {', '.join(names(folder))}")
+        raise ValueError(f"table={name} does not exist; choose one of {', '.join(names(folder))}")
     try:
         read = OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(file))
         table = OmegaConf.to_object(read)

@@ -126,7 +126,10 @@ def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type)
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        default, other = (compose("config", [f"method={method}", "bits=3", *more]) for more in ((), ("method@method.inner=sinq",)))
+        default, other = (
+            compose("config", [f"method={method}", "bits=3", *more], return_hydra_config=True)
+            for more in ((), ("method@method.inner=sinq",))
+        )
     assert build(default).method == kind(RTN(Grid(3)))
     assert build(other).method == kind(SINQ(Grid(3)))
 

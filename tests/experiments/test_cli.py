@@ -86,10 +86,13 @@ def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(run: Callable[
 def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Forked], tmp_path: Path) -> None:
     results = tmp_path / "results"
     more = ["evaluation.perplexity.windows=6"]
-    done = run("-m", "method=rtn,sinq_nf4", "bits=3,4", *more)
+    done = run("-m", "method=none,rtn,sinq_nf4", "bits=3,4", *more)
     assert done.done() == 0, done.stdout
-    (listed,) = [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")]
-    assert listed.endswith("method=sinq_nf4, bits=3: bits=3 is not possible with levels=nf4, whose table has 4 bits")
+    assert [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")] == [
+        "not applicable: method=none, bits=3: method=none takes no group_size and no bits; it has no options",
+        "not applicable: method=none, bits=4: method=none takes no group_size and no bits; it has no options",
+        "not applicable: method=sinq_nf4, bits=3: bits=3 is not possible with levels=nf4, whose table has 4 bits",
+    ]
     assert sorted(record.load(results)["name"]) == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
     assert set(record.load(results)["status"]) == {record.FINISHED}
     summary = done.stdout[done.stdout.rindex("runs in") :]
@@ -106,6 +109,10 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         (["method=sinq_nf4", "bits=3"], "error: bits=3 is not possible with levels=nf4"),
         (["bits=7"], "error: bits=7 is not possible; it must be one of (2, 3, 4, 5, 6, 8)"),
         (["metod=rtn"], "error: there is no option metod; there are: "),
+        (["method=aqlm"], "error: method=aqlm takes no group_size; its options are method.format.codebooks, "),
+        (["table=table1"], "error: table=table1 is filled by a sweep; add experiment=paper"),
+        (["experiment=paper"], "error: table is missing; give table=<name>, one of smoke, smollm2, table1, "),
+        (["experiment=paper", "table=table0"], "error: table=table0 does not exist; choose one of smoke, smollm2, table1, "),
         (["group_size=48"], "error: group_size=48 does not divide 14 layers"),
     ],
 )

@@ -13,7 +13,7 @@ from baselines.dense import Dense
 from baselines.gptq import GPTQ, ActOrder
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
-from experiments.config import build, method_classes, register
+from experiments.config import build, by_name, method_classes, register
 from experiments.mistakes import MENDABLE, explain
 from experiments.run import Run
 from sinq import SINQ, Grid, Levels, NotApplicable, Sinkhorn
@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = sorted(
-    path.name for path in CONF.iterdir() if path.is_dir() and path.name != "table"
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name != "tables"
 )  # tables are no part of a run's configuration
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
@@ -37,7 +37,7 @@ def composed(*overrides: str) -> DictConfig:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose("config", list(overrides), return_hydra_config=True)
 
 
 def built(*overrides: str) -> Run:
@@ -59,6 +59,13 @@ def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
 def test_every_method_class_has_a_yaml() -> None:
     used = {type(built(f"method={name}", *EXTRA.get((group, name), [])).method) for group, name in OPTIONS if group == "method"}
     assert used == set(method_classes())
+
+
+def test_two_classes_of_one_name_are_an_error_that_names_both() -> None:
+    twin = type("RTN", (RTN,), {"__module__": "elsewhere"})
+    with pytest.raises(TypeError, match=r"the name RTN, .*: baselines\.rtn\.RTN and elsewhere\.RTN; rename one"):
+        by_name((RTN, SINQ, twin))
+    assert by_name((RTN, SINQ, RTN)) == {"RTN": RTN, "SINQ": SINQ}
 
 
 def test_the_presets_are_what_they_say() -> None:

@@ -29,7 +29,9 @@ from tests.conftest import ROOT, needs_data
 
 FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
-BITS = {"none": (4,), "sinq_nf4": (4,), "rtn_nf4": (4,), "fp4": (4,), "sinq_nf3": (3,), "aqlm": (4,), "aqlm_1x16": (4,), "aqlm_cpu": (4,)}
+ONE_SIZE = ("none", "aqlm", "aqlm_1x16", "aqlm_cpu")
+"""Methods that take no bits; the file has them at 4."""
+BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 CODEBOOKS = ("method.format={codebooks: 4, bits_per_codebook: 4, group: 4}", "method.rounds=2", "method.steps=5", "method.tuning.epochs=1")
 EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
@@ -50,7 +52,7 @@ def machine() -> str:
 
 def numbers(name: str, bits: int) -> dict[str, Any]:
     """What is frozen of a method at a width."""
-    own = () if name == "none" else (f"bits={bits}",)
+    own = () if name in ONE_SIZE else (f"bits={bits}",)
     run = described((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
     loaded = models.load(run.model, torch.device("cpu"))
     model: Any = models.sparing_clone(loaded.model)

@@ -16,7 +16,8 @@ from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
 CODEBOOKS = ["method.format={codebooks: 4, bits_per_codebook: 4, group: 4}", "method.rounds=2", "method.steps=5", "method.tuning.epochs=1"]
-EXTRA = {"sinq_nf3": ["bits=3"], "mgptq": ["bits=3"], "mixed": ["budget.bits_per_weight=5"]}
+GROUPS = "group_size=32"
+EXTRA = {"sinq_nf3": [GROUPS, "bits=3"], "mgptq": [GROUPS, "bits=3"], "mixed": [GROUPS, "budget.bits_per_weight=5"]}
 EXTRA |= dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), CODEBOOKS)  # those of published size dwarf a small layer
 
 
@@ -25,7 +26,8 @@ def method(request: pytest.FixtureRequest) -> Method:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=[f"method={request.param}", "group_size=32", *EXTRA.get(request.param, [])])
+        words = [f"method={request.param}", *EXTRA.get(request.param, [GROUPS])]
+        config = compose("config", words, return_hydra_config=True)
     return build(config).method
 
 

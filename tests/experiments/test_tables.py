@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,7 +27,7 @@ from experiments.tables.show import chosen
 from experiments.tables.spec import Column, Line, Source, Table
 from sinq.named import described
 from tests import forked
-from tests.conftest import ROOT, needs_data
+from tests.conftest import needs_data
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def row(run_id: str, nll: Any = HARD, **treatment: Any) -> Row:
 def table(*lines: Line, **more: Any) -> Table:
     """One column, 4 bits, with a source and a tolerance of 1 %."""
     source = Source("arXiv 1", "v4", "7")
-    defaults: dict[str, Any] = {"columns": [Column("4 bits", run={"bits": 4})], "source": source, "run": SUBJECT, "tolerance": 0.01}
+    defaults: dict[str, Any] = {"columns": [Column("4 bits")], "source": source, "run": SUBJECT, "tolerance": 0.01}
     return Table(title="a_table & more", rows=list(lines), **{**defaults, **more})
 
 
@@ -117,7 +117,7 @@ def test_the_nearest_tolerance_counts() -> None:
 def test_a_cell_without_a_run_says_how_to_make_it() -> None:
     cell = only(fill(table(line("sinq", 20.0)), []))
     assert (cell.verdict, cell.ours, cell.difference) == (Verdict.missing, None, None)
-    assert cell.note == "python run.py model=smollm2 text=wikitext2 evaluation=quality bits=4 method=sinq"
+    assert cell.note == "python run.py model=smollm2 text=wikitext2 evaluation=quality method=sinq"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_the_best_is_marked_only_where_the_interval_says_so() -> None:
 
 
 def test_other_metrics_are_scaled_added_and_never_best() -> None:
-    columns = [Column("ms", metric="compression.seconds_quantize", add=["compression.seconds_statistics"], scale=1000, run={"bits": 4})]
+    columns = [Column("ms", metric="compression.seconds_quantize", add=["compression.seconds_statistics"], scale=1000)]
     rows = [row("a", method="sinq"), row("b", HARD + 1, method="rtn")]
     rows[1]["metrics"]["compression"]["seconds_quantize"] = 4.0
     filled = fill(table(line("sinq"), line("rtn"), columns=columns), rows)
@@ -212,7 +212,7 @@ def test_other_metrics_are_scaled_added_and_never_best() -> None:
 
 def test_what_the_harness_cannot_make_is_never_missing() -> None:
     spare = table(line("higgs", 9.0, refused="not here"), line("sinq"))
-    assert cells.missing(spare, []) == [{**SUBJECT, "bits": 4, "method": "sinq"}]
+    assert cells.missing(spare, []) == [{**SUBJECT, "method": "sinq"}]
     assert only(fill(table(line("higgs", 9.0, refused="not here")), [])).note == "not here"
     assert cells.missing(spare, [row("a", method="sinq")]) == []
 
@@ -235,7 +235,7 @@ def test_a_baseline_has_no_distance_to_itself() -> None:
 
 def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     shifts = np.linspace(-0.1, 0.3, 16)
-    columns = [Column("Δ", against="sinq", run={"bits": 4}, decimals=3)]
+    columns = [Column("Δ", against="sinq", decimals=3)]
     lines = (line("none", baseline=True), line("sinq", section="s"), line("rtn", section="s"), line("hqq", section="s"), line("hadamard"))
     measured = {
         "none": HARD - 1,
@@ -389,15 +389,19 @@ def test_a_mistake_in_a_table_is_an_error_that_names_the_place(tmp_path: Path, t
 def test_unknown_tables_and_conditions_are_explained() -> None:
     with pytest.raises(ValueError, match=r"against=hqq is not possible; it must be the label of a row"):
         table(line("sinq"), columns=[Column("Δ", against="hqq")])
-    with pytest.raises(ValueError, match="table table99 does not exist; choose one of smoke, smollm2, table1"):
+    with pytest.raises(ValueError, match="table=table99 does not exist; choose one of smoke, smollm2, table1"):
         spec.load("table99")
+    with pytest.raises(ValueError, match="table is missing; give table=<name>, one of smoke, smollm2, table1"):
+        grids(config(table=""), [])
+    with pytest.raises(ValueError, match="table=table99 does not exist"):  # also where runs need no table
+        grids(config(table="table99", runs=[{"method": "none"}]), [])
     with pytest.raises(ValueError, match="--where device is no condition"):
         chosen([], ["device"])
     with pytest.raises(ValueError, match=r"--where identity\.devise=cpu: no row has identity\.devise"):
         chosen([row("a", method="sinq")], ["identity.devise=cpu"])
 
 
-def test_every_table_has_an_experiment_and_runs_that_can_be_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_table_has_runs_that_can_be_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "models/stories260k").mkdir(parents=True)
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
     with described_anew():
@@ -408,8 +412,10 @@ def describe_all() -> None:
     treatments: dict[tuple[str, ...], tuple[str, ...]] = {}
     subjects = set()
     for name in spec.names():
-        assert OmegaConf.load(ROOT / f"conf/experiment/{name}.yaml").experiment.table == name
-        lacking = cells.missing(spec.load(name), [])
+        read = spec.load(name)
+        notes = {cell.note for line in fill(read, []).cells for cell in line if cell.verdict is Verdict.not_applicable}
+        assert not any("takes no" in note for note in notes), name
+        lacking = cells.missing(read, [])
         for run in lacking:
             subjects.add(options.overrides({key: value for key, value in options.split(run)[0].items() if key != "model.path"}))
             treatment = options.overrides(options.split(run)[1])
@@ -421,9 +427,9 @@ def describe_all() -> None:
         assert options.described(named).evaluation.keys() & {"perplexity", "zero_shot"}
 
 
-def config(**experiment: Any) -> Any:
-    made = OmegaConf.structured(Experiment(**experiment))
-    return OmegaConf.create({"experiment": made, "results_dir": "nowhere", "force": False})
+def config(table: str | None = None, runs: Sequence[Any] = ()) -> Any:
+    made = OmegaConf.structured(Experiment(list(runs)))
+    return OmegaConf.create({"experiment": made, "table": table, "results_dir": "nowhere", "force": False})
 
 
 def test_an_experiment_is_a_list_of_grids() -> None:
@@ -441,7 +447,7 @@ def test_an_experiment_without_runs_is_what_its_table_lacks(monkeypatch: pytest.
     monkeypatch.setattr(spec, "load", lambda name: small)
     monkeypatch.setattr(record, "read", lambda folder: ([row("a", method="sinq")], []))
     (lacking,) = grids(config(table="any"), ["logger=none"])
-    assert lacking == ["model=smollm2", "text=wikitext2", "evaluation=quality", "bits=4", "method=rtn", "logger=none"]
+    assert lacking == ["model=smollm2", "text=wikitext2", "evaluation=quality", "method=rtn", "logger=none"]
     again = config(table="any")
     again.force = True
     assert len(grids(again, [])) == 2
