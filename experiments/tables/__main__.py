@@ -1,8 +1,10 @@
-"""Render a table of `conf/table/` from the rows of a results folder; nothing is run.
+"""Render a table of `conf/table/` from the rows of a results folder.
 
-python -m experiments.tables smollm2
-python -m experiments.tables table1 --format latex --out table1.tex
-python -m experiments.tables table1 --where identity.device=cuda     if several runs match a cell, only those
+    python -m experiments.tables smollm2
+    python -m experiments.tables table1 --format latex --out table1.tex
+    python -m experiments.tables table1 --where identity.device=cuda     if several runs match a cell, only those
+
+Nothing is run: a cell without a run shows the command that makes it.
 """
 
 import argparse
