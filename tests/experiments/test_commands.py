@@ -9,6 +9,7 @@ import pytest
 
 from experiments import loggers, mistakes
 from experiments.loggers import WandB
+from tests import forked
 from tests.experiments.rows import finished, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
@@ -56,6 +57,13 @@ def test_results_is_the_folder_that_is_read(
     monkeypatch.chdir(results.parent)
     (results.parent / "results").symlink_to(results)
     assert run(monkeypatch, command, *READERS[command]) == 0, capsys.readouterr().out
+
+
+def test_help_of_a_run_has_examples_and_choices(tmp_path: Path) -> None:
+    done = forked.run(tmp_path, ("run.py", "--help"))
+    assert done.done() == 0, done.output
+    assert "python run.py -m method=rtn,sinq" in done.stdout
+    assert "sinq_refined" in done.stdout
 
 
 def test_out_is_the_file_that_is_written(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
