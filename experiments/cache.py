@@ -1,11 +1,11 @@
-"""Where derived files live between runs: the converted default model and tokenised texts. Safe to delete at any time."""
+"""Folders: derived files (safe to delete at any time), the user's own data, and the configuration files."""
 
 import os
 from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """`$SINQ_CACHE`, or `sinq-harness` in the user's cache folder."""
+    """Return the folder of derived files (converted models, tokens): `$SINQ_CACHE`, or one in the user's cache folder."""
     chosen = os.environ.get("SINQ_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -16,3 +16,9 @@ def data_dir() -> Path | None:
     """`$SINQ_DATA`: a folder of texts and models kept beside the project, if the user named one."""
     chosen = os.environ.get("SINQ_DATA")
     return Path(chosen).expanduser() if chosen else None
+
+
+def conf_dir() -> Path:
+    """Return the folder of YAML files: inside this package where it was installed from a wheel, beside it in a checkout."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "conf"

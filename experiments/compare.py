@@ -1,6 +1,6 @@
 """Is one run better than another, or is the difference only which text was read? A paired bootstrap over windows.
 
-    python -m experiments.compare A B [results_dir]       # two runs in all they differ in; see contrast.py for how they are named
+    python -m experiments.compare A B       # two runs in all they differ in; see contrast.py for how they are named
 
 Both runs read the same windows, so their negative log-likelihoods are compared window by window: what makes a window hard for both
 cancels, and differences far smaller than the spread of perplexity show. Windows are drawn again with replacement 10,000 times; the middle

@@ -51,6 +51,20 @@ def select(rows: list[Row], words: str) -> Row:
     raise ValueError(f"{words} means {len(found) or 'none'} of the finished runs; " + ("it may be: " if found else "there are: ") + names)
 
 
+def matching(rows: list[Row], query: str) -> list[Row]:
+    """Return the finished rows that fit a query.
+
+    Raises:
+        ValueError: there is none, or the query asks for what no row was chosen by.
+    """
+    finished = [row for row in rows if row["status"] == FINISHED]
+    fits = _query(finished, query)
+    found = [row for row in finished if fits(row)]
+    if not found:
+        raise ValueError(f"{query} fits none of {len(finished)} finished runs; a query is like method=sinq,bits=4")
+    return found
+
+
 def _query(rows: list[Row], words: str) -> Callable[[Row], bool]:
     pairs = [each.partition("=")[::2] for each in words.split(",")]
     known = sorted({key for row in rows for key in _keys(row) if "." not in key or key in words})

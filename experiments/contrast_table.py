@@ -14,19 +14,25 @@ from experiments.console import console
 from experiments.contrast import Difference, changes, layers, metrics, select
 from experiments.record import Row
 
+HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), which layers changed.
+
+    python -m experiments.compare method=sinq,bits=4 method=rtn,bits=4
+    python -m experiments.compare 3f2a 9c41 --results other/folder --layers 3
+"""
+
 
 def main() -> None:
-    description = "Two runs: what was different, what came out (paired 95 % intervals over windows), which layers changed."
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=description)
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=HELP, formatter_class=how)
     parser.add_argument("one", metavar="A", help="a run's id, or its beginning; its name; or a query, such as method=sinq,bits=4")
     parser.add_argument("other", metavar="B", help="the same; differences are B − A")
-    parser.add_argument("results_dir", nargs="?", default="results", type=Path, help="default: results")
+    parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
     parser.add_argument("--layers", type=int, default=10, metavar="N", help="how many layers are listed; default: 10")
     options = parser.parse_args()
-    rows, unreadable = record.read(options.results_dir)
+    rows, unreadable = record.read(options.results)
     for name, reason in unreadable.items():
-        console.print(f"cannot be read: {options.results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
-    show(select(rows, options.one), select(rows, options.other), options.results_dir, options.layers)
+        console.print(f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
+    show(select(rows, options.one), select(rows, options.other), options.results, options.layers)
 
 
 def show(one: Row, other: Row, results_dir: Path, most: int) -> None:

@@ -3,13 +3,18 @@
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import PIL.Image
 
+from experiments.extras import advice
 from experiments.record import Row, flatten
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +52,9 @@ class WandB(Logger):
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise ValueError(f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)")
+        for package in ("wandb", "matplotlib"):  # now, not when a long run has ended
+            if find_spec(package) is None:
+                raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
     def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
         import wandb
@@ -87,11 +95,13 @@ def _tables(row: Row, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def _plots(row: Row, table: pd.DataFrame) -> dict[str, PIL.Image.Image]:
+def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
     """The run's heat maps of layers, by name."""
+    import PIL.Image
+
     from experiments.report import layers, paper  # matplotlib takes a while, and most runs start without need of it
 
-    plots: dict[str, PIL.Image.Image] = {}
+    plots = {}
     for figure in layers.figures([(row["name"], layers.metrics(row, table))]):
         file = BytesIO()
         paper.draw(figure).savefig(file, format="png", dpi=120)

@@ -8,13 +8,13 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
+from experiments import extras
 from experiments.console import console
 from experiments.failures import OutOfMemoryError
 from sinq import NotApplicable
 
 MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
 """Kinds of error that are the user's to mend; others are this program's and show their traceback."""
-
 
 WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user asked for tracebacks."""
@@ -36,6 +36,8 @@ def explain(error: BaseException) -> str:
         return explain(error.__cause__)
     if isinstance(error, InterpolationResolutionError):
         return _first_line(error).rpartition("while resolving interpolation: ")[2]
+    if isinstance(error, ModuleNotFoundError) and (advice := extras.advice(error.name)):
+        return advice
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_option(cause)
@@ -63,6 +65,10 @@ def guard(main: Callable[[], object]) -> None:
         sys.exit(_tell("interrupted; the run under way was not recorded", 130))
     except MENDABLE as error:
         if WANTED:
+            raise
+        sys.exit(_tell(explain(error), 1))
+    except ModuleNotFoundError as error:
+        if WANTED or extras.advice(error.name) is None:
             raise
         sys.exit(_tell(explain(error), 1))
 

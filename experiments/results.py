@@ -1,7 +1,7 @@
-"""All rows of a results folder as one table, printed and written there as `results.parquet`.
+"""All rows of a results folder as one table, printed, and written with all columns as a Parquet file.
 
-    python -m experiments.results [folder]
-    python -m experiments.results [folder] --against sinq
+    python -m experiments.results
+    python -m experiments.results --results other/folder --against sinq --out rows.parquet
 
 `--against` compares every row with one of the same protocol (`compare.py`): a run id or a row's name means that row; a method's name means
 the row of that method with as many bits and the same group size. Rows without such a counterpart show –.
@@ -92,11 +92,13 @@ def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results_dir", nargs="?", default="results", type=Path, help="default: results")
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__, formatter_class=how)
+    parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="all columns, as Parquet; default: <results>/results.parquet")
     parser.add_argument("--against", metavar="NAME", help="a method's name, a row's name, or a run id")
     options = parser.parse_args()
-    results_dir: Path = options.results_dir
+    results_dir: Path = options.results
     rows, unreadable = record.read(results_dir)
     for name, reason in unreadable.items():
         console.print(f"cannot be read: {results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
@@ -107,7 +109,7 @@ def main() -> None:
     if options.against:
         view = beside(overview(columns, QUALITY), compared(rows, options.against), options.against)
     console.print(_as_table(view))
-    file = results_dir / "results.parquet"
+    file = options.out or results_dir / "results.parquet"
     columns.to_parquet(file)
     console.print(f"{len(rows)} rows, all columns: {file}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The README is true: its steps for adding a method work as written, and its commands exist."""
+"""The README and the pages are true: steps work as written, commands, files and methods exist, and it stays short."""
 
 import os
 import re
@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) -> None:
@@ -32,19 +35,56 @@ def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) ->
     assert f"{method[1]} 3-bit g32" in done.stdout
 
 
-def test_it_shows_a_result() -> None:
-    results = README[README.index("## A result") : README.index("## A sweep")]
-    assert re.search(r"\| SINQ(, 4 bits)? *\| *\d\.\d+ \|", results)
-    assert "quote nothing" in results
+def test_the_readme_is_short() -> None:
+    words = [word for word in README.split() if re.search(r"\w", word)]
+    assert len(words) <= 1200
+    assert max(map(len, README.splitlines())) <= 120
 
 
-def test_its_make_targets_exist() -> None:
+def test_no_paragraph_of_the_readme_is_a_wall() -> None:
+    prose = re.sub(r"```.*?```|<picture>.*?</picture>", "", README, flags=re.S)
+    paragraphs = [each.splitlines() for each in re.split(r"\n\s*\n", prose)]
+    for lines in paragraphs:
+        assert len(lines) <= 4 or re.match(r"[-|\[]|\d\.", lines[0]), lines[0]
+
+
+def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"\bmake ([a-z-]+)", README))
-    assert named
-    assert named <= targets
+    named = {target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.M)}
+    assert {"setup", "run", "test", "bench"} <= named <= targets
 
 
-def test_its_files_exist() -> None:
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / path).exists(), path
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower().replace("'", "")).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text) + re.findall(r"(?:src|srcset)=\"([^\"]+)\"", text)
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_all_pages_are_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[^)#]+)", README))
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} == linked
+
+
+def test_every_method_is_in_the_table_of_methods() -> None:
+    rows = README[README.index("## Methods") : README.index("## Recipes")]
+    options = (ROOT / "docs/run.md").read_text()
+    for file in (ROOT / "conf/method").glob("*.yaml"):
+        assert f"`{file.stem}`" in rows, file.stem
+        assert f"`{file.stem}`" in options, file.stem
+
+
+def test_every_option_of_a_run_is_explained() -> None:
+    config = (ROOT / "docs/run.md").read_text()
+    for option in re.findall(r"^  - (?!config_schema|_self_|override)(\w+):", (ROOT / "conf/config.yaml").read_text(), re.M):
+        assert f"`{option}`" in config, option

@@ -1,4 +1,4 @@
-"""`make bench`: ours and others in turn, as JSON, Markdown and a picture in `<out>/bench/<time>`, and as tables on the terminal.
+"""`make bench`: ours and others in turn, as JSON, Markdown and a picture in `<results>/bench/<time>`, and as tables on the terminal.
 
     python -m experiments.bench                                                      every suite, several minutes
     python -m experiments.bench --suite linear --bits 4,3 --threads 2
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench import case, decode, linear, models, options, peers, plot, quantize, table
+from experiments.bench import case, decode, linear, models, options, peers, quantize, table
 from experiments.console import console, set_up
 from experiments.files import atomic_write
 from experiments.mistakes import guard
@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> Path:
     torch.set_num_threads(chosen.threads)
     report = {"options": json.loads(json.dumps(asdict(chosen), default=str)), "cases": measured(chosen)}
     report["provenance"] = provenance(torch.device(chosen.device))
-    folder = chosen.out / "bench" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    folder = chosen.results / "bench" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     write(report, folder)
     console.print(f"written to {folder}", soft_wrap=True)
     return folder
@@ -71,7 +71,9 @@ def cases(chosen: options.Options, running: peers.Peers, device: torch.device) -
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
-    """The report as JSON, Markdown and a picture."""
+    """Write the report as JSON, Markdown and a picture."""
+    from experiments.bench import plot  # matplotlib is an extra; `guard` says how to install it
+
     folder.mkdir(parents=True)
     plot.draw(report["cases"], folder / "bench.png")
     (folder / "bench.md").write_text(table.markdown(report))

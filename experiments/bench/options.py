@@ -16,6 +16,11 @@ from sinq.grid import BITS
 T = TypeVar("T")
 SUITES = ("quantize", "quantize-model", "linear", "decode")
 MEGABYTE = 2**20
+HELP = """Time our code and other packages alternately in one process; what counts are ratios.
+
+    python -m experiments.bench                                          every suite, several minutes
+    python -m experiments.bench --suite linear --bits 4,3 --threads 2
+"""
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,15 @@ class Options:
     rounds: int = 5
     device: str = "cpu"
     peers: tuple[tuple[str, Path], ...] = ()
-    out: Path = Path("results")
+    results: Path = Path("results")
     copied: int = 256
     """Megabytes that the floor's copy reads."""
 
 
 def parse(words: Sequence[str] | None = None) -> Options:
     """Options from a command line; an error is one line, and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description="Time ours and others in turn; ratios count.")
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=HELP, formatter_class=how)
     default = Options()
     add = parser.add_argument
     add("--suite", dest="suites", type=_each(_suite), default=default.suites, help=f"comma-separated: {', '.join(SUITES)}")
@@ -60,7 +66,7 @@ def parse(words: Sequence[str] | None = None) -> Options:
         default=default.peers,
         help="folders of their packages: hqq=peers/hqq,sinq=peers/sinq; others in peers.py",
     )
-    add("--out", type=Path, default=default.out, help="results go to <out>/bench/<time>")
+    add("--results", metavar="FOLDER", type=Path, default=default.results, help="a new folder <results>/bench/<time> is written")
     add("--copied", type=_count, default=default.copied, help="megabytes that the floor's copy reads; more than the caches hold")
     return Options(**vars(parser.parse_args(words)))
 

@@ -1,6 +1,6 @@
-"""The report: all rows of a results folder as one HTML page that needs no network, and its figures as PNG and PDF for a paper.
+"""The report: all rows of a results folder as one HTML page that needs no network, and its figures as files for a paper.
 
-    python -m experiments.report results --out report.html
+    python -m experiments.report --results results --out report.html
 
 Rows become groups of what may be compared (`group.py`). Each figure is first plain data (`figures.py`), made from a group by `pareto.py`,
 `intervals.py`, `timing.py` and `layers.py`; two renderers draw that data: `drawing.py` as SVG for the page, `paper.py` with matplotlib.

@@ -1,42 +1,80 @@
-"""The command: `python -m experiments.report [results_dir] --out report.html`."""
+"""The command: `python -m experiments.report`."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.console import console
 from experiments.files import atomic_write
 from experiments.mistakes import guard
-from experiments.report import paper
-from experiments.report.page import Report, collect, html
+
+if TYPE_CHECKING:
+    from experiments.report.page import Report
+
+HELP = """All rows of a results folder as one HTML page that needs no network, and its figures for a paper.
+
+    python -m experiments.report
+    python -m experiments.report --results other/folder --out report.html --against rtn
+    python -m experiments.report --figures paper/ --format svg --theme both --only method=sinq --only method=rtn,group_size=64
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description="All rows of a results folder as one HTML page.")
-    parser.add_argument("results_dir", nargs="?", default="results", type=Path, help="default: results")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: <results_dir>/report.html")
-    parser.add_argument("--figures", metavar="FOLDER", type=Path, help="also write each figure there as PNG and PDF, for a paper")
-    parser.add_argument("--against", metavar="NAME", help="a method, a run's name or id to compare with; default: sinq, else none")
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=HELP, formatter_class=how)
+    add = parser.add_argument
+    add("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
+    add("--out", metavar="FILE", type=Path, help="the page; default: <results>/report.html")
+    add("--against", metavar="NAME", help="a method, a run's name or id to compare with; default: sinq, else none")
+    add("--only", metavar="QUERY", action="append", default=[], help="only these runs, and dense ones: method=sinq,bits=4; may be repeated")
+    add("--figures", metavar="FOLDER", type=Path, help="also write each figure there")
+    add("--format", metavar="KINDS", default="png,pdf", help="of figures, comma-separated: png, pdf, svg; default: png,pdf")
+    add("--theme", choices=("light", "dark", "both"), default="light", help="of figures; names of dark ones end in -dark")
     options = parser.parse_args()
-    report = collect(options.results_dir, options.against)
+    from experiments.report import page  # matplotlib is an extra; `guard` says how to install it
+
+    kinds = kinds_of(options.format)
+    report = page.collect(options.results, options.against, options.only)
     for name, reason in report.unreadable.items():
-        console.print(f"cannot be read: {options.results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
-    out = options.out or options.results_dir / "report.html"
+        console.print(f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
+    out = options.out or options.results / "report.html"
     with atomic_write(out) as file:
-        file.write(html(report).encode())
+        file.write(page.html(report).encode())
     console.print(f"{len(report.table.records)} runs: {out}", markup=False, soft_wrap=True)
     if options.figures:
-        console.print(f"{len(figures(report, options.figures))} figures: {options.figures}", markup=False, soft_wrap=True)
+        themes = ("light", "dark") if options.theme == "both" else (options.theme,)
+        written = figures(report, options.figures, kinds, themes)
+        console.print(f"{len(written)} figures: {options.figures}", markup=False, soft_wrap=True)
 
 
-def figures(report: Report, folder: Path) -> list[Path]:
-    """Write every figure of a report, as `<group>_<figure>.png` and `.pdf`."""
+def kinds_of(words: str) -> tuple[str, ...]:
+    """Return the kinds of file that `--format` names. Raises `ValueError` for one there is not."""
+    from experiments.report.paper import KINDS
+
+    kinds = tuple(words.split(","))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"--format {kind} is not possible; choose from {', '.join(KINDS)}")
+    return kinds
+
+
+def figures(report: "Report", folder: Path, kinds: tuple[str, ...] = ("png", "pdf"), themes: tuple[str, ...] = ("light",)) -> list[Path]:
+    """Write every figure of a report as `<group>_<figure>.<kind>`, or `<group>_<figure>-dark.<kind>`; return their paths."""
+    from experiments.report import paper
+    from experiments.report.colours import THEMES
+
     folder.mkdir(parents=True, exist_ok=True)
     return [
         path
         for section in report.sections
         for figure in section.figures
-        for path in paper.save(figure, folder / f"{section.group.key}_{figure.key}")
+        for theme in themes
+        for path in paper.save(figure, folder / _stem(section.group.key, figure.key, theme), THEMES[theme], kinds)
     ]
+
+
+def _stem(group: str, figure: str, theme: str) -> str:
+    return f"{group}_{figure}" + ("-dark" if theme == "dark" else "")
 
 
 if __name__ == "__main__":

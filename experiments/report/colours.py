@@ -1,5 +1,7 @@
 """Colours that the page and the paper share. Methods: Okabe and Ito's eight, told apart by most colour-blind readers. Heat: viridis."""
 
+from dataclasses import dataclass
+
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
@@ -13,8 +15,25 @@ SHAPES = 4
 """Kinds of mark. With the colours, `SHAPES` × `len(METHODS)` styles are unlike."""
 
 
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure for a paper or a web page."""
+
+    name: str
+    background: str
+    ink: str
+    grid: str
+    methods: tuple[str, ...]
+
+
+LIGHT = Theme("light", "#ffffff", "#1f2328", "#d8dee4", METHODS)
+DARK = Theme("dark", "#0d1117", "#d1d7e0", "#30363d", METHODS_ON_DARK)
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+"""Both look as GitHub's pages do."""
+
+
 def look(style: int) -> tuple[int, int]:
-    """Colour and shape of a style, as numbers."""
+    """Return colour and shape of a style, as numbers; styles that differ by `len(METHODS)` share the colour."""
     return style % len(METHODS), (style + style // len(METHODS)) % SHAPES
 
 

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from experiments.report import svg
 from experiments.report.colours import LEVELS, level
-from experiments.report.figures import Bars, Chart, HeatMap, HeatMaps, Intervals, Item, Line
+from experiments.report.figures import Bars, Chart, HeatMap, HeatMaps, Intervals, Item, Line, Point
 from experiments.report.scale import Scale, around, number
 from experiments.report.svg import tag
 
@@ -24,14 +24,13 @@ def draw(figure: object) -> Markup:
 @draw.register
 def _chart(figure: Chart) -> Markup:
     every = [point for each in figure.lines for point in each.points]
-    heights = [point.y for point in every] + ([figure.level[1]] if figure.level else [])
+    heights = [figure.drawn(point) for point in every] + ([figure.level[1]] if figure.level else [])
     across, up = around([point.x for point in every]), around(heights, log=True)
     parts = [*_grid(across, up), *_level(figure.level, up)]
-    parts += [piece for each in figure.lines for piece in _joined(each, across, up)]
-    parts += [_ring(across.percent(point.x), _down(up, point.y)) for point in figure.front]
-    parts += [
-        svg.mark(across.percent(point.x), _down(up, point.y), each.style, point.hint) for each in figure.lines for point in each.points
-    ]
+    places = {point: (across.percent(point.x), _down(up, figure.drawn(point))) for point in every}
+    parts += [piece for each in figure.lines for piece in _joined(each, places)]
+    parts += [_ring(*places[point]) for point in figure.front]
+    parts += [svg.mark(*places[point], each.style, point.hint) for each in figure.lines for point in each.points]
     keys = [tag("li", _swatch(each.style), each.name) for each in figure.lines]
     keys += [tag("li", _sample(_ring(0, 0)), "on the Pareto front")] if figure.front else []
     axis = f"{figure.y_label} (logarithmic) over {figure.x_label}"
@@ -67,9 +66,8 @@ def _level(named: tuple[str, float] | None, up: Scale) -> list[Markup]:
     return [svg.line(0, y, 100, y, "level"), svg.text(0, y + 14, f"{name} {value:.4g}", "start", dx=4)]
 
 
-def _joined(each: Line, across: Scale, up: Scale) -> list[Markup]:
-    places = [(across.percent(point.x), _down(up, point.y)) for point in each.points]
-    return [svg.line(*start, *end, f"line {svg.colour(each.style)}") for start, end in pairwise(places)]
+def _joined(each: Line, places: dict[Point, tuple[float, float]]) -> list[Markup]:
+    return [svg.line(*places[start], *places[end], f"line {svg.colour(each.style)}") for start, end in pairwise(each.points)]
 
 
 def _down(up: Scale, value: float) -> float:

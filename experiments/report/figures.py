@@ -11,6 +11,8 @@ class Point:
     y: float
     hint: str
     """What the pointer shows: the run and its numbers, in lines."""
+    label: str = ""
+    """Short, beside the point; such as its bits."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class Chart:
     """Points that no other one beats on both axes, from left to right."""
     level: tuple[str, float] | None = None
     """A height drawn across, and its name."""
+    ceiling: float | None = None
+    """Upper end of the vertical axis, below the highest point; None where all points are shown."""
     note: str = ""
+
+    def drawn(self, point: Point) -> float:
+        """Return the height of a point that is kept inside the axis."""
+        return point.y if self.ceiling is None else min(point.y, self.ceiling)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Rows that may be compared with one another: one model, text, protocol and device; and how each run is called and coloured."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.compare import conditions
 from experiments.console import distinct_names, facts
 from experiments.record import FINISHED, Row, flatten, settings
+from experiments.report.colours import METHODS
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,17 @@ class Entry:
     family: str
     """What it has in common with runs that differ in bits alone."""
     style: int
-    """Number of its family in the report."""
+    """Number of its look in the report; see `colours.look`."""
+
+    @property
+    def bits(self) -> str:
+        """Bits of its grid, as its name has them; bits per weight, rounded, where it has none or several."""
+        named = re.search(r"(\d+)-bit", self.row["name"])
+        return named[1] if named else f"{_bits(self.row):.0f}"
 
     @property
     def is_dense(self) -> bool:
-        return self.row["dense_run_id"] is None
+        return _is_dense(self.row)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def groups(rows: list[Row]) -> list[Group]:
     """The finished rows in groups, in the order in which each group first appears."""
     finished = sorted((row for row in rows if row["status"] == FINISHED), key=_order)
     families = _families(finished)
-    styles = {name: number for number, name in enumerate(dict.fromkeys(families.values()))}
+    styles = _styles({families[row["run_id"]]: row["choices"].get("method", row["name"]) for row in finished if not _is_dense(row)})
     members: dict[str, list[Row]] = {}
     for row in finished:
         members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
@@ -57,7 +66,7 @@ def groups(rows: list[Row]) -> list[Group]:
 
 def _group(key: str, rows: list[Row], families: dict[str, str], styles: dict[str, int]) -> Group:
     entries = tuple(
-        Entry(row, name, families[row["run_id"]], styles[families[row["run_id"]]])
+        Entry(row, name, families[row["run_id"]], styles.get(families[row["run_id"]], 0))
         for row, name in zip(rows, distinct_names(rows), strict=True)
     )
     return Group(key, title(rows[0]), facts(rows[-1]), entries)
@@ -69,9 +78,25 @@ def title(row: Row) -> str:
     return f"{model.get('name', row['choices'].get('model', 'model'))} on {text.get('name', row['choices'].get('text', 'text'))}"
 
 
+def _styles(methods: dict[str, str]) -> dict[str, int]:
+    """Return family → style, given family → method: a colour for each method, and marks that tell apart what shares it."""
+    numbers = {method: number % len(METHODS) for number, method in enumerate(dict.fromkeys(methods.values()))}
+    used: Counter[int] = Counter()
+    styles = {}
+    for family, method in methods.items():
+        colour = numbers[method]
+        styles[family] = colour + len(METHODS) * used[colour]
+        used[colour] += 1
+    return styles
+
+
+def _is_dense(row: Row) -> bool:
+    return row["dense_run_id"] is None
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     """Dense runs first, then by method and falling bits."""
-    return (title(row), row["dense_run_id"] is not None, row["choices"].get("method", ""), -_bits(row), row["run_id"])
+    return (title(row), not _is_dense(row), row["choices"].get("method", ""), -_bits(row), row["run_id"])
 
 
 def _bits(row: Row) -> float:

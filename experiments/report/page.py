@@ -1,5 +1,6 @@
 """The page: everything above put into one HTML file with its style and script inside."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -10,6 +11,7 @@ from markupsafe import Markup
 
 from experiments import record
 from experiments.compare import Comparison
+from experiments.contrast import matching
 from experiments.record import Row
 from experiments.report import intervals, layers, pareto, timing
 from experiments.report.colours import rules
@@ -42,16 +44,21 @@ class Report:
     unreadable: dict[str, str]
 
 
-def collect(results_dir: Path, against: str | None = None) -> Report:
-    """The report on a results folder.
+def collect(results_dir: Path, against: str | None = None, only: Sequence[str] = ()) -> Report:
+    """Return the report on a results folder.
+
+    Args:
+        against: method, name or id of the runs that others are compared with.
+        only: queries such as `method=sinq,bits=4`; where there are any, runs that fit none are left out, but not dense ones.
 
     Raises:
-        ValueError: it has no rows, or no row is called `against`.
+        ValueError: the folder has no rows, no row is called `against`, or no run fits a query.
     """
     rows, unreadable = record.read(results_dir)
     if not rows:
         found = f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}" if unreadable else ""
         raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}{found}")
+    rows = chosen(rows, only)
     found_groups = groups(rows)
     if against and not any(intervals.reference(group, against) for group in found_groups):
         known = sorted({entry.row["choices"].get("method", entry.row["name"]) for group in found_groups for entry in group.entries})
@@ -61,6 +68,14 @@ def collect(results_dir: Path, against: str | None = None) -> Report:
     failed = tuple(row for row in rows if row["status"] == record.FAILED)
     lines = table(found_groups, {run: comparison for each in compared.values() for run, comparison in each.items()})
     return Report(results_dir, sections, lines, failed, unreadable)
+
+
+def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
+    """Return the rows that fit one of the queries, and the dense ones; all where there is no query."""
+    if not queries:
+        return rows
+    fitting = {row["run_id"] for query in queries for row in matching(rows, query)}
+    return [row for row in rows if row["run_id"] in fitting or row["dense_run_id"] is None]
 
 
 def _compared(found: list[Group], against: str | None) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
@@ -85,7 +100,6 @@ def _section(group: Group, results_dir: Path, compared: dict[str, Comparison], a
 
 def html(report: Report) -> str:
     """The page's source."""
-    loader = PackageLoader("experiments.report", "assets")
     loader = PackageLoader("experiments.report", "assets")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     assets = files("experiments.report") / "assets"

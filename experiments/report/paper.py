@@ -1,5 +1,6 @@
-"""Figures for a paper: the same data as on the page, drawn by matplotlib, as PNG and PDF."""
+"""Figures for a paper or a web page: the same data as on the page, drawn by matplotlib as PNG, PDF or SVG, light or dark."""
 
+from collections.abc import Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,40 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure as Canvas
 
-from experiments.report.colours import HEAT, METHODS, look
-from experiments.report.figures import Bars, Chart, HeatMaps, Intervals
-from experiments.report.scale import Scale, number
+from experiments.report.colours import HEAT, LIGHT, Theme, look
+from experiments.report.figures import Bars, Chart, HeatMaps, Intervals, Line
+from experiments.report.scale import Scale, around, number
 
+KINDS = ("png", "pdf", "svg")
 MARKERS = "os^D"
-STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "none"}
-"""Type 42: text in the PDF stays text."""
 WIDTH, ROW = 6.5, 0.26
 """Inches: of a page's text, and of one run's line."""
+UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""Metadata with which the same rows give the same file."""
 
 
-def save(figure: object, stem: Path) -> list[Path]:
-    """Write `<stem>.png` and `<stem>.pdf`."""
-    with rc_context(STYLE):
-        canvas = draw(figure)
-        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
-        for path in paths:
-            canvas.savefig(path, dpi=200)
+def save(figure: object, stem: Path, theme: Theme = LIGHT, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Write `<stem>.png` and others; return their paths."""
+    with rc_context(_style(theme)):
+        canvas = draw(figure, theme)
+        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
+        for kind, path in zip(kinds, paths, strict=True):
+            canvas.savefig(path, dpi=200, metadata=UNDATED[kind])
     return paths
 
 
+def _style(theme: Theme) -> dict[Any, Any]:
+    """Return matplotlib's settings. Text stays text in a PDF (type 42) and becomes paths in an SVG, which may be shown without our font."""
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    filled = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+    fixed = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path"}
+    colours = dict.fromkeys(inked, theme.ink) | dict.fromkeys(filled, theme.background)
+    return {**fixed, **colours, "svg.hashsalt": "sinq-harness"}
+
+
 @singledispatch
-def draw(figure: object) -> Canvas:
-    """A figure as matplotlib has it."""
+def draw(figure: object, theme: Theme = LIGHT) -> Canvas:
+    """Return a figure as matplotlib has it."""
     raise TypeError(f"{type(figure).__name__} is no figure that matplotlib is told how to draw")
 
 
@@ -44,37 +55,58 @@ def _axes(height: float, x_label: str, title: str) -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def _look(style: int) -> tuple[str, str]:
-    """Colour and marker, as on the page."""
+def _look(style: int, theme: Theme) -> tuple[str, str]:
+    """Return colour and marker, as on the page."""
     colour, shape = look(style)
-    return METHODS[colour], MARKERS[shape]
+    return theme.methods[colour], MARKERS[shape]
 
 
 @draw.register
-def _chart(figure: Chart) -> Canvas:
-    canvas, axes = _axes(3.6, figure.x_label, figure.title)
+def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
+    canvas, axes = _axes(4.2, figure.x_label, figure.title)
     axes.set_yscale("log")
     axes.set_ylabel(figure.y_label)
-    for line in figure.lines:
-        colour, marker = _look(line.style)
-        axes.plot([p.x for p in line.points], [p.y for p in line.points], color=colour, marker=marker, markersize=5, label=line.name)
-    axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", mfc="none", mec="black", ms=10, mew=0.8, label="Pareto front")
+    axes.grid(axis="y", color=theme.grid, linewidth=0.6)
     if figure.level:
-        axes.axhline(figure.level[1], color="gray", linestyle="dashed", linewidth=1, label=f"{figure.level[0]} {figure.level[1]:.4g}")
+        name, height = figure.level
+        axes.axhline(height, color=theme.ink, linestyle="dashed", linewidth=1, label=f"{name} {height:.4g}")
+    for order, line in enumerate(figure.lines):
+        _draw_line(axes, line, theme, 3 + order)
+    if figure.front:
+        ring = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
+        axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", label="Pareto front", **ring)
+    axes.set_ylim(*_heights(figure))
     ticks = Scale(*axes.get_ylim(), log=True).ticks(6)
     axes.set_yticks(ticks, [number(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
-    axes.legend(frameon=False, fontsize="small")
+    canvas.legend(loc="outside right upper", frameon=False, fontsize="small")
     return canvas
 
 
+def _heights(figure: Chart) -> tuple[float, float]:
+    """Return the ends of the vertical axis."""
+    heights = [point.y for line in figure.lines for point in line.points] + ([figure.level[1]] if figure.level else [])
+    scale = around(heights, log=True) if figure.ceiling is None else around([min(heights), figure.ceiling], log=True)
+    return scale.low, figure.ceiling or scale.high
+
+
+def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
+    """Draw runs of one method, each mark with its label inside; a line to a point above the axis leaves the figure."""
+    colour, marker = _look(line.style, theme)
+    x, y = [point.x for point in line.points], [point.y for point in line.points]
+    axes.plot(x, y, color=colour, linewidth=1.1, marker=marker, ms=9, mec=theme.background, mew=0.8, label=line.name, zorder=order)
+    for point in line.points:
+        inside = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
+        axes.text(point.x, point.y, point.label, clip_on=True, **inside)
+
+
 @draw.register
-def _intervals(figure: Intervals) -> Canvas:
+def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
     canvas, axes = _axes(ROW * len(figure.items) + 1, figure.x_label, figure.title)
     for row, item in enumerate(figure.items):
-        colour, marker = _look(item.style)
+        colour, marker = _look(item.style, theme)
         axes.hlines(row, item.low, item.high, color=colour)
-        axes.plot(item.value, row, marker=marker, color=colour, markersize=5, markerfacecolor=colour if item.decided else "white")
+        axes.plot(item.value, row, marker=marker, color=colour, markersize=5, markerfacecolor=colour if item.decided else theme.background)
     axes.axvline(figure.neutral, color="gray", linestyle="dashed", linewidth=1)
     if figure.log:
         axes.set_xscale("log")
@@ -83,12 +115,12 @@ def _intervals(figure: Intervals) -> Canvas:
 
 
 @draw.register
-def _bars(figure: Bars) -> Canvas:
+def _bars(figure: Bars, theme: Theme = LIGHT) -> Canvas:
     canvas, axes = _axes(ROW * len(figure.bars) + 1, figure.x_label, figure.title)
     for row, bar in enumerate(figure.bars):
         start = 0.0
         for part, value in enumerate(bar.values):
-            axes.barh(row, value, 0.6, left=start, color=_look(bar.style)[0], alpha=1 if part == len(bar.values) - 1 else 0.45)
+            axes.barh(row, value, 0.6, left=start, color=_look(bar.style, theme)[0], alpha=1 if part == len(bar.values) - 1 else 0.45)
             start += value
     _name_rows(axes, [bar.name for bar in figure.bars])
     return canvas
@@ -100,7 +132,7 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
 
 
 @draw.register
-def _heat_maps(figure: HeatMaps) -> Canvas:
+def _heat_maps(figure: HeatMaps, theme: Theme = LIGHT) -> Canvas:
     canvas = Canvas(figsize=(WIDTH, len(figure.maps) * (0.15 * len(figure.kinds) + 0.45) + 0.4), layout="constrained")
     panels = canvas.subplots(len(figure.maps), 1, squeeze=False, sharex=True)[:, 0]
     low, high = min(figure.values), max(figure.values)

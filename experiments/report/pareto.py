@@ -12,6 +12,8 @@ SIZES: tuple[tuple[str, str, str, float], ...] = (
     ("bytes", "size.model_nbytes", "MB stored, whole model", 1e-6),
 )
 """Key, place in the metrics, axis, factor."""
+CEILING = 30
+"""Perplexities above so many times the lowest one say only that nothing is left of the model, and would flatten all others."""
 
 
 def charts(group: Group) -> list[Chart]:
@@ -24,7 +26,8 @@ def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Cha
         size, value = look_up(entry.row["metrics"], place), look_up(entry.row["metrics"], "perplexity.value")
         if size is None or value is None or not isfinite(value):
             return None
-        return Point(size * factor, value, f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}")
+        hint = f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}"
+        return Point(size * factor, value, hint, entry.bits)
 
     compressed = [entry for entry in group.entries if not entry.is_dense]
     lines = _lines(compressed, point)
@@ -33,9 +36,17 @@ def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Cha
     dense = look_up(group.dense.row["metrics"], "perplexity.value") if group.dense else None
     level = ("dense", dense) if dense is not None and isfinite(dense) else None
     missing = [entry.name for entry in compressed if point(entry) is None]
-    note = f"Not drawn, for want of a finite perplexity or a size: {', '.join(missing)}." if missing else ""
     every = [point for line in lines for point in line.points]
-    return Chart(f"pareto_{key}", "Perplexity over size", label, "perplexity", lines, front(every), level, note)
+    ceiling = _ceiling([*(each.y for each in every), *(level[1:] if level else ())])
+    notes = [f"Not drawn: {', '.join(missing)} (perplexity not finite, or no size)."] if missing else []
+    notes += [f"Perplexities above {ceiling:,.4g} lie beyond the upper edge."] if ceiling else []
+    return Chart(f"pareto_{key}", "Perplexity over size", label, "perplexity", lines, front(every), level, ceiling, " ".join(notes))
+
+
+def _ceiling(values: list[float]) -> float | None:
+    """Return the upper end of the axis, or None where all values lie below it."""
+    ceiling = CEILING * min(values)
+    return ceiling if max(values) > ceiling else None
 
 
 def _lines(entries: list[Entry], point: Callable[[Entry], Point | None]) -> tuple[Line, ...]:

@@ -3,16 +3,15 @@
 import shlex
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments import config
+from experiments.cache import conf_dir
 from experiments.run import Run
 
-CONF = Path(__file__).parents[2] / "conf"
 SUBJECT = ("model", "text", "evaluation", "device")
 """Options that say what is measured, on what; the others say what is done to the model."""
 
@@ -59,5 +58,5 @@ def described(arguments: tuple[str, ...]) -> Run:
     config.register()
     if GlobalHydra.instance().is_initialized():  # inside run.py
         return config.build(compose("config", list(arguments), return_hydra_config=True))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return config.build(compose("config", list(arguments), return_hydra_config=True))

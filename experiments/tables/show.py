@@ -5,23 +5,36 @@ from pathlib import Path
 
 from experiments import record
 from experiments.console import console, look_up
+from experiments.files import atomic_write
 from experiments.record import Row
 from experiments.tables import cells, spec
+from experiments.tables.cell import Filled
 from experiments.tables.formats import Format, render, terminal
 from experiments.tables.layout import lay_out
 
 
 def show(name: str, results_dir: Path, format: Format = Format.terminal, where: list[str] | None = None) -> None:
     """Print a table. Rows that cannot be read are named on stderr."""
-    table = spec.load(name)
-    rows, unreadable = record.read(results_dir)
-    for file in unreadable:
-        print(f"cannot be read: {results_dir / 'runs' / file}", file=sys.stderr)
-    filled = cells.fill(table, chosen(rows, where or []))
+    filled = _filled(name, results_dir, where or [])
     if format is Format.terminal:
         console.print(terminal(lay_out(filled)), soft_wrap=False)
     else:
         sys.stdout.write(render(filled, format))
+
+
+def write(name: str, results_dir: Path, format: Format, where: list[str], out: Path) -> None:
+    """Write a table to a file. Rows that cannot be read are named on stderr."""
+    with atomic_write(out) as file:
+        file.write(render(_filled(name, results_dir, where), format).encode())
+    console.print(f"table {name}: {out}", markup=False, soft_wrap=True)
+
+
+def _filled(name: str, results_dir: Path, where: list[str]) -> Filled:
+    table = spec.load(name)
+    rows, unreadable = record.read(results_dir)
+    for file in unreadable:
+        print(f"cannot be read: {results_dir / 'runs' / file}", file=sys.stderr)
+    return cells.fill(table, chosen(rows, where))
 
 
 def chosen(rows: list[Row], where: list[str]) -> list[Row]:

@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-FOLDER = Path(__file__).parents[2] / "conf" / "tables"
+from experiments.cache import conf_dir
+
+FOLDER = conf_dir() / "tables"
 
 
 @dataclass

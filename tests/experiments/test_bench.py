@@ -255,7 +255,7 @@ class TestPeers:
 class TestCommandLine:
     def test_end_to_end_the_three_files_agree(self, tmp_path: Path) -> None:
         small = ["--shapes", "16x128", "--bits", "4", "--rounds", "2", "--threads", "1", "--copied", "1", "--device", "cpu"]
-        chosen = ["--suite", "quantize,linear", *small, "--out"]
+        chosen = ["--suite", "quantize,linear", *small, "--results"]
         done = forked.run(tmp_path, ("-m", "experiments.bench", *chosen, str(tmp_path)))
         assert done.done() == 0, done.output
         (folder,) = (tmp_path / "bench").iterdir()

@@ -50,8 +50,8 @@ def run_by_the_system(tiny_folder: Path, tmp_path: Path) -> Callable[..., "subpr
 
 
 def results_of(folder: Path, *words: str) -> Forked:
-    """`python -m experiments.results <folder>`, when it has ended."""
-    done = forked.run(folder.parent / "work", ("-m", "experiments.results", str(folder), *words))
+    """`python -m experiments.results --results <folder>`, when it has ended."""
+    done = forked.run(folder.parent / "work", ("-m", "experiments.results", "--results", str(folder), *words))
     done.done()
     return done
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from experiments.report import layers, paper, pareto
-from experiments.report.__main__ import figures
+from experiments.report.__main__ import figures, kinds_of
+from experiments.report.colours import DARK, LIGHT, look
 from experiments.report.figures import Chart, HeatMaps, Intervals, Point
 from experiments.report.group import groups
 from experiments.report.page import Report, collect, html
@@ -137,6 +138,62 @@ def test_figures_for_a_paper_are_png_and_pdf(report: Report, tmp_path: Path) -> 
     assert [label.get_text() for label in paper.draw(forest).axes[0].get_yticklabels()] == [item.name for item in forest.items]
     with pytest.raises(TypeError, match="str is no figure"):
         paper.draw("x")
+
+
+def test_a_figure_is_the_same_file_twice_and_has_the_colours_of_its_theme(report: Report, tmp_path: Path) -> None:
+    one, other = (replace(report, sections=report.sections[1:]) for _ in range(2))
+    files = figures(one, tmp_path / "one", ("svg",), ("light", "dark"))
+    again = figures(other, tmp_path / "other", ("svg",), ("light", "dark"))
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
+    light, dark = (next(file.read_text() for file in files if file.name == f"g2_pareto_bits{end}.svg") for end in ("", "-dark"))
+    (style,) = {line.style for line in next(f for f in one.sections[0].figures if f.key == "pareto_bits").lines}  # type: ignore[union-attr]
+    for theme, own, its in ((LIGHT, light, dark), (DARK, dark, light)):
+        for colour in (theme.background, theme.ink, theme.methods[look(style)[0]]):
+            assert colour.lower() in own
+            assert colour.lower() not in its
+    assert "<text" not in light  # shapes, which look the same without our font
+
+
+def test_a_perplexity_beyond_all_others_does_not_flatten_the_chart() -> None:
+    far = finished("rtn", 2)
+    far["metrics"]["perplexity"]["value"] = 1e6
+    (group,) = groups([finished("none"), finished("sinq"), finished("rtn"), far])
+    chart = pareto.charts(group)[0]
+    low = group.rows[0]["metrics"]["perplexity"]["value"]
+    assert chart.ceiling == 30 * low
+    assert sorted(point.y for line in chart.lines for point in line.points)[-1] == 1e6
+    axes = paper.draw(chart).axes[0]
+    assert axes.get_ylim() == (pytest.approx(low, rel=0.2), pytest.approx(chart.ceiling))
+    assert sorted(text.get_text() for text in axes.texts) == ["2", "4", "4"]
+    assert "beyond the upper edge" in chart.note
+    (near,) = groups([finished("none"), finished("sinq"), finished("rtn")])
+    assert pareto.charts(near)[0].ceiling is None
+
+
+def test_a_method_has_one_colour_and_its_variants_other_marks() -> None:
+    rows = [finished(method, group_size=size) for method in ("sinq", "rtn") for size in (32, 64)]
+    (group,) = groups([finished("none"), *rows])
+    looks = {entry.row["run_id"]: look(entry.style) for entry in group.entries if not entry.is_dense}
+    assert len(set(looks.values())) == 4
+    for method in ("sinq", "rtn"):
+        assert len({colour for run_id, (colour, _) in looks.items() if run_id.startswith(method)}) == 1
+    assert looks["sinq4t32"][0] != looks["rtn4t32"][0]
+
+
+def test_only_some_runs_and_always_the_dense_ones(results: Path) -> None:
+    first, second = collect(results, only=["method=sinq,bits=3", "method=rtn,text=t,bits=4"]).sections
+    assert {entry.row["run_id"] for entry in first.group.entries} == {"none4t", "sinq3t", "rtn4t"}
+    assert {entry.row["run_id"] for entry in second.group.entries} == {"none4u"}
+    with pytest.raises(ValueError, match="method=awq fits none of 9 finished runs"):
+        collect(results, only=["method=awq"])
+    with pytest.raises(ValueError, match="width in width=3 is nothing that a run was chosen by"):
+        collect(results, only=["width=3"])
+
+
+def test_a_kind_of_figure_that_there_is_not_is_refused() -> None:
+    assert kinds_of("svg,png") == ("svg", "png")
+    with pytest.raises(ValueError, match="--format gif is not possible; choose from png, pdf, svg"):
+        kinds_of("png,gif")
 
 
 def test_the_page_needs_no_network_and_escapes_what_rows_say(report: Report) -> None:

@@ -1,0 +1,96 @@
+"""The commands agree: `--results` is the folder they read, `--out` the file they write, `--help` has an example."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import loggers, mistakes
+from experiments.loggers import WandB
+from tests import forked
+from tests.experiments.rows import finished, store
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
+READERS = {
+    "results": (),
+    "compare": ("method=sinq", "method=rtn"),
+    "report": (),
+    "tables": ("table16",),
+}
+"""Command → arguments it cannot do without."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> int | str | None:
+    """Run a command in this process; returns what it exits with."""
+    monkeypatch.setattr(sys, "argv", [f"experiments.{command}", *arguments])
+    try:
+        runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=False)
+    except SystemExit as done:
+        return done.code
+    return 0
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    store(tmp_path / "rows", finished("none"), finished("sinq"), finished("rtn"))
+    return tmp_path / "rows"
+
+
+@pytest.mark.parametrize("command", [*READERS, "bench"])
+def test_help_says_what_a_command_does_by_an_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, command, "--help") == 0
+    said = capsys.readouterr().out
+    assert f"usage: python -m experiments.{command}" in said
+    assert f"\n    python -m experiments.{command}" in said
+    assert "--results FOLDER" in said
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_results_is_the_folder_that_is_read(
+    command: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, command, *READERS[command], "--results", str(results)) == 0, capsys.readouterr().out
+    monkeypatch.chdir(results.parent)
+    (results.parent / "results").symlink_to(results)
+    assert run(monkeypatch, command, *READERS[command]) == 0, capsys.readouterr().out
+
+
+def test_help_of_a_run_has_examples_and_choices(tmp_path: Path) -> None:
+    done = forked.run(tmp_path, ("run.py", "--help"))
+    assert done.done() == 0, done.output
+    assert "python run.py -m method=rtn,sinq" in done.stdout
+    assert "sinq_refined" in done.stdout
+
+
+def test_out_is_the_file_that_is_written(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ("--results", str(results), "--out")
+    assert run(monkeypatch, "results", *source, str(tmp_path / "rows.parquet")) == 0
+    assert set(pd.read_parquet(tmp_path / "rows.parquet")["run_id"]) == {"none4t", "sinq4t", "rtn4t"}
+    assert run(monkeypatch, "report", *source, str(tmp_path / "page.html")) == 0
+    assert "sinq 4-bit g64" in (tmp_path / "page.html").read_text()
+    assert run(monkeypatch, "tables", "table16", *source, str(tmp_path / "t.md"), "--format", "markdown") == 0
+    assert (tmp_path / "t.md").read_text().startswith("**")
+    assert not list(results.glob("*.parquet")) + list(results.glob("*.html"))
+
+
+def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    with pytest.raises(SystemExit) as done:
+        mistakes.guard(lambda: missing("matplotlib.axes"))
+    assert done.value.code == 1
+    said = capsys.readouterr().out
+    assert said == "error: matplotlib is not installed; install it with pip install 'sinq-harness[report]'\n"
+    with pytest.raises(ModuleNotFoundError, match="nothing"):
+        mistakes.guard(lambda: missing("sinq.nothing"))
+
+
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"sinq-harness\[wandb\]'.* logger=none"):
+        WandB()
