@@ -38,6 +38,5 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## remove .venv, compiled kernels and tool caches; results stay
-	find sinq baselines -name '*.nb[ci]' -delete
+clean:  ## remove .venv and tool caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

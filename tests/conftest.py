@@ -20,10 +20,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from sinq.kernels.cache import cache_dir
+
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
+os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())  # tests move SINQ_CACHE for what runs derive, not for compiled kernels
 
 needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}")
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"texts and models are not at {SHARED / 'data'}; set SINQ_DATA")
