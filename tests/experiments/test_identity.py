@@ -14,7 +14,7 @@ from experiments.models import DType, Pretrained
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
 from sinq import SINQ, Grid, Kernel, Layers, OnMisfit
-from tests.sinq.test_block_loop import Recorder
+from tests.sinq.recorders import Recorder
 
 
 @pytest.fixture

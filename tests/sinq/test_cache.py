@@ -14,8 +14,28 @@ from tests.conftest import ROOT
 from tests.forked import fork
 
 LIMIT = "FACTOR = {factor}\n"
-HELPER = "from numba import njit\n\nfrom parts.limit import FACTOR\n\n\n@njit\ndef added(x):\n    return FACTOR * x + {added}\n"
-KERNEL = "from numba import njit\n\nfrom parts import helper\n\nadded = helper.added\n\n\n@njit(cache=True)\ndef total(x):\n    return added(x)\n"
+HELPER = """
+from numba import njit
+
+from parts.limit import FACTOR
+
+
+@njit
+def added(x):
+    return FACTOR * x + {added}
+"""
+KERNEL = """
+from numba import njit
+
+from parts import helper
+
+added = helper.added
+
+
+@njit(cache=True)
+def total(x):
+    return added(x)
+"""
 
 
 def package(root: Path, factor: int = 1, added: int = 1) -> Path:
