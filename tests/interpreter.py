@@ -74,7 +74,8 @@ class Server:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what became of a phase of a test."""
-        self._outcomes.append((report.outcome, report.longreprtext))
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext  # a tuple: of a skip
+        self._outcomes.append((report.outcome, reason))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

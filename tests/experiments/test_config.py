@@ -1,5 +1,6 @@
 """Every YAML file composes and builds; every mistake is an error that names the option."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
 
 
+@cache
 def composed(*overrides: str) -> DictConfig:
+    """A configuration, composed once for all tests that look at it; they build it and change nothing."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
