@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# So many processes share the tests; 0 runs them in pytest's own, as a debugger wants it.
+WORKERS := 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # Without a GPU, torch comes from constraints/cpu.txt, so that no CUDA build is pulled.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
 
@@ -24,11 +27,11 @@ $(READY): pyproject.toml constraints/cpu.txt
 run: $(READY)  ## quantize the embedded model with SINQ, evaluate, record, print a table; ARGS='bits=3' for more
 	$(BIN)/python run.py $(ARGS)
 
-test: $(READY)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## the tests, without the slow ones: MINUTES on two idle cores; WORKERS=4 for more, ARGS='-k frozen' for few
+	$(PYTEST) $(ARGS)
 
 test-all: $(READY)  ## all tests; some take minutes
-	$(BIN)/python -m pytest -m '' $(ARGS)
+	$(PYTEST) -m '' $(ARGS)
 
 bench: $(READY)  ## time ours against others in turn, as ratios to peers and to the floor; ARGS='--suite linear --bits 4'
 	$(BIN)/python -m experiments.bench $(ARGS)
@@ -38,6 +41,5 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## remove .venv, compiled kernels and tool caches; results stay
-	find sinq baselines -name '*.nb[ci]' -delete
+clean:  ## remove .venv and tool caches; results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

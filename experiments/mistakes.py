@@ -16,9 +16,6 @@ from sinq import NotApplicable
 MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
 """Kinds of error that are the user's to mend; others are this program's and show their traceback."""
 
-WANTED = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user asked for tracebacks."""
-
 
 def not_applicable(error: BaseException | None) -> bool:
     """Whether an error is a `NotApplicable`, as such or as the cause of what Hydra made of it."""
@@ -58,17 +55,18 @@ def _first_line(error: BaseException) -> str:
 
 def guard(main: Callable[[], object]) -> None:
     """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(_tell("interrupted; the run under way was not recorded", 130))
     except MENDABLE as error:
-        if WANTED:
+        if traceback_wanted:
             raise
         sys.exit(_tell(explain(error), 1))
     except ModuleNotFoundError as error:
-        if WANTED or extras.advice(error.name) is None:
+        if traceback_wanted or extras.advice(error.name) is None:
             raise
         sys.exit(_tell(explain(error), 1))
 

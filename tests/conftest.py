@@ -4,11 +4,14 @@ import os
 from copy import deepcopy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is: workers that share cores would spin for each other
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -16,17 +19,28 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3MoeConfig,
 )
+
+from sinq.kernels.cache import cache_dir
+from tests import interpreter
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
+os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())  # tests move SINQ_CACHE for what runs derive, not for compiled kernels
 
 needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}")
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"texts and models are not at {SHARED / 'data'}; set SINQ_DATA")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if interpreter.needed():
+        config.pluginmanager.register(interpreter.Interpreter())
+
 
 SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 BODY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -60,6 +74,14 @@ def tiny_tokens(windows: int = 2, seqlen: int = 32) -> torch.Tensor:
     return torch.randint(3, 96, (windows, seqlen), generator=torch.Generator().manual_seed(0))
 
 
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(32 + k): 3 + k for k in range(93)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<pad>")
+
+
 @pytest.fixture(params=sorted(CONFIGS))
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -78,7 +100,5 @@ def tiny_folder(tmp_path: Path) -> Path:
     """A Hugging Face folder with a tiny Llama."""
     folder = tmp_path / "tiny"
     tiny_model("llama").save_pretrained(folder)
-    from tests.experiments.tiny import tiny_tokenizer
-
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preload"])
+PACKAGES = {"sinq", "baselines", "experiments", "hydra_plugins", "run"}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,22 @@ def fork(folder: Path, work: Callable[..., object], *arguments: Any, environment
     return Forked(process, out, err)
 
 
-def run(folder: Path, words: tuple[str, ...], environment: Mapping[str, str] | None = None) -> Forked:
-    """Begin `python <words>`, where the first is a file of the project, or `-m` and a module."""
-    return fork(folder, _run, words, environment=environment)
+def run(folder: Path, words: tuple[str, ...], environment: Mapping[str, str] | None = None, root: Path = ROOT) -> Forked:
+    """Begin `python <words>`, where the first is a file of the project, or `-m` and a module.
+
+    Args:
+        folder: for what it prints.
+        words: what follows `python`.
+        environment: what to set in it besides.
+        root: where the project is; a copy of it is imported anew.
+    """
+    return fork(folder, _run, words, root, environment=environment)
+
+
+def forget_project() -> None:
+    """Let the project's modules be imported anew, in a process in which they are to be others, or missing."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+        del sys.modules[name]
 
 
 def _call(work: Callable[..., object], arguments: tuple[Any, ...], out: Path, err: Path, environment: dict[str, str]) -> None:
@@ -79,11 +93,14 @@ def _call(work: Callable[..., object], arguments: tuple[Any, ...], out: Path, er
     work(*arguments)
 
 
-def _run(words: tuple[str, ...]) -> None:
-    sys.path.insert(0, str(ROOT))
+def _run(words: tuple[str, ...], root: Path) -> None:
+    if root != ROOT:
+        forget_project()
+        os.chdir(root)
+    sys.path.insert(0, str(root))
     if words[0] == "-m":
         sys.argv = list(words[1:])
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [str(ROOT / words[0]), *words[1:]]
+        sys.argv = [str(root / words[0]), *words[1:]]
         runpy.run_path(sys.argv[0], run_name="__main__")

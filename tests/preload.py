@@ -18,7 +18,7 @@ NAMES = (
     "transformers.models.llama.modeling_llama",
 )
 
-os.environ["HYDRA_FULL_ERROR"] = "0"  # read when it is imported, and a test's own process may have set it
+os.environ["HYDRA_FULL_ERROR"] = "0"  # a test's own process may have set it
 for name in NAMES:
     importlib.import_module(name)
 cpu_target.typing_context.refresh()  # reads the tables of what compiled code may call; no kernel is compiled and no thread begins

@@ -1,12 +1,15 @@
 """Dependencies point one way: run.py → experiments → baselines → sinq."""
 
 import ast
-import subprocess
+import importlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests import forked
 from tests.conftest import ROOT
 
 MAY_IMPORT = {
@@ -93,19 +96,44 @@ def test_no_modules_import_each_other_not_even_later() -> None:
     assert circular(graph("sinq", "baselines")) == []
 
 
-def test_importing_the_library_imports_no_kernel() -> None:
-    """Numba and Triton take seconds; what transformers imports for itself is none of ours."""
-    code = """
-import sys
-import transformers.modeling_utils
-before = set(sys.modules)
-import sinq
-heavy = [m for m in set(sys.modules) - before if m.split(".")[0] in ("numba", "triton") or ".cpu_" in m or ".triton_" in m]
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+def import_the_library() -> None:
+    """Import sinq anew, and print which of its modules import Numba or Triton, which take seconds."""
+    forked.forget_project()
+    importlib.import_module("sinq")
+    own = {name: Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("sinq.")}
+    print(len(own), [name for name, file in own.items() if {"numba", "triton"} & imported(file)])
 
 
-def test_the_library_works_without_the_harness() -> None:
-    hide = "import sys; sys.modules['experiments'] = sys.modules['baselines'] = None"
-    subprocess.run([sys.executable, "-c", f"{hide}; import torch, sinq; sinq.SINQ().quantize(torch.ones(4, 64))"], cwd=ROOT, check=True)
+def test_importing_the_library_imports_no_kernel(tmp_path: Path) -> None:
+    process = forked.fork(tmp_path, import_the_library)
+    assert process.done() == 0, process.output
+    count, _, kernels = process.stdout.strip().partition(" ")
+    assert int(count) > 20
+    assert kernels == "[]"
+
+
+def without_the_harness() -> None:
+    """Import sinq, and quantize with it, where nothing above it can be imported."""
+    forked.forget_project()
+    sys.modules |= dict.fromkeys(("baselines", "experiments"))  # None: importing it is an error
+    sinq = importlib.import_module("sinq")
+    print(sinq.SINQ().quantize(torch.ones(4, 64)).shape)
+
+
+def test_the_library_works_without_the_harness(tmp_path: Path) -> None:
+    process = forked.fork(tmp_path, without_the_harness)
+    assert process.done() == 0, process.output
+    assert process.stdout.strip() == "(4, 64)"
+
+
+@pytest.mark.parametrize("package", ["sinq", "baselines"])
+def test_tests_of_the_library_need_no_harness(package: str) -> None:
+    files = [ROOT / "tests/conftest.py", *sorted((ROOT / "tests" / package).rglob("*.py"))]
+    assert len(files) > 10
+    assert not [str(file.relative_to(ROOT)) for file in files if {"experiments", "run"} & imported(file)]
+    assert not [str(file.relative_to(ROOT)) for file in files[1:] if "tests.experiments" in file.read_text()]
+
+
+def test_helpers_of_tests_are_no_tests() -> None:
+    texts = {file: file.read_text() for file in sorted((ROOT / "tests").rglob("*.py"))}
+    assert not [str(file.relative_to(ROOT)) for file, text in texts.items() if re.search(r"^\s*(from|import) tests\S*\.test_", text, re.M)]

@@ -1,14 +1,12 @@
 """The README and the pages are true: steps work as written, commands, files and methods exist, and it stays short."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -28,10 +26,9 @@ def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) ->
     method = re.search(r"python run.py method=(\w+)", steps)
     assert method
     options = ["model=hub", f"model.path={tiny_folder}", "text.evaluate_from=2025", "evaluation=quality", "group_size=32", "logger=none"]
-    environment = os.environ | {"PYTHONPATH": str(project), "SINQ_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "run.py", f"method={method[1]}", "bits=3", f"results_dir={tmp_path / 'results'}", *options]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = ("run.py", f"method={method[1]}", "bits=3", f"results_dir={tmp_path / 'results'}", *options)
+    done = forked.run(tmp_path / "work", words, {"SINQ_CACHE": str(tmp_path / "cache")}, project)
+    assert done.done() == 0, done.output
     assert f"{method[1]} 3-bit g32" in done.stdout
 
 

@@ -8,6 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinq.kernels.cache import install_locator
+
+install_locator()  # here, since every file of kernels that has no loop of `openmp` imports this one
+
 
 @contextmanager
 def torch_threads() -> Iterator[None]:

@@ -11,11 +11,7 @@ from baselines import additive_kernel
 from baselines.additive_kmeans import kmeans, residual_kmeans
 from baselines.additive_search import Problem, search, sweep
 from baselines.aqlm import AQLM, Fit
-from baselines.gptq import GPTQ
-from baselines.rtn import RTN
-from experiments.models import SmolLM2, load
-from experiments.text import StateOfTheUnion, tokenize
-from sinq import Calibration, Grid, LayerMethod, Layers, NotApplicable, OnMisfit
+from sinq import Calibration, Layers, NotApplicable, OnMisfit
 from sinq.additive import summed
 from sinq.codebooks import Codebooks
 from sinq.statistics import Hessian
@@ -178,30 +174,6 @@ def test_what_does_not_fit_can_be_shrunk() -> None:
     assert shrunk["gate_proj"] is None
     assert shrunk["k_proj"] is not None
     assert shrunk["k_proj"] < 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.down_proj"])
-def test_real_layers_lose_less_than_gptqs_and_rtns(name: str) -> None:
-    """tr(E H Eᵀ) at 2 bits in the tenth block of the embedded model. GPTQ and RTN store 2.4 bits, AQLM at most 2.2."""
-    loaded = load(SmolLM2(), torch.device("cpu"))
-    tokens = tokenize(StateOfTheUnion().calibration(), loaded.tokenizer, loaded.tokenizer_hash)[:8192].reshape(-1, 512)
-    layer = loaded.model.get_submodule(f"model.layers.10.{name}")
-    statistic = Hessian.for_layer(tuple(layer.weight.shape), torch.device("cpu"))
-    layer.register_forward_pre_hook(lambda _, inputs: statistic.update(inputs[0].reshape(-1, inputs[0].shape[-1])))
-    with torch.no_grad():
-        for window in tokens:
-            loaded.model(window[None])
-    weight = layer.weight.detach().float()
-
-    def lost(method: LayerMethod) -> tuple[float, float]:
-        value = method.quantize(weight, statistic if method.statistic else None)
-        error = value.dequantize().double() - weight
-        return ((error @ statistic.matrix()) * error).sum().item(), 8 * value.nbytes / weight.numel()
-
-    aqlm, gptq, rtn = (lost(method) for method in (AQLM(rounds=4, steps=25, init_iterations=30), GPTQ(Grid(2)), RTN(Grid(2))))
-    assert aqlm[0] < gptq[0] < rtn[0]
-    assert aqlm[1] < gptq[1]
 
 
 def test_nan_in_inputs_is_refused() -> None:

@@ -11,29 +11,11 @@ from baselines.gptq import GPTQ, ActOrder
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Levels, assign, choose
 from sinq.statistics import Hessian
+from tests.baselines.inputs import correlated, seen, weighted_error
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
 from tests.golden import golden_entries, output_error, read_golden
 
 GRID = Grid(bits=3, group_size=16)
-
-
-def seen(inputs: Tensor) -> Hessian:
-    hessian = Hessian(inputs.shape[1], inputs.device)
-    hessian.update(inputs)
-    return hessian
-
-
-def correlated(tokens: int = 200, width: int = 64, seed: int = 0) -> Tensor:
-    """Inputs (tokens, width) whose channels depend on each other."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, width // 4, generator=generator) @ torch.randn(width // 4, width, generator=generator) + 0.3 * torch.randn(
-        tokens, width, generator=generator
-    )
-
-
-def weighted_error(weight: Tensor, result: Tensor, hessian: Hessian) -> float:
-    error = (weight - result).double()
-    return torch.trace(error @ hessian.matrix() @ error.T).item()
 
 
 @needs_golden

@@ -11,7 +11,7 @@ from baselines.gptq import GPTQ, ActOrder
 from sinq import Grid, Kernel, Levels, QuantizedTensor, using
 from sinq.kernels.cpu_quantize import range_limits
 from sinq.statistics import Hessian
-from tests.baselines.test_gptq import correlated, seen
+from tests.baselines.inputs import correlated, seen
 
 SHAPES = [(96, 128, 32, 64), (7, 24, 12, 128), (33, 72, 12, 25), (1, 64, 64, 1)]
 

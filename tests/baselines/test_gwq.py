@@ -1,7 +1,6 @@
 """GWQ: against its definition in loops, at the ends of its share, and against other masks."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,11 +11,7 @@ from baselines.gwq import GWQ, Score
 from baselines.hadamard import Hadamard
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
-from experiments.axis import with_calibration
-from experiments.models import SmolLM2, load, sparing_clone
-from experiments.text import StateOfTheUnion, tokenize
 from sinq import Calibration, Grid, Levels, NotApplicable, QuantizedTensor
-from sinq.gradients import next_token_loss
 from sinq.statistics import Gradient, SquaredGradient
 from tests.conftest import tiny_model, tiny_tokens
 
@@ -211,28 +206,6 @@ def test_ordering_of_layer_errors(weight: Tensor) -> None:
     assert any_ < none
 
 
-@pytest.mark.slow
-def test_orders_on_the_embedded_model() -> None:
-    """NLL of held-out text at 3 bits: gradients before magnitude before chance, and before RTN with more bits (groups of 32)."""
-    loaded, text = load(SmolLM2(), torch.device("cpu")), StateOfTheUnion()
-    seen_text, held_out = (
-        tokenize(part, loaded.tokenizer, loaded.tokenizer_hash)[:1024].reshape(-1, 512) for part in (text.calibration(), text.evaluation())
-    )
-
-    def nll(method: GWQ | RTN) -> tuple[float, float]:
-        model: Any = sparing_clone(loaded.model)
-        report = method.compress(model, Calibration(seen_text[:1]))
-        with torch.no_grad():
-            loss = sum(next_token_loss(model, window).item() for window in held_out)
-        return loss, sum(layer.nbytes for layer in report.layers)
-
-    gradients, magnitude, chance = (nll(GWQ(Grid(3), score=score)) for score in (Score.grad, Score.magnitude, Score.random))
-    finer = nll(RTN(Grid(3, 32)))
-    assert gradients[0] < magnitude[0] < chance[0]
-    assert gradients[0] < finer[0]
-    assert gradients[1] < finer[1]
-
-
 def test_layers_report_their_overlap_and_the_head_stays_tied() -> None:
     model = tiny_model("qwen3-tied")
     embedding = model.get_input_embeddings().weight.clone()
@@ -283,8 +256,6 @@ def test_what_cannot_be_is_named() -> None:
         GWQ(Grid(4, 32)).compress(tiny_model("llama"))
     with pytest.raises(NotApplicable, match=r"which float16 is too narrow for; use model\.dtype=float32 or bfloat16"):
         GWQ(Grid(4, 32)).compress(tiny_model("llama").half(), Calibration(tiny_tokens()))
-    with pytest.raises(NotApplicable, match="calibrated=false is not possible: GWQ works from the SquaredGradient of the loss"):
-        with_calibration(GWQ(score=Score.fisher), False)
 
 
 @pytest.mark.parametrize("levels", [Levels.nf4, Levels.fp4])

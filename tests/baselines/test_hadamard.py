@@ -4,21 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 import sinq
 from baselines.dense import Dense
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
-from experiments.config import build, register
 from sinq import SINQ, CompressedWeight, Grid, LayerMethod, Layers, NotApplicable, stored_tensors
-from sinq.presinq import PreSINQ
 from sinq.progress import silent
 from sinq.rotation import Rotation
 from sinq.statistics import Hessian
-from tests.conftest import ROOT, tiny_model, tiny_tokens
+from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder
 
 
@@ -119,19 +115,6 @@ def test_a_layer_without_a_hadamard_matrix_is_named_before_any_work() -> None:
 def test_the_inner_method_is_one_that_works_layer_by_layer() -> None:
     with pytest.raises(NotApplicable, match="inner=Dense does not work that way"):
         Hadamard(Dense())  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("method", "kind"), [("hadamard", Hadamard), ("hadamard_fused", ResidualHadamard), ("presinq", PreSINQ)])
-def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type) -> None:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        default, other = (
-            compose("config", [f"method={method}", "bits=3", *more], return_hydra_config=True)
-            for more in ((), ("method@method.inner=sinq",))
-        )
-    assert build(default).method == kind(RTN(Grid(3)))
-    assert build(other).method == kind(SINQ(Grid(3)))
 
 
 # That ResidualHadamard keeps a model's function is tested with PreSINQ, in tests/sinq/test_presinq.py.

@@ -17,7 +17,7 @@ from baselines.rtn import RTN
 from sinq import Calibration, Grid, Kernel, Levels, NotApplicable, using
 from sinq.columns import MixedColumns
 from sinq.statistics import Hessian
-from tests.baselines.test_gptq import correlated, seen, weighted_error
+from tests.baselines.inputs import correlated, seen, weighted_error
 from tests.conftest import tiny_model, tiny_tokens
 
 GRID = Grid(2, 16)

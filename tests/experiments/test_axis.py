@@ -7,6 +7,7 @@ import pytest
 from baselines.awq import AWQ
 from baselines.dense import Dense
 from baselines.gptq import GPTQ
+from baselines.gwq import GWQ, Score
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from experiments.axis import with_calibration
@@ -36,5 +37,7 @@ def test_what_has_no_counterpart_says_why() -> None:
     for method in (GPTQ(GRID), Hadamard(GPTQ(GRID))):
         with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian of each layer's inputs"):
             with_calibration(method, False)
+    with pytest.raises(NotApplicable, match="calibrated=false is not possible: GWQ works from the SquaredGradient of the loss"):
+        with_calibration(GWQ(score=Score.fisher), False)
     with pytest.raises(NotApplicable, match="calibrated=true is not possible: Dense as it is set has no counterpart that looks at text"):
         with_calibration(Dense(), True)

@@ -13,8 +13,7 @@ from experiments.models import LoadedModel
 from experiments.text import StateOfTheUnion
 from sinq import Calibration, Grid, Method, blocks
 from sinq.linear import WeightStore
-from tests.conftest import tiny_model, tiny_tokens
-from tests.experiments.tiny import tiny_tokenizer
+from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
 
 GRID = Grid(bits=2, group_size=32)
 

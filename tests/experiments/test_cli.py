@@ -1,4 +1,4 @@
-"""The real command line: a run and a mistake begun by the system, the others forked, which is the same and takes a moment."""
+"""The real command line: a run begun by the system, the others forked, which is the same and takes a moment."""
 
 import os
 import signal
@@ -41,8 +41,8 @@ def run(tiny_folder: Path, tmp_path: Path) -> Callable[..., Forked]:
 def run_by_the_system(tiny_folder: Path, tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """The same, in a process that nothing was imported into, when it has ended."""
 
-    def call(*words: str, full_error: int = 0) -> "subprocess.CompletedProcess[str]":
-        environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache"), "HYDRA_FULL_ERROR": str(full_error)}
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache"), "HYDRA_FULL_ERROR": "0"}
         command = [sys.executable, *words_for(tiny_folder, tmp_path / "results", *words)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
@@ -124,9 +124,9 @@ def test_a_mistake_is_a_line_and_an_exit_code(run: Callable[..., Forked], words:
     assert len(done.output.strip().splitlines()) <= 2
 
 
-def test_a_traceback_is_shown_when_asked_for(run_by_the_system: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
-    done = run_by_the_system("bits=7", full_error=1)
-    assert done.returncode == 1
+def test_a_traceback_is_shown_when_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
+    done = forked.run(tmp_path / "work", words_for(tiny_folder, tmp_path / "results", "bits=7"), {"HYDRA_FULL_ERROR": "1"})
+    assert done.done() == 1
     assert "Traceback" in done.stderr
 
 

@@ -1,5 +1,6 @@
 """Every YAML file composes and builds; every mistake is an error that names the option."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from baselines.awq import AWQ
 from baselines.dense import Dense
 from baselines.gptq import GPTQ, ActOrder
-from baselines.hadamard import Hadamard
+from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
 from experiments.config import build, by_name, method_classes, register
 from experiments.mistakes import MENDABLE, explain
 from experiments.run import Run
-from sinq import SINQ, Grid, Levels, NotApplicable, Sinkhorn
+from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -33,7 +34,9 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINQ_DATA", str(tmp_path))
 
 
+@cache
 def composed(*overrides: str) -> DictConfig:
+    """A configuration, composed once for all tests that look at it; they build it and change nothing."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -95,6 +98,12 @@ def test_calibrated_is_an_axis_across_methods() -> None:
     assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(GPTQ(grid, act_order=ActOrder.full))
     with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
         built("method=gptq", "calibrated=false")
+
+
+@pytest.mark.parametrize(("method", "kind"), [("hadamard", Hadamard), ("hadamard_fused", ResidualHadamard), ("presinq", PreSINQ)])
+def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type) -> None:
+    assert built(f"method={method}", "bits=3").method == kind(RTN(Grid(3)))
+    assert built(f"method={method}", "bits=3", "method@method.inner=sinq").method == kind(SINQ(Grid(3)))
 
 
 def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:

@@ -20,6 +20,7 @@ from sinq import SINQ, Grid, Layers, OnMisfit
 from sinq.kernels import Kernel, using
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import Capped, subject
+from tests.fake_clock import FakeClock
 
 CPU = torch.device("cpu")
 
@@ -129,11 +130,23 @@ class TestMemory:
         assert metrics["inference_weights_bytes"] == sum(p.nbytes for p in tiny_model("llama").parameters())
 
 
-class TestLatency:
-    def test_a_sleep_has_a_known_length(self) -> None:
-        assert 0.2 <= seconds(lambda: time.sleep(0.2), CPU) < 1
+def _slept(pause: float) -> float:
+    """Sleep; the seconds it took by the system's clock."""
+    start = time.perf_counter()
+    time.sleep(pause)
+    return time.perf_counter() - start
 
-    def test_a_model_twice_as_slow_has_half_the_speed(self) -> None:
+
+class TestLatency:
+    def test_what_is_timed_is_the_work_and_little_else(self) -> None:
+        slept: list[float] = []
+        start = time.perf_counter()
+        found = seconds(lambda: slept.append(_slept(0.2)), CPU)
+        assert 0.2 <= slept[0] <= found <= time.perf_counter() - start
+
+    def test_a_model_twice_as_slow_has_half_the_speed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = FakeClock.installed(monkeypatch)
+
         class Slow(nn.Module):
             """Sleeps, then answers."""
 
@@ -142,7 +155,7 @@ class TestLatency:
                 self.pause, self.inner = pause, tiny_model("llama")
 
             def forward(self, **inputs: Any) -> Any:
-                time.sleep(self.pause)
+                clock.sleep(self.pause)
                 return self.inner(**inputs)
 
         given = subject(compressed=Slow(0.2))
@@ -150,8 +163,10 @@ class TestLatency:
         object.__setattr__(given.loaded.model, "config", tiny_model("llama").config)
         result = Latency(prompt_tokens=8, decode_tokens=2, rounds=2).measure(given)
         for phase in ("prefill", "decode"):
-            assert result.metrics[phase]["ratio"] == pytest.approx(0.5, rel=0.25)
+            assert result.metrics[phase]["ratio"] == pytest.approx(0.5)
             assert [len(times) for times in result.samples["seconds"][phase].values()] == [2, 2]
+        assert result.samples["seconds"]["prefill"]["dense"] == pytest.approx([0.1, 0.1])
+        assert result.metrics["decode"]["tokens_per_second"] == pytest.approx(5)  # two tokens, of 0.2 s each
 
     def test_the_kernel_that_ran_is_named(self) -> None:
         model = sparing_clone(tiny_model("llama"))

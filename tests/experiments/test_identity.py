@@ -23,7 +23,7 @@ from experiments.run import Run
 from experiments.text import StateOfTheUnion
 from sinq import SINQ, Grid, HalfQuadratic, Kernel, Layers, Levels, Method, OnMisfit, PreSINQ, SINQRefined
 from tests.conftest import ROOT
-from tests.sinq.test_block_loop import Recorder
+from tests.sinq.recorders import Recorder
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import torch
 
 from experiments.corpora import C4, PLACES, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.text import Corpus, StateOfTheUnion, Text, tokenize, windows
-from tests.conftest import needs_data
-from tests.experiments.tiny import tiny_tokenizer
+from tests.conftest import needs_data, tiny_tokenizer
 
 
 def paragraphs(text: str) -> set[str]:

@@ -27,8 +27,7 @@ from experiments.tasks.local import articles
 from experiments.text import StateOfTheUnion
 from sinq import SINQ, CompressionReport, Grid
 from sinq.progress import silent
-from tests.conftest import SHARED, needs_data, tiny_model
-from tests.experiments.tiny import tiny_tokenizer
+from tests.conftest import SHARED, needs_data, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 ITEMS = [

@@ -1,26 +1,16 @@
-"""A tokenizer, and a subject of evaluations, small enough for every test of the harness."""
+"""A subject of evaluations, small enough for every test of the harness."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from experiments.evaluation import Subject
 from experiments.models import LoadedModel
 from sinq import CompressionReport
 from sinq.progress import silent
-from tests.conftest import tiny_model, tiny_tokens
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per letter."""
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {chr(32 + k): 3 + k for k in range(93)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<pad>")
+from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
 
 
 def subject(

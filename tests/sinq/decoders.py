@@ -45,6 +45,11 @@ def random_decoder(name: str) -> PreTrainedModel:
     return model
 
 
+def sharing_clone(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the modules of a model, whose parameters and buffers are the model's own."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
 @dataclass(frozen=True, eq=False)
 class Kept(CompressedWeight):
     """A matrix as it is."""

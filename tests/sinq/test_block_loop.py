@@ -1,8 +1,8 @@
 """The block loop with calibration, on toy methods that record what they are given."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -10,27 +10,9 @@ from torch import Tensor, nn
 
 from sinq import SINQ, Calibration, Grid, Kernel, LayerMethod, Layers, QuantizedTensor, find_targets, using
 from sinq.blocks import find_blocks
-from sinq.statistics import Hessian, Inputs, Statistic
+from sinq.statistics import Hessian
 from tests.conftest import tiny_model, tiny_tokens
-
-
-@dataclass(frozen=True)
-class Recorder(LayerMethod):
-    """Rounds to nearest at 2 bits, so that compressed predecessors matter, and keeps the statistics it saw, in order."""
-
-    name: ClassVar[str] = "toy_recorder"
-
-    grid: Grid = Grid(bits=2, group_size=32)
-    seen: list[Statistic] = field(default_factory=list)
-    statistic: ClassVar[type[Statistic]] = Hessian
-
-    def quantize(self, weight: Tensor, statistic: Any) -> QuantizedTensor:
-        self.seen.append(statistic)
-        return QuantizedTensor.round(weight, self.grid)
-
-
-class MeanRecorder(Recorder):
-    statistic = Inputs
+from tests.sinq.recorders import MeanRecorder, Recorder
 
 
 @pytest.fixture(autouse=True)

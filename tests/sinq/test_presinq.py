@@ -4,13 +4,12 @@ import torch
 from baselines.dense import Dense
 from baselines.hadamard import ResidualHadamard
 from baselines.rtn import RTN
-from experiments.models import sparing_clone
 from sinq import SINQ, Grid, Layers, NotApplicable, Sinkhorn
 from sinq.folding import Rewriting
 from sinq.presinq import PreSINQ
 from sinq.progress import silent
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.decoders import DECODERS, Keep, random_decoder
+from tests.sinq.decoders import DECODERS, Keep, random_decoder, sharing_clone
 
 CPU = torch.device("cpu")
 REWRITING = {"presinq": PreSINQ(Keep()), "no o": PreSINQ(Keep(), output_projection=False), "residual": ResidualHadamard(Keep(), seed=1)}
@@ -25,7 +24,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_the_model_is_the_same_function_until_it_is_quantized(decoder: str, method: Rewriting) -> None:
     dense, tokens = random_decoder(decoder), tiny_tokens()
     before = dense(tokens).logits
-    clone = sparing_clone(dense)
+    clone = sharing_clone(dense)
     report = method.compress(clone)
     assert report.layers
     assert close(clone(tokens).logits, before)
@@ -37,7 +36,7 @@ def test_the_model_is_the_same_function_until_it_is_quantized(decoder: str, meth
 def test_every_parameter_that_is_rewritten_matters(decoder: str, method: Rewriting) -> None:
     dense, tokens = random_decoder(decoder), tiny_tokens()
     before = dense(tokens).logits
-    clone = sparing_clone(dense)
+    clone = sharing_clone(dense)
     method.rewrite(clone, CPU, silent)
     old, new = dict(dense.named_parameters(remove_duplicate=False)), dict(clone.named_parameters(remove_duplicate=False))
     assert old.keys() == new.keys()

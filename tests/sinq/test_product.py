@@ -54,7 +54,7 @@ def scaled(value: Scaling, x: Tensor, bias: Tensor | None) -> Tensor:
 def registered() -> Iterator[None]:
     kernel_of.register(Scaling, lambda value, device: Choice("scaling", multiply=scaled))
     yield
-    kernel_of.register(Scaling, lambda value, device: kernel_of.dispatch(CompressedWeight)(value, device))
+    kernel_of.register(Scaling, kernel_of.dispatch(CompressedWeight))
 
 
 def test_a_type_that_registers_nothing_is_dequantized_and_says_so() -> None:

@@ -1,17 +1,17 @@
 """Sparse outliers beside a compressed weight: what they stand for, what they cost, and their product."""
 
 import json
-import subprocess
-import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from sinq import CompressedLinear, Grid, Kernel, QuantizedTensor, SparseOutliers, using
-from sinq.kernels.product import product
+from sinq.kernels.product import product, sparse_product
 from sinq.rotation import Rotated, Rotation
-from tests.conftest import ROOT
+from tests.forked import fork
 
 
 def made(rows: int = 96, columns: int = 576, share: float = 0.01, bits: int = 3) -> tuple[SparseOutliers, Tensor, Tensor]:
@@ -104,7 +104,12 @@ def test_what_float16_cannot_hold_is_refused() -> None:
         SparseOutliers.store(QuantizedTensor.round(weight.masked_fill(mask, 0.0), Grid(4, 2)), weight, mask)
 
 
-def test_torch_does_not_tell_the_user_that_sparse_tensors_are_in_beta() -> None:
-    arguments = "torch.ones(2), torch.ones(1), torch.tensor([1]), torch.tensor([0, 1])"
-    code = f"import torch; from sinq.kernels.product import sparse_product; sparse_product({arguments})"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+def first_product() -> None:
+    """Multiply where every warning is an error, in a process that has not done so before."""
+    warnings.simplefilter("error")
+    sparse_product(torch.ones(2), torch.ones(1), torch.tensor([1]), torch.tensor([0, 1]))
+
+
+def test_torch_does_not_tell_the_user_that_sparse_tensors_are_in_beta(tmp_path: Path) -> None:
+    process = fork(tmp_path, first_product)
+    assert process.done() == 0, process.output

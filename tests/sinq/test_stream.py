@@ -1,9 +1,13 @@
 """A checkpoint, quantized file to file: the same weights as in memory, in the memory of a layer, through kills and bad files."""
 
 import json
+import os
+import random
 import re
-import subprocess
-import sys
+import signal
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import sinq
 from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from sinq import SINQ, Grid, LayerMethod, Layers, NotApplicable, OnMisfit, PreSINQ, stored_tensors
-from tests.conftest import ROOT, tiny_model, tiny_tokens
+from tests.conftest import tiny_model, tiny_tokens
+from tests.forked import fork
 
 METHOD = SINQ(Grid(bits=4, group_size=16))
 
@@ -110,52 +115,49 @@ def test_another_dtype_is_a_copy_and_only_of_what_is_dense(tmp_path: Path) -> No
     assert half.model.layers[0].mlp.up_proj.weight.scale.dtype == torch.float16
 
 
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-from sinq import SINQ, Grid, Kernel, stream, using
-source, target, tries = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-random.seed(0)
+def shards(folder: Path) -> list[Path]:
+    return list(folder.glob("model-*.safetensors"))
 
-def begin():
+
+def stream_apart(source: Path, target: Path, method: LayerMethod) -> int:
+    """Begin to stream in a child of this process; its number."""
     child = os.fork()
     if child == 0:
-        with using(Kernel.reference):
-            stream(source, target, SINQ(Grid(bits=4, group_size=16)))
+        with sinq.using(sinq.Kernel.reference):
+            sinq.stream(source, target, method)
         os._exit(0)
     return child
 
-def files():
-    return len(list(target.glob("model-*.safetensors")))
 
-resumed = 0
-for _ in range(tries):
-    before, child = files(), begin()
-    while files() == before and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.001)
-    if (target / "sinq.json").exists():
-        break
-    time.sleep(random.uniform(0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    resumed += not (target / "sinq.json").exists()
-first = {path: path.stat().st_mtime_ns for path in target.glob("model-*.safetensors")}
-assert os.waitpid(begin(), 0)[1] == 0
-print(resumed, sum(path.stat().st_mtime_ns == time for path, time in first.items()), len(first))
-"""
+def kill_and_resume(source: Path, target: Path, tries: int) -> None:
+    """Print how often work that was killed was resumed, how many of its files were kept, and how many there are."""
+    random.seed(0)
+    resumed = 0
+    for _ in range(tries):
+        before, child = len(shards(target)), stream_apart(source, target, METHOD)
+        while len(shards(target)) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        if (target / "sinq.json").exists():
+            break
+        time.sleep(random.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        resumed += not (target / "sinq.json").exists()
+    first = {path: path.stat().st_mtime_ns for path in shards(target)}
+    assert os.waitpid(stream_apart(source, target, METHOD), 0)[1] == 0
+    print(resumed, sum(path.stat().st_mtime_ns == time for path, time in first.items()), len(first))
 
 
-def worker(code: str, *arguments: Any) -> list[int]:
-    """The numbers a script prints last."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [int(number) for number in done.stdout.split()]
+def printed(folder: Path, work: Callable[..., None], *arguments: Any) -> list[int]:
+    """The numbers that `work` prints in a process of its own, which may fork."""
+    process = fork(folder, work, *arguments)
+    assert process.done() == 0, process.output
+    return [int(number) for number in process.stdout.split()]
 
 
 def test_work_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
-    resumed, kept, finished = worker(KILLED, source, tmp_path / "small", 3)
+    resumed, kept, finished = printed(tmp_path / "work", kill_and_resume, source, tmp_path / "small", 3)
     assert resumed >= 1
     assert finished - 1 <= kept <= finished  # the last may have taken its name just before the journal was to say so
     with sinq.using(sinq.Kernel.reference):
@@ -295,52 +297,41 @@ def test_a_file_cut_short_is_made_again(tmp_path: Path) -> None:
     assert_same(stored_tensors(sinq.load(target)), compressed(source))
 
 
-MEASURED = """
-import os, re, sys, threading, torch
-from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
-from baselines.rtn import RTN
-from sinq import Grid, Kernel, stream, using
-folder = Path(sys.argv[1])
+def anonymous_bytes() -> int:
+    """Memory of this process that is of no file."""
+    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-def anonymous():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-def apart(work):
-    child = os.fork()
-    if child == 0:
-        work()
-        sys.stdout.flush()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-
-def make(depth):
+def save_llama(folder: Path, depth: int) -> None:
     config = LlamaConfig(vocab_size=4096, hidden_size=256, intermediate_size=1024, num_hidden_layers=depth, num_attention_heads=4)
-    LlamaForCausalLM(config).save_pretrained(folder / str(depth), max_shard_size="20MB")
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="20MB")
 
-def measure(depth):
-    start, peak, over = anonymous(), 0, threading.Event()
-    def watch():
+
+def measure_stream(folder: Path, target: Path) -> None:
+    """Print the bytes of a model's files, and by how many the memory of this process grew at most while it was streamed."""
+    start, peak, over = anonymous_bytes(), 0, threading.Event()
+
+    def watch() -> None:
         nonlocal peak
         while not over.wait(0.0005):
-            peak = max(peak, anonymous())
+            peak = max(peak, anonymous_bytes())
+
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with using(Kernel.reference):
-        stream(folder / str(depth), folder / f"{depth}-small", RTN(Grid(4, 64)))
+    with sinq.using(sinq.Kernel.reference):
+        sinq.stream(folder, target, RTN(Grid(4, 64)))
     over.set()
     watcher.join()
-    print(sum(file.stat().st_size for file in (folder / str(depth)).glob("*.safetensors")), peak - start)
-
-for depth in map(int, sys.argv[2:]):
-    apart(lambda: make(depth))
-    apart(lambda: measure(depth))
-"""
+    print(sum(file.stat().st_size for file in folder.glob("*.safetensors")), peak - start)
 
 
 @needs_proc
 def test_memory_is_that_of_a_layer_however_many_there_are(tmp_path: Path) -> None:
-    shallow, low, deep, high = worker(MEASURED, tmp_path, 3, 10)
+    measured = []
+    for depth in (3, 10):
+        printed(tmp_path / "work", save_llama, tmp_path / str(depth), depth)
+        measured += printed(tmp_path / "work", measure_stream, tmp_path / str(depth), tmp_path / f"{depth}-small")
+    shallow, low, deep, high = measured
     assert deep > shallow + 28 * 2**20
     assert high < 0.6 * deep
     assert high - low < 0.25 * (deep - shallow)

@@ -1,22 +1,25 @@
 """One number of threads for torch and Numba."""
 
-import subprocess
-import sys
+from pathlib import Path
 
-from tests.conftest import ROOT
+import numba
+import torch
 
-SCRIPT = """
-import numba, torch
 from sinq.kernels.threads import torch_threads
-torch.set_num_threads(1)
-print(torch.get_num_threads())
-with torch_threads():
-    print(numba.get_num_threads(), torch.get_num_threads())
-print(torch.get_num_threads())
-"""
+from tests.forked import fork
 
 
-def test_numba_runs_on_torchs_number_of_threads_and_leaves_it_alone() -> None:
+def numbers() -> None:
+    """Print torch's number of threads before and after, and both within, `torch_threads`."""
+    torch.set_num_threads(1)
+    print(torch.get_num_threads())
+    with torch_threads():
+        print(numba.get_num_threads(), torch.get_num_threads())
+    print(torch.get_num_threads())
+
+
+def test_numba_runs_on_torchs_number_of_threads_and_leaves_it_alone(tmp_path: Path) -> None:
     # In a process of its own: it is the first question to Numba that starts its threads, and would change torch's number.
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1"] * 4
+    process = fork(tmp_path, numbers)
+    assert process.done() == 0, process.output
+    assert process.stdout.split() == ["1"] * 4
