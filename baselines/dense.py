@@ -1,16 +1,17 @@
 """No compression: the dense model, as a method like the others, so that it is run, recorded and tabulated like them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from sinq import CompressionReport, Method
+from sinq import Calibration, CompressionReport, Context, Method
 
 
 @dataclass(frozen=True)
 class Dense(Method):
     """Leaves the model as it is."""
 
-    def compress(self, model: nn.Module, calibration: Any = None, **options: Any) -> CompressionReport:
+    def compress(
+        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+    ) -> CompressionReport:
         return CompressionReport()

@@ -9,6 +9,8 @@ model = sinq.load(folder)
 
 from sinq.calibration import Calibration
 from sinq.checkpoint import load, save, stored_tensors
+from sinq.collect import collect
+from sinq.context import Context
 from sinq.dual_scale import SINQ
 from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
@@ -16,7 +18,7 @@ from sinq.half_quadratic import HalfQuadratic
 from sinq.kernels import Kernel, chosen, using
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
-from sinq.method import LayerMethod, LayerWrapper, Method
+from sinq.method import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.presinq import PreSINQ
 from sinq.refined import SINQRefined
 from sinq.report import CompressionReport, LayerReport
@@ -24,17 +26,25 @@ from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
 from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
+from sinq.sites import Site, SiteKind
 from sinq.sparse import SparseOutliers
 from sinq.stream import stream
 from sinq.tensor import CompressedWeight, QuantizedTensor
+from sinq.tuned import Tuned
+from sinq.tuning import BlockTuning
+from sinq.walk import BlockView, walk
 
 __all__ = [
     "SINQ",
+    "BlockMethod",
+    "BlockTuning",
+    "BlockView",
     "Calibration",
     "CompressedExperts",
     "CompressedLinear",
     "CompressedWeight",
     "CompressionReport",
+    "Context",
     "Grid",
     "HalfQuadratic",
     "Kernel",
@@ -54,10 +64,14 @@ __all__ = [
     "SINQRefined",
     "ScalarMethod",
     "Sinkhorn",
+    "Site",
+    "SiteKind",
     "SparseOutliers",
+    "Tuned",
     "assign",
     "choose",
     "chosen",
+    "collect",
     "find_targets",
     "imbalance",
     "load",
@@ -66,4 +80,5 @@ __all__ = [
     "stored_tensors",
     "stream",
     "using",
+    "walk",
 ]
