@@ -3,7 +3,9 @@
     start       residual k-means on the groups of W, each row divided by its norm (`additive_kmeans.py`)
     alternate   Adam on codebooks and row scales, then a beam search over all codes (`additive_search.py`), both on
                 L = tr((Ŵ − W) H (Ŵ − W)ᵀ) / o,  H = XᵀX / tokens behind the compressed blocks; until a search gains less than `tolerance`
-    tune        codebooks, scales, norms and biases of the block, on its output (`sinq/tuning.py`); codes stay
+
+The published method is `Tuned(AQLM())`: when a block is done, its codebooks, scales, norms and biases are tuned on its output
+(`sinq/tuning.py`); codes stay.
 
 The order of things, the objective and the defaults are those of the official code, where it has one: 100 steps of k-means, Adam with a rate
 of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, tolerance 0.01; the tolerance is looked at right after a search, before any
@@ -15,7 +17,7 @@ Chosen here, since no source says, or where the sources differ:
 - Scales are trained in units of their root mean square over rows, which makes the result follow the scale of W.
 - Where k-means has fewer groups than vectors, some vectors start twice. A layer whose inputs were all zero, or never seen, is given H = 1
   (`hessian_missing`). A layer that used up its `rounds` before the tolerance is counted (`rounds_used_up`).
-- Tuning's batch and what is held out; see `sinq/tuning.py`. Tuning without sequential calibration is refused.
+- Tuning's batch and what is held out; see `sinq/tuning.py`.
 
 The official runs use 1,024 windows of 4,096 tokens of RedPajama. Fewer rounds, as in `conf/method/aqlm_cpu.yaml`, are this project's.
 Not covered: groups of several output rows, quantized scales and codebooks, end-to-end tuning on logits, and PV-Tuning ("AQLM+").
@@ -33,8 +35,7 @@ from sinq import LayerMethod
 from sinq.additive import AdditiveTensor, summed
 from sinq.codebooks import Codebooks
 from sinq.kernels import fast
-from sinq.statistics import Hessian, Statistic
-from sinq.tuning import BlockTuning
+from sinq.statistics import Hessian
 
 SMALLEST_NORM = 1e-9
 """Added to a row's norm, in units of all rows' root mean square."""
@@ -42,7 +43,7 @@ SMALLEST_NORM = 1e-9
 
 @dataclass(frozen=True)
 class AQLM(LayerMethod):
-    """Additive quantization by k-means, alternating training and beam search, and block tuning."""
+    """Additive quantization by k-means, and alternating training and beam search."""
 
     name: ClassVar[str] = "aqlm"
 
@@ -58,11 +59,10 @@ class AQLM(LayerMethod):
     tolerance: float = 0.01
     """A search that lowers the loss by less than this share is the last."""
     learning_rate: float = 1e-4
-    tuning: BlockTuning | None = BlockTuning()  # type: ignore[misc]  # noqa: RUF009
     seed: int = 0
     """Of k-means' start and the order of the search, in every layer."""
 
-    statistic: ClassVar[type[Statistic]] = Hessian
+    statistic = Hessian
 
     def __post_init__(self) -> None:
         for option in ("beam", "init_iterations", "rounds", "steps"):

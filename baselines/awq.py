@@ -61,7 +61,7 @@ class AWQ(LayerWrapper):
             raise ValueError(f"method.ratios={self.ratios} is not possible; it must be ≥ 1")
 
     @property
-    def statistic(self) -> type[Statistic]:  # type: ignore[override]
+    def statistic(self) -> type[Statistic]:
         return Inputs
 
     def quantize(self, weight: Tensor, statistic: Inputs) -> CompressedWeight:

@@ -1,11 +1,11 @@
 """No compression: the dense model, as a method like the others, so that it is run, recorded and tabulated like them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
-from sinq import CompressionReport, Method
+from sinq import Calibration, CompressionReport, Context, Method
 
 
 @dataclass(frozen=True)
@@ -15,5 +15,5 @@ class Dense(Method):
     name: ClassVar[str] = "dense"
     changes_model: ClassVar[bool] = False
 
-    def compress(self, model: nn.Module, calibration: Any = None, **options: Any) -> CompressionReport:
+    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
         return CompressionReport()

@@ -31,7 +31,7 @@ from sinq import CompressedWeight, Grid, LayerMethod, QuantizedTensor, assign, c
 from sinq.columns import ColumnLevels, MixedColumns
 from sinq.kernels import fast
 from sinq.rounding import centre, level, nearest, positions
-from sinq.statistics import Hessian, Statistic
+from sinq.statistics import Hessian
 
 
 class ActOrder(enum.Enum):
@@ -54,10 +54,10 @@ class GPTQ(LayerMethod):
     block: int = 128
     """Columns between two lazy updates; changes no result but by float rounding."""
     act_order: ActOrder = ActOrder.none
-    true_sequential: bool = False  # type: ignore[misc]
+    true_sequential: bool = False
     """Within a block, let each layer see the compressed ones before it: one more pass over the text for each input (about four)."""
 
-    statistic: ClassVar[type[Statistic]] = Hessian
+    statistic = Hessian
 
     def __post_init__(self) -> None:
         if self.damping < 0:

@@ -68,7 +68,7 @@ class GWQ(LayerMethod):
             )
 
     @property
-    def statistic(self) -> type[Statistic] | None:  # type: ignore[override]
+    def statistic(self) -> type[Statistic] | None:
         if self.score in (Score.magnitude, Score.random):
             return None
         return SquaredGradient if self.score is Score.fisher else Gradient

@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sinq import Calibration, CompressedWeight, CompressionReport, LayerMethod, Layers, LayerWrapper, Method, NotApplicable, find_targets
+from sinq import Calibration, CompressedWeight, Context, LayerMethod, LayerWrapper, Method, NotApplicable, find_targets
 from sinq.folding import Place, Rewriting, decoder, with_bias
-from sinq.progress import Progress, silent
+from sinq.plan import Plan
+from sinq.progress import Progress
 from sinq.rotation import Rotated, Rotation, factors
 from sinq.statistics import InputStatistic
 
@@ -51,21 +52,13 @@ class Hadamard(LayerWrapper):
         values = self.inner.quantize_together(rotated, _rotated(statistic, rotation))
         return [Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values]  # each is saved on its own
 
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        *,
-        layers: Layers | None = None,
-        device: torch.device | str | None = None,
-        progress: Progress = silent,
-    ) -> CompressionReport:
-        for target in find_targets(model, (layers or Layers()).exclude):
+    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        for target in find_targets(model, context.layers.exclude):
             try:
                 factors(target.shape[1])
             except NotApplicable as error:
                 raise NotApplicable(f"{target.name}: {error}") from error
-        return super().compress(model, calibration, layers=layers, device=device, progress=progress)
+        return super().plan(model, calibration, context)
 
 
 def _rotated(statistic: Any, rotation: Rotation) -> Any:

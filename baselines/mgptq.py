@@ -37,7 +37,7 @@ from baselines.gptq import GPTQ, ActOrder
 from sinq import CompressedWeight, Grid, LayerMethod, Levels, NotApplicable, choose
 from sinq.columns import COLUMN_BITS, INDEX_BITS, ColumnLevels
 from sinq.rounding import positions
-from sinq.statistics import Hessian, Statistic
+from sinq.statistics import Hessian
 
 
 class Allocator(enum.Enum):
@@ -76,9 +76,9 @@ class MGPTQ(LayerMethod):
     damping: float = 0.01
     block: int = 128
     act_order: ActOrder = ActOrder.full
-    true_sequential: bool = False  # type: ignore[misc]
+    true_sequential: bool = False
 
-    statistic: ClassVar[type[Statistic]] = Hessian
+    statistic = Hessian
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 from baselines.allocation import Budget, allocate, check_range
 from baselines.sensitivity import damages, extra_bytes, predict, price
-from sinq import Calibration, CompressionReport, LayerMethod, Layers, Method, NotApplicable
-from sinq.block_loop import compress_layers
+from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
 from sinq.clock import timed
 from sinq.grid import BITS, Grid
-from sinq.plan import Step, plan
-from sinq.progress import Progress, silent
+from sinq.plan import Step
 
 
 @dataclass(frozen=True)
@@ -69,37 +67,26 @@ class Mixed(Method):
     def needs_calibration(self) -> bool:
         return True
 
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        *,
-        layers: Layers | None = None,
-        device: torch.device | str | None = None,
-        progress: Progress = silent,
-    ) -> CompressionReport:
+    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
         if calibration is None:
             raise NotApplicable(
                 "Mixed needs calibration text, to measure what each layer's rounding does. Try calibration=wikitext2 or sotu"
             )
-        layers = layers or Layers()
-        steps, _ = plan(model, self.inner, calibration, layers, {})
-        place = torch.device(device) if device is not None else next(model.parameters()).device
-        with timed(place) as clock:
-            chosen = self.choose(model, steps, calibration, place, progress)
-        report = compress_layers(model, self.inner, calibration, layers=layers, device=device, progress=progress, bits=chosen)
+        plan = self.inner.plan(model, calibration, context)
+        with timed(context.device_for(model)) as clock:
+            chosen = self.choose(model, plan.steps, calibration, context)
+        report = self.inner.carry_out(plan.with_bits(chosen), model, calibration, context)
         return replace(report, seconds_statistics=report.seconds_statistics + clock.seconds)
 
-    def choose(
-        self, model: nn.Module, steps: Sequence[Step], calibration: Calibration, place: torch.device, progress: Progress
-    ) -> dict[str, int]:
-        """The bits of every target, by name. Raises `NotApplicable` if the budget is outside what the widths can meet."""
+    def choose(self, model: nn.Module, steps: Sequence[Step], calibration: Calibration, context: Context) -> dict[str, int]:
+        """Return the bits of every target, by name. Raises `NotApplicable` if the budget is outside what the widths can meet."""
+        device = context.device_for(model)
         widths, probes = sorted(set(self.bits)), sorted(set(self.probes))
         weights = sum(step.target.numel for step in steps)
-        prices = [price(step, sorted({*widths, *probes}), place) for step in progress(steps, "pricing layers", len(steps))]
-        nbytes = np.array([[each.nbytes[bits] for bits in widths] for each in prices]) + _extra_bytes(steps, place)[:, None]
+        prices = [price(step, sorted({*widths, *probes}), device) for step in context.progress(steps, "pricing layers", len(steps))]
+        nbytes = np.array([[each.nbytes[bits] for bits in widths] for each in prices]) + _extra_bytes(steps, device)[:, None]
         check_range(self.budget, nbytes, weights)
-        measured = damages(model, steps, probes, _first(calibration.tokens, self.tokens), place=place, progress=progress)
+        measured = damages(model, steps, probes, _first(calibration.tokens, self.tokens), context)
         predicted = predict(
             np.array([[each.squared_error[bits] for bits in widths] for each in prices]),
             np.array([[each.squared_error[bits] for bits in probes] for each in prices]),

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sinq import SINQ, CompressedWeight, LayerMethod, ScalarMethod
-from sinq.blocks import block_at, enter, find_blocks
+from sinq import SINQ, CompressedWeight, Context, LayerMethod, ScalarMethod
+from sinq.blocks import find_blocks
 from sinq.grid import Grid
 from sinq.layers import Target
 from sinq.plan import Quantizer, Step
-from sinq.progress import Progress
+from sinq.walk import outside_blocks, walk
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -115,32 +115,27 @@ def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict
 
 
 @torch.no_grad()
-def damages(
-    model: nn.Module, steps: Sequence[Step], probes: Sequence[int], tokens: Tensor, *, place: torch.device, progress: Progress
-) -> dict[Variant, float]:
-    """The damage of every variant, in nats per token. Parameters of the model are swapped and put back, never written to.
+def damages(model: nn.Module, steps: Sequence[Step], probes: Sequence[int], tokens: Tensor, context: Context) -> dict[Variant, float]:
+    """Return the damage of every variant, in nats per token. Parameters of the model are swapped and put back, never written to.
 
     Args:
         probes: widths to round to, in bits.
         tokens: ids (windows, seqlen).
     """
-    blocks = find_blocks(model)
-    members = [set(block.modules()) for block in blocks]
-    outside = [step for step in steps if not any(step.target.module in block for block in members)]
-    kept, arguments = enter(model, blocks, tokens)
-    dense = [states.to(place) for states in kept]
+    blocks, device = find_blocks(model), context.device_for(model)
     variants: dict[Variant, list[Tensor]] = {}
-    for index in progress(range(len(blocks)), "measuring sensitivity", len(blocks)):
-        inside = [step for step in steps if step.target.module in members[index]]
-        with block_at(blocks[index], arguments[index], place) as run:
-            variants = {variant: _through(run, states) for variant, states in variants.items()}
-            variants |= _with_each(inside, probes, place, partial(_through, run, dense))
-            dense = _through(run, dense)
-    reference = [_log_probabilities(_tail(model, blocks, window, states)) for window, states in zip(tokens, dense, strict=True)]
+    walked = walk(model, tokens, context, steps)
+    for block in context.progress(walked, "measuring sensitivity", len(blocks)):
+        inputs = [states.to(device) for states in block.inputs]
+        variants = {variant: _through(block.run, states) for variant, states in variants.items()}
+        variants |= _with_each(block.steps, probes, device, partial(_through, block.run, inputs))
+        dense = block.advance()
+    reference = [_log_probabilities(_tail(model, blocks, *pair)) for pair in zip(tokens, dense, strict=True)]
     found = {}
-    for variant, states in progress(variants.items(), "comparing distributions", len(variants)):
+    for variant, states in context.progress(variants.items(), "comparing distributions", len(variants)):
         found[variant] = _divergence(reference, (_tail(model, blocks, *pair) for pair in zip(tokens, states, strict=True)))
-    return found | _with_each(outside, probes, place, lambda: _divergence(reference, (_logits(model, window) for window in tokens)))
+    alone = outside_blocks(model, steps)
+    return found | _with_each(alone, probes, device, lambda: _divergence(reference, (_logits(model, window) for window in tokens)))
 
 
 def _with_each(steps: Iterable[Step], probes: Sequence[int], place: torch.device, run: Callable[[], T]) -> dict[Variant, T]:

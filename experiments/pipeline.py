@@ -29,7 +29,7 @@ from experiments.provenance import protocol, provenance
 from experiments.record import Row
 from experiments.run import Run
 from experiments.text import tokenize
-from sinq import CompressionReport, NotApplicable, chosen, load, stream, using
+from sinq import CompressionReport, Context, NotApplicable, chosen, load, stream, using
 from sinq.linear import choices
 from sinq.named import name_of
 from sinq.progress import Progress, silent
@@ -160,7 +160,7 @@ def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
     model: Any = models.sparing_clone(dense.loaded.model)
     calibration = run.calibration.load(dense.loaded) if run.method.needs_calibration else None
     with peak_memory(dense.device) as peak:
-        report = run.method.compress(model, calibration, layers=run.layers, device=dense.device, progress=setting.progress)
+        report = run.method.compress(model, calibration, Context(run.layers, dense.device, setting.progress))
     return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)
 
 
@@ -170,7 +170,7 @@ def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
     if setting.force and folder.exists():
         shutil.rmtree(folder)
     with peak_memory(dense.device) as peak:
-        report = stream(run.model.folder(), folder, run.method, layers=run.layers, device=dense.device, progress=setting.progress)
+        report = stream(run.model.folder(), folder, run.method, Context(run.layers, dense.device, setting.progress))
     model: Any = load(folder, dense.device, dense.loaded.model.dtype)
     return replace(dense, model=model, report=report, quantize_peak=peak)
 

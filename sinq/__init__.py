@@ -10,7 +10,9 @@ model = sinq.load(folder)
 from sinq.additive import AdditiveTensor
 from sinq.calibration import Calibration
 from sinq.checkpoint import load, save, stored_tensors
+from sinq.collect import collect
 from sinq.columns import MixedColumns
+from sinq.context import Context
 from sinq.dual_scale import SINQ
 from sinq.errors import NotApplicable
 from sinq.grid import Grid, Levels
@@ -19,7 +21,7 @@ from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.layers import Layers, OnMisfit, find_targets
 from sinq.linear import CompressedExperts, CompressedLinear
-from sinq.method import LayerMethod, LayerWrapper, Method
+from sinq.method import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.presinq import PreSINQ
 from sinq.refined import SINQRefined
 from sinq.report import CompressionReport, LayerReport
@@ -27,19 +29,27 @@ from sinq.rotation import Rotated, Rotation
 from sinq.rounding import assign, choose
 from sinq.scalar import Normalized, ScalarMethod
 from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
+from sinq.sites import Site, SiteKind
 from sinq.sparse import SparseOutliers
 from sinq.stream import stream
 from sinq.tensor import CompressedWeight, QuantizedTensor
+from sinq.tuned import Tuned
+from sinq.tuning import BlockTuning
+from sinq.walk import BlockView, walk
 
 __all__ = [
     "SINQ",
     "AdditiveTensor",
+    "BlockMethod",
+    "BlockTuning",
+    "BlockView",
     "Calibration",
     "Choice",
     "CompressedExperts",
     "CompressedLinear",
     "CompressedWeight",
     "CompressionReport",
+    "Context",
     "Grid",
     "HalfQuadratic",
     "Kernel",
@@ -60,10 +70,14 @@ __all__ = [
     "SINQRefined",
     "ScalarMethod",
     "Sinkhorn",
+    "Site",
+    "SiteKind",
     "SparseOutliers",
+    "Tuned",
     "assign",
     "choose",
     "chosen",
+    "collect",
     "find_targets",
     "imbalance",
     "kernel_of",
@@ -74,4 +88,5 @@ __all__ = [
     "stored_tensors",
     "stream",
     "using",
+    "walk",
 ]

@@ -60,12 +60,15 @@ class HiddenStates:
         return (self[index] for index in range(self._count))
 
     def through(self, run: Callable[[Tensor], Tensor]) -> "HiddenStates":
-        """What a block makes of them; this one is used up."""
+        """Apply a block to each, and keep the results in order."""
         outputs = HiddenStates()
         for states in self:
             outputs.append(run(states))
-        self._file.close()
         return outputs
+
+    def close(self) -> None:
+        """Give the disk's space back; nothing can be read afterwards."""
+        self._file.close()
 
 
 def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> tuple[HiddenStates, list[Arguments]]:
@@ -101,7 +104,7 @@ def run_model(model: Any, window: Tensor) -> None:
 
 @contextmanager
 def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[Run]:
-    """A block, on a device for a while, as a function of hidden states (and a dtype to compute in, where it is not the block's own)."""
+    """Hold a block on a device for a while, as a function of hidden states (and a dtype, where it is not the block's own)."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]
     by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, place, None)}
@@ -114,10 +117,12 @@ def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Ite
         return output[0] if isinstance(output, tuple) else output
 
     block.to(place)
-    yield run
-    block.to(home)
-    for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
-        tensor.data = tensor.data.to(home)
+    try:
+        yield run
+    finally:
+        block.to(home)
+        for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
+            tensor.data = tensor.data.to(home)
 
 
 def _moved(value: Any, place: torch.device, dtype: torch.dtype | None) -> Any:

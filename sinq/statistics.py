@@ -1,35 +1,40 @@
 """What a method may ask to know about a layer, accumulated in a stream.
 
-A `LayerMethod` names one of these classes, and `collect.py` fills its accumulators. There are two kinds, told apart by their `origin`:
+A `LayerMethod` names one of these classes, and `collect.py` fills its accumulators. Each is of one kind of site (`sites.py`):
 
 - of the *inputs* of a layer (`InputStatistic`): one accumulator for each input of a block (query, key and value share one), fed every
   batch. No layer's inputs are kept, so memory does not grow with the text.
-- of the *loss* (`Gradient`): one accumulator for each layer, fed the gradient of the language-model loss by its weight, window by window.
+- of the *gradient* of the language-model loss by a layer's weight (`Gradient`): one accumulator for each layer, fed window by window.
 """
 
-import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-
-class Origin(enum.Enum):
-    """What a statistic is of; the value continues "it works from the Hessian …"."""
-
-    inputs = "of each layer's inputs"
-    loss = "of the loss by each layer's weight"
+from sinq.layers import Target
+from sinq.sites import SiteKind
 
 
 class Statistic(ABC):
     """An accumulator of what a method wants to know about a layer."""
 
-    origin: ClassVar[Origin]
+    kind: ClassVar[SiteKind]
     device: torch.device
     tokens: int = 0
     """Number of inputs seen, in tokens."""
+
+    @classmethod
+    @abstractmethod
+    def described(cls) -> str:
+        """Name for messages, such as "Hessian of each layer's inputs"."""
+
+    @classmethod
+    @abstractmethod
+    def refusal(cls, targets: Sequence[Target]) -> str | None:
+        """Reason why it cannot be taken of some of these layers, with the way out; None where it can."""
 
     @classmethod
     @abstractmethod
@@ -47,15 +52,11 @@ class Statistic(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """All it knows, to be kept; `restore` is the inverse."""
+        """All it knows, to be kept; `load` is the inverse."""
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take on what another one knew."""
-        for name, tensor in tensors.items():
-            if name != "tokens":
-                setattr(self, f"_{name}", tensor.to(self.device, getattr(self, f"_{name}").dtype))
-        self.tokens = int(tensors["tokens"])
-        return self
+    @abstractmethod
+    def load(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Take on what another one knew, and return this one."""
 
 
 class InputStatistic(Statistic):
@@ -64,10 +65,19 @@ class InputStatistic(Statistic):
     Inputs may have any number of leading dimensions: (windows, seqlen, in) in dense blocks, (tokens, in) in experts.
     """
 
-    origin = Origin.inputs
+    kind = SiteKind.inputs
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.device = device
+
+    @classmethod
+    def described(cls) -> str:
+        return f"{cls.__name__} of each layer's inputs"
+
+    @classmethod
+    def refusal(cls, targets: Sequence[Target]) -> str | None:
+        experts = [target.name for target in targets if target.parameter is not None]
+        return f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude" if experts else None
 
     @classmethod
     def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
@@ -109,10 +119,14 @@ class Hessian(InputStatistic):
 
     def transformed(self, matrix: Tensor) -> Self:
         wide = matrix.to(self.device, torch.float64)
-        return type(self)(len(matrix), self.device).restore({"sum": wide @ self._sum @ wide.T, "tokens": torch.tensor(self.tokens)})
+        return type(self)(len(matrix), self.device).load({"sum": wide @ self._sum @ wide.T, "tokens": torch.tensor(self.tokens)})
 
     def tensors(self) -> dict[str, Tensor]:
         return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}  # the long sum is over; 7 digits will do
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Self:
+        self._sum, self.tokens = tensors["sum"].to(self._sum), int(tensors["tokens"])
+        return self
 
 
 class Inputs(InputStatistic):
@@ -156,6 +170,12 @@ class Inputs(InputStatistic):
     def tensors(self) -> dict[str, Tensor]:
         return {"sum": self._sum, "rows": self._rows, "draws": self._draws, "tokens": torch.tensor(self.tokens)}
 
+    def load(self, tensors: Mapping[str, Tensor]) -> Self:
+        self._sum, self._rows = tensors["sum"].to(self._sum), tensors["rows"].to(self._rows)
+        self._draws = tensors["draws"].to(self._draws)
+        self.tokens = int(tensors["tokens"])
+        return self
+
 
 class Gradient(Statistic):
     """Σ |∂ℓ/∂W| over windows, ℓ being the mean next-token cross-entropy of a window, by the weights of one layer.
@@ -164,13 +184,22 @@ class Gradient(Statistic):
     ask how much of a result hangs on the text (`halves`); the second is not there before there is a second window.
     """
 
-    origin = Origin.loss
+    kind = SiteKind.gradient
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
         self.device = device
         self._windows = 0
         self._first = torch.zeros(shape, device=device)
         self._second = torch.zeros(0, shape[1], device=device)
+
+    @classmethod
+    def described(cls) -> str:
+        return f"{cls.__name__} of the loss by each layer's weight"
+
+    @classmethod
+    def refusal(cls, targets: Sequence[Target]) -> str | None:
+        narrow = any(target.tensor.dtype == torch.float16 for target in targets)
+        return "which float16 is too narrow for; use model.dtype=float32 or bfloat16" if narrow else None
 
     @classmethod
     def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
@@ -206,10 +235,15 @@ class Gradient(Statistic):
 
     def of_rows(self, start: int, count: int) -> Self:
         rows = {name: tensor[start : start + count] for name, tensor in self._sums().items()}
-        return type(self)((count, self._first.shape[1]), self.device).restore(rows | {"tokens": torch.tensor(self.tokens)})
+        return type(self)((count, self._first.shape[1]), self.device).load(rows | {"tokens": torch.tensor(self.tokens)})
 
     def tensors(self) -> dict[str, Tensor]:
         return self._sums() | {"tokens": torch.tensor(self.tokens)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Self:
+        self._first, self._second = tensors["first"].to(self._first), tensors["second"].to(self._second)
+        self.tokens = int(tensors["tokens"])
+        return self
 
     def _sums(self) -> dict[str, Tensor]:
         return {"first": self._first, "second": self._second}

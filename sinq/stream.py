@@ -19,7 +19,7 @@ Calibrated methods see the outputs of a running model, and methods that rewrite 
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 
 from sinq.block_loop import quantize_matrices
 from sinq.checkpoint import LAYOUT, save_config, save_layout, save_tensors
+from sinq.context import Context
 from sinq.edits import edit_as_json, edit_from_json, weights_edit
 from sinq.errors import NotApplicable
 from sinq.files import replacing
@@ -37,8 +38,7 @@ from sinq.kernels import chosen
 from sinq.layers import Layers
 from sinq.method import LayerMethod, Method
 from sinq.named import described
-from sinq.plan import Step, plan, require_finite
-from sinq.progress import Progress, silent
+from sinq.plan import Step, require_finite
 from sinq.report import CompressionReport, LayerReport
 from sinq.source import INDEX, Read, Source, shape_of, weight_files
 from sinq.tensor import CompressedWeight
@@ -62,10 +62,7 @@ def stream(
     source: str | Path,
     target: str | Path,
     method: Method,
-    *,
-    layers: Layers | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress = silent,
+    context: Context = Context(),
 ) -> CompressionReport:
     """Quantize the checkpoint in a folder into another folder, in the memory of about one layer, going on where it was killed.
 
@@ -73,8 +70,7 @@ def stream(
         source: folder of a Hugging Face checkpoint in safetensors, one file or several.
         target: folder for the compressed model, which `load` reads; empty, missing, or left by this same work.
         method: a calibration-free `LayerMethod`.
-        layers, progress: as for `Method.compress`.
-        device: where matrices are quantized, one at a time; by default the CPU.
+        context: as for `Method.compress`; its device is where matrices are quantized, one at a time, by default the CPU.
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
@@ -82,14 +78,14 @@ def stream(
             on the way, naming the layer, if a weight is not finite. What is finished then stays.
         FileNotFoundError: the source lacks a file.
     """
-    source, target, place = Path(source), Path(target), torch.device(device or "cpu")
+    source, target, place = Path(source), Path(target), torch.device(context.device or "cpu")
     model = shape_of(source)
-    steps, skipped = plan(model, _layer_method(method), None, layers or Layers(), {})
+    plan = _layer_method(method).plan(model, None, context)
     weights = Source(source, model)
-    identity = _identity(source, method, layers or Layers(), place)
+    identity = _identity(source, method, context.layers, place)
     done = resume(target, identity)
-    pieces = _pieces(weights.names(), steps)
-    for piece in progress(pieces, "quantizing files", len(pieces)):
+    pieces = _pieces(weights.names(), plan.steps)
+    for piece in context.progress(pieces, "quantizing files", len(pieces)):
         if piece.file not in done:
             with weights.reading() as read, torch.no_grad():
                 done[piece.file] = _make(piece, read, target, place)
@@ -100,7 +96,7 @@ def stream(
         _copy_beside(source, target)
         _finish(target, ordered)
     reports = tuple(LayerReport(**layer) for it in ordered.values() for layer in it.layers)
-    return CompressionReport(reports, skipped, 0.0, sum(report.seconds for report in reports))
+    return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
 
 
 def _layer_method(method: Method) -> LayerMethod:
@@ -108,7 +104,7 @@ def _layer_method(method: Method) -> LayerMethod:
     if not isinstance(method, LayerMethod):
         raise NotApplicable(f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false")
     if method.statistic is not None:
-        needed = f"{method.statistic.__name__} {method.statistic.origin.value}"
+        needed = method.statistic.described()
         raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; use stream=false")
     return method
 
@@ -124,7 +120,7 @@ def _identity(source: Path, method: Method, layers: Layers, place: torch.device)
     }
 
 
-def _pieces(names: dict[str, str], steps: list[Step]) -> list[Piece]:
+def _pieces(names: dict[str, str], steps: Sequence[Step]) -> list[Piece]:
     """Files to write, in the order of the model.
 
     Args:

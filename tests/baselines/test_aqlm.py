@@ -11,7 +11,7 @@ from baselines import additive_kernel
 from baselines.additive_kmeans import kmeans, residual_kmeans
 from baselines.additive_search import Problem, search, sweep
 from baselines.aqlm import AQLM, Fit
-from sinq import Calibration, Layers, NotApplicable, OnMisfit
+from sinq import Calibration, Context, Layers, NotApplicable, OnMisfit, Tuned
 from sinq.additive import summed
 from sinq.codebooks import Codebooks
 from sinq.statistics import Hessian
@@ -155,8 +155,8 @@ def test_fewer_groups_than_vectors_are_stored_without_error() -> None:
 
 
 def test_blocks_cannot_be_tuned_behind_a_dense_model() -> None:
-    method, dense_inputs = AQLM(format=Codebooks(4, 4, 4)), Calibration(tiny_tokens(), sequential=False)
-    with pytest.raises(NotApplicable, match=r"AQLM tunes each block .* calibration\.sequential=true, or method\.tuning=null"):
+    method, dense_inputs = Tuned(AQLM(format=Codebooks(4, 4, 4))), Calibration(tiny_tokens(), sequential=False)
+    with pytest.raises(NotApplicable, match=r"Tuned works on each block behind .* calibration\.sequential=true, or a method of single"):
         method.compress(tiny_model("llama"), dense_inputs)
 
 
@@ -168,8 +168,8 @@ def test_codebooks_that_dwarf_layers_are_not_applicable() -> None:
 
 
 def test_what_does_not_fit_can_be_shrunk() -> None:
-    method = AQLM(format=Codebooks(2, 6, 4), init_iterations=2, rounds=1, steps=1, tuning=None)
-    report = method.compress(tiny_model("qwen3-tied"), Calibration(tiny_tokens()), layers=Layers(on_misfit=OnMisfit.shrink))
+    method = AQLM(format=Codebooks(2, 6, 4), init_iterations=2, rounds=1, steps=1)
+    report = method.compress(tiny_model("qwen3-tied"), Calibration(tiny_tokens()), Context(Layers(on_misfit=OnMisfit.shrink)))
     shrunk = {layer.name.split(".")[-1]: layer.notes.get("shrunk_bits_per_codebook") for layer in report.layers}
     assert shrunk["gate_proj"] is None
     assert shrunk["k_proj"] is not None

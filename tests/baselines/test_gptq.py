@@ -60,7 +60,7 @@ def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder)
 @pytest.mark.parametrize("order", ActOrder)
 @pytest.mark.parametrize("grid", [GRID, Grid(4, 16, levels=Levels.nf4), Grid(2, 32, symmetric=True)])
 def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: Grid, order: ActOrder) -> None:
-    hessian = Hessian(128, torch.device("cpu")).restore({"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)})
+    hessian = Hessian(128, torch.device("cpu")).load({"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)})
     assert torch.equal(GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize(), RTN(grid).quantize(weight).dequantize())
 
 
@@ -94,7 +94,7 @@ def test_the_block_size_changes_nothing_but_float_rounding(weight: Tensor, block
 
 def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> None:
     direction = torch.randn(1, 128, generator=torch.Generator().manual_seed(0)).double()
-    singular = Hessian(128, torch.device("cpu")).restore({"sum": direction.T @ direction, "tokens": torch.tensor(1)})
+    singular = Hessian(128, torch.device("cpu")).load({"sum": direction.T @ direction, "tokens": torch.tensor(1)})
     result = GPTQ(GRID, damping=0.0).quantize(weight, singular)
     assert result.notes["damping_raised"] > 0
     assert torch.isfinite(result.dequantize()).all()

@@ -10,7 +10,7 @@ import sinq
 from baselines.dense import Dense
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
-from sinq import SINQ, CompressedWeight, Grid, LayerMethod, Layers, NotApplicable, stored_tensors
+from sinq import SINQ, CompressedWeight, Context, Grid, LayerMethod, Layers, NotApplicable, stored_tensors
 from sinq.progress import silent
 from sinq.rotation import Rotation
 from sinq.statistics import Hessian
@@ -109,7 +109,7 @@ def test_a_layer_without_a_hadamard_matrix_is_named_before_any_work() -> None:
     with pytest.raises(NotApplicable, match=r"model\.layers\.1\.mlp\.down_proj: no Hadamard matrix is known here for 116 inputs"):
         Hadamard(Keep(Grid(group_size=4))).compress(model)
     assert isinstance(model.model.layers[0].self_attn.q_proj, nn.Linear)
-    Hadamard(Keep(Grid(group_size=4))).compress(model, layers=Layers(exclude=("lm_head", "model.layers.1.mlp.down_proj")))
+    Hadamard(Keep(Grid(group_size=4))).compress(model, context=Context(Layers(exclude=("lm_head", "model.layers.1.mlp.down_proj"))))
 
 
 def test_the_inner_method_is_one_that_works_layer_by_layer() -> None:

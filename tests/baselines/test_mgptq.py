@@ -231,7 +231,7 @@ def test_what_channels_have_to_do_with_each_other_changes_the_bits() -> None:
     one, other = (
         dealt(
             MGPTQ(GRID, training=SHORT).quantize(
-                matrix(), Hessian(64, torch.device("cpu")).restore({"sum": hessian, "tokens": torch.tensor(1)})
+                matrix(), Hessian(64, torch.device("cpu")).load({"sum": hessian, "tokens": torch.tensor(1)})
             )
         )
         for hessian in (full, plain)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +15,9 @@ from baselines.allocation import Budget, allocate
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from baselines.sensitivity import damages, predict, price, swapped
-from sinq import SINQ, Calibration, CompressionReport, Grid, LayerMethod, Layers, Levels, NotApplicable, OnMisfit, QuantizedTensor
-from sinq.plan import Step, plan
-from sinq.progress import silent
-from sinq.statistics import Hessian, Statistic
+from sinq import SINQ, Calibration, CompressionReport, Context, Grid, LayerMethod, Layers, Levels, NotApplicable, OnMisfit, QuantizedTensor
+from sinq.plan import Step
+from sinq.statistics import Hessian
 from tests.conftest import tiny_model, tiny_tokens
 
 GRID = Grid(group_size=32)
@@ -79,13 +78,13 @@ def log_probabilities(model: Any, tokens: Tensor) -> Tensor:
     return model(tokens).logits.double().log_softmax(-1)
 
 
-def steps_of(model: nn.Module, method: LayerMethod) -> list[Step]:
-    return plan(model, method, None, Layers(), {})[0]
+def steps_of(model: nn.Module, method: LayerMethod) -> tuple[Step, ...]:
+    return method.plan(model, None, Context()).steps
 
 
 def test_a_sensitivity_is_the_divergence_of_a_model_with_one_layer_rounded(architecture: str) -> None:
     model = tiny_model(architecture)
-    measured = damages(model, steps_of(model, RTN(GRID)), (2, 4), TEXT.tokens, place=CPU, progress=silent)
+    measured = damages(model, steps_of(model, RTN(GRID)), (2, 4), TEXT.tokens, Context())
     reference = log_probabilities(tiny_model(architecture), TEXT.tokens)
     every = steps_of(model, RTN(GRID))
     assert set(measured) == {(step.target.name, bits) for step in every for bits in (2, 4)}
@@ -104,7 +103,7 @@ def test_a_sensitivity_is_the_divergence_of_a_model_with_one_layer_rounded(archi
 def test_measuring_leaves_the_model_as_it_was(architecture: str) -> None:
     model = tiny_model(architecture)
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
-    damages(model, steps_of(model, RTN(GRID)), (2,), TEXT.tokens, place=CPU, progress=silent)
+    damages(model, steps_of(model, RTN(GRID)), (2,), TEXT.tokens, Context())
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(id(after[name]) == known and torch.equal(after[name], value) for name, (known, value) in before.items())
@@ -154,7 +153,7 @@ def test_shrinkage_narrows_the_damage_per_weight_around_its_median(shrinkage: fl
 
 def compressed(model: nn.Module, inner: LayerMethod, bits_per_weight: float, **options: Any) -> CompressionReport:
     layers = options.pop("layers", Layers())
-    return Mixed(inner, Budget(bits_per_weight), tokens=32, **{"probes": (3,)} | options).compress(model, TEXT, layers=layers)
+    return Mixed(inner, Budget(bits_per_weight), tokens=32, **{"probes": (3,)} | options).compress(model, TEXT, Context(layers))
 
 
 def size(report: CompressionReport) -> float:
@@ -181,7 +180,7 @@ class Fat(LayerMethod):
     """Needs statistics, and stores 32-bit scales, which SINQ on its grid does too, but no column scales."""
 
     grid: Grid = Grid(group_size=32, auxiliary_bits=32)
-    statistic: ClassVar[type[Statistic]] = Hessian
+    statistic = Hessian
 
     def quantize(self, weight: Tensor, statistic: Any) -> QuantizedTensor:
         assert statistic.tokens > 0

@@ -129,7 +129,7 @@ def test_an_evaluation_can_be_left_out() -> None:
         ("method.grid.bitz=4", "there is no option method.grid.bitz; there are: bits, group_size"),
         ("method.sinkhorn.early_stop=perhaps", "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)"),
         ("method.grid.levels=nf5", "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3, fp4]"),
-        ("method=sink", "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, asinq, awq"),
+        ("method=sink", "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, aqlm_untuned, asinq, awq"),
         ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
         ("evaluation.perplexity.windows=0", "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all"),
         ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),

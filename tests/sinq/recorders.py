@@ -17,7 +17,7 @@ class Recorder(LayerMethod):
 
     grid: Grid = Grid(bits=2, group_size=32)
     seen: list[Statistic] = field(default_factory=list)
-    statistic: ClassVar[type[Statistic]] = Hessian
+    statistic = Hessian
 
     def quantize(self, weight: Tensor, statistic: Any) -> QuantizedTensor:
         self.seen.append(statistic)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinq import SINQ, Calibration, Grid, Kernel, LayerMethod, Layers, QuantizedTensor, find_targets, using
+from sinq import SINQ, Calibration, Context, Grid, Kernel, LayerMethod, Layers, QuantizedTensor, find_targets, using
 from sinq.blocks import find_blocks
 from sinq.statistics import Hessian
 from tests.conftest import tiny_model, tiny_tokens
@@ -46,7 +46,7 @@ def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architectur
         earlier = [other for other in in_blocks if other.removeprefix(f"{blocks}.").split(".")[0] < block]
         if earlier:
             names = [target.name for target in find_targets(partly)]
-            Rounding().compress(partly, layers=Layers(exclude=("lm_head", *(other for other in names if other not in earlier))))
+            Rounding().compress(partly, context=Context(Layers(exclude=("lm_head", *(other for other in names if other not in earlier)))))
         x = inputs_of(partly, name, tokens).double()
         assert statistic.tokens == tokens.numel()
         torch.testing.assert_close(statistic.matrix(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def test_a_calibrated_loop_compresses_like_a_free_one_where_statistics_are_ignor
 
 def test_layers_outside_the_blocks_come_last_with_statistics_of_the_compressed_model() -> None:
     tokens, model, method = tiny_tokens(), tiny_model("llama"), MeanRecorder()
-    report = method.compress(model, Calibration(tokens), layers=Layers(exclude=()))
+    report = method.compress(model, Calibration(tokens), Context(Layers(exclude=())))
     assert report.layers[-1].name == "lm_head"
     expected = inputs_of(model, "lm_head", tokens).abs().mean(0)
     torch.testing.assert_close(method.seen[-1].mean_magnitude(), expected)  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def test_progress_sees_every_layer() -> None:
         calls.append((description, total, len(list(items))))
         return items
 
-    SINQ(Grid(bits=8, group_size=32)).compress(tiny_model("llama"), progress=watch)
+    SINQ(Grid(bits=8, group_size=32)).compress(tiny_model("llama"), context=Context(progress=watch))
     assert calls == [("quantizing layers", 14, 14)]
 
 

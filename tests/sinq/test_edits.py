@@ -119,7 +119,7 @@ def test_a_change_that_loading_would_not_bring_back_is_refused_by_name(
 ) -> None:
     model = tiny_model("llama")
     if compressed:
-        METHOD.compress(model, layers=sinq.Layers(exclude=("lm_head", "mlp.*")))
+        METHOD.compress(model, context=sinq.Context(sinq.Layers(exclude=("lm_head", "mlp.*"))))
     change(model)
     with pytest.raises(ValueError, match=f"cannot be saved.*{reason}"):
         sinq.save(model, tmp_path / "new")

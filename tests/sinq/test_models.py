@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 import sinq
-from sinq import SINQ, CompressedExperts, CompressedLinear, Grid, Layers, OnMisfit, find_targets, stored_tensors
+from sinq import SINQ, CompressedExperts, CompressedLinear, Context, Grid, Layers, OnMisfit, find_targets, stored_tensors
 from tests.conftest import tiny_model, tiny_tokens
 
 EIGHT = SINQ(Grid(bits=8, group_size=32))
@@ -71,19 +71,19 @@ def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
     for checked in (model, sinq.load(tmp_path)):
         assert checked.lm_head.weight is checked.model.embed_tokens.weight
     with pytest.raises(ValueError, match=r"lm_head shares its weight .* layers\.exclude"):
-        EIGHT.compress(tiny_model("qwen3-tied"), layers=Layers(exclude=()))
+        EIGHT.compress(tiny_model("qwen3-tied"), context=Context(Layers(exclude=())))
 
 
 def test_an_untied_head_is_compressed_when_asked_for() -> None:
     model = tiny_model("qwen3-untied")
-    report = EIGHT.compress(model, layers=Layers(exclude=()))
+    report = EIGHT.compress(model, context=Context(Layers(exclude=())))
     assert "lm_head" in [layer.name for layer in report.layers]
     assert isinstance(model.lm_head, CompressedLinear)
 
 
 def test_excluded_layers_stay_as_they_are() -> None:
     model = tiny_model("llama")
-    report = EIGHT.compress(model, layers=Layers(exclude=("lm_head", "down_proj", "model.layers.0.*")))
+    report = EIGHT.compress(model, context=Context(Layers(exclude=("lm_head", "down_proj", "model.layers.0.*"))))
     assert {layer.name for layer in report.layers} == {
         f"model.layers.1.{name}"
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
@@ -93,9 +93,9 @@ def test_excluded_layers_stay_as_they_are() -> None:
 
 def test_a_pattern_that_matches_nothing_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"'donw_proj' matches no layer; layers are named like 'model\.layers\.0\.self_attn\.q_proj'"):
-        EIGHT.compress(tiny_model("llama"), layers=Layers(exclude=("donw_proj",)))
+        EIGHT.compress(tiny_model("llama"), context=Context(Layers(exclude=("donw_proj",))))
     with pytest.raises(ValueError, match="no layer to compress"):
-        EIGHT.compress(tiny_model("llama"), layers=Layers(exclude=("lm_head", "*")))
+        EIGHT.compress(tiny_model("llama"), context=Context(Layers(exclude=("lm_head", "*"))))
 
 
 class TestMisfit:
@@ -110,18 +110,18 @@ class TestMisfit:
         assert not any(isinstance(module, CompressedLinear) for module in model.modules())
 
     def test_shrinking_is_counted(self) -> None:
-        report = self.method.compress(tiny_model("llama"), layers=Layers(on_misfit=OnMisfit.shrink))
+        report = self.method.compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.shrink)))
         assert report.decisions == {"shrunk_group_size": 12}
         assert {layer.group_size for layer in report.layers} == {64, 128}
 
     def test_skipping_is_counted(self) -> None:
-        report = self.method.compress(tiny_model("llama"), layers=Layers(on_misfit=OnMisfit.skip))
+        report = self.method.compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.skip)))
         assert report.decisions == {"skipped": 12}
         assert len(report.layers) == 2
 
     def test_nothing_left_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="leaves nothing to compress: group_size=100 does not divide 14 layers"):
-            SINQ(Grid(group_size=100)).compress(tiny_model("llama"), layers=Layers(on_misfit=OnMisfit.skip))
+            SINQ(Grid(group_size=100)).compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.skip)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -137,7 +137,7 @@ def test_experts_of_unknown_layout_are_refused() -> None:
     del model.model.layers[0].mlp.experts.is_transposed
     with pytest.raises(ValueError, match=r"gate_up_proj is a 3-D parameter .* layers\.exclude"):
         EIGHT.compress(model)
-    EIGHT.compress(model, layers=Layers(exclude=("lm_head", "gate_up_proj", "mlp.experts.down_proj")))
+    EIGHT.compress(model, context=Context(Layers(exclude=("lm_head", "gate_up_proj", "mlp.experts.down_proj"))))
 
 
 def test_experts_are_dense_only_while_they_run() -> None:

@@ -4,7 +4,7 @@ import torch
 from baselines.dense import Dense
 from baselines.hadamard import ResidualHadamard
 from baselines.rtn import RTN
-from sinq import SINQ, Grid, Layers, NotApplicable, Sinkhorn
+from sinq import SINQ, Context, Grid, Layers, NotApplicable, Sinkhorn
 from sinq.folding import Rewriting
 from sinq.presinq import PreSINQ
 from sinq.progress import silent
@@ -134,6 +134,6 @@ def test_options_and_needs_are_those_of_the_inner_method() -> None:
 
 
 def test_the_time_of_folding_counts_and_layers_are_passed_on() -> None:
-    report = PreSINQ(Keep()).compress(random_decoder("llama"), layers=Layers(exclude=("lm_head", "down_proj")))
+    report = PreSINQ(Keep()).compress(random_decoder("llama"), context=Context(Layers(exclude=("lm_head", "down_proj"))))
     assert report.seconds_quantize > sum(layer.seconds for layer in report.layers) > 0
     assert not any("down_proj" in layer.name for layer in report.layers)

@@ -46,7 +46,7 @@ def test_inputs_are_averaged_all_and_sampled_evenly() -> None:
 @pytest.mark.parametrize("kind", [Hessian, Inputs])
 def test_what_is_kept_restores_it(kind: type[InputStatistic]) -> None:
     statistic = fed(kind, batches())
-    restored = kind(8, CPU).restore(statistic.tensors())
+    restored = kind(8, CPU).load(statistic.tensors())
     assert restored.tokens == statistic.tokens
     for name, tensor in statistic.tensors().items():
         assert torch.equal(restored.tensors()[name], tensor)
@@ -71,7 +71,7 @@ def test_gradients_are_restored_whole_and_by_rows(kind: type[Gradient], windows:
     statistic = kind.for_layer((6, 8), CPU)
     for batch in batches(windows):
         statistic.update(batch[0, :6].half(), tokens=7)
-    again = kind((6, 8), CPU).restore(statistic.tensors())
+    again = kind((6, 8), CPU).load(statistic.tensors())
     assert again.tokens == statistic.tokens == 7 * windows
     assert torch.equal(again.total(), statistic.total())
     assert (again.halves() is None) == (windows == 1)

@@ -21,7 +21,7 @@ import sinq
 from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
-from sinq import SINQ, Grid, LayerMethod, Layers, NotApplicable, OnMisfit, PreSINQ, stored_tensors
+from sinq import SINQ, Context, Grid, LayerMethod, Layers, NotApplicable, OnMisfit, PreSINQ, stored_tensors
 from tests.conftest import tiny_model, tiny_tokens
 from tests.forked import fork
 
@@ -37,7 +37,7 @@ def checkpoint(folder: Path, architecture: str = "llama", shard: str = "40KB", d
 def compressed(folder: Path, method: LayerMethod = METHOD, layers: Layers | None = None) -> dict[str, torch.Tensor]:
     """What compressing in memory would save."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    method.compress(model, layers=layers)
+    method.compress(model, context=Context(layers))
     return stored_tensors(model)
 
 
@@ -67,7 +67,7 @@ def test_one_file_and_layer_choices_are_the_same_too(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "moe", shard="1GB")
     layers = Layers(exclude=("lm_head", "down_proj"), on_misfit=OnMisfit.shrink)
     for index, method in enumerate((RTN(Grid(3, 48)), Hadamard(RTN(Grid(4, 32))))):
-        report = sinq.stream(source, tmp_path / str(index), method, layers=layers)
+        report = sinq.stream(source, tmp_path / str(index), method, Context(layers))
         assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, layers))
         assert not any("down_proj" in layer.name for layer in report.layers)
     (source / "tokenizer_config.json").write_text("{}")
@@ -178,7 +178,7 @@ def stopped(source: Path, target: Path) -> Path:
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        sinq.stream(source, target, METHOD, progress=two)
+        sinq.stream(source, target, METHOD, Context(progress=two))
     return target
 
 
@@ -202,7 +202,7 @@ def test_leftovers_of_other_work_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"begun with another method: .*bits=4.* not .*bits=3.* Delete it"):
         sinq.stream(source, target, SINQ(Grid(bits=3, group_size=16)))
     with pytest.raises(ValueError, match="begun with another layers"):
-        sinq.stream(source, target, METHOD, layers=Layers(exclude=("lm_head", "up_proj")))
+        sinq.stream(source, target, METHOD, Context(Layers(exclude=("lm_head", "up_proj"))))
     checkpoint(tmp_path / "dense", "qwen3-tied")
     with pytest.raises(ValueError, match="begun with another source"):
         sinq.stream(source, target, METHOD)
