@@ -109,7 +109,18 @@ def _both(value: Any) -> tuple[Any, Any]:
     name, defaults = CLASSES.get(value["kind"], (value["kind"].rpartition(".")[2], {}))
     header = {} if name is None else {"name": name, "version": 1}
     changed = {key: own for key, (own, _) in parts.items() if key not in defaults or full[key] != defaults[key]}
-    return header | changed, header | full
+    own = header | changed, header | full
+    return _tuned(*own, parts["tuning"]) if name == "aqlm" else own
+
+
+def _tuned(reduced: Json, full: Json, tuning: tuple[Any, Any]) -> tuple[Json, Json]:
+    """Return AQLM with its tuning around it, as the method that is now: at schema 1 tuning was an option of AQLM, or null."""
+    inner = [{key: value for key, value in options.items() if key != "tuning"} for options in (reduced, full)]
+    if tuning[1] is None:
+        return inner[0], inner[1]
+    header = {"name": "tuned", "version": 1}
+    changed = {"tuning": tuning[0]} if tuning[1] != TUNING else {}
+    return header | {"inner": inner[0]} | changed, header | {"inner": inner[1], "tuning": tuning[1]}
 
 
 def _calibration(identity: Json) -> tuple[Json, Json]:

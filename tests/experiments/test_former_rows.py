@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from baselines.aqlm import AQLM
 from experiments import record, results
 from experiments.former_rows import CLASSES, from_schema_1
 from experiments.identity import options
 from experiments.tables import match
 from experiments.tables.options import described
+from sinq import BlockTuning, Tuned, named
 from tests.conftest import ROOT
 
 OLD = ROOT / "tests/fixtures/at_9b1396a/results"
@@ -61,6 +63,20 @@ def test_a_class_of_somebody_s_own_keeps_its_last_name_and_all_its_options() -> 
     assert row["identity"]["method"] == {"name": "Clipped", "version": 1, "share": 0.9, "grid": {"group_size": 32}}
     assert row["options"]["method"]["grid"] == {"bits": 4, "group_size": 32}
     assert row["config"]["method"] == {"schema": "Clipped", "share": 0.9}
+
+
+@pytest.mark.parametrize("epochs", [10, 3, None])
+def test_aqlm_s_tuning_is_a_method_around_it(epochs: int | None) -> None:
+    tuning = None if epochs is None else BlockTuning(epochs=epochs)
+    kinds = {"grid": "sinq.codebooks.Codebooks", "tuning": "sinq.tuning.BlockTuning"}
+    options = named.described(AQLM(seed=3), defaults=True)
+    options |= {"format": {"kind": kinds["grid"], **options["format"]}, "kind": "baselines.aqlm.AQLM"}
+    options["tuning"] = tuning and {"kind": kinds["tuning"], **named.described(tuning, defaults=True)}
+    del options["name"], options["version"]
+    method = AQLM(seed=3) if tuning is None else Tuned(AQLM(seed=3), tuning)
+    row = from_schema_1({"identity": {"method": options}})
+    assert row["identity"]["method"] == named.described(method)
+    assert row["options"]["method"] == named.described(method, defaults=True)
 
 
 def test_names_of_the_table_are_those_of_classes() -> None:

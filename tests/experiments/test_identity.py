@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.aqlm import AQLM
 from baselines.awq import AWQ
 from baselines.dense import Dense
 from baselines.gptq import GPTQ, ActOrder
@@ -21,7 +22,7 @@ from experiments.identity import identity, run_id
 from experiments.models import DType, Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, HalfQuadratic, Kernel, Layers, Levels, Method, OnMisfit, PreSINQ, SINQRefined
+from sinq import SINQ, Grid, HalfQuadratic, Kernel, Layers, Levels, Method, OnMisfit, PreSINQ, SINQRefined, Tuned
 from tests.conftest import ROOT
 from tests.sinq.recorders import Recorder
 
@@ -112,6 +113,7 @@ def known_runs() -> dict[str, Run]:
         "sinq hqq": SINQ(refinement=HalfQuadratic()), "sinq_refined": SINQRefined(), "presinq": PreSINQ(RTN()), "rtn": RTN(), "hqq": HQQ(),
         "gptq": GPTQ(act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(), "mixed": Mixed(SINQ()),
         "hadamard": Hadamard(GPTQ()), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
+        "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(),
     }  # fmt: skip
     runs = {name: replace(calibrated if method.needs_calibration else plain, method=method) for name, method in methods.items()}
     runs |= {

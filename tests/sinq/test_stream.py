@@ -37,7 +37,7 @@ def checkpoint(folder: Path, architecture: str = "llama", shard: str = "40KB", d
 def compressed(folder: Path, method: LayerMethod = METHOD, layers: Layers | None = None) -> dict[str, torch.Tensor]:
     """What compressing in memory would save."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    method.compress(model, context=Context(layers))
+    method.compress(model, context=Context(layers or Layers()))
     return stored_tensors(model)
 
 
