@@ -52,7 +52,13 @@ def search(
 
 @fast(cpu="baselines.additive_kernel:sweep")
 def sweep(
-    weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor
+    weight: Tensor,
+    hessian: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor,
+    beam: int,
+    order: Tensor,
 ) -> Tensor:
     """Visit all groups of all rows once.
 

@@ -103,7 +103,9 @@ class Fast(Generic[P, R]):
 
 
 def fast(
-    *, covers: Callable[..., bool] | None = None, **versions: str
+    *,
+    covers: Callable[..., bool] | None = None,
+    **versions: str,
 ) -> Callable[[Callable[Concatenate[Tensor, P], R]], Fast[P, R]]:
     """Name the faster versions of the definition that is decorated.
 
