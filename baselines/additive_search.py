@@ -51,7 +51,15 @@ def search(
 
 
 @fast(cpu="baselines.additive_kernel:sweep")
-def sweep(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor) -> Tensor:
+def sweep(
+    weight: Tensor,
+    hessian: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scale: Tensor,
+    beam: int,
+    order: Tensor,
+) -> Tensor:
     """Visit all groups of all rows once.
 
     Args:

@@ -82,7 +82,7 @@ class Grid:
 
     @property
     def is_affine(self) -> bool:
-        """Whether levels are uniform and a zero-point is stored: the case that fast versions of rounding cover."""
+        """Uniform levels with a stored zero-point: the case that fast versions of rounding cover."""
         return self.levels is Levels.uniform and not self.symmetric
 
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:

@@ -72,28 +72,28 @@ def _linear(
     numbers = [bits, rows, columns, group_size, tile, tokens, 8 * scale.element_size(), 0, rows]
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)]
     outputs = torch.empty(*x.shape[:-1], rows)
-    told = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
+    fields = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
     if tokens <= FEW:
-        _run(cpu_codes.multiply(), told, tokens * rows * columns)
+        _run(cpu_codes.multiply(), fields, tokens * rows * columns)
     else:
-        _by_pieces(inputs.reshape(tokens, columns), col_scale, told, outputs.view(tokens, rows))
+        _by_pieces(inputs.reshape(tokens, columns), col_scale, fields, outputs.view(tokens, rows))
     return outputs.to(x.dtype)
 
 
-def _by_pieces(inputs: Tensor, col_scale: Tensor | None, told: list[int], outputs: Tensor) -> None:
-    rows, columns, tile = told[job.ROWS], told[job.COLUMNS], told[job.TILE]
+def _by_pieces(inputs: Tensor, col_scale: Tensor | None, fields: list[int], outputs: Tensor) -> None:
+    rows, columns, tile = fields[job.ROWS], fields[job.COLUMNS], fields[job.TILE]
     step = min(tile, max(1, PIECE // columns))
     arranged, last_tile = inputs, -1
-    piece = torch.empty(step, _arrange(inputs[:1], told[job.BITS]).shape[1])
+    piece = torch.empty(step, _arrange(inputs[:1], fields[job.BITS]).shape[1])
     for first in range(0, rows, tile):
         for start in range(first, first + tile, step):
             if start // tile != last_tile:
                 last_tile = start // tile
                 scaled = inputs if col_scale is None else inputs * col_scale[last_tile].float()
-                arranged = _arrange(scaled, told[job.BITS])
+                arranged = _arrange(scaled, fields[job.BITS])
             end = min(start + step, first + tile)
-            told[job.FIRST], told[job.LAST], told[job.Y] = start, end, piece.data_ptr()
-            _run(cpu_codes.widen(), told, (end - start) * columns)
+            fields[job.FIRST], fields[job.LAST], fields[job.Y] = start, end, piece.data_ptr()
+            _run(cpu_codes.widen(), fields, (end - start) * columns)
             outputs[:, start:end] = arranged @ piece[: end - start].T
 
 
@@ -106,10 +106,10 @@ def _arrange(x: Tensor, bits: int) -> Tensor:
     return (filled / factors).transpose(2, 3).reshape(len(x), -1)
 
 
-def _run(kernel: cpu_codes.Kernel, told: list[int], work: int) -> None:
-    fields, start = array("q", told), parallel()
+def _run(kernel: cpu_codes.Kernel, fields: list[int], work: int) -> None:
+    start, packed = parallel(), array("q", fields)
     assert start is not None  # or `refusal` has a reason
-    start(kernel.address, fields.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
+    start(kernel.address, packed.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
 
 
 _operator = torch.library.custom_op("sinq::cpu_linear", _linear, mutates_args=())

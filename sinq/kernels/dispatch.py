@@ -102,7 +102,11 @@ class Fast(Generic[P, R]):
         return result
 
 
-def fast(*, covers: Callable[..., bool] | None = None, **versions: str) -> Callable[[Callable[Concatenate[Tensor, P], R]], Fast[P, R]]:
+def fast(
+    *,
+    covers: Callable[..., bool] | None = None,
+    **versions: str,
+) -> Callable[[Callable[Concatenate[Tensor, P], R]], Fast[P, R]]:
     """Name the faster versions of the definition that is decorated.
 
     Args:

@@ -1,4 +1,4 @@
-"""A *job*: what a compiled C function is told, as int64 numbers and addresses.
+"""A *job*: the arguments of a compiled C function, as int64 numbers and addresses.
 
 A C function of the kernels takes one argument, the address of a job; `field = carray(pointer(job), FIELDS, np.int64)` reads it.
 """

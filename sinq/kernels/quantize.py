@@ -34,9 +34,10 @@ def _has_norm_1(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes
     return norm == 1
 
 
-sinkhorn_scales = fast(cpu="sinq.kernels.cpu_quantize:sinkhorn_scales", triton="sinq.kernels.triton_quantize:sinkhorn_scales")(
-    sinkhorn.sinkhorn_scales
-)
+sinkhorn_scales = fast(
+    cpu="sinq.kernels.cpu_quantize:sinkhorn_scales",
+    triton="sinq.kernels.triton_quantize:sinkhorn_scales",
+)(sinkhorn.sinkhorn_scales)
 """SINQ's row and column scales: see `sinq.sinkhorn.sinkhorn_scales`."""
 
 column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", covers=_has_norm_1)(unbiased.column_magnitudes)
@@ -48,7 +49,12 @@ column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", cove
     triton="sinq.kernels.triton_quantize:round_scaled",
     covers=_is_affine,
 )
-def round_scaled(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+def round_scaled(
+    weight: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grid: Grid,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round M to nearest: `choose`, `assign` and `pack`. The zero is None where the grid is symmetric."""
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
     scale, zero = rounding.choose(matrix, grid)
@@ -78,7 +84,11 @@ def refine_scaled(
 
 @fast(cpu="sinq.kernels.cpu_unbiased:round_unbiased", covers=_is_uniform)
 def round_unbiased(
-    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Unbiased
+    weight: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grid: Grid,
+    options: Unbiased,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Round M with unbiased scales and zeros: `sinq.unbiased.round_unbiased` and `pack`."""
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
@@ -87,7 +97,13 @@ def round_unbiased(
 
 
 @fast(cpu="sinq.kernels.cpu_error:rounding_error", covers=_is_affine)
-def rounding_error(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, limit: Tensor | None = None) -> Tensor:
+def rounding_error(
+    weight: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grid: Grid,
+    limit: Tensor | None = None,
+) -> Tensor:
     """Return W − Ŵ, float32 (out, in), where Ŵ is M rounded to nearest, stored, and read back.
 
     Args:

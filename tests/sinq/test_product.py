@@ -1,6 +1,5 @@
 """Products by the type of the value: a type from elsewhere, what runs where, and the reasons why nothing faster does."""
 
-from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
@@ -50,11 +49,9 @@ def scaled(value: Scaling, x: Tensor, bias: Tensor | None) -> Tensor:
     return x * value.diagonal + (0 if bias is None else bias)
 
 
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    kernel_of.register(Scaling, lambda value, device: Choice("scaling", multiply=scaled))
-    yield
-    kernel_of.register(Scaling, kernel_of.dispatch(CompressedWeight))
+@kernel_of.register
+def _(value: Scaling, device: torch.device) -> Choice:
+    return Choice("scaling", multiply=scaled)
 
 
 def test_a_type_that_registers_nothing_is_dequantized_and_says_so() -> None:
