@@ -11,29 +11,33 @@ from torch import Tensor, nn
 import sinq
 from experiments.config import build, register
 from experiments.models import sparing_clone
-from sinq import Calibration, CompressionReport, Method
+from sinq import Calibration, CompressionReport, Context, Layers, Method, find_targets
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
 UNTUNED = [f"method.{option}" for option in SMALL_CODEBOOKS]
 TUNED = [*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1"]
+CODED = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
+LONG = (*CODED, "mgptq")
+"""Presets that train for long: one matrix of each shape, of one block, shows what the others would."""
+BLOCK = Layers(exclude=("lm_head", "model.layers.1.*", "k_proj", "v_proj", "o_proj", "up_proj"))
 GROUPS = "group_size=32"
-EXTRA = {
-    "sinq_nf3": [GROUPS, "bits=3"],
-    "mgptq": [GROUPS, "bits=3"],
-    "mixed": [GROUPS, "budget.bits_per_weight=5"],
-    "aqlm_untuned": UNTUNED,
-}
-EXTRA |= dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED)  # those of published size dwarf a small layer
+EXTRA = {"sinq_nf3": [GROUPS, "bits=3"], "mgptq": [GROUPS, "bits=3"], "mixed": [GROUPS, "budget.bits_per_weight=5"]}
+EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}  # those of published size dwarf a small layer
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def method(request: pytest.FixtureRequest) -> Method:
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def method(name: str) -> Method:
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        words = [f"method={request.param}", *EXTRA.get(request.param, [GROUPS])]
+        words = [f"method={name}", *EXTRA.get(name, [GROUPS])]
         config = compose("config", words, return_hydra_config=True)
     return build(config).method
 
@@ -42,29 +46,35 @@ Compressed = tuple[nn.Module, CompressionReport]
 
 
 @pytest.fixture(scope="module")
-def compressed(method: Method) -> Compressed:
-    """A model for all tests to look at: compressing is what they cost."""
-    model = tiny_model("qwen3-tied")
-    return model, method.compress(model, Calibration(tiny_tokens(3)))
+def layers(name: str) -> Layers:
+    """What of the model is compressed."""
+    return BLOCK if name in LONG else Layers()
 
 
 @pytest.fixture(scope="module")
-def sharing(method: Method) -> tuple[nn.Module, nn.Module, Tensor]:
+def compressed(method: Method, layers: Layers) -> Compressed:
+    """A model for all tests to look at: compressing is what they cost."""
+    model = tiny_model("qwen3-tied")
+    return model, method.compress(model, Calibration(tiny_tokens(3)), Context(layers))
+
+
+@pytest.fixture(scope="module")
+def sharing(method: Method, layers: Layers) -> tuple[nn.Module, nn.Module, Tensor]:
     """The same once more, of a model that shares its tensors with a dense one; that one, and its logits before."""
     dense = tiny_model("qwen3-tied")
     model, before = sparing_clone(dense), dense(tiny_tokens(3)).logits
-    method.compress(model, Calibration(tiny_tokens(3)))
+    method.compress(model, Calibration(tiny_tokens(3)), Context(layers))
     return model, dense, before
 
 
 def test_it_is_the_same_every_time_and_after_a_reload(
-    compressed: Compressed, sharing: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path
+    compressed: Compressed, sharing: tuple[nn.Module, nn.Module, Tensor], layers: Layers, tmp_path: Path
 ) -> None:
     tokens, (model, report), (again, _, _) = tiny_tokens(3), compressed, sharing
     state, other = model.state_dict(), again.state_dict()
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
-    assert len(report.layers) == 14
+    assert len(report.layers) == len(find_targets(tiny_model("qwen3-tied"), layers.exclude)) == (3 if layers is BLOCK else 14)
     assert report.seconds_quantize > 0
     sinq.save(model, tmp_path)
     assert torch.equal(sinq.load(tmp_path)(tokens).logits, model(tokens).logits)
