@@ -73,7 +73,7 @@ def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
     for order, line in enumerate(figure.lines):
         _draw_line(axes, line, theme, 3 + order)
     if figure.front:
-        ring = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
+        ring: dict[str, Any] = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
         axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", label="Pareto front", **ring)
     axes.set_ylim(*_heights(figure))
     ticks = Scale(*axes.get_ylim(), log=True).ticks(6)
@@ -96,7 +96,7 @@ def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
     x, y = [point.x for point in line.points], [point.y for point in line.points]
     axes.plot(x, y, color=colour, linewidth=1.1, marker=marker, ms=9, mec=theme.background, mew=0.8, label=line.name, zorder=order)
     for point in line.points:
-        inside = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
+        inside: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
         axes.text(point.x, point.y, point.label, clip_on=True, **inside)
 
 
