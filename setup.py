@@ -1,6 +1,6 @@
 """Packages of the wheel. All else is in `pyproject.toml`, which cannot add a package to those it finds.
 
-The folder `conf/` is installed inside `experiments`, so that no package of such a common name stands in site-packages.
+The folder `conf/` is installed inside `experiments`: a package of that common name would meet others.
 """
 
 from setuptools import find_packages, setup

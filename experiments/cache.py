@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return the folder of derived files (converted models, tokens): `$SINQ_CACHE`, or one in the user's cache folder."""
+    """Return the folder of derived files: `$SINQ_CACHE`, or `sinq-harness` in the user's cache folder."""
     chosen = os.environ.get("SINQ_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -19,6 +19,6 @@ def data_dir() -> Path | None:
 
 
 def conf_dir() -> Path:
-    """Return the folder of YAML files: inside this package where it was installed from a wheel, beside it in a checkout."""
+    """Return the folder of YAML files: inside this package in an installed wheel, beside it in a checkout."""
     installed = Path(__file__).parent / "conf"
     return installed if installed.is_dir() else Path(__file__).parents[1] / "conf"

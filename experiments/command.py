@@ -1,4 +1,4 @@
-"""The command `sinq-harness`, which is `python run.py` in a checkout: run one experiment, or with `-m` a sweep."""
+"""The command `sinq-harness` (in a checkout, `python run.py`): run one experiment, or with `-m` a sweep."""
 
 import hydra
 from omegaconf import DictConfig

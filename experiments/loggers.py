@@ -101,7 +101,7 @@ def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
 
     from experiments.report import layers, paper  # matplotlib takes a while, and most runs start without need of it
 
-    plots = {}
+    plots: dict[str, PIL.Image.Image] = {}
     for figure in layers.figures([(row["name"], layers.metrics(row, table))]):
         file = BytesIO()
         paper.draw(figure).savefig(file, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""What is installed: the files of the wheel, the command it brings, and the library on its own dependencies alone."""
+"""Installing: files of the wheel, the command it brings, and the library on its own dependencies alone."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def test_the_command_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "elsewhere").mkdir()
     module, _, function = PROJECT["scripts"]["sinq-harness"].partition(":")
-    code = f"import sys; from {module} import {function}; from experiments.tables import spec; print(spec.names()); {function}()"
+    code = f"from {module} import {function}; from experiments.tables import spec; print(spec.names()); {function}()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-P", "-c", code, "method=hqq", "--cfg", "job", "--package", "method"]
     done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False)

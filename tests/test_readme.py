@@ -1,4 +1,4 @@
-"""The README and the pages are true: steps work as written, commands, files and methods exist, and it stays short."""
+"""The README and the pages are true: steps work as written, files and methods exist, and it stays short."""
 
 import re
 import shutil

@@ -15,7 +15,8 @@ HELP = """All rows of a results folder as one HTML page that needs no network, a
 
     python -m experiments.report
     python -m experiments.report --results other/folder --out report.html --against rtn
-    python -m experiments.report --figures paper/ --format svg --theme both --only method=sinq --only method=rtn,group_size=64
+    python -m experiments.report --figures paper/ --format svg --theme both
+    python -m experiments.report --only method=sinq --only method=rtn,group_size=64
 """
 
 
@@ -59,7 +60,7 @@ def kinds_of(words: str) -> tuple[str, ...]:
 
 
 def figures(report: "Report", folder: Path, kinds: tuple[str, ...] = ("png", "pdf"), themes: tuple[str, ...] = ("light",)) -> list[Path]:
-    """Write every figure of a report as `<group>_<figure>.<kind>`, or `<group>_<figure>-dark.<kind>`; return their paths."""
+    """Write every figure of a report as `<group>_<figure>.<kind>`, dark ones with `-dark`; return their paths."""
     from experiments.report import paper
     from experiments.report.colours import THEMES
 

@@ -1,4 +1,4 @@
-"""Figures for a paper or a web page: the same data as on the page, drawn by matplotlib as PNG, PDF or SVG, light or dark."""
+"""Figures as files: the same data as on the page, drawn by matplotlib as PNG, PDF or SVG, light or dark."""
 
 from collections.abc import Sequence
 from functools import singledispatch
@@ -33,7 +33,10 @@ def save(figure: object, stem: Path, theme: Theme = LIGHT, kinds: Sequence[str] 
 
 
 def _style(theme: Theme) -> dict[Any, Any]:
-    """Return matplotlib's settings. Text stays text in a PDF (type 42) and becomes paths in an SVG, which may be shown without our font."""
+    """Return matplotlib's settings.
+
+    Text stays text in a PDF (type 42). In an SVG it becomes paths, as a browser may not have the font.
+    """
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     filled = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
     fixed = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path"}
@@ -73,7 +76,7 @@ def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
     for order, line in enumerate(figure.lines):
         _draw_line(axes, line, theme, 3 + order)
     if figure.front:
-        ring = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
+        ring: dict[str, Any] = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
         axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", label="Pareto front", **ring)
     axes.set_ylim(*_heights(figure))
     ticks = Scale(*axes.get_ylim(), log=True).ticks(6)
@@ -91,12 +94,12 @@ def _heights(figure: Chart) -> tuple[float, float]:
 
 
 def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
-    """Draw runs of one method, each mark with its label inside; a line to a point above the axis leaves the figure."""
+    """Draw runs of one method, labels inside their marks. A line to a point above the axis leaves the figure."""
     colour, marker = _look(line.style, theme)
     x, y = [point.x for point in line.points], [point.y for point in line.points]
     axes.plot(x, y, color=colour, linewidth=1.1, marker=marker, ms=9, mec=theme.background, mew=0.8, label=line.name, zorder=order)
     for point in line.points:
-        inside = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
+        inside: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
         axes.text(point.x, point.y, point.label, clip_on=True, **inside)
 
 
