@@ -12,6 +12,9 @@ class Dense(Method):
     """Leaves the model as it is."""
 
     def compress(
-        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
     ) -> CompressionReport:
         return CompressionReport()

@@ -65,7 +65,10 @@ class Mixed(Method):
         return True
 
     def compress(
-        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
     ) -> CompressionReport:
         if calibration is None:
             raise NotApplicable(
@@ -78,9 +81,17 @@ class Mixed(Method):
         return replace(report, seconds_statistics=report.seconds_statistics + clock.seconds)
 
     def choose(
-        self, model: nn.Module, steps: Sequence[Step], calibration: Calibration, context: Context
+        self,
+        model: nn.Module,
+        steps: Sequence[Step],
+        calibration: Calibration,
+        context: Context,
     ) -> dict[str, int]:
-        """Return the bits of every target, by name. Raises `NotApplicable` if the budget is outside what the widths can meet."""
+        """Return the bits of every target, by name.
+
+        Raises:
+            NotApplicable: the budget is outside what the widths can meet.
+        """
         device = context.device_for(model)
         widths, probes = sorted(set(self.bits)), sorted(set(self.probes))
         weights = sum(step.target.numel for step in steps)

@@ -116,9 +116,15 @@ def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict
 
 @torch.no_grad()
 def damages(
-    model: nn.Module, steps: Sequence[Step], probes: Sequence[int], tokens: Tensor, context: Context
+    model: nn.Module,
+    steps: Sequence[Step],
+    probes: Sequence[int],
+    tokens: Tensor,
+    context: Context,
 ) -> dict[Variant, float]:
-    """Return the damage of every variant, in nats per token. Parameters of the model are swapped and put back, never written to.
+    """Return the damage of every variant, in nats per token.
+
+    Parameters of the model are swapped and put back, never written to.
 
     Args:
         probes: widths to round to, in bits.

@@ -169,7 +169,10 @@ class Rewriting(Method):
         return self.inner.needs_calibration
 
     def compress(
-        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
     ) -> CompressionReport:
         device = context.device_for(model)
         _require_finite(model)

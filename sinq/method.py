@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from sinq.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.calibration import Calibration
-from sinq.collect import WATCHED, collect_in_block, groups_in_block
 from sinq.context import Context
 from sinq.errors import NotApplicable
 from sinq.format import Format
 from sinq.grid import Grid
+from sinq.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.plan import Plan, plan_layers
 from sinq.report import CompressionReport, LayerReport
 from sinq.statistics import Statistic
@@ -45,7 +45,10 @@ class Method(ABC):
 
     @abstractmethod
     def compress(
-        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
     ) -> CompressionReport:
         """Replace layers of `model`, in place, by compressed ones.
 
@@ -74,12 +77,19 @@ class BlockMethod(Method):
         return Plan()
 
     def compress(
-        self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
     ) -> CompressionReport:
         return self.carry_out(self.plan(model, calibration, context), model, calibration, context)
 
     def carry_out(
-        self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context
+        self,
+        plan: Plan,
+        model: nn.Module,
+        calibration: Calibration | None,
+        context: Context,
     ) -> CompressionReport:
         """Compress a model as a plan of this method says.
 
@@ -88,9 +98,8 @@ class BlockMethod(Method):
         """
         name = type(self).__name__
         if calibration is None:
-            raise NotApplicable(
-                f"{name} needs calibration text: it works from what each block computes. Try calibration=wikitext2 or sotu"
-            )
+            why = "it works from what each block computes"
+            raise NotApplicable(f"{name} needs calibration text: {why}. Try calibration=wikitext2 or sotu")
         if not calibration.sequential:
             raise NotApplicable(
                 f"{name} works on each block behind the compressed blocks before it, which calibration.sequential=false"
@@ -154,11 +163,14 @@ class LayerMethod(BlockMethod):
         return plan_layers(model, self, calibration, context.layers)
 
     def carry_out(
-        self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context
+        self,
+        plan: Plan,
+        model: nn.Module,
+        calibration: Calibration | None,
+        context: Context,
     ) -> CompressionReport:
         """Compress block by block if statistics are to be seen behind compressed blocks, else layer by layer."""
-        seen_in_blocks = self.statistic is not None and self.statistic.kind in WATCHED
-        if calibration is not None and calibration.sequential and seen_in_blocks:
+        if calibration is not None and calibration.sequential and seen_in_blocks(self.statistic):
             return compress_blocks(model, self, plan, calibration, context)
         return compress_layers(model, plan, calibration, context)
 

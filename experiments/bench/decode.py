@@ -21,7 +21,7 @@ from experiments.evaluation.latency import kernel
 from experiments.generation import phase_seconds, prefill
 from experiments.meters import seconds
 from experiments.models import sparing_clone
-from sinq import SINQ, Grid, Layers, OnMisfit
+from sinq import SINQ, Context, Grid, Layers, OnMisfit
 
 BASELINE = "dense fp32"
 PREFILL_TOKENS, PROMPT_TOKENS, DECODE_TOKENS = 64, 8, 8
@@ -45,7 +45,7 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
 def compressed(dense: PreTrainedModel, grid: Grid) -> PreTrainedModel:
     """A copy with SINQ's weights; tensors that stay dense are shared."""
     model = sparing_clone(dense)
-    SINQ(grid).compress(model, layers=Layers(on_misfit=OnMisfit.shrink))
+    SINQ(grid).compress(model, context=Context(Layers(on_misfit=OnMisfit.shrink)))
     return model  # type: ignore[return-value]
 
 

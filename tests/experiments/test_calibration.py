@@ -1,5 +1,6 @@
 """Calibration windows, and statistics kept in the cache."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from baselines.rtn import RTN
 from experiments.calibration import CalibrationText, StatisticsFolder
 from experiments.models import LoadedModel
 from experiments.text import StateOfTheUnion
-from sinq import Calibration, Grid, Method, blocks
+from sinq import Calibration, Grid, Method
 from sinq.linear import WeightStore
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import tiny_tokenizer
@@ -47,8 +48,7 @@ def test_windows_depend_on_the_seed_alone(loaded: LoadedModel) -> None:
 def test_statistics_of_the_dense_model_are_taken_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = source(sequential=False).load(loaded)
     first = weights(GPTQ(GRID), calibration)
-    monkeypatch.setattr(blocks, "enter", lambda *_: pytest.fail("the model ran again"))
-    monkeypatch.setattr("sinq.collect.enter", blocks.enter)
+    monkeypatch.setattr(import_module("sinq.walk"), "enter", lambda *_: pytest.fail("the model ran again"))
     again = weights(GPTQ(GRID), source(sequential=False).load(loaded))
     assert all(torch.equal(first[name], again[name]) for name in first)
     weights(GPTQ(Grid(bits=4, group_size=32), true_sequential=True), calibration)  # other options, the same statistic

@@ -98,7 +98,8 @@ class TestSize:
 
     def test_layers_left_dense_count_with_what_they_cost(self) -> None:
         model = tiny_model("llama")
-        report = SINQ(Grid(group_size=128)).compress(model, context=Context(Layers(on_misfit=OnMisfit.skip)))  # the two of 14 that are 128 wide
+        only_wide = Context(Layers(on_misfit=OnMisfit.skip))  # the two of 14 that are 128 wide
+        report = SINQ(Grid(group_size=128)).compress(model, context=only_wide)
         given = subject(compressed=model)
         metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
         compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)

@@ -29,10 +29,10 @@ def checkpoint(folder: Path, architecture: str = "llama", shard: str = "40KB", d
     return folder
 
 
-def compressed(folder: Path, method: LayerMethod = METHOD, layers: Layers | None = None) -> dict[str, torch.Tensor]:
+def compressed(folder: Path, method: LayerMethod = METHOD, context: Context = Context()) -> dict[str, torch.Tensor]:
     """What compressing in memory would save."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    method.compress(model, context=Context(layers))
+    method.compress(model, context=context)
     return stored_tensors(model)
 
 
@@ -60,10 +60,10 @@ def test_it_writes_what_compressing_in_memory_saves(architecture: str, dtype: to
 
 def test_one_file_and_layer_choices_are_the_same_too(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "moe", shard="1GB")
-    layers = Layers(exclude=("lm_head", "down_proj"), on_misfit=OnMisfit.shrink)
+    context = Context(Layers(exclude=("lm_head", "down_proj"), on_misfit=OnMisfit.shrink))
     for index, method in enumerate((RTN(Grid(3, 48)), Hadamard(RTN(Grid(4, 32))))):
-        report = sinq.stream(source, tmp_path / str(index), method, Context(layers))
-        assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, layers))
+        report = sinq.stream(source, tmp_path / str(index), method, context)
+        assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, context))
         assert not any("down_proj" in layer.name for layer in report.layers)
     (source / "tokenizer_config.json").write_text("{}")
     sinq.stream(source, tmp_path / "with", METHOD)
