@@ -6,6 +6,10 @@ The folder `conf/` is installed inside `experiments`: a package of that common n
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["sinq*", "baselines*", "experiments*"]), "hydra_plugins", "experiments.conf"],
+    packages=[
+        *find_packages(include=["sinq*", "baselines*", "experiments*"]),
+        "hydra_plugins",
+        "experiments.conf",
+    ],
     package_dir={"experiments.conf": "conf"},
 )

@@ -68,16 +68,30 @@ def _smallest(scores):  # type: ignore[no-untyped-def]
     return 0
 
 
-def sweep(weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor) -> Tensor:
+def sweep(
+    weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor
+) -> Tensor:
     """See `additive_search.sweep`."""
     width = codebooks.shape[2]
     error = array(weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])
-    blocks = hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # H[G, G] of each group
+    blocks = (
+        hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    )  # H[G, G] of each group
     own = torch.einsum("mck,jkl,mcl->jmc", codebooks, blocks, codebooks)
     found = codes.to(torch.int32).numpy().copy()
     turned = array(codebooks.transpose(1, 2))
     with torch_threads():
-        _sweep(error, array(hessian), found, array(codebooks), turned, array(own), array(scale), beam, order.numpy())
+        _sweep(
+            error,
+            array(hessian),
+            found,
+            array(codebooks),
+            turned,
+            array(own),
+            array(scale),
+            beam,
+            order.numpy(),
+        )
     return torch.from_numpy(found).long()
 
 
@@ -87,10 +101,17 @@ def _sweep(error, hessian, codes, codebooks, turned, own, scale, beam, order):  
     groups, count, (vectors, width) = codes.shape[1], codes.shape[2], codebooks.shape[1:]
     for chunk in prange(-(-rows // ROWS)):
         first, lanes = chunk * ROWS, min(ROWS, rows - chunk * ROWS)
-        errors, held = np.empty((lanes, beam, columns), np.float32), np.empty((lanes, beam, groups, count), np.int32)
+        errors, held = (
+            np.empty((lanes, beam, columns), np.float32),
+            np.empty((lanes, beam, groups, count), np.int32),
+        )
         gains, alive = np.zeros((lanes, beam), np.float32), np.ones(lanes, np.int32)
         errors[:, 0], held[:, 0] = error[first : first + lanes], codes[first : first + lanes]
-        scores, slope, products = np.empty(vectors, np.float32), np.empty(width, np.float32), np.empty((beam, width), np.float32)
+        scores, slope, products = (
+            np.empty(vectors, np.float32),
+            np.empty(width, np.float32),
+            np.empty((beam, width), np.float32),
+        )
         for j in order:
             start = j * width
             block = hessian[start : start + width]
@@ -116,7 +137,9 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
-def _visit(errors, held, gains, alive, products, scores, slope, block, codebook, turned, own, scale, j, m, start):  # type: ignore[no-untyped-def]
+def _visit(
+    errors, held, gains, alive, products, scores, slope, block, codebook, turned, own, scale, j, m, start
+):  # type: ignore[no-untyped-def]
     """Choose the vector of codebook m in group j for the hypotheses of a row: how many there are afterwards."""
     beam, width, squared = len(gains), len(slope), scale * scale
     best = np.full(beam, np.inf, np.float32)
@@ -157,7 +180,11 @@ def _insert(best, parents, chosen, filled, value, parent, code):  # type: ignore
 def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook, scale, j, m, start):  # type: ignore[no-untyped-def]
     """The chosen pairs become the hypotheses: the first of a parent takes its place, others that of one that has ended."""
     count, width = len(best), codebook.shape[1]
-    places, taken, used = np.full(count, -1, np.int32), np.zeros(len(gains), np.bool_), np.zeros(len(gains), np.bool_)
+    places, taken, used = (
+        np.full(count, -1, np.int32),
+        np.zeros(len(gains), np.bool_),
+        np.zeros(len(gains), np.bool_),
+    )
     for k in range(count):
         if not used[parents[k]]:
             used[parents[k]], taken[parents[k]], places[k] = True, True, parents[k]
@@ -167,7 +194,11 @@ def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook
             while taken[free]:
                 free += 1
             taken[free], places[k] = True, free
-            errors[free], held[free], products[free] = errors[parents[k]], held[parents[k]], products[parents[k]]
+            errors[free], held[free], products[free] = (
+                errors[parents[k]],
+                held[parents[k]],
+                products[parents[k]],
+            )
     for k in range(count):
         b = places[k]
         gains[b] = best[k]

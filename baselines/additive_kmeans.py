@@ -13,7 +13,9 @@ PIECE = 1 << 16
 """Vectors whose distances are in memory together."""
 
 
-def residual_kmeans(groups: Tensor, count: int, vectors: int, iterations: int, seed: int) -> tuple[Tensor, Tensor]:
+def residual_kmeans(
+    groups: Tensor, count: int, vectors: int, iterations: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Codebooks (count, vectors, g) and codes (N, count), int64, of vectors (N, g), float32: their sums are near the vectors."""
     generator, rest = torch.Generator().manual_seed(seed), groups
     codebooks, codes = [], []
@@ -25,7 +27,9 @@ def residual_kmeans(groups: Tensor, count: int, vectors: int, iterations: int, s
     return torch.stack(codebooks), torch.stack(codes, 1)
 
 
-def kmeans(points: Tensor, vectors: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def kmeans(
+    points: Tensor, vectors: int, iterations: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Lloyd's iteration: centroids (vectors, g) of points (N, g), and the nearest of each point, int64 (N,)."""
     count = len(points)
     start = torch.randperm(count, generator=generator)[:vectors]

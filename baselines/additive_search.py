@@ -47,7 +47,11 @@ def search(
     found = sweep(problem.weight, problem.hessian, codes, codebooks, scale, beam, order)
     after = problem.row_losses(found, codebooks, scale)
     worse = after > before
-    return torch.where(worse[:, None, None], codes, found), torch.where(worse, before, after), int(worse.sum())
+    return (
+        torch.where(worse[:, None, None], codes, found),
+        torch.where(worse, before, after),
+        int(worse.sum()),
+    )
 
 
 @fast(cpu="baselines.additive_kernel:sweep")
@@ -70,7 +74,9 @@ def sweep(
         Codes of each row's best hypothesis.
     """
     rows, vectors, width = len(weight), codebooks.shape[1], codebooks.shape[2]
-    error = (weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])[:, None]  # (rows, hypotheses, in)
+    error = (weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])[
+        :, None
+    ]  # (rows, hypotheses, in)
     held, gain = codes[:, None].clone(), torch.zeros(rows, 1, device=weight.device)
     s, row = scale[:, None, None], torch.arange(rows, device=weight.device)[:, None]
     for j in order.tolist():
@@ -79,7 +85,9 @@ def sweep(
         for m, codebook in enumerate(codebooks):
             old = codebook[held[:, :, j, m]]
             u = 2 * s * (error @ hessian[:, part] + s * (old @ block))
-            score = s**2 * ((codebook @ block) * codebook).sum(1) - u @ codebook.T  # (rows, hypotheses, vectors)
+            score = (
+                s**2 * ((codebook @ block) * codebook).sum(1) - u @ codebook.T
+            )  # (rows, hypotheses, vectors)
             total = gain[:, :, None] + score - score.gather(2, held[:, :, j, m, None])
             gain, index = total.flatten(1).topk(min(beam, total[0].numel()), largest=False, sorted=True)
             parent, code = index // vectors, index % vectors

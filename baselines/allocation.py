@@ -30,7 +30,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.bits_per_weight > 0:
-            raise ValueError(f"budget.bits_per_weight={self.bits_per_weight} is not possible; it must be above 0")
+            raise ValueError(
+                f"budget.bits_per_weight={self.bits_per_weight} is not possible; it must be above 0"
+            )
 
     def nbytes(self, weights: int) -> int:
         """Bytes for layers of so many weights together."""
@@ -55,8 +57,13 @@ def allocate(nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int
     starts = [nbytes.argmin(1), *(np.full(layers, choice) for choice in range(choices))]
     affordable = [start for start in starts if _total(nbytes, start) <= budget]
     if not affordable:
-        raise ValueError(f"the cheapest choices take {_total(nbytes, starts[0])} bytes, above the budget of {budget}")
-    return min((_upgraded(nbytes, damage, budget, start) for start in affordable), key=lambda chosen: _total(damage, chosen))
+        raise ValueError(
+            f"the cheapest choices take {_total(nbytes, starts[0])} bytes, above the budget of {budget}"
+        )
+    return min(
+        (_upgraded(nbytes, damage, budget, start) for start in affordable),
+        key=lambda chosen: _total(damage, chosen),
+    )
 
 
 def check_range(budget: Budget, nbytes: NDArray[np.int64], weights: int) -> None:
@@ -67,7 +74,9 @@ def check_range(budget: Budget, nbytes: NDArray[np.int64], weights: int) -> None
         raise NotApplicable(f"budget.bits_per_weight={budget.bits_per_weight} cannot be met: {possible}")
 
 
-def _upgraded(nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int, start: NDArray[np.int64]) -> NDArray[np.int64]:
+def _upgraded(
+    nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int, start: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """The end of the walk from a choice for every layer."""
     chosen = start.copy()
     left = budget - _total(nbytes, chosen)
@@ -77,7 +86,9 @@ def _upgraded(nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: in
         allowed = (better > 0) & (dearer <= left)
         if not allowed.any():
             return chosen
-        worth = np.where(allowed, better / np.maximum(dearer, 0.5), -np.inf)  # what is better and no dearer comes first
+        worth = np.where(
+            allowed, better / np.maximum(dearer, 0.5), -np.inf
+        )  # what is better and no dearer comes first
         layer, choice = np.unravel_index(worth.argmax(), worth.shape)
         left -= dearer[layer, choice]
         chosen[layer] = choice

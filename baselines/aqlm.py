@@ -69,7 +69,9 @@ class AQLM(LayerMethod):
             if getattr(self, option) < 1:
                 raise ValueError(f"method.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
         if not 0 <= self.tolerance < 1:
-            raise ValueError(f"method.tolerance={self.tolerance} is not possible; it must be from 0 to below 1")
+            raise ValueError(
+                f"method.tolerance={self.tolerance} is not possible; it must be from 0 to below 1"
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"method.learning_rate={self.learning_rate} is not possible; it must be above 0")
 
@@ -82,7 +84,9 @@ class AQLM(LayerMethod):
     def quantize(self, weight: Tensor, statistic: Hessian) -> AdditiveTensor:
         hessian = statistic.matrix()
         if not torch.isfinite(hessian).all():
-            raise ValueError("the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32")
+            raise ValueError(
+                "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32"
+            )
         unit = hessian.diagonal().mean()
         curvature = (hessian / unit if unit > 0 else torch.eye(len(hessian)).to(hessian)).float()
         rms = weight.norm(dim=1).square().mean().sqrt()
@@ -95,12 +99,16 @@ class AQLM(LayerMethod):
         """Row norms, and residual k-means of what they leave."""
         scale = weight.norm(dim=1) + SMALLEST_NORM
         groups = (weight / scale[:, None]).reshape(-1, self.format.group)
-        codebooks, codes = residual_kmeans(groups, self.format.codebooks, self.format.vectors, self.init_iterations, self.seed)
+        codebooks, codes = residual_kmeans(
+            groups, self.format.codebooks, self.format.vectors, self.init_iterations, self.seed
+        )
         return Fit(codes.reshape(len(weight), -1, self.format.codebooks), codebooks, scale)
 
     def _alternate(self, problem: Problem) -> tuple["Fit", dict[str, float]]:
         fit, kept, previous = self.start(problem.weight), 0, torch.inf
-        optimizer = torch.optim.Adam([fit.codebooks, fit.scale], self.learning_rate, betas=(0.0, 0.95), amsgrad=True)
+        optimizer = torch.optim.Adam(
+            [fit.codebooks, fit.scale], self.learning_rate, betas=(0.0, 0.95), amsgrad=True
+        )
         generator = torch.Generator().manual_seed(self.seed)
         loss = problem.row_losses(fit.codes, fit.codebooks, fit.scale).sum().item()
         for _ in range(self.rounds):

@@ -54,7 +54,9 @@ class AWQ(LayerWrapper):
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, ScalarMethod):
-            raise ValueError(f"method.inner={type(self.inner).__name__} is not possible; AWQ scales what RTN, SINQ or HQQ rounds")
+            raise ValueError(
+                f"method.inner={type(self.inner).__name__} is not possible; AWQ scales what RTN, SINQ or HQQ rounds"
+            )
         if self.norm not in (1, 2):
             raise ValueError(f"method.norm={self.norm} is not possible; it must be 1 or 2")
         if self.ratios < 1:
@@ -95,7 +97,9 @@ class AWQ(LayerWrapper):
         for part in inputs.split(CHUNK):
             for error in errors:
                 outputs = error @ part.T
-                total += (outputs.abs_() if self.norm == 1 else outputs.square_()).sum(dtype=torch.float64).item()
+                total += (
+                    (outputs.abs_() if self.norm == 1 else outputs.square_()).sum(dtype=torch.float64).item()
+                )
             if total >= lowest:
                 break
         return total
@@ -103,7 +107,9 @@ class AWQ(LayerWrapper):
     def _candidates(self, normalized: list[Normalized], statistic: Inputs) -> Iterator[Tensor]:
         """Channel scales (in,) besides 1; those of middling α, which are mostly the best, first: they let others be dropped early."""
         activation = statistic.mean_magnitude().clamp_min(TINY)
-        weight = torch.cat([_share_of_largest(one.matrix, self.grid.group_size) for one in normalized]).mean(0)
+        weight = torch.cat([_share_of_largest(one.matrix, self.grid.group_size) for one in normalized]).mean(
+            0
+        )
         for step in sorted(range(self.ratios), key=lambda step: abs(2 * step - self.ratios)):
             ratio = step / self.ratios
             channel = activation**ratio
@@ -117,7 +123,9 @@ class AWQ(LayerWrapper):
         largest = by_group(normalized.matrix.abs(), self.grid.group_size).amax(-1)
         best, lowest = largest, torch.full_like(largest, torch.inf)
         for share in CLIPS:
-            error = by_group(self.inner.error(normalized, share * largest), self.grid.group_size).transpose(0, 1)
+            error = by_group(self.inner.error(normalized, share * largest), self.grid.group_size).transpose(
+                0, 1
+            )
             loss = ((error @ grams) * error).sum(-1).T
             best, lowest = torch.where(loss < lowest, share * largest, best), torch.minimum(loss, lowest)
         return normalized.cut_at(best)

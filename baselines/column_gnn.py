@@ -41,11 +41,15 @@ class Training:
             if (value := getattr(self, option)) is not None and value < 1:
                 raise ValueError(f"training.{option}={value} is not possible; it must be ≥ 1")
         if not self.learning_rate > 0:
-            raise ValueError(f"training.learning_rate={self.learning_rate} is not possible; it must be above 0")
+            raise ValueError(
+                f"training.learning_rate={self.learning_rate} is not possible; it must be above 0"
+            )
         if self.budget_weight < 0:
             raise ValueError(f"training.budget_weight={self.budget_weight} is not possible; it must be ≥ 0")
         if len(self.temperature) != 2 or not min(self.temperature) > 0:
-            raise ValueError(f"training.temperature={self.temperature} is not possible; it must be two numbers above 0")
+            raise ValueError(
+                f"training.temperature={self.temperature} is not possible; it must be two numbers above 0"
+            )
 
     def temperature_at(self, step: int) -> float:
         """τ of a step, from 0."""
@@ -65,7 +69,9 @@ class ColumnGNN:
     """Θ3, (hidden, widths)"""
 
     @classmethod
-    def random(cls, features: int, hidden: int, widths: int, generator: torch.Generator, device: torch.device) -> Self:
+    def random(
+        cls, features: int, hidden: int, widths: int, generator: torch.Generator, device: torch.device
+    ) -> Self:
         """Glorot's normal distribution, the same on any device."""
         shapes = ((features, hidden), (hidden, hidden), (hidden, widths))
         drawn = (torch.randn(shape, generator=generator) * (2 / sum(shape)) ** 0.5 for shape in shapes)
@@ -112,7 +118,9 @@ def trained_logits(
     task: Task, adjacency: Tensor | None, features: Tensor, options: Training, generator: torch.Generator
 ) -> tuple[Tensor, list[float]]:
     """Logits (in, widths) of a network trained for one layer, and its loss at every step."""
-    network = ColumnGNN.random(features.shape[1], options.hidden, len(task.widths), generator, features.device)
+    network = ColumnGNN.random(
+        features.shape[1], options.hidden, len(task.widths), generator, features.device
+    )
     messages, losses, unit = _messages(adjacency, features), [], None
     with torch.enable_grad():
         optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)

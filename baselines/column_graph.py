@@ -26,7 +26,9 @@ def adjacency(factor: Tensor, neighbours: int | None = None) -> Tensor:
     shares = factor.abs() / factor.diagonal()[:, None]
     edges = shares + shares.T
     if neighbours is not None and neighbours < len(edges):
-        strongest = torch.zeros_like(edges, dtype=torch.bool).scatter_(1, edges.topk(neighbours, dim=1).indices, True)
+        strongest = torch.zeros_like(edges, dtype=torch.bool).scatter_(
+            1, edges.topk(neighbours, dim=1).indices, True
+        )
         edges = edges * (strongest | strongest.T).fill_diagonal_(True)
     scale = edges.sum(1).rsqrt()
     return (scale[:, None] * edges * scale).float()
@@ -44,11 +46,19 @@ def features(weight: Tensor, importance: Tensor, factor: Tensor, generator: torc
         generator: draws R.
     """
     magnitude = weight.abs()
-    plain = [magnitude.mean(0), weight.std(0, correction=0), magnitude.amax(0), importance.sqrt().float(), factor.diagonal().float()]
+    plain = [
+        magnitude.mean(0),
+        weight.std(0, correction=0),
+        magnitude.amax(0),
+        importance.sqrt().float(),
+        factor.diagonal().float(),
+    ]
     logs = torch.stack([_logarithm(values) for values in plain], dim=1)
     standard = (logs - logs.mean(0)) / logs.std(0, correction=0).clamp_min(TINY)
     sketch = weight.T @ torch.randn(len(weight), SKETCH, generator=generator).to(weight)
-    return torch.cat([standard, sketch / sketch.std(correction=0).clamp_min(torch.finfo(torch.float32).tiny)], dim=1)
+    return torch.cat(
+        [standard, sketch / sketch.std(correction=0).clamp_min(torch.finfo(torch.float32).tiny)], dim=1
+    )
 
 
 def _logarithm(values: Tensor) -> Tensor:

@@ -58,10 +58,14 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         ValueError: H is not finite.
     """
     if not torch.isfinite(hessian).all():
-        raise ValueError("the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32")
+        raise ValueError(
+            "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32"
+        )
     reversed_, unit = hessian.flip(0, 1), hessian.diagonal().mean()
     while True:
-        lower, failed = torch.linalg.cholesky_ex(reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian))
+        lower, failed = torch.linalg.cholesky_ex(
+            reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian)
+        )
         if not failed:
             return _upper_inverse(lower.flip(0, 1)), damping
         damping = max(10 * damping, SMALLEST_DAMPING)
@@ -72,6 +76,9 @@ def _upper_inverse(upper: Tensor) -> Tensor:
     half, result = len(upper) // 2, torch.zeros_like(upper)
     if len(upper) <= TRIANGLE:
         return torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)
-    result[:half, :half], result[half:, half:] = _upper_inverse(upper[:half, :half]), _upper_inverse(upper[half:, half:])
+    result[:half, :half], result[half:, half:] = (
+        _upper_inverse(upper[:half, :half]),
+        _upper_inverse(upper[half:, half:]),
+    )
     result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
     return result

@@ -15,5 +15,10 @@ class Dense(Method):
     name: ClassVar[str] = "dense"
     changes_model: ClassVar[bool] = False
 
-    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
         return CompressionReport()

@@ -76,7 +76,9 @@ class GPTQ(LayerMethod):
         """What is the same for all layers that share their inputs."""
         return Curvature.of(statistic.matrix(), self.damping, self._order)
 
-    def feed_back(self, weight: Tensor, curvature: Curvature, levels: ColumnLevels | None = None) -> CompressedWeight:
+    def feed_back(
+        self, weight: Tensor, curvature: Curvature, levels: ColumnLevels | None = None
+    ) -> CompressedWeight:
         """Round a matrix (out, in).
 
         Args:
@@ -86,7 +88,11 @@ class GPTQ(LayerMethod):
         fed_back = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
         worse = fed_back.row_errors(weight, curvature.hessian) > nearest.row_errors(weight, curvature.hessian)
         notes = {"damping_raised": curvature.damping} if curvature.damping > self.damping else {}
-        notes |= {key: float(mask.sum()) for key, mask in (("dead_columns", curvature.dead), ("rows_rounded", worse)) if mask.any()}
+        notes |= {
+            key: float(mask.sum())
+            for key, mask in (("dead_columns", curvature.dead), ("rows_rounded", worse))
+            if mask.any()
+        }
         return fed_back.with_rows(worse, nearest).store(notes)
 
     def _order(self, importance: Tensor) -> Tensor:
@@ -100,10 +106,18 @@ class GPTQ(LayerMethod):
             columns = columns[grouped.amax(1).argsort(descending=True, stable=True)]
         return columns.reshape(-1)
 
-    def _feed_back(self, weight: Tensor, factor: Tensor, order: Tensor, levels: ColumnLevels | None) -> "_Rounded":
+    def _feed_back(
+        self, weight: Tensor, factor: Tensor, order: Tensor, levels: ColumnLevels | None
+    ) -> "_Rounded":
         """All columns in `order`, (in,), with the upper factor of the inverse Hessian, (in, in) in that order."""
-        block = -(-self.block // self.grid.group_size) * self.grid.group_size  # whole groups, so that none is chosen half-updated
-        work, result, choosing = weight[:, order], _Rounded.nearest(weight, self.grid, levels), self.act_order is not ActOrder.full
+        block = (
+            -(-self.block // self.grid.group_size) * self.grid.group_size
+        )  # whole groups, so that none is chosen half-updated
+        work, result, choosing = (
+            weight[:, order],
+            _Rounded.nearest(weight, self.grid, levels),
+            self.act_order is not ActOrder.full,
+        )
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
             errors = round_block(
@@ -164,8 +178,15 @@ class _Rounded:
 
     def with_rows(self, rows: Tensor, other: Self) -> Self:
         """Rows of `other` where `rows`, (out,), says so."""
-        codes, scale = (torch.where(rows[:, None], theirs, own) for own, theirs in ((self.codes, other.codes), (self.scale, other.scale)))
-        zero = None if self.zero is None or other.zero is None else torch.where(rows[:, None], other.zero, self.zero)
+        codes, scale = (
+            torch.where(rows[:, None], theirs, own)
+            for own, theirs in ((self.codes, other.codes), (self.scale, other.scale))
+        )
+        zero = (
+            None
+            if self.zero is None or other.zero is None
+            else torch.where(rows[:, None], other.zero, self.zero)
+        )
         return replace(self, codes=codes, scale=scale, zero=zero)
 
     def store(self, notes: dict[str, float]) -> CompressedWeight:

@@ -68,7 +68,11 @@ def _round_block(  # type: ignore[no-untyped-def]
     for chunk in prange(-(-rows // LANES)):
         first, lanes = chunk * LANES, min(LANES, rows - chunk * LANES)
         tile, found = np.zeros((width, LANES), np.float32), np.empty((width, LANES), np.uint8)
-        unit, offset, error = np.ones(LANES, np.float32), np.zeros(LANES, np.float32), np.empty(LANES, np.float32)
+        unit, offset, error = (
+            np.ones(LANES, np.float32),
+            np.zeros(LANES, np.float32),
+            np.empty(LANES, np.float32),
+        )
         for lane in range(lanes):
             for j in range(width):
                 tile[j, lane] = work[first + lane, j]
@@ -76,12 +80,19 @@ def _round_block(  # type: ignore[no-untyped-def]
             group = columns[j] // group_size
             if choosing and j % group_size == 0:
                 _choose_group(
-                    tile[j : j + group_size], last, limits, scale[first : first + lanes, group], zero[first : first + lanes, group]
+                    tile[j : j + group_size],
+                    last,
+                    limits,
+                    scale[first : first + lanes, group],
+                    zero[first : first + lanes, group],
                 )
             if j == 0 or group != columns[j - 1] // group_size:
                 for lane in range(lanes):
                     chosen = scale[first + lane, group]
-                    unit[lane], offset[lane] = chosen if chosen > 0 else np.float32(1), zero[first + lane, group]
+                    unit[lane], offset[lane] = (
+                        chosen if chosen > 0 else np.float32(1),
+                        zero[first + lane, group],
+                    )
             inverse = factor[j, j]
             top, step, density, start = levels[j]
             for lane in range(LANES):

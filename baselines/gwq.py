@@ -84,7 +84,9 @@ class GWQ(LayerMethod):
         if self.score is Score.magnitude:
             return weight.abs()
         if gradient is None:
-            return torch.rand(weight.shape, generator=torch.Generator().manual_seed(self.seed)).to(weight.device)
+            return torch.rand(weight.shape, generator=torch.Generator().manual_seed(self.seed)).to(
+                weight.device
+            )
         return gradient * weight.abs() if self.score is Score.grad_weight else gradient
 
     def _largest(self, score: Tensor) -> Tensor:
@@ -93,8 +95,13 @@ class GWQ(LayerMethod):
         mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
         return mask.index_fill_(0, chosen, True).reshape(score.shape)
 
-    def _notes(self, weight: Tensor, statistic: Gradient | None, score: Tensor, mask: Tensor) -> dict[str, float]:
-        notes = {"widened_groups": _widened(weight, mask, self.grid), "outliers_of_score_0": int((score[mask] == 0).sum())}
+    def _notes(
+        self, weight: Tensor, statistic: Gradient | None, score: Tensor, mask: Tensor
+    ) -> dict[str, float]:
+        notes = {
+            "widened_groups": _widened(weight, mask, self.grid),
+            "outliers_of_score_0": int((score[mask] == 0).sum()),
+        }
         found: dict[str, float] = {name: float(count) for name, count in notes.items() if count}
         halves = statistic.halves() if statistic else None
         if halves and mask.any():

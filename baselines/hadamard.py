@@ -17,7 +17,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sinq import Calibration, CompressedWeight, Context, LayerMethod, LayerWrapper, Method, NotApplicable, find_targets
+from sinq import (
+    Calibration,
+    CompressedWeight,
+    Context,
+    LayerMethod,
+    LayerWrapper,
+    Method,
+    NotApplicable,
+    find_targets,
+)
 from sinq.folding import Place, Rewriting, decoder, with_bias
 from sinq.plan import Plan
 from sinq.progress import Progress
@@ -37,10 +46,14 @@ class Hadamard(LayerWrapper):
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, LayerMethod):
-            raise NotApplicable(f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way")
+            raise NotApplicable(
+                f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way"
+            )
         if self.inner.statistic is not None and not issubclass(self.inner.statistic, InputStatistic):
             needed = self.inner.statistic.__name__
-            raise NotApplicable(f"Hadamard rotates inputs; the {needed} that inner={type(self.inner).__name__} works from is not of inputs")
+            raise NotApplicable(
+                f"Hadamard rotates inputs; the {needed} that inner={type(self.inner).__name__} works from is not of inputs"
+            )
 
     def quantize(self, weight: Tensor, statistic: Any = None) -> Rotated:
         rotation = Rotation.random(weight.shape[1], self.seed, weight.device)
@@ -50,7 +63,9 @@ class Hadamard(LayerWrapper):
         rotation = Rotation.random(weights[0].shape[1], self.seed, weights[0].device)
         rotated = [rotation.apply(weight) for weight in weights]
         values = self.inner.quantize_together(rotated, _rotated(statistic, rotation))
-        return [Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values]  # each is saved on its own
+        return [
+            Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values
+        ]  # each is saved on its own
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         for target in find_targets(model, context.layers.exclude):

@@ -27,7 +27,9 @@ class HQQ(ScalarMethod):
     def __post_init__(self) -> None:
         grid = self.grid
         if grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform:
-            raise NotApplicable("HQQ moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32")
+            raise NotApplicable(
+                "HQQ moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
+            )
 
     def round(self, normalized: Normalized) -> QuantizedTensor:
         return normalized.refined(self.grid, self.refinement, self.round_zero)

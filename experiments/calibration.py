@@ -69,18 +69,28 @@ class CalibrationText(CalibrationSource):
     def __post_init__(self) -> None:
         for option in ("samples", "seqlen"):
             if getattr(self, option) < 1:
-                raise ValueError(f"calibration.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
+                raise ValueError(
+                    f"calibration.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
+                )
 
     def load(self, loaded: LoadedModel) -> Calibration:
-        tokens = self._windows(tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash), loaded.context)
-        return Calibration(tokens, self.sequential, None if self.sequential else StatisticsFolder(_folder(loaded, tokens)))
+        tokens = self._windows(
+            tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash), loaded.context
+        )
+        return Calibration(
+            tokens, self.sequential, None if self.sequential else StatisticsFolder(_folder(loaded, tokens))
+        )
 
     def _windows(self, tokens: Tensor, context: int) -> Tensor:
         """(samples, seqlen), at random places."""
         seqlen = min(self.seqlen, context)
         if len(tokens) < seqlen:
-            raise ValueError(f"the calibration text has {len(tokens)} tokens, fewer than calibration.seqlen={seqlen}")
-        starts = torch.randint(len(tokens) - seqlen + 1, (self.samples,), generator=torch.Generator().manual_seed(self.seed))
+            raise ValueError(
+                f"the calibration text has {len(tokens)} tokens, fewer than calibration.seqlen={seqlen}"
+            )
+        starts = torch.randint(
+            len(tokens) - seqlen + 1, (self.samples,), generator=torch.Generator().manual_seed(self.seed)
+        )
         return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
 
     def identity(self) -> dict[str, Any]:
@@ -109,6 +119,11 @@ class StatisticsFolder:
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
     """By content: the model as it computes here, and the windows."""
-    model = {**loaded.identity, "commit": loaded.commit, "dtype": str(loaded.model.dtype), "device": loaded.model.device.type}
+    model = {
+        **loaded.identity,
+        "commit": loaded.commit,
+        "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+    }
     content = json.dumps(model, sort_keys=True).encode() + tokens.numpy().tobytes()
     return cache_dir() / "statistics" / hashlib.sha256(content).hexdigest()[:24]

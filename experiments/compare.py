@@ -63,7 +63,9 @@ def compare(row: Row, against: Row) -> Comparison:
     """
     obstacles = differences(row, against)
     if obstacles:
-        raise ValueError(f"rows {row['run_id']} and {against['run_id']} cannot be compared: {'; '.join(obstacles)}")
+        raise ValueError(
+            f"rows {row['run_id']} and {against['run_id']} cannot be compared: {'; '.join(obstacles)}"
+        )
     delta = np.asarray(_nll(row)) - np.asarray(_nll(against))
     low, high = bootstrap_interval(delta)
     return Comparison(float(delta.mean()), low, high, len(delta))
@@ -71,7 +73,9 @@ def compare(row: Row, against: Row) -> Comparison:
 
 def differences(row: Row, against: Row) -> list[str]:
     """Why two rows cannot be compared: what differs, with both values. Empty if they can."""
-    broken = [each["run_id"] for each in (row, against) if not _nll(each) or not np.isfinite(_nll(each)).all()]
+    broken = [
+        each["run_id"] for each in (row, against) if not _nll(each) or not np.isfinite(_nll(each)).all()
+    ]
     if broken:
         return [f"{run_id} has no finite perplexity" for run_id in broken]
     own, other = conditions(row), conditions(against)

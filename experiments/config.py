@@ -118,7 +118,9 @@ def by_name(classes: Iterable[type]) -> dict[str, type]:
         other = named.setdefault(each.__name__, each)
         if other is not each:
             places = f"{other.__module__}.{other.__qualname__} and {each.__module__}.{each.__qualname__}"
-            raise TypeError(f"two classes have the name {each.__name__}, under which a schema is stored: {places}; rename one")
+            raise TypeError(
+                f"two classes have the name {each.__name__}, under which a schema is stored: {places}; rename one"
+            )
     return named
 
 
@@ -133,13 +135,25 @@ def build(config: DictConfig) -> Run:
     parts = {name: instantiated(config, name) for name in OF_RUN}
     method, names = with_calibration(parts["method"], config.calibrated), choices(config)
     if method != parts["method"]:
-        names["method"] = f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
-    return Run(**(parts | {"method": method}), device=config.device, kernel=config.kernel, stream=config.stream, choices=names)
+        names["method"] = (
+            f"{names.get('method', 'method')} {'calibrated' if config.calibrated else 'uncalibrated'}"
+        )
+    return Run(
+        **(parts | {"method": method}),
+        device=config.device,
+        kernel=config.kernel,
+        stream=config.stream,
+        choices=names,
+    )
 
 
 def choices(config: DictConfig) -> dict[str, str]:
     """The names the user chose parts by."""
-    return {group: str(name) for group, name in config.hydra.runtime.choices.items() if name and not {"/", "@"} & {*group}}
+    return {
+        group: str(name)
+        for group, name in config.hydra.runtime.choices.items()
+        if name and not {"/", "@"} & {*group}
+    }
 
 
 def _sweep() -> str | None:
@@ -152,6 +166,10 @@ def _sweep() -> str | None:
 def _in_data(name: str) -> str:
     folder = data_dir()
     if folder is None or not (folder / name).exists():
-        where = f"the folder SINQ_DATA={folder} does not have it" if folder else "the environment variable SINQ_DATA names no folder"
+        where = (
+            f"the folder SINQ_DATA={folder} does not have it"
+            if folder
+            else "the environment variable SINQ_DATA names no folder"
+        )
         raise ValueError(f"{name} is not part of this project, and {where}")
     return str(folder / name)

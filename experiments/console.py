@@ -15,7 +15,9 @@ from transformers.utils import logging as transformers_logging
 from experiments.record import Row, flatten, settings
 from sinq.progress import T
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)  # a file or pipe has no width of its own
+console = Console(
+    highlight=False, width=None if sys.stdout.isatty() else 140
+)  # a file or pipe has no width of its own
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ppl", "perplexity.value", "number"),
@@ -52,7 +54,12 @@ def set_up() -> None:
 
 def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     """A progress bar around an iterable; it goes away when done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield from progress.track(items, total=total, description=description)
 
@@ -60,7 +67,9 @@ def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
 def table(rows: list[Row], title: str) -> Table:
     """Rows side by side: dense ones first, then in the order given. Columns nobody has are left out."""
     ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
-    shown = [column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)]
+    shown = [
+        column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)
+    ]
     view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     view.add_column("run", no_wrap=True)
     for heading, _, _ in shown:
@@ -76,8 +85,12 @@ def distinct_names(rows: list[Row]) -> list[str]:
     names = []
     for row, own in zip(rows, options, strict=True):
         alike = [other for other, its in zip(options, rows, strict=True) if its["name"] == row["name"]]
-        differing = sorted({key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)})
-        names.append(" ".join([row["name"], *(f"{key.rpartition('.')[2]}={own.get(key)}" for key in differing)]))
+        differing = sorted(
+            {key for other in alike for key in {*own, *other} if own.get(key) != other.get(key)}
+        )
+        names.append(
+            " ".join([row["name"], *(f"{key.rpartition('.')[2]}={own.get(key)}" for key in differing)])
+        )
     return names
 
 
@@ -117,7 +130,10 @@ def facts(row: Row) -> str:
     perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
     parts = [f"{protocol['source']}", f"{protocol['dtype']} on {row['identity']['device']}"]
     if perplexity:
-        parts.insert(1, f"first {perplexity['windows']} of {perplexity['windows_available']} windows of {perplexity['seqlen']} tokens")
+        parts.insert(
+            1,
+            f"first {perplexity['windows']} of {perplexity['windows_available']} windows of {perplexity['seqlen']} tokens",
+        )
     if "latency" in row["metrics"]:
         parts.append(f"kernel {row['metrics']['latency']['kernel']}")
     if row["identity"]["model"].get("name") == "smollm2":

@@ -19,7 +19,11 @@ from experiments.record import FINISHED, Row, flatten, layers_path, settings
 
 MADE_BY = ("protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
 """Places that say how a run was made, besides its settings."""
-WINDOWED = {"perplexity.nll": "window_nll", "perplexity.kl": "window_kl", "perplexity.flip_rate": "window_flips"}
+WINDOWED = {
+    "perplexity.nll": "window_nll",
+    "perplexity.kl": "window_kl",
+    "perplexity.flip_rate": "window_flips",
+}
 """Metric → its values by window, in the samples."""
 LAYERED = ("relative_error", "imbalance_after", "bits_per_weight")
 """Columns of the table of layers that are compared."""
@@ -42,13 +46,23 @@ def select(rows: list[Row], words: str) -> Row:
         ValueError: there is none, or several; the message lists them, or the keys that may be asked for.
     """
     finished = [row for row in rows if row["status"] == FINISHED]
-    fits = _query(finished, words) if "=" in words else lambda row: row["run_id"].startswith(words) or row["name"] == words
+    fits = (
+        _query(finished, words)
+        if "=" in words
+        else lambda row: row["run_id"].startswith(words) or row["name"] == words
+    )
     found = [row for row in finished if fits(row)]
     if len(found) == 1:
         return found[0]
     listed = found or finished
-    names = "; ".join(f"{row['run_id']} ({name})" for row, name in zip(listed, distinct_names(listed), strict=True))
-    raise ValueError(f"{words} means {len(found) or 'none'} of the finished runs; " + ("it may be: " if found else "there are: ") + names)
+    names = "; ".join(
+        f"{row['run_id']} ({name})" for row, name in zip(listed, distinct_names(listed), strict=True)
+    )
+    raise ValueError(
+        f"{words} means {len(found) or 'none'} of the finished runs; "
+        + ("it may be: " if found else "there are: ")
+        + names
+    )
 
 
 def matching(rows: list[Row], query: str) -> list[Row]:
@@ -61,7 +75,9 @@ def matching(rows: list[Row], query: str) -> list[Row]:
     fits = _query(finished, query)
     found = [row for row in finished if fits(row)]
     if not found:
-        raise ValueError(f"{query} fits none of {len(finished)} finished runs; a query is like method=sinq,bits=4")
+        raise ValueError(
+            f"{query} fits none of {len(finished)} finished runs; a query is like method=sinq,bits=4"
+        )
     return found
 
 
@@ -70,7 +86,9 @@ def _query(rows: list[Row], words: str) -> Callable[[Row], bool]:
     known = sorted({key for row in rows for key in _keys(row) if "." not in key or key in words})
     for key, _ in pairs:
         if key not in known:
-            raise ValueError(f"{key} in {words} is nothing that a run was chosen by; there are: {', '.join(known)}")
+            raise ValueError(
+                f"{key} in {words} is nothing that a run was chosen by; there are: {', '.join(known)}"
+            )
     return lambda row: all(value in _keys(row).get(key, ()) for key, value in pairs)
 
 
@@ -87,11 +105,17 @@ def _keys(row: Row) -> dict[str, set[str]]:
 def changes(one: Row, other: Row) -> list[tuple[str, Any, Any]]:
     """Settings, and places of protocol and provenance, in which two rows differ, with both values; None where one has none."""
     own, its = _made_by(one), _made_by(other)
-    return [(place, own.get(place), its.get(place)) for place in {**own, **its} if own.get(place) != its.get(place)]
+    return [
+        (place, own.get(place), its.get(place))
+        for place in {**own, **its}
+        if own.get(place) != its.get(place)
+    ]
 
 
 def _made_by(row: Row) -> dict[str, Any]:
-    return flatten(settings(row)) | {place: value for place, value in flatten(row).items() if place.startswith(MADE_BY)}
+    return flatten(settings(row)) | {
+        place: value for place, value in flatten(row).items() if place.startswith(MADE_BY)
+    }
 
 
 def metrics(one: Row, other: Row) -> list[Difference]:
@@ -119,10 +143,16 @@ def _interval(one: Row, other: Row, name: str) -> tuple[float, float] | None:
 def layers(one: Row, other: Row, results_dir: Path) -> pd.DataFrame:
     """Layers both runs have, indexed by name: columns (metric, one | other | difference), the largest change of the first metric first."""
     tables = [_layers(row, results_dir) for row in (one, other)]
-    shared = [column for column in ("output_error", *LAYERED) if all(column in table and table[column].notna().any() for table in tables)]
+    shared = [
+        column
+        for column in ("output_error", *LAYERED)
+        if all(column in table and table[column].notna().any() for table in tables)
+    ]
     both = tables[0].index.intersection(tables[1].index)
     own, its = (table.loc[both, shared] for table in tables)
-    joined = pd.concat({"one": own, "other": its, "difference": its - own}, axis="columns").swaplevel(axis="columns")
+    joined = pd.concat({"one": own, "other": its, "difference": its - own}, axis="columns").swaplevel(
+        axis="columns"
+    )
     if not shared or joined.empty:
         return pd.DataFrame()
     order = joined[shared[0], "difference"].abs().sort_values(ascending=False).index

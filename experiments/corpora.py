@@ -38,8 +38,13 @@ class C4(Corpus):
         FileRows("c4/c4-validation.00000-of-00008.json.gz"),
         FileRows("c4/c4_train_sample.jsonl", 0.0, 0.5),
     )
-    evaluation_hub = HubRows("allenai/c4", split="train", data_files="en/c4-validation.00000-of-00008.json.gz")
-    calibration_files = (FileRows("c4/c4-train.00000-of-01024.json.gz"), FileRows("c4/c4_train_sample.jsonl", 0.5, 1.0))
+    evaluation_hub = HubRows(
+        "allenai/c4", split="train", data_files="en/c4-validation.00000-of-00008.json.gz"
+    )
+    calibration_files = (
+        FileRows("c4/c4-train.00000-of-01024.json.gz"),
+        FileRows("c4/c4_train_sample.jsonl", 0.5, 1.0),
+    )
     calibration_hub = HubRows("allenai/c4", split="train", data_files="en/c4-train.00000-of-01024.json.gz")
 
 
@@ -57,7 +62,9 @@ class C4New(C4):
 
     def evaluation(self) -> Passage:
         rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
-        return Passage(self.joiner.join(rows[: self.documents]), f"{source}, first {self.documents} documents")
+        return Passage(
+            self.joiner.join(rows[: self.documents]), f"{source}, first {self.documents} documents"
+        )
 
 
 PLACES = ("c4_seed_tmp.pth", "c4_seed_index.pth")
@@ -80,7 +87,11 @@ class Excerpts(Passage):
 
     def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         cuts = zip(self.documents, self.starts, strict=True)
-        return [token for text, start in cuts for token in tokenizer(text, verbose=False)["input_ids"][start : start + self.length]]
+        return [
+            token
+            for text, start in cuts
+            for token in tokenizer(text, verbose=False)["input_ids"][start : start + self.length]
+        ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,10 @@ class C4Saved(C4):
     evaluation_files = C4.evaluation_files[:1]
 
     def evaluation(self) -> Passage:
-        (numbers, starts), (rows, source) = self._places(), self._rows(self.evaluation_files, self.evaluation_hub)
+        (numbers, starts), (rows, source) = (
+            self._places(),
+            self._rows(self.evaluation_files, self.evaluation_hub),
+        )
         if len(numbers) != len(starts) or not all(0 <= number < len(rows) for number in numbers):
             raise ValueError(
                 f"text={self.name}: {PLACES[0]} has {len(numbers)} numbers up to {max(numbers, default=0)}, {PLACES[1]} {len(starts)}; both"
@@ -128,7 +142,9 @@ def _whole_numbers(file: Path) -> tuple[int, ...]:
     try:
         values = torch.load(file, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as torch.save writes it: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{file} cannot be read as torch.save writes it: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
         raise ValueError(f"{file} holds {str(values)[:40]}; it must be a list of whole numbers from 0 on")
     return tuple(values)
@@ -141,9 +157,13 @@ class PennTreebank(Corpus):
     name = "ptb"
     joiner = " "
     evaluation_files = (FileRows("ptb/ptb.test.txt", strip=True),)
-    evaluation_hub = HubRows("ptb-text-only/ptb_text_only", split="test", revision="refs/convert/parquet", column="sentence")
+    evaluation_hub = HubRows(
+        "ptb-text-only/ptb_text_only", split="test", revision="refs/convert/parquet", column="sentence"
+    )
     calibration_files = (FileRows("ptb/ptb.train.txt", strip=True),)
-    calibration_hub = HubRows("ptb-text-only/ptb_text_only", split="train", revision="refs/convert/parquet", column="sentence")
+    calibration_hub = HubRows(
+        "ptb-text-only/ptb_text_only", split="train", revision="refs/convert/parquet", column="sentence"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,4 +8,6 @@ def advice(module: str | None) -> str | None:
     """Return how to install the package of a module that was not found, or None where no extra has it."""
     package = (module or "").partition(".")[0]
     extra = EXTRAS.get(package)
-    return f"{package} is not installed; install it with pip install 'sinq-harness[{extra}]'" if extra else None
+    return (
+        f"{package} is not installed; install it with pip install 'sinq-harness[{extra}]'" if extra else None
+    )

@@ -21,7 +21,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory")
+    words = (
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory",
+        "CUDA out of memory",
+    )
     return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
 
 
@@ -29,7 +33,9 @@ def explained(error: Exception, run: Run, cost: Cost) -> Exception:
     """The error to report: the same, or for want of memory one that says what to try."""
     if isinstance(error, OutOfMemoryError) or not ran_out_of_memory(error):
         return error  # one of the dense baseline has been explained already
-    return OutOfMemoryError(f"out of memory; the peak seen was {cost.peak_bytes / 1e9:.2f} GB. Try {', '.join(what_to_try(run))}")
+    return OutOfMemoryError(
+        f"out of memory; the peak seen was {cost.peak_bytes / 1e9:.2f} GB. Try {', '.join(what_to_try(run))}"
+    )
 
 
 def failure(error: Exception, cost: Cost) -> dict[str, Any]:

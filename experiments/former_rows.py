@@ -19,13 +19,27 @@ SINKHORN: Json = {
     "iterations": 16, "step_min": 0.7, "step_max": 2.0, "log_min": -0.3, "log_max": 10.0, "std_min": 0.001, "std_max": 1000.0,
     "early_stop": True, "relative_floors": True,
 }  # fmt: skip
-HALF_QUADRATIC: Json = {"steps": 20, "norm": 0.7, "beta": 10.0, "growth": 1.0, "early_stop": False, "reround": False}
+HALF_QUADRATIC: Json = {
+    "steps": 20,
+    "norm": 0.7,
+    "beta": 10.0,
+    "growth": 1.0,
+    "early_stop": False,
+    "reround": False,
+}
 CODEBOOKS: Json = {"codebooks": 2, "bits_per_codebook": 8, "group": 8, "codebook_share": 1.0}
 TUNING: Json = {
     "epochs": 10, "patience": 3, "batch": 4, "learning_rate": 1e-05, "betas": [0.9, 0.95], "validation": 0.125, "seed": 0,
 }  # fmt: skip
 GPTQ: Json = {"grid": GRID, "damping": 0.01, "block": 128, "act_order": "none", "true_sequential": False}
-NETWORK: Json = {"steps": 150, "learning_rate": 0.005, "budget_weight": 10.0, "temperature": [1.0, 0.1], "hidden": 64, "rows": 128}
+NETWORK: Json = {
+    "steps": 150,
+    "learning_rate": 0.005,
+    "budget_weight": 10.0,
+    "temperature": [1.0, 0.1],
+    "hidden": 64,
+    "rows": 128,
+}
 CALIBRATION: Json = {"samples": 128, "seqlen": 2048, "seed": 0, "sequential": True}
 
 CLASSES: Mapping[str, tuple[str | None, Json]] = {
@@ -108,7 +122,9 @@ def _both(value: Any) -> tuple[Any, Any]:
         return {key: own for key, (own, _) in parts.items()}, full
     name, defaults = CLASSES.get(value["kind"], (value["kind"].rpartition(".")[2], {}))
     header = {} if name is None else {"name": name, "version": 1}
-    changed = {key: own for key, (own, _) in parts.items() if key not in defaults or full[key] != defaults[key]}
+    changed = {
+        key: own for key, (own, _) in parts.items() if key not in defaults or full[key] != defaults[key]
+    }
     own = header | changed, header | full
     return _tuned(*own, parts["tuning"]) if name == "aqlm" else own
 
@@ -126,7 +142,9 @@ def _tuned(reduced: Json, full: Json, tuning: tuple[Any, Any]) -> tuple[Json, Js
 def _calibration(identity: Json) -> tuple[Json, Json]:
     header = {"name": "text", "version": 1, "text": identity["text"]}
     options = {key: value for key, value in identity.items() if key != "text"}
-    return header | {key: value for key, value in options.items() if value != CALIBRATION.get(key)}, header | options
+    return header | {
+        key: value for key, value in options.items() if value != CALIBRATION.get(key)
+    }, header | options
 
 
 def without_paths(config: Any) -> Any:

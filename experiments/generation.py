@@ -20,11 +20,15 @@ def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
     """`tokens` steps from the output of `prefill`, each fed the likeliest token of the one before; the last output."""
     for _ in range(tokens):
         chosen = output.logits[:, -1:].argmax(-1)
-        output = model(input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+        output = model(
+            input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
+        )
     return output
 
 
-def phase_seconds(model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device) -> tuple[float, float]:
+def phase_seconds(
+    model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device
+) -> tuple[float, float]:
     """Seconds of prefill, and of decoding `tokens`."""
     state = {}
 

@@ -27,16 +27,30 @@ RESAMPLES = 100
 class Harness(HFLM):
     """A model as lm-eval wants it. The model and the tokenizer stay as they are."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        batch_size: int | None,
+    ) -> None:
         self.used = batch_size
         """The latest batch size."""
         with _not_tied_again(model):  # HFLM would; a compressed output head has nothing to tie
             own = copy.deepcopy(tokenizer)  # HFLM sets its padding token
-            super().__init__(pretrained=model, tokenizer=own, max_length=max_length, batch_size=batch_size or "auto")
+            super().__init__(
+                pretrained=model, tokenizer=own, max_length=max_length, batch_size=batch_size or "auto"
+            )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-        length = self.max_length if not requests else min(self.max_length, len(requests[pos][1]) + len(requests[pos][2]))
-        self.used = batch_that_fits(budget(self.device), length, self.model.config.get_text_config().vocab_size)
+        length = (
+            self.max_length
+            if not requests
+            else min(self.max_length, len(requests[pos][1]) + len(requests[pos][2]))
+        )
+        self.used = batch_that_fits(
+            budget(self.device), length, self.model.config.get_text_config().vocab_size
+        )
         return self.used
 
 

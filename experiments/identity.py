@@ -19,7 +19,8 @@ from sinq.named import described
 def identity(run: Run) -> dict[str, Any]:
     """Return what makes a run this run, as plain JSON values."""
     parts: dict[str, Any] = {
-        "model": run.model.identity() | {"dtype": str(run.model.dtype.on(run.torch_device)).removeprefix("torch.")},
+        "model": run.model.identity()
+        | {"dtype": str(run.model.dtype.on(run.torch_device)).removeprefix("torch.")},
         "text": run.text.identity(),
         "method": described(run.method),
         "evaluation": {key: described(each) | each.content() for key, each in sorted(run.evaluation.items())},

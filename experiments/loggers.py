@@ -51,7 +51,9 @@ class WandB(Logger):
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
-            raise ValueError(f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)")
+            raise ValueError(
+                f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"
+            )
         for package in ("wandb", "matplotlib"):  # now, not when a long run has ended
             if find_spec(package) is None:
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
@@ -78,12 +80,19 @@ class WandB(Logger):
             resume="allow",
             name=row["name"],
             job_type=row["choices"].get("method"),
-            config={part: row[part] for part in ("run_id", "choices", "identity", "options", "protocol", "provenance")},
+            config={
+                part: row[part]
+                for part in ("run_id", "choices", "identity", "options", "protocol", "provenance")
+            },
             settings=wandb.Settings(silent=True, console="off"),
         )
         metrics = flatten({"metrics": row["metrics"]})
         images = {f"plots.{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
-        run.log(metrics | {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()} | images)
+        run.log(
+            metrics
+            | {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
+            | images
+        )
         run.summary.update(metrics)
         run.finish()
 
@@ -99,7 +108,10 @@ def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
     """The run's heat maps of layers, by name."""
     import PIL.Image
 
-    from experiments.report import layers, paper  # matplotlib takes a while, and most runs start without need of it
+    from experiments.report import (
+        layers,
+        paper,
+    )  # matplotlib takes a while, and most runs start without need of it
 
     plots: dict[str, PIL.Image.Image] = {}
     for figure in layers.figures([(row["name"], layers.metrics(row, table))]):

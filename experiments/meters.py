@@ -35,7 +35,10 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield peak
-        peak.increase_bytes, peak.source = torch.cuda.max_memory_allocated(device) - before, "torch.cuda.max_memory_allocated"
+        peak.increase_bytes, peak.source = (
+            torch.cuda.max_memory_allocated(device) - before,
+            "torch.cuda.max_memory_allocated",
+        )
         return
     _return_free_memory()
     read, peak.source = _resident_peak()

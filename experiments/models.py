@@ -18,7 +18,13 @@ from uuid import uuid4
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from experiments import smollm2
 from experiments.cache import cache_dir
@@ -54,7 +60,11 @@ class ModelSource(ABC):
     def folder(self) -> Path:
         """The local folder of the files. May download."""
         path, revision = self.location()
-        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
+        return (
+            Path(path)
+            if Path(path).is_dir()
+            else Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
+        )
 
     @abstractmethod
     def identity(self) -> dict[str, str | None]:
@@ -97,7 +107,9 @@ class Pretrained(ModelSource):
 def fingerprint(folder: Path) -> str:
     """A hash of all configuration and weight files of a model's folder."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return hashlib.sha256("".join(f"{file.name}:{_file_hash(file)}" for file in files).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(f"{file.name}:{_file_hash(file)}" for file in files).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _file_hash(file: Path) -> str:
@@ -156,7 +168,13 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         ) from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
-    return LoadedModel(model.eval(), tokenizer, config.dtype or torch.float32, getattr(config, "_commit_hash", None), source.identity())
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        config.dtype or torch.float32,
+        getattr(config, "_commit_hash", None),
+        source.identity(),
+    )
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:

@@ -96,7 +96,12 @@ def _attempt(run: Run, row: Row, setting: Setting, keep: bool) -> tuple[Row, pd.
         raise
     except Exception as error:
         reported = explained(error, run, cost)
-        failed = {"status": record.FAILED, **failure(reported, cost), "metrics": {}, "provenance": provenance(run.torch_device)}
+        failed = {
+            "status": record.FAILED,
+            **failure(reported, cost),
+            "metrics": {},
+            "provenance": provenance(run.torch_device),
+        }
         if not keep:
             record.write(setting.results_dir, row | failed)
         if reported is error:
@@ -123,7 +128,11 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
     dense = None
     if run.method.changes_model:
         with cost.part():
-            subject = _streamed(run, subject, setting, row["run_id"]) if run.stream else _compress(run, subject, setting)
+            subject = (
+                _streamed(run, subject, setting, row["run_id"])
+                if run.stream
+                else _compress(run, subject, setting)
+            )
         compression = {"compression": _compression_metrics(subject)}
         dense = _dense(run, setting, row["config"])
     measured = {}
@@ -152,7 +161,9 @@ def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
     """The row of the same run without compression."""
     as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
-        replace(run, method=Dense(), choices={**run.choices, "method": "none"}), replace(setting, force=False, wait=True), as_config
+        replace(run, method=Dense(), choices={**run.choices, "method": "none"}),
+        replace(setting, force=False, wait=True),
+        as_config,
     )
 
 
@@ -170,7 +181,9 @@ def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
     if setting.force and folder.exists():
         shutil.rmtree(folder)
     with peak_memory(dense.device) as peak:
-        report = stream(run.model.folder(), folder, run.method, Context(run.layers, dense.device, setting.progress))
+        report = stream(
+            run.model.folder(), folder, run.method, Context(run.layers, dense.device, setting.progress)
+        )
     model: Any = load(folder, dense.device, dense.loaded.model.dtype)
     return replace(dense, model=model, report=report, quantize_peak=peak)
 
@@ -179,7 +192,9 @@ def _compression_metrics(subject: Subject) -> dict[str, Any]:
     report = subject.report
     return {
         "kernel": chosen(subject.device).value,
-        "kernel_refusals": dict(Counter(reason for choice in choices(subject.model) for reason in choice.refusals)),
+        "kernel_refusals": dict(
+            Counter(reason for choice in choices(subject.model) for reason in choice.refusals)
+        ),
         "layers": len(report.layers),
         "decisions": report.decisions,
         "skipped": list(report.skipped),

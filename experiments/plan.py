@@ -82,7 +82,9 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
         run = build(config)
         parts = identity(run)
     except MENDABLE as error:
-        return Item(overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error))
+        return Item(
+            overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error)
+        )
     name, estimate = run_id(parts), costs.of(parts)
     if name in above:
         return Item(overrides, State.repeated, label(run), name)
@@ -109,7 +111,11 @@ class _Costs:
     def of(self, parts: dict[str, Any]) -> Estimate | None:
         """Of a run with this identity; None where there is none like it."""
         known = self._of.get(_kind(parts))
-        return Estimate(median(e.seconds for e in known), max(e.peak_memory_bytes for e in known)) if known else None
+        return (
+            Estimate(median(e.seconds for e in known), max(e.peak_memory_bytes for e in known))
+            if known
+            else None
+        )
 
 
 def _kind(parts: dict[str, Any]) -> str:
@@ -118,7 +124,9 @@ def _kind(parts: dict[str, Any]) -> str:
 
 def show(items: Sequence[Item]) -> None:
     """Print a plan: a line of each run, and what it comes to."""
-    view = Table(title="plan", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view = Table(
+        title="plan", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for heading in ("run", "options", "state"):
         view.add_column(heading)
     for heading in ("time", "peak"):
@@ -132,12 +140,18 @@ def show(items: Sequence[Item]) -> None:
 def _cells(item: Item) -> tuple[str, str]:
     if item.state is not State.to_do:
         return "", ""
-    return ("unknown", "unknown") if item.estimate is None else (duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes))
+    return (
+        ("unknown", "unknown")
+        if item.estimate is None
+        else (duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes))
+    )
 
 
 def summary(items: Sequence[Item]) -> str:
     """Counts by state, then time and memory of what is to do."""
-    counts = ", ".join(f"{count} {state.value}" for state in State if (count := sum(item.state is state for item in items)))
+    counts = ", ".join(
+        f"{count} {state.value}" for state in State if (count := sum(item.state is state for item in items))
+    )
     waiting = [item for item in items if item.state is State.to_do]
     known = [item.estimate for item in waiting if item.estimate]
     if not waiting:

@@ -77,24 +77,39 @@ def _load_one(manager: Any, name: str, shots: int | None) -> Loaded:
     else:
         try:
             loaded = manager.load([name])
-        except (OSError, ValueError, RuntimeError, ImportError, DatasetNotFoundError) as error:  # what `datasets` and task files raise
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            ImportError,
+            DatasetNotFoundError,
+        ) as error:  # what `datasets` and task files raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             instead = f"Without a network, use {' or '.join(LOCAL)}"
-            raise ValueError(f"evaluation.zero_shot.tasks={name}: its data cannot be had ({reason}). {instead}") from error
+            raise ValueError(
+                f"evaluation.zero_shot.tasks={name}: its data cannot be had ({reason}). {instead}"
+            ) from error
     for task in loaded["tasks"].values():
         _prepare(task, shots)
     return loaded
 
 
 def _prepare(task: Any, shots: int | None) -> None:
-    for flag, reason in (("UNSAFE_CODE", "runs code the model writes"), ("MULTIMODAL", "shows pictures or sounds")):
+    for flag, reason in (
+        ("UNSAFE_CODE", "runs code the model writes"),
+        ("MULTIMODAL", "shows pictures or sounds"),
+    ):
         if getattr(task, flag, False):
-            raise ValueError(f"evaluation.zero_shot.tasks={task.task_name} {reason}; such tasks cannot be asked here")
+            raise ValueError(
+                f"evaluation.zero_shot.tasks={task.task_name} {reason}; such tasks cannot be asked here"
+            )
     own = task.get_config("num_fewshot")
     if own is None or (shots is not None and own != 0):  # 0 in a task's file means that it can have none
         task.set_config("num_fewshot", shots or 0)
     if shots and task.get_config("num_fewshot") != shots:
-        raise ValueError(f"evaluation.zero_shot.shots={shots}: {task.task_name} takes no examples; it must be 0 or null")
+        raise ValueError(
+            f"evaluation.zero_shot.shots={shots}: {task.task_name} takes no examples; it must be 0 or null"
+        )
     task.set_fewshot_seed(SEED)
 
 

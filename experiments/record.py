@@ -42,7 +42,9 @@ def writing(results_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = f"{error.strerror or error}"
-        raise ValueError(f"results_dir={results_dir} cannot be written: {reason}. Rows that are there are as they were") from error
+        raise ValueError(
+            f"results_dir={results_dir} cannot be written: {reason}. Rows that are there are as they were"
+        ) from error
 
 
 def find(results_dir: Path, run_id: str) -> Row | None:
@@ -111,7 +113,9 @@ def load(results_dir: str | Path) -> pd.DataFrame:
 
 def tabulate(rows: list[Row]) -> pd.DataFrame:
     """Rows as lines of a table, in their order, without raw samples and configuration."""
-    return pd.json_normalize([{key: row[key] for key in row if key not in ("samples", "config")} for row in rows])
+    return pd.json_normalize(
+        [{key: row[key] for key in row if key not in ("samples", "config")} for row in rows]
+    )
 
 
 def settings(row: Row) -> dict[str, Any]:
@@ -120,7 +124,11 @@ def settings(row: Row) -> dict[str, Any]:
 
 
 def _merged(options: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(options[key], identity[key]) for key in options.keys() & identity.keys() if isinstance(options[key], dict)}
+    both = {
+        key: _merged(options[key], identity[key])
+        for key in options.keys() & identity.keys()
+        if isinstance(options[key], dict)
+    }
     return options | identity | both
 
 

@@ -58,8 +58,12 @@ def compared(rows: list[Row], name: str) -> list[Comparison | None]:
 def _against(row: Row, named: list[Row], name: str) -> Comparison | None:
     fitting = [other for other in named if _counterpart(row, other, name)]
     if len(fitting) > 1:
-        which = "; ".join(f"{other['run_id']} ({its})" for other, its in zip(fitting, distinct_names(fitting), strict=True))
-        raise ValueError(f"--against {name} means several rows beside {row['run_id']} ({row['name']}): {which}. Give a run id")
+        which = "; ".join(
+            f"{other['run_id']} ({its})" for other, its in zip(fitting, distinct_names(fitting), strict=True)
+        )
+        raise ValueError(
+            f"--against {name} means several rows beside {row['run_id']} ({row['name']}): {which}. Give a run id"
+        )
     return compare(row, fitting[0]) if fitting else None
 
 
@@ -78,7 +82,9 @@ def _size(row: Row) -> tuple[int, int] | None:
     method: dict[str, Any] | None = row["options"]["method"]
     while method is not None and "grid" not in method and "bits" not in method:
         method = method.get("inner")
-    return None if method is None or "bits" in method else (method["grid"]["bits"], method["grid"]["group_size"])
+    return (
+        None if method is None or "bits" in method else (method["grid"]["bits"], method["grid"]["group_size"])
+    )
 
 
 def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) -> pd.DataFrame:
@@ -93,17 +99,25 @@ def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) 
 
 def main() -> None:
     how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m experiments.results", description=__doc__, formatter_class=how)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.results", description=__doc__, formatter_class=how
+    )
     parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="all columns, as Parquet; default: <results>/results.parquet")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="all columns, as Parquet; default: <results>/results.parquet"
+    )
     parser.add_argument("--against", metavar="NAME", help="a method's name, a row's name, or a run id")
     options = parser.parse_args()
     results_dir: Path = options.results
     rows, unreadable = record.read(results_dir)
     for name, reason in unreadable.items():
-        console.print(f"cannot be read: {results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
+        console.print(
+            f"cannot be read: {results_dir / 'runs' / name}: {reason}", markup=False, soft_wrap=True
+        )
     if not rows:
-        raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}")
+        raise ValueError(
+            f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}"
+        )
     columns = record.tabulate(rows)
     view = overview(columns)
     if options.against:
@@ -119,7 +133,12 @@ def _as_table(frame: pd.DataFrame) -> Table:
     for heading, dtype in frame.dtypes.items():
         view.add_column(str(heading), justify="right" if pd.api.types.is_numeric_dtype(dtype) else "left")
     for values in frame.itertuples(index=False):
-        view.add_row(*("–" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value) for value in values))
+        view.add_row(
+            *(
+                "–" if pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value)
+                for value in values
+            )
+        )
     return view
 
 

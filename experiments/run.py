@@ -36,7 +36,8 @@ class Run:
         device, count = self.torch_device, torch.cuda.device_count()
         if device.type == "cuda" and (device.index or 0) >= count:
             raise ValueError(
-                f"device={self.device}: torch sees {count or 'no'} CUDA device here; use device=cpu" + " or a lower number" * bool(count)
+                f"device={self.device}: torch sees {count or 'no'} CUDA device here; use device=cpu"
+                + " or a lower number" * bool(count)
             )
         with using(self.kernel):
             chosen(device)  # refuses one that cannot run there
@@ -47,5 +48,7 @@ class Run:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device={self.device} is not a device known here; use auto, cpu, cuda or cuda:<number>")
+            raise ValueError(
+                f"device={self.device} is not a device known here; use auto, cpu, cuda or cuda:<number>"
+            )
         return torch.device(self.device)

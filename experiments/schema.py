@@ -139,4 +139,8 @@ def migrated(row: Row, migrations: Mapping[int, Migration] = MIGRATIONS, schema:
 def _problem(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors: the place, the value, and what it should be."""
     place = ".".join(map(str, error["loc"]))
-    return f"{place} is missing" if error["type"] == "missing" else f"{place} is {str(error['input'])[:40]!r}: {error['msg']}"
+    return (
+        f"{place} is missing"
+        if error["type"] == "missing"
+        else f"{place} is {str(error['input'])[:40]!r}: {error['msg']}"
+    )

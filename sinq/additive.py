@@ -39,7 +39,14 @@ class AdditiveTensor(CompressedWeight):
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def store(cls, codes: Tensor, codebooks: Tensor, scale: Tensor, format: Codebooks, notes: Mapping[str, float] | None = None) -> Self:
+    def store(
+        cls,
+        codes: Tensor,
+        codebooks: Tensor,
+        scale: Tensor,
+        format: Codebooks,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
         """Pack codes, and round codebooks and scales.
 
         Args:
@@ -66,9 +73,16 @@ class AdditiveTensor(CompressedWeight):
 
     def codes(self) -> Tensor:
         """int64 (out, in / g, M)."""
-        bits, places = self.format.bits_per_codebook, (self.shape[0], self.shape[1] // self.format.group, self.format.codebooks)
+        bits, places = (
+            self.format.bits_per_codebook,
+            (self.shape[0], self.shape[1] // self.format.group, self.format.codebooks),
+        )
         codes = unpack(self.tensors["codes"], min(bits, BYTE), places).long()
-        return codes if bits <= BYTE else codes | unpack(self.tensors["codes_high"], bits - BYTE, places).long() << BYTE
+        return (
+            codes
+            if bits <= BYTE
+            else codes | unpack(self.tensors["codes_high"], bits - BYTE, places).long() << BYTE
+        )
 
     def codebooks(self) -> Tensor:
         """float32 (M, 2^B, g)."""
@@ -77,7 +91,11 @@ class AdditiveTensor(CompressedWeight):
     def scale(self) -> Tensor:
         """float32 (out,)."""
         scale = self.tensors["scale"].float()
-        return scale * torch.exp2(self.tensors["scale_exponent"].float()) if "scale_exponent" in self.tensors else scale
+        return (
+            scale * torch.exp2(self.tensors["scale_exponent"].float())
+            if "scale_exponent" in self.tensors
+            else scale
+        )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (summed(self.codes(), self.codebooks()).reshape(self.shape) * self.scale()[:, None]).to(dtype)

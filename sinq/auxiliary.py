@@ -32,17 +32,26 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
     step = ((blocks.amax(1) - low).clamp_min(0) / 255).to(torch.float16).float()
     codes = ((blocks - low[:, None]) / torch.where(step > 0, step, 1.0)[:, None]).round().clamp(0, 255)
     ranges = torch.stack([low, step], dim=1).to(torch.float16)
-    return {"scale": codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape), "scale_range": ranges}
+    return {
+        "scale": codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape),
+        "scale_range": ranges,
+    }
 
 
 def _store_half(scale: Tensor) -> dict[str, Tensor]:
     smallest, largest = scale.aminmax()
     low, high = int(smallest.log2().floor()), int(largest.log2().floor())
     if high - low > HALF_MAX - HALF_MIN:
-        raise ValueError(f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32")
+        raise ValueError(
+            f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32"
+        )
     exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 wherever that will do
     tensors = {"scale": (scale * 2.0**-exponent).to(torch.float16)}
-    return tensors | ({"scale_exponent": torch.tensor([exponent], dtype=torch.int8, device=scale.device)} if exponent else {})
+    return tensors | (
+        {"scale_exponent": torch.tensor([exponent], dtype=torch.int8, device=scale.device)}
+        if exponent
+        else {}
+    )
 
 
 def load_scale(tensors: dict[str, Tensor]) -> Tensor:

@@ -1,13 +1,15 @@
 """The loop that turns a model's layers into compressed ones.
 
-    inputs of block k ─▶ statistics ─▶ quantize each layer of the block ─▶ outputs of the *compressed* block = inputs of block k+1
+    inputs of block k ─▶ statistics ─▶ quantize each layer of the block ─▶ inputs of block k+1
 
-`compress_blocks` goes through the model in a walk (`walk.py`) and leaves what is done to a block to the method. `compress_layers` is for
-what needs no such order: methods without statistics, or with those of the dense model. Either way only one block or one matrix is on the
-device at a time, so a model larger than the accelerator is no special case; results go back to where the model lives.
+`compress_blocks` goes through the model in a walk (`walk.py`), in which each block is given what the *compressed*
+blocks before it make of the text, and leaves what is done to a block to the method. `compress_layers` is for what
+needs no such order: methods without statistics, or with those of the dense model. Either way only one block or one
+matrix is on the device at a time, so a model larger than the accelerator is no special case; results go back to where
+the model lives.
 
-Layers that share a statistic (`collect.py` finds them) are handed to the method together. Layers outside the blocks come last. Everything
-that can be refused is refused by `plan.py`, before the first matrix is touched.
+Layers that share a statistic (`layer_statistics.py` finds them) are handed to the method together. Layers outside the
+blocks come last. Everything that can be refused is refused by a method's `plan`, before the first matrix is touched.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,9 +21,9 @@ from torch import Tensor, nn
 from sinq.blocks import find_blocks, run_model
 from sinq.calibration import Calibration
 from sinq.clock import Clock, timed
-from sinq.collect import Group, collect_outside, dense_statistics, share_sites
 from sinq.context import Context
 from sinq.kernels import Kernel, chosen
+from sinq.layer_statistics import Group, collect_in_model, dense_statistics, find_groups
 from sinq.plan import Plan, Step
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
@@ -40,7 +42,11 @@ class CompressesBlocks(Protocol):
 
 @torch.no_grad()
 def compress_blocks(
-    model: nn.Module, method: CompressesBlocks, plan: Plan, calibration: Calibration, context: Context
+    model: nn.Module,
+    method: CompressesBlocks,
+    plan: Plan,
+    calibration: Calibration,
+    context: Context,
 ) -> CompressionReport:
     """Let a method compress each block behind the compressed ones before it, then the layers outside the blocks."""
     running = Clock()
@@ -55,7 +61,12 @@ def compress_blocks(
 
 
 @torch.no_grad()
-def compress_layers(model: nn.Module, plan: Plan, calibration: Calibration | None, context: Context) -> CompressionReport:
+def compress_layers(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Calibration | None,
+    context: Context,
+) -> CompressionReport:
     """Compress layers one by one, with statistics of the dense model where the plan's methods have any."""
     device, running = context.device_for(model), Clock()
     compiling = warm_up(plan.steps, device)
@@ -72,29 +83,38 @@ def compress_layers(model: nn.Module, plan: Plan, calibration: Calibration | Non
     return _report(reports, plan, running, compiling)
 
 
-def _report(reports: Sequence[LayerReport], plan: Plan, running: Clock, compiling: float) -> CompressionReport:
+def _report(
+    reports: Sequence[LayerReport], plan: Plan, running: Clock, compiling: float
+) -> CompressionReport:
     quantizing = sum(report.seconds for report in reports)
     return CompressionReport(tuple(reports), plan.skipped, running.seconds, quantizing, compiling)
 
 
-def _compress_outside(model: nn.Module, outside: Sequence[Step], tokens: Tensor, context: Context, clock: Clock) -> list[LayerReport]:
+def _compress_outside(
+    model: nn.Module,
+    outside: Sequence[Step],
+    tokens: Tensor,
+    context: Context,
+    clock: Clock,
+) -> list[LayerReport]:
     """Compress the layers that are in no block, on statistics of the model as it is now."""
     groups = _groups(model, outside, tokens, clock)
-    statistics = collect_outside(model, groups, tokens, context, clock)
+    device = context.device_for(model)
+    statistics = collect_in_model(model, groups, device, tokens, clock)
     reports: list[LayerReport] = []
     for group, statistic in zip(groups, statistics, strict=True):
-        reports += compress_group(model, group, statistic, context.device_for(model))
+        reports += compress_group(model, group, statistic, device)
     return reports
 
 
 def _groups(model: nn.Module, steps: Sequence[Step], tokens: Tensor, clock: Clock) -> list[Group]:
     """Find which layers share a statistic by running the model on a few tokens."""
     with timed(next(model.parameters()).device, clock):
-        return share_sites(steps, lambda: run_model(model, tokens[0, :PROBE_TOKENS]))
+        return find_groups(steps, lambda: run_model(model, tokens[0, :PROBE_TOKENS]))
 
 
 def warm_up(steps: Sequence[Step], device: torch.device) -> float:
-    """Quantize a few rows for nothing, so that compiling a kernel (or finding it on disk) is no layer's time: seconds it took."""
+    """Quantize a few rows for nothing, so that compiling a kernel is no layer's time; return the seconds it took."""
     if chosen(device) is Kernel.reference or not steps:
         return 0.0
     matrix, method = next(iter(steps[0].target.matrices().values())), steps[0].method.warming_up()
@@ -105,13 +125,20 @@ def warm_up(steps: Sequence[Step], device: torch.device) -> float:
     return clock.seconds
 
 
-def compress_group(model: nn.Module, group: Group, statistic: Statistic | None, device: torch.device) -> list[LayerReport]:
+def compress_group(
+    model: nn.Module,
+    group: Group,
+    statistic: Statistic | None,
+    device: torch.device,
+) -> list[LayerReport]:
     """Quantize the matrices of targets that share a statistic, and put the results into the model."""
     reports = []
     for alike in _by_format(group):
         named = [(step, name, matrix) for step in alike for name, matrix in step.target.matrices().items()]
         made: dict[str, list[CompressedWeight]] = {}
-        for (step, _, _), (value, report) in zip(named, quantize_matrices(named, statistic, device), strict=True):
+        for (step, _, _), (value, report) in zip(
+            named, quantize_matrices(named, statistic, device), strict=True
+        ):
             made.setdefault(step.target.name, []).append(value)
             reports.append(report)
         for step in alike:
@@ -125,7 +152,8 @@ def quantize_matrices(
     """Quantize matrices that share a statistic, on a device; the values lie where the matrices did.
 
     Args:
-        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All steps have one format.
+        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All
+            steps have one format.
     """
     weights = [matrix.to(device, torch.float32).contiguous() for _, _, matrix in named]
     unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}

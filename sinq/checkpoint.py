@@ -49,7 +49,9 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
         if identity in seen:
             continue
         seen.add(identity)
-        cast = dense_dtype is not None and tensor.is_floating_point() and name.rpartition(".")[0] not in stores
+        cast = (
+            dense_dtype is not None and tensor.is_floating_point() and name.rpartition(".")[0] not in stores
+        )
         tensors[name] = tensor.detach().to(dense_dtype) if cast else tensor.detach()
     return tensors
 
@@ -69,7 +71,9 @@ def save(model: PreTrainedModel, folder: str | Path, dense_dtype: torch.dtype | 
             " Make such changes by sinq.edits.edit"
         )
     if (folder / INDEX).exists():
-        raise ValueError(f"{folder} holds a model in several files ({INDEX}); save to another folder, or delete it first")
+        raise ValueError(
+            f"{folder} holds a model in several files ({INDEX}); save to another folder, or delete it first"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     save_config(model.config, dense_dtype or model.dtype, folder)
     save_tensors(stored_tensors(model, dense_dtype), folder / TENSORS)
@@ -86,7 +90,11 @@ def save_config(config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> N
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole or not at all. Tensors may be views of the file it replaces."""
     with replacing(path) as scratch:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            scratch,
+            metadata={"format": "pt"},
+        )
 
 
 def save_layout(changes: Sequence[Edit], folder: Path) -> None:
@@ -96,7 +104,9 @@ def save_layout(changes: Sequence[Edit], folder: Path) -> None:
         scratch.write_text(json.dumps(content, indent=1))
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """Read a model that `save` or `stream` wrote, for inference: no parameter asks for a gradient (kernels have none).
 
     Args:
@@ -111,7 +121,9 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
         raise FileNotFoundError(f"{folder} has no {LAYOUT}, so it is not a model saved by sinq.save")
     layout = json.loads((folder / LAYOUT).read_text())
     if layout["format"] not in (1, FORMAT):
-        raise ValueError(f"{folder / LAYOUT} has format {layout['format']}; this version reads 1 and {FORMAT}")
+        raise ValueError(
+            f"{folder / LAYOUT} has format {layout['format']}; this version reads 1 and {FORMAT}"
+        )
     tensors = _read(folder)
     config = AutoConfig.from_pretrained(folder)
     try:
@@ -140,12 +152,16 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
             expected = store.value.state_dict()
             missing = [key for key in expected if f"{name}.{key}" not in tensors]
             if missing:
-                raise ValueError(f"{folder} does not match its {LAYOUT}: missing {[f'{name}.{key}' for key in missing[:LISTED]]}")
+                raise ValueError(
+                    f"{folder} does not match its {LAYOUT}: missing {[f'{name}.{key}' for key in missing[:LISTED]]}"
+                )
             found = {key: tensors.pop(f"{name}.{key}") for key in expected}
             for key, tensor in found.items():
                 if (tensor.dtype, tensor.shape) != (expected[key].dtype, expected[key].shape):
                     given, wanted = (f"{t.dtype} {list(t.shape)}" for t in (tensor, expected[key]))
-                    raise ValueError(f"{folder} does not match its {LAYOUT}: {name}.{key} is {given}, not {wanted}")
+                    raise ValueError(
+                        f"{folder} does not match its {LAYOUT}: {name}.{key} is {given}, not {wanted}"
+                    )
             store.hold(store.value.with_tensors(found))
 
 
@@ -154,7 +170,11 @@ def _load_dense(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path
     own = model.state_dict(keep_vars=True)
     stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
     loaded = {id(own[name]) for name in tensors if name in own}
-    missing = [name for name, tensor in own.items() if name.rpartition(".")[0] not in stores and id(tensor) not in loaded]
+    missing = [
+        name
+        for name, tensor in own.items()
+        if name.rpartition(".")[0] not in stores and id(tensor) not in loaded
+    ]
     unexpected = [name for name in tensors if name not in own]
     misshapen = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
     if missing or unexpected or misshapen:

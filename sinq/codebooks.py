@@ -74,7 +74,9 @@ class Codebooks:
         if self.codebook_bits() <= self.codebook_share * self.code_bits(shape):
             return None
         less, share = self.shrunk(shape), f"{self.codebook_share:g} of the codes of"
-        fitting = f"take up to bits_per_codebook={less.bits_per_codebook}" if less else "take none of this group"
+        fitting = (
+            f"take up to bits_per_codebook={less.bits_per_codebook}" if less else "take none of this group"
+        )
         return Misfit(
             f"codebooks={self.codebooks} of bits_per_codebook={self.bits_per_codebook} weigh more than {share}",
             f"would cost {self.bits_per_weight(shape):.1f} bits per weight and {fitting}",

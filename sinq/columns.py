@@ -93,7 +93,15 @@ class MixedColumns(CompressedWeight):
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def store(cls, codes: Tensor, levels: ColumnLevels, grid: Grid, scale: Tensor, zero: Tensor, notes: Mapping[str, float]) -> Self:
+    def store(
+        cls,
+        codes: Tensor,
+        levels: ColumnLevels,
+        grid: Grid,
+        scale: Tensor,
+        zero: Tensor,
+        notes: Mapping[str, float],
+    ) -> Self:
         """Pack codes by width, and round scales to how the grid stores them.
 
         Args:
@@ -102,7 +110,9 @@ class MixedColumns(CompressedWeight):
         """
         of_width = {width: levels.bits == width for width in levels.choices}
         index = torch.stack(list(of_width.values())).to(torch.uint8).argmax(0).to(torch.uint8)
-        tensors = {f"codes_{width}": pack(codes[:, mask], width) for width, mask in of_width.items() if mask.any()}
+        tensors = {
+            f"codes_{width}": pack(codes[:, mask], width) for width, mask in of_width.items() if mask.any()
+        }
         tensors |= {"bits": pack(index, INDEX_BITS), "zero": auxiliary.store_zero(zero, grid)}
         tensors |= auxiliary.store_scale(scale, grid.auxiliary_bits)
         return cls(grid, (codes.shape[0], codes.shape[1]), levels.choices, tensors, notes)
@@ -140,7 +150,12 @@ class MixedColumns(CompressedWeight):
 
     def config(self) -> dict[str, Any]:
         grid = asdict(self.grid) | {"levels": self.grid.levels.name}
-        return {"shape": list(self.shape), "choices": list(self.choices), "grid": grid, "notes": dict(self.notes)}
+        return {
+            "shape": list(self.shape),
+            "choices": list(self.choices),
+            "grid": grid,
+            "notes": dict(self.notes),
+        }
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

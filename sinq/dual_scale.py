@@ -35,19 +35,25 @@ class SINQ(ScalarMethod):
 
     def __post_init__(self) -> None:
         grid = self.grid
-        if self.refinement is not None and (grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform):
+        if self.refinement is not None and (
+            grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform
+        ):
             raise NotApplicable(
                 "refinement moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
             )
         if self.kurtosis_gate is not None and self.kurtosis_gate <= 0:
-            raise ValueError(f"kurtosis_gate={self.kurtosis_gate} is not possible; it must be above 0, or null for no gate")
+            raise ValueError(
+                f"kurtosis_gate={self.kurtosis_gate} is not possible; it must be above 0, or null for no gate"
+            )
 
     def normalize(self, weight: Tensor) -> Normalized:
         if self.kurtosis_gate is not None:
             measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
             if measured > self.kurtosis_gate:
                 return Normalized(weight, notes={"gated_by_kurtosis": measured})
-        row_scale, col_scale = sinkhorn_scales(weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.sinkhorn)
+        row_scale, col_scale = sinkhorn_scales(
+            weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.sinkhorn
+        )
         return Normalized(weight, row_scale, col_scale)
 
     def only_rounds(self, normalized: Normalized) -> bool:

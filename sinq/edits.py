@@ -68,7 +68,9 @@ def edit_from_json(content: Mapping[str, Any]) -> Edit:
     """
     kind = named(Edit, content["name"])
     if content["version"] != kind.version:
-        raise ValueError(f"{kind.name} has version {content['version']}; this code reads version {kind.version}")
+        raise ValueError(
+            f"{kind.name} has version {content['version']}; this code reads version {kind.version}"
+        )
     options = {key: value for key, value in content.items() if key not in ("name", "version")}
     try:
         return kind(**options)
@@ -106,7 +108,9 @@ class ReplaceExperts(Edit):
         module, _, parameter = self.parameter.rpartition(".")
         owner: Any = model.get_submodule(module)
         values = [_empty(weight) for weight in self.weights]
-        CompressedExperts(values, bool(owner.is_transposed), getattr(owner, parameter).dtype).install(owner, parameter)
+        CompressedExperts(values, bool(owner.is_transposed), getattr(owner, parameter).dtype).install(
+            owner, parameter
+        )
 
 
 def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], experts: bool) -> None:
@@ -134,17 +138,25 @@ def weight_stores(module: nn.Module) -> list[WeightStore]:
 
 def describe_weight(value: CompressedWeight) -> dict[str, Any]:
     """Return a value without its tensors, as plain JSON values."""
-    tensors = {name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in value.state_dict().items()}
+    tensors = {
+        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        for name, tensor in value.state_dict().items()
+    }
     return stored_as(value) | {"tensors": tensors}
 
 
 def _empty(weight: StoredWeight) -> CompressedWeight:
     """Return the value that a file describes, on the meta device."""
-    tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for name, (dtype, shape) in weight["tensors"].items()}
+    tensors = {
+        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for name, (dtype, shape) in weight["tensors"].items()
+    }
     return rebuilt(weight, tensors)
 
 
-def architecture(config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()) -> PreTrainedModel:
+def architecture(
+    config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
+) -> PreTrainedModel:
     """Return the causal language model of a configuration with edits, its weights not initialized."""
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -169,9 +181,13 @@ def _other_modules(model: nn.Module, expected: nn.Module) -> list[str]:
     found += [f"module {name} is gone" for name in others if name not in own]
     for name in own.keys() & others.keys():
         if type(own[name]) is not type(others[name]):
-            found.append(f"module {name} is a {type(own[name]).__name__}, not a {type(others[name]).__name__}")
+            found.append(
+                f"module {name} is a {type(own[name]).__name__}, not a {type(others[name]).__name__}"
+            )
         if _hooks(own[name]) != _hooks(others[name]):
-            found.append(f"module {name or 'of the whole model'} has hooks: {', '.join(map(_called, _hooks(own[name]))) or 'none'}")
+            found.append(
+                f"module {name or 'of the whole model'} has hooks: {', '.join(map(_called, _hooks(own[name]))) or 'none'}"
+            )
         if "forward" in vars(own[name]) and not hasattr(own[name], "_hf_hook"):
             found.append(f"module {name} has a forward of its own")
     return found
@@ -179,7 +195,12 @@ def _other_modules(model: nn.Module, expected: nn.Module) -> list[str]:
 
 def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
     """Return the hooks of a module that change what it computes, but for those of libraries."""
-    kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    kinds = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
     hooks = [hook for kind in kinds for hook in kind.values()]
     return [hook for hook in hooks if not f"{getattr(hook, '__module__', '')}.".startswith(FOREIGN)]
 
@@ -212,7 +233,10 @@ def _other_ties(model: nn.Module, expected: nn.Module) -> list[str]:
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Return the first name, in the state dict, of the tensor behind each name."""
     first: dict[object, str] = {}
-    return {name: first.setdefault(tensor_identity(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {
+        name: first.setdefault(tensor_identity(tensor), name)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
 def tensor_identity(tensor: Tensor) -> object:

@@ -30,7 +30,14 @@ from sinq.progress import Progress
 from sinq.report import CompressionReport
 from sinq.statistics import Statistic
 
-KNOWN = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+KNOWN = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def decoder(model: Any) -> Decoder:
     """
     name = type(model).__name__
     if name not in KNOWN:
-        raise NotApplicable(f"{name} is not an architecture whose norms and residual stream are known here; those are {', '.join(KNOWN)}")
+        raise NotApplicable(
+            f"{name} is not an architecture whose norms and residual stream are known here; those are {', '.join(KNOWN)}"
+        )
     body = model.model
     blocks = tuple(_block(layer) for layer in body.layers)
     return Decoder(Place(body.embed_tokens), blocks, Norm(Place(body.norm), (Place(model.lm_head),)))
@@ -121,7 +130,10 @@ def _block(layer: Any) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     inputs = tuple(Place(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
     matrices, routers, gated = _mixture(mlp) if hasattr(mlp, "experts") else _dense(mlp)
-    norms = Norm(Place(layer.input_layernorm), inputs), Norm(Place(layer.post_attention_layernorm), matrices, routers)
+    norms = (
+        Norm(Place(layer.input_layernorm), inputs),
+        Norm(Place(layer.post_attention_layernorm), matrices, routers),
+    )
     return Block(Place(attention.v_proj), Place(attention.o_proj), attention.head_dim, norms, gated)
 
 
@@ -144,7 +156,9 @@ def _mixture(mlp: Any) -> Mlp:
 
 def with_bias(place: Place) -> tuple[Place, ...]:
     """A matrix and, if its layer has one, its bias."""
-    return (place, Place(place.module, "bias")) if getattr(place.module, "bias", None) is not None else (place,)
+    return (
+        (place, Place(place.module, "bias")) if getattr(place.module, "bias", None) is not None else (place,)
+    )
 
 
 class Rewriting(Method):
@@ -168,7 +182,12 @@ class Rewriting(Method):
     def needs_calibration(self) -> bool:
         return self.inner.needs_calibration
 
-    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
         device = context.device_for(model)
         _require_finite(model)
         with torch.no_grad(), timed(device) as clock:

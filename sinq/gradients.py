@@ -24,7 +24,9 @@ from sinq.layers import Target
 from sinq.statistics import Gradient
 
 
-def feed_gradients(model: nn.Module, targets: Sequence[Target], tokens: Tensor, statistics: Sequence[Gradient]) -> None:
+def feed_gradients(
+    model: nn.Module, targets: Sequence[Target], tokens: Tensor, statistics: Sequence[Gradient]
+) -> None:
     """Show every statistic the gradient by its target's weight, once for each window.
 
     Args:
@@ -33,12 +35,21 @@ def feed_gradients(model: nn.Module, targets: Sequence[Target], tokens: Tensor, 
     Raises:
         ValueError: a window's loss is not finite.
     """
-    receivers = [_receiver(target, statistic, tokens.shape[1]) for target, statistic in zip(targets, statistics, strict=True)]
-    with _evaluating(model), _differentiating(model, [target.tensor for target in targets], receivers), _recomputing(model):
+    receivers = [
+        _receiver(target, statistic, tokens.shape[1])
+        for target, statistic in zip(targets, statistics, strict=True)
+    ]
+    with (
+        _evaluating(model),
+        _differentiating(model, [target.tensor for target in targets], receivers),
+        _recomputing(model),
+    ):
         for index, window in enumerate(tokens):
             loss = next_token_loss(model, window)
             if not torch.isfinite(loss):
-                raise ValueError(f"the model's loss on calibration window {index} is {loss.item()}, which has no gradient to work from")
+                raise ValueError(
+                    f"the model's loss on calibration window {index} is {loss.item()}, which has no gradient to work from"
+                )
             loss.backward()
 
 
@@ -74,7 +85,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _differentiating(model: nn.Module, wanted: Sequence[nn.Parameter], receivers: Sequence[Callable[[Tensor], None]]) -> Iterator[None]:
+def _differentiating(
+    model: nn.Module, wanted: Sequence[nn.Parameter], receivers: Sequence[Callable[[Tensor], None]]
+) -> Iterator[None]:
     """These parameters, and no others, get a gradient for a while; each receiver is called when its parameter has one."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with ExitStack() as stack:

@@ -34,10 +34,36 @@ class Levels(enum.Enum):
            -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
            0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)  # fmt: skip
     # The 3-bit table SINQ's authors publish with their code.
-    nf3 = (-1.0, -0.5350227355957031, -0.246931403875351, 0.0, 0.1833375245332718, 0.3819939494132996, 0.6229856610298157, 1.0)
+    nf3 = (
+        -1.0,
+        -0.5350227355957031,
+        -0.246931403875351,
+        0.0,
+        0.1833375245332718,
+        0.3819939494132996,
+        0.6229856610298157,
+        1.0,
+    )
 
     # bitsandbytes' 4-bit float: 1 sign, 2 exponent and 1 mantissa bit over 12, its subnormal as the library has it; zero has two codes.
-    fp4 = (-1.0, -2 / 3, -1 / 2, -1 / 3, -1 / 4, -1 / 6, -1 / 192, 0.0, 0.0, 1 / 192, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
+    fp4 = (
+        -1.0,
+        -2 / 3,
+        -1 / 2,
+        -1 / 3,
+        -1 / 4,
+        -1 / 6,
+        -1 / 192,
+        0.0,
+        0.0,
+        1 / 192,
+        1 / 6,
+        1 / 4,
+        1 / 3,
+        1 / 2,
+        2 / 3,
+        1.0,
+    )
 
     @property
     def bits(self) -> int | None:
@@ -68,13 +94,20 @@ class Grid:
 
     def __post_init__(self) -> None:
         _require(self.bits in BITS, "bits", self.bits, f"one of {BITS}")
-        _require(self.group_size >= SMALLEST_GROUP, "group_size", self.group_size, f"a whole number ≥ {SMALLEST_GROUP}")
+        _require(
+            self.group_size >= SMALLEST_GROUP,
+            "group_size",
+            self.group_size,
+            f"a whole number ≥ {SMALLEST_GROUP}",
+        )
         _require(self.tiling in (1, 2), "tiling", self.tiling, "1 (all rows) or 2 (square blocks)")
         _require(self.auxiliary_bits in (8, 16, 32), "auxiliary_bits", self.auxiliary_bits, "8, 16 or 32")
         _require(self.range_floor >= 0, "range_floor", self.range_floor, "a number ≥ 0")
         table_bits = self.levels.bits
         if table_bits not in (None, self.bits):
-            raise NotApplicable(f"bits={self.bits} is not possible with levels={self.levels.name}, whose table has {table_bits} bits")
+            raise NotApplicable(
+                f"bits={self.bits} is not possible with levels={self.levels.name}, whose table has {table_bits} bits"
+            )
 
     @property
     def label(self) -> str:
@@ -98,7 +131,9 @@ class Grid:
         if self.fits(shape):
             return None
         sizes = [str(size) for size in self.fitting_sizes(shape) if size <= LISTED]
-        return Misfit(f"group_size={self.group_size} does not divide", f"take {', '.join(sizes) or 'no size'}")
+        return Misfit(
+            f"group_size={self.group_size} does not divide", f"take {', '.join(sizes) or 'no size'}"
+        )
 
     def fitting_sizes(self, shape: tuple[int, int]) -> list[int]:
         """Every group size that would fit `shape`, ascending."""

@@ -63,7 +63,9 @@ def inverse_scale(weight: Tensor, grid: Grid) -> Tensor:
     )  # rounded once, where nothing widened the scale
 
 
-def refine(weight: Tensor, inverse: Tensor, zero: Tensor, grid: Grid, options: HalfQuadratic) -> tuple[Tensor, Tensor]:
+def refine(
+    weight: Tensor, inverse: Tensor, zero: Tensor, grid: Grid, options: HalfQuadratic
+) -> tuple[Tensor, Tensor]:
     """Codes and zeros for given scales.
 
     Args:
@@ -109,7 +111,9 @@ def alternate(step: Step, zero: Tensor, height: int, options: HalfQuadratic) -> 
         total = total.sum().expand_as(smallest) if options.early_stop else total
         better = total < smallest
         smallest = torch.minimum(total, smallest)
-        kept = zero if options.early_stop else torch.where(better.repeat_interleave(height, dim=0), zero, kept)
+        kept = (
+            zero if options.early_stop else torch.where(better.repeat_interleave(height, dim=0), zero, kept)
+        )
         if options.growth == 1:
             moving = zero != used
         if not moving.any() or (options.early_stop and not better.all()):

@@ -46,18 +46,28 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, Done]:
         write(folder, identity, {})
         return {}
     if not (folder / JOURNAL).exists():
-        raise ValueError(f"{folder} is not empty, and nothing here was begun by stream; choose another folder")
+        raise ValueError(
+            f"{folder} is not empty, and nothing here was begun by stream; choose another folder"
+        )
     journal = json.loads((folder / JOURNAL).read_text())
     _refuse_other(folder, journal, identity)
     for scratch in folder.glob(f".*{SCRATCH}"):
         scratch.unlink()
     done = {name: Done(**it) for name, it in journal["done"].items()}
-    return {name: it for name, it in done.items() if (folder / name).is_file() and (folder / name).stat().st_size == it.nbytes}
+    return {
+        name: it
+        for name, it in done.items()
+        if (folder / name).is_file() and (folder / name).stat().st_size == it.nbytes
+    }
 
 
 def write(folder: Path, identity: dict[str, Any], done: dict[str, Done]) -> None:
     """Replace the journal of a folder."""
-    content = {"format": FORMAT, "identity": identity, "done": {name: asdict(it) for name, it in done.items()}}
+    content = {
+        "format": FORMAT,
+        "identity": identity,
+        "done": {name: asdict(it) for name, it in done.items()},
+    }
     with replacing(folder / JOURNAL) as scratch:
         scratch.write_text(json.dumps(content))
 
@@ -68,4 +78,6 @@ def _refuse_other(folder: Path, journal: dict[str, Any], identity: dict[str, Any
     for key, wanted in identity.items():
         found = journal["identity"].get(key)
         if found != wanted:
-            raise ValueError(f"{folder} was begun with another {key}: {found}, not {wanted}. Delete it, or choose another folder")
+            raise ValueError(
+                f"{folder} was begun with another {key}: {found}, not {wanted}. Delete it, or choose another folder"
+            )

@@ -68,7 +68,9 @@ class Target:
         """Name → (out, in), as views of a tensor that lies as the model's parameter does."""
         if self.parameter is None:
             return {self.name: tensor.T if self._transposed else tensor}
-        return {f"{self.name}.{k}": (matrix.T if self._transposed else matrix) for k, matrix in enumerate(tensor)}
+        return {
+            f"{self.name}.{k}": (matrix.T if self._transposed else matrix) for k, matrix in enumerate(tensor)
+        }
 
     @property
     def tensor_name(self) -> str:
@@ -100,12 +102,18 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
     """
     head = output_head(model)
     candidates = list(linear_places(model))
-    kept = [t for t in candidates if not (_matches(t.name, exclude) or (HEAD in exclude and t.module is head))]
+    kept = [
+        t for t in candidates if not (_matches(t.name, exclude) or (HEAD in exclude and t.module is head))
+    ]
     for pattern in exclude:
         if pattern != HEAD and not any(_matches(t.name, (pattern,)) for t in candidates):
-            raise ValueError(f"layers.exclude={pattern!r} matches no layer; layers are named like {candidates[0].name!r}")
+            raise ValueError(
+                f"layers.exclude={pattern!r} matches no layer; layers are named like {candidates[0].name!r}"
+            )
     if not kept:
-        raise ValueError(f"no layer to compress in {type(model).__name__}: all {len(candidates)} linear layers are excluded")
+        raise ValueError(
+            f"no layer to compress in {type(model).__name__}: all {len(candidates)} linear layers are excluded"
+        )
     for target in kept:
         _refuse_tied(model, target, head)
         _refuse_unknown(target)

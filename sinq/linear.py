@@ -89,7 +89,9 @@ class CompressedExperts(nn.ModuleList):
         transposed: whether the model keeps them as (experts, in, out).
     """
 
-    choice = Choice(refusals=("fused experts are dequantized for the model's code, which reads them as one parameter",))
+    choice = Choice(
+        refusals=("fused experts are dequantized for the model's code, which reads them as one parameter",)
+    )
     """No product happens here: the code of the model multiplies."""
     kernel = choice.kernel
 
@@ -99,7 +101,9 @@ class CompressedExperts(nn.ModuleList):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype  # a cast of the model changes what it computes in
+        self.dtype = fn(
+            torch.zeros(1, dtype=self.dtype)
+        ).dtype  # a cast of the model changes what it computes in
         return self
 
     def stores(self) -> list[WeightStore]:
@@ -122,7 +126,11 @@ class CompressedExperts(nn.ModuleList):
 
 def choices(model: nn.Module) -> list[Choice]:
     """Return how each compressed layer of a model multiplies, in the order of its modules."""
-    return [module.choice for module in model.modules() if isinstance(module, CompressedLinear | CompressedExperts)]
+    return [
+        module.choice
+        for module in model.modules()
+        if isinstance(module, CompressedLinear | CompressedExperts)
+    ]
 
 
 def _show_dense(owner: nn.Module, args: Any) -> None:

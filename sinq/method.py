@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from sinq.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.calibration import Calibration
-from sinq.collect import WATCHED, collect_in_block, groups_in_block
 from sinq.context import Context
 from sinq.errors import NotApplicable
 from sinq.format import Format
 from sinq.grid import Grid
+from sinq.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.named import Named
 from sinq.plan import Plan, plan_layers
 from sinq.report import CompressionReport, LayerReport
@@ -48,7 +48,12 @@ class Method(Named, ABC):
         return self.statistic is not None
 
     @abstractmethod
-    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
         """Replace layers of `model`, in place, by compressed ones.
 
         Args:
@@ -75,10 +80,21 @@ class BlockMethod(Method):
         """Decide what is done to each layer, and refuse what cannot be done. By default nothing is decided."""
         return Plan()
 
-    def compress(self, model: nn.Module, calibration: Calibration | None = None, context: Context = Context()) -> CompressionReport:
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
         return self.carry_out(self.plan(model, calibration, context), model, calibration, context)
 
-    def carry_out(self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context) -> CompressionReport:
+    def carry_out(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        calibration: Calibration | None,
+        context: Context,
+    ) -> CompressionReport:
         """Compress a model as a plan of this method says.
 
         Raises:
@@ -86,7 +102,8 @@ class BlockMethod(Method):
         """
         name = type(self).__name__
         if calibration is None:
-            raise NotApplicable(f"{name} needs calibration text: it works from what each block computes. Try calibration=wikitext2 or sotu")
+            why = "it works from what each block computes"
+            raise NotApplicable(f"{name} needs calibration text: {why}. Try calibration=wikitext2 or sotu")
         if not calibration.sequential:
             raise NotApplicable(
                 f"{name} works on each block behind the compressed blocks before it, which calibration.sequential=false"
@@ -132,7 +149,10 @@ class LayerMethod(BlockMethod):
         """
         starts = accumulate((len(weight) for weight in weights), initial=0)
         pairs = zip(weights, starts, strict=False)
-        return [self.quantize(weight, statistic and statistic.of_rows(start, len(weight))) for weight, start in pairs]
+        return [
+            self.quantize(weight, statistic and statistic.of_rows(start, len(weight)))
+            for weight, start in pairs
+        ]
 
     def with_grid(self, grid: Grid) -> Self:
         """This method on another grid (used when a group size is shrunk to fit)."""
@@ -149,10 +169,15 @@ class LayerMethod(BlockMethod):
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         return plan_layers(model, self, calibration, context.layers)
 
-    def carry_out(self, plan: Plan, model: nn.Module, calibration: Calibration | None, context: Context) -> CompressionReport:
+    def carry_out(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        calibration: Calibration | None,
+        context: Context,
+    ) -> CompressionReport:
         """Compress block by block if statistics are to be seen behind compressed blocks, else layer by layer."""
-        seen_in_blocks = self.statistic is not None and self.statistic.kind in WATCHED
-        if calibration is not None and calibration.sequential and seen_in_blocks:
+        if calibration is not None and calibration.sequential and seen_in_blocks(self.statistic):
             return compress_blocks(model, self, plan, calibration, context)
         return compress_layers(model, plan, calibration, context)
 

@@ -36,7 +36,9 @@ class Named:
             root = next(base for base in reversed(cls.__mro__) if Named in base.__bases__)
             for other in _below(root):
                 if other is not cls and other.__dict__.get("name") == name and _path(other) != _path(cls):
-                    raise TypeError(f"{_path(cls)} and {_path(other)} are both named {name!r}; rename one of them")
+                    raise TypeError(
+                        f"{_path(cls)} and {_path(other)} are both named {name!r}; rename one of them"
+                    )
 
 
 def named(root: type[T], name: str) -> type[T]:
@@ -48,10 +50,14 @@ def named(root: type[T], name: str) -> type[T]:
     known: dict[str, type[T]] = {}
     for cls in _below(root):
         own = cls.__dict__.get("name")
-        if isinstance(own, str) and _path(known.get(own, cls)) == _path(cls):  # a class that was refused may still be in memory
+        if isinstance(own, str) and _path(known.get(own, cls)) == _path(
+            cls
+        ):  # a class that was refused may still be in memory
             known[own] = cls
     if name not in known:
-        raise ValueError(f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}"
+        )
     return known[name]
 
 
@@ -63,7 +69,9 @@ def name_of(value: Named) -> str:
     """
     name = type(value).__dict__.get("name")
     if not isinstance(name, str):
-        raise TypeError(f'{_path(type(value))} has no name to be known by in files; add `name: ClassVar[str] = "…"` to it')
+        raise TypeError(
+            f'{_path(type(value))} has no name to be known by in files; add `name: ClassVar[str] = "…"` to it'
+        )
     return name
 
 

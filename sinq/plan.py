@@ -52,7 +52,10 @@ class Plan:
 
     def with_bits(self, bits: Mapping[str, int]) -> "Plan":
         """Return the same plan with other bits for the targets named."""
-        steps = (step.with_bits(bits[step.target.name]) if step.target.name in bits else step for step in self.steps)
+        steps = (
+            step.with_bits(bits[step.target.name]) if step.target.name in bits else step
+            for step in self.steps
+        )
         return replace(self, steps=tuple(steps))
 
 
@@ -91,7 +94,9 @@ def _require_statistic(method: Quantizer, calibration: Calibration | None, targe
         return
     name, needed = type(method).__name__, method.statistic.described()
     if calibration is None:
-        raise NotApplicable(f"{name} needs calibration text: it works from the {needed}. Try calibration=wikitext2 or sotu")
+        raise NotApplicable(
+            f"{name} needs calibration text: it works from the {needed}. Try calibration=wikitext2 or sotu"
+        )
     if reason := method.statistic.refusal(targets):
         raise NotApplicable(f"{name} needs the {needed}, {reason}")
 
@@ -106,20 +111,31 @@ def _explain(targets: list[Target], misfits: Mapping[str, Misfit]) -> str:
 
 
 def _reason(why: str, alike: Mapping[str, list[Target]]) -> str:
-    parts = [f"{len(same)} like {same[0].name} ({same[0].shape[0]}×{same[0].shape[1]}) {fitting}" for fitting, same in alike.items()]
+    parts = [
+        f"{len(same)} like {same[0].name} ({same[0].shape[0]}×{same[0].shape[1]}) {fitting}"
+        for fitting, same in alike.items()
+    ]
     return f"{why} {sum(len(same) for same in alike.values())} layers: {'; '.join(parts)}"
 
 
 def _shrink(method: Quantizer, target: Target, misfit: Misfit) -> Step:
     smaller = method.format.shrunk(target.shape)
     if smaller is None:
-        raise NotApplicable(f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude")
+        raise NotApplicable(
+            f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude"
+        )
     before: Any = method.format
     changed = {name: value for name, value in asdict(smaller).items() if value != getattr(before, name)}  # type: ignore[call-overload]
-    return Step(target, method.with_format(smaller), {f"shrunk_{name}": float(value) for name, value in changed.items()})
+    return Step(
+        target,
+        method.with_format(smaller),
+        {f"shrunk_{name}": float(value) for name, value in changed.items()},
+    )
 
 
 def require_finite(name: str, matrix: Tensor) -> None:
     """Raise `ValueError`, naming the layer, if a matrix has NaN or Inf."""
     if not torch.isfinite(matrix).all():
-        raise ValueError(f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude")
+        raise ValueError(
+            f"layer {name} has NaN or Inf in its weight; repair the checkpoint or add the layer to layers.exclude"
+        )

@@ -43,7 +43,9 @@ class PreSINQ(Rewriting):
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(self.inner, "grid", None), Grid):
-            raise NotApplicable(f"PreSINQ balances groups of columns, but inner={type(self.inner).__name__} has no grid to name their size")
+            raise NotApplicable(
+                f"PreSINQ balances groups of columns, but inner={type(self.inner).__name__} has no grid to name their size"
+            )
 
     @property
     def grid(self) -> Grid:

@@ -52,17 +52,23 @@ class SINQRefined(ScalarMethod):
 
     def __post_init__(self) -> None:
         if self.grid.symmetric or self.grid.auxiliary_bits == 8:
-            raise NotApplicable("SINQRefined solves for fractional zero-points: it needs symmetric=false and auxiliary_bits=16 or 32")
+            raise NotApplicable(
+                "SINQRefined solves for fractional zero-points: it needs symmetric=false and auxiliary_bits=16 or 32"
+            )
         for option, least in (("passes", 1), ("steps", 0)):
             if getattr(self, option) < least:
                 raise ValueError(f"{option}={getattr(self, option)} is not possible; it must be ≥ {least}")
         if self.norm <= 0:
             raise ValueError(f"norm={self.norm} is not possible; it must be above 0")
         if self.range_share is not None and not 0 < self.range_share <= 1:
-            raise ValueError(f"range_share={self.range_share} is not possible; it must be above 0 and at most 1, or null")
+            raise ValueError(
+                f"range_share={self.range_share} is not possible; it must be above 0 and at most 1, or null"
+            )
 
     def normalize(self, weight: Tensor) -> Normalized:
-        col_scale = column_magnitudes(weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.norm, self.passes)
+        col_scale = column_magnitudes(
+            weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.norm, self.passes
+        )
         return Normalized(weight, col_scale=col_scale)
 
     def round(self, normalized: Normalized) -> QuantizedTensor:

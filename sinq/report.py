@@ -52,7 +52,9 @@ class CompressionReport:
         return dict(counts) | ({"skipped": len(self.skipped)} if self.skipped else {})
 
 
-def describe(name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, notes: dict[str, float]) -> LayerReport:
+def describe(
+    name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, notes: dict[str, float]
+) -> LayerReport:
     """Compare a matrix (out, in) with what it became."""
     weight = weight.float()
     balance = _imbalances(weight, compressed) if isinstance(compressed, QuantizedTensor) else (None, None)

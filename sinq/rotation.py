@@ -40,7 +40,9 @@ def factors(size: int) -> tuple[int, ...]:
     candidates = (size // twos << k for k in range(twos.bit_length()))
     first = next((order for order in candidates if order == 1 or _paley_field(order)), None)
     if first is None:
-        raise NotApplicable(f"no Hadamard matrix is known here for {size} inputs; sizes are a power of two times one of Paley's orders")
+        raise NotApplicable(
+            f"no Hadamard matrix is known here for {size} inputs; sizes are a power of two times one of Paley's orders"
+        )
     rest, parts = size // first, [first] if first > 1 else []
     while rest > 1:
         parts.append(min(rest, SYLVESTER))
@@ -52,7 +54,11 @@ def factors(size: int) -> tuple[int, ...]:
 def hadamard(order: int) -> Tensor:
     """A Hadamard matrix, float32 (order, order) of ±1: Sylvester's where `order` is a power of two, else Paley's."""
     if order & (order - 1) == 0:
-        return torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard(order // 2)) if order > 1 else torch.ones(1, 1)
+        return (
+            torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard(order // 2))
+            if order > 1
+            else torch.ones(1, 1)
+        )
     field = _paley_field(order)
     if field is None:
         raise NotApplicable(f"neither of Paley's constructions gives a Hadamard matrix of order {order}")
@@ -60,7 +66,9 @@ def hadamard(order: int) -> Tensor:
     identity = torch.eye(len(conference))
     if len(conference) == order:  # Paley I
         return identity + conference
-    return torch.kron(conference, torch.tensor([[1.0, 1.0], [1.0, -1.0]])) + torch.kron(identity, torch.tensor([[1.0, -1.0], [-1.0, -1.0]]))
+    return torch.kron(conference, torch.tensor([[1.0, 1.0], [1.0, -1.0]])) + torch.kron(
+        identity, torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+    )
 
 
 def _paley_field(order: int) -> tuple[int, int] | None:
@@ -87,7 +95,9 @@ def _conference(prime: int, exponent: int) -> Tensor:
     """
     size, place = prime**exponent, torch.tensor([prime**j for j in range(exponent)])
     character = torch.zeros(size)
-    character[(torch.tensor(_powers_of_generator(prime, exponent)) * place).sum(1)] = torch.tensor([1.0, -1.0]).repeat(size // 2)
+    character[(torch.tensor(_powers_of_generator(prime, exponent)) * place).sum(1)] = torch.tensor(
+        [1.0, -1.0]
+    ).repeat(size // 2)
     digits = torch.arange(size)[:, None] // place % prime
     differences = (((digits[:, None] - digits[None]) % prime) * place).sum(2)
     matrix = torch.zeros(size + 1, size + 1)
@@ -109,7 +119,9 @@ def _powers_of_generator(prime: int, exponent: int) -> list[tuple[int, ...]]:
         while any(element) and element not in cycle:
             cycle[element] = None
             shifted, top = (0, *element[:-1]), element[-1]
-            element = tuple((digit + top * back) % prime for digit, back in zip(shifted, feedback, strict=True))
+            element = tuple(
+                (digit + top * back) % prime for digit, back in zip(shifted, feedback, strict=True)
+            )
         if len(cycle) == prime**exponent - 1:
             return list(cycle)
     raise AssertionError(f"GF({prime}^{exponent}) has no generator")
@@ -155,7 +167,11 @@ def _product(rows: Tensor, transposed: bool) -> Tensor:
     result = rows.reshape(-1, size)
     for order in reversed(factors(size)):
         matrix = hadamard(order).to(rows.device)
-        result = (result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T)).transpose(1, 2).reshape(-1, size)
+        result = (
+            (result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T))
+            .transpose(1, 2)
+            .reshape(-1, size)
+        )
     return result.reshape(rows.shape)
 
 
@@ -184,13 +200,17 @@ class Rotated(CompressedWeight):
         return self.rotation.undo(self.inner.dequantize()).to(dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"signs": self.rotation.signs} | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
+        return {"signs": self.rotation.signs} | {
+            INNER + name: tensor for name, tensor in self.inner.state_dict().items()
+        }
 
     def config(self) -> dict[str, Any]:
         return {"inner": stored_as(self.inner)}
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        state = {name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)}
+        state = {
+            name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)
+        }
         inner = rebuilt(config["inner"], state)
         return cls(Rotation(tensors["signs"], inner.shape[1]), inner)

@@ -28,7 +28,9 @@ TABLE_ZERO_STEP = 1 / 64  # resolution of a zero-point of an NF table in one byt
 def by_group(matrix: Tensor, group_size: int) -> Tensor:
     """(out, in) → (out, in / group_size, group_size). Raises `ValueError` if the size does not divide."""
     if matrix.shape[1] % group_size:
-        raise ValueError(f"group_size={group_size} does not divide a matrix of {matrix.shape[0]}×{matrix.shape[1]}")
+        raise ValueError(
+            f"group_size={group_size} does not divide a matrix of {matrix.shape[0]}×{matrix.shape[1]}"
+        )
     return matrix.reshape(matrix.shape[0], -1, group_size)
 
 
@@ -37,12 +39,18 @@ def divide(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -
     rows, columns = weight.shape
     if col_scale is not None:
         weight = (weight.reshape(len(col_scale), -1, columns) / col_scale[:, None, :]).reshape(rows, columns)
-    return weight if row_scale is None else (weight.reshape(rows, row_scale.shape[1], -1) / row_scale[..., None]).reshape(rows, columns)
+    return (
+        weight
+        if row_scale is None
+        else (weight.reshape(rows, row_scale.shape[1], -1) / row_scale[..., None]).reshape(rows, columns)
+    )
 
 
 def multiply(matrix: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Tensor:
     """The inverse of `divide`."""
-    return divide(matrix, None if row_scale is None else 1 / row_scale, None if col_scale is None else 1 / col_scale)
+    return divide(
+        matrix, None if row_scale is None else 1 / row_scale, None if col_scale is None else 1 / col_scale
+    )
 
 
 def cut(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, limit: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ def assign(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Te
 def positions(weight: Tensor, scale: Tensor, zero: Tensor | float) -> Tensor:
     """w/scale + zero, (out, in), with scale and zero (out, in / group_size): what is rounded to a level."""
     groups = by_group(weight, weight.shape[1] // scale.shape[1])
-    return (groups / scale[..., None] + (zero[..., None] if isinstance(zero, Tensor) else zero)).reshape(weight.shape)
+    return (groups / scale[..., None] + (zero[..., None] if isinstance(zero, Tensor) else zero)).reshape(
+        weight.shape
+    )
 
 
 def nearest(position: Tensor, grid: Grid) -> Tensor:
@@ -113,7 +123,9 @@ def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     scale = torch.where(scale > 0, scale, low.abs())  # a constant group is one step away from 0, and exact
     zero = -torch.round(low / torch.where(scale > 0, scale, 1.0))
     smallest, largest = zero_limits(grid)
-    scale = torch.where(zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale))
+    scale = torch.where(
+        zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale)
+    )
     return nonzero(scale), zero.clamp(smallest, largest)
 
 

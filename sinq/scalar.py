@@ -45,7 +45,9 @@ class Normalized:
 
     def scaled_by(self, channel: Tensor) -> "Normalized":
         """Column j of the matrix times channel[j], (in,), undone in `col_scale`: the same W, rounded differently."""
-        return replace(self, col_scale=1 / channel[None] if self.col_scale is None else self.col_scale / channel)
+        return replace(
+            self, col_scale=1 / channel[None] if self.col_scale is None else self.col_scale / channel
+        )
 
     def cut_at(self, limit: Tensor) -> "Normalized":
         """With every group of a row of the matrix cut at ± its limit, (out, in / group_size)."""
@@ -55,21 +57,44 @@ class Normalized:
         """Round the matrix to nearest (without writing it to memory, where a fast kernel runs): the quantized W."""
         packed, scale, zero = round_scaled(self.weight, self.row_scale, self.col_scale, grid)
         return QuantizedTensor.store_packed(
-            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+            packed,
+            self.shape,
+            grid,
+            scale,
+            zero,
+            row_scale=self.row_scale,
+            col_scale=self.col_scale,
+            notes=self.notes,
         )
 
     def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> QuantizedTensor:
         """Round with zeros refined by HQQ's steps; from whole ones if `round_zero`."""
-        packed, scale, zero = refine_scaled(self.weight, self.row_scale, self.col_scale, grid, options, round_zero)
+        packed, scale, zero = refine_scaled(
+            self.weight, self.row_scale, self.col_scale, grid, options, round_zero
+        )
         return QuantizedTensor.store_packed(
-            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+            packed,
+            self.shape,
+            grid,
+            scale,
+            zero,
+            row_scale=self.row_scale,
+            col_scale=self.col_scale,
+            notes=self.notes,
         )
 
     def unbiased(self, grid: Grid, options: Unbiased) -> QuantizedTensor:
         """Round with scales and zeros that leave no error along a group's weights, nor along a constant."""
         packed, scale, zero = round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options)
         return QuantizedTensor.store_packed(
-            packed, self.shape, grid, scale, zero, row_scale=self.row_scale, col_scale=self.col_scale, notes=self.notes
+            packed,
+            self.shape,
+            grid,
+            scale,
+            zero,
+            row_scale=self.row_scale,
+            col_scale=self.col_scale,
+            notes=self.notes,
         )
 
 
@@ -91,8 +116,13 @@ class ScalarMethod(LayerMethod):
     def error(self, normalized: Normalized, limit: Tensor | None = None) -> Tensor:
         """W − Ŵ, float32 (out, in), of the normalized matrix rounded, or cut at ± limit (out, in / group_size) and then rounded."""
         if self.only_rounds(normalized):
-            return rounding_error(normalized.weight, normalized.row_scale, normalized.col_scale, self.grid, limit)
-        return normalized.weight - self.round(normalized if limit is None else normalized.cut_at(limit)).dequantize()
+            return rounding_error(
+                normalized.weight, normalized.row_scale, normalized.col_scale, self.grid, limit
+            )
+        return (
+            normalized.weight
+            - self.round(normalized if limit is None else normalized.cut_at(limit)).dequantize()
+        )
 
     def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
         return self.round(self.normalize(weight))

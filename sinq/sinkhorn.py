@@ -82,7 +82,9 @@ def _ratio(row_std: Tensor, col_std: Tensor) -> Tensor:
     return both.amax(1) / both.amin(1).clamp_min(1e-12)
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(
+    weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()
+) -> tuple[Tensor, Tensor]:
     """The row and column scales that balance every tile of a matrix.
 
     Args:
@@ -125,7 +127,9 @@ def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:
         if options.early_stop:
             moving = moving * (score <= previous * TIE)[:, None]
         previous = score
-        log_row, log_col = (_step(log, std, target, moving, options) for log, std in ((log_row, row_std), (log_col, col_std)))
+        log_row, log_col = (
+            _step(log, std, target, moving, options) for log, std in ((log_row, row_std), (log_col, col_std))
+        )
     return best_row.exp(), best_col.exp()
 
 

@@ -26,7 +26,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 from transformers.initialization import no_init_weights
 
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,7 +62,9 @@ def shape_of(folder: Path) -> PreTrainedModel:
         raise ValueError(f"{folder} has no config.json, so it is not the folder of a Hugging Face checkpoint")
     config = AutoConfig.from_pretrained(folder)
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{folder} holds weights that are quantized already (quantization_config in its config.json)")
+        raise ValueError(
+            f"{folder} holds weights that are quantized already (quantization_config in its config.json)"
+        )
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or _stored_dtype(folder))
     model.tie_weights()
@@ -74,7 +81,9 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [TENSORS]
     for name in names:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing" + (f"; {INDEX} lists it" if index.exists() else ""))
+            raise FileNotFoundError(
+                f"{folder / name} is missing" + (f"; {INDEX} lists it" if index.exists() else "")
+            )
     return [folder / name for name in names]
 
 
@@ -147,7 +156,9 @@ class Source:
             for name in self._stored:
                 other = by_identity[id(self._expected[name])]
                 if other != name and not torch.equal(read(name), read(other)):
-                    raise ValueError(f"{name} and {other} differ, but the configuration ties them; set tie_word_embeddings to false there")
+                    raise ValueError(
+                        f"{name} and {other} differ, but the configuration ties them; set tie_word_embeddings to false there"
+                    )
 
     def _match(self) -> tuple[dict[str, Stored], list[str]]:
         """Where the model's tensors lie, and stored ones the model has no use for."""
@@ -172,7 +183,9 @@ class Source:
     def _is_ignored(self, key: str) -> bool:
         patterns = {*MOVED_BUFFERS, *(self._model._keys_to_ignore_on_load_unexpected or ())}
         buffers = {name for name, _ in self._model.named_buffers()}
-        return any(re.search(pattern, key) for pattern in patterns) or bool({key, f"{self._model.base_model_prefix}.{key}"} & buffers)
+        return any(re.search(pattern, key) for pattern in patterns) or bool(
+            {key, f"{self._model.base_model_prefix}.{key}"} & buffers
+        )
 
     def _read(self, name: str, get: Read) -> Tensor:
         stored = self._stored[name]
@@ -180,7 +193,9 @@ class Source:
         tensor = tensors[0] if stored.conversion is None else self._convert(name, stored, tensors)
         if tensor.shape != self._expected[name].shape:
             wanted, shape = list(self._expected[name].shape), list(tensor.shape)
-            raise ValueError(f"{name} is {shape} in {self._files[stored.keys[0]]}; the model has it as {wanted}")
+            raise ValueError(
+                f"{name} is {shape} in {self._files[stored.keys[0]]}; the model has it as {wanted}"
+            )
         return tensor
 
     def _convert(self, name: str, stored: Stored, tensors: list[Tensor]) -> Tensor:
@@ -191,4 +206,6 @@ class Source:
         try:
             return conversion.convert(name, model=self._model, config=self._model.config)[name]
         except RuntimeError as error:
-            raise ValueError(f"{name} cannot be made of {len(tensors)} tensors like {stored.keys[0]}: {error}") from error
+            raise ValueError(
+                f"{name} cannot be made of {len(tensors)} tensors like {stored.keys[0]}: {error}"
+            ) from error

@@ -41,7 +41,9 @@ class SparseOutliers(CompressedWeight):
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def store(cls, inner: CompressedWeight, weight: Tensor, mask: Tensor, notes: Mapping[str, float] | None = None) -> Self:
+    def store(
+        cls, inner: CompressedWeight, weight: Tensor, mask: Tensor, notes: Mapping[str, float] | None = None
+    ) -> Self:
         """Add the weights that a mask chooses, both (out, in), to an inner value.
 
         Raises:
@@ -49,7 +51,9 @@ class SparseOutliers(CompressedWeight):
         """
         values = weight[mask].to(torch.float16)
         if not torch.isfinite(values).all():
-            raise ValueError(f"an outlier of {weight[mask].abs().max().item():.3g} is beyond float16, whose largest number is 65504")
+            raise ValueError(
+                f"an outlier of {weight[mask].abs().max().item():.3g} is beyond float16, whose largest number is 65504"
+            )
         columns = mask.nonzero()[:, 1].to(torch.uint16 if mask.shape[1] <= NARROW else torch.int32)
         row_starts = torch.nn.functional.pad(mask.sum(1), (1, 0)).cumsum(0).to(torch.int32)
         return cls(inner, values, columns, row_starts, {**inner.notes, **(notes or {})})
@@ -60,7 +64,10 @@ class SparseOutliers(CompressedWeight):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         dense, rows = self.inner.dequantize(), torch.arange(self.shape[0], device=self.values.device)
-        places = rows.repeat_interleave(self.row_starts.diff(), output_size=len(self.values)), self.columns.long()
+        places = (
+            rows.repeat_interleave(self.row_starts.diff(), output_size=len(self.values)),
+            self.columns.long(),
+        )
         return dense.index_put(places, self.values.float(), accumulate=True).to(dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -72,6 +79,8 @@ class SparseOutliers(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        state = {name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)}
+        state = {
+            name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)
+        }
         inner = rebuilt(config["inner"], state)
         return cls(inner, tensors["values"], tensors["columns"], tensors["row_starts"], config["notes"])

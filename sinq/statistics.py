@@ -77,7 +77,11 @@ class InputStatistic(Statistic):
     @classmethod
     def refusal(cls, targets: Sequence[Target]) -> str | None:
         experts = [target.name for target in targets if target.parameter is not None]
-        return f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude" if experts else None
+        return (
+            f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
+            if experts
+            else None
+        )
 
     @classmethod
     def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
@@ -119,10 +123,15 @@ class Hessian(InputStatistic):
 
     def transformed(self, matrix: Tensor) -> Self:
         wide = matrix.to(self.device, torch.float64)
-        return type(self)(len(matrix), self.device).load({"sum": wide @ self._sum @ wide.T, "tokens": torch.tensor(self.tokens)})
+        return type(self)(len(matrix), self.device).load(
+            {"sum": wide @ self._sum @ wide.T, "tokens": torch.tensor(self.tokens)}
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}  # the long sum is over; 7 digits will do
+        return {
+            "sum": self._sum.float(),
+            "tokens": torch.tensor(self.tokens),
+        }  # the long sum is over; 7 digits will do
 
     def load(self, tensors: Mapping[str, Tensor]) -> Self:
         self._sum, self.tokens = tensors["sum"].to(self._sum), int(tensors["tokens"])
@@ -147,7 +156,9 @@ class Inputs(InputStatistic):
 
     def _add(self, rows: Tensor) -> None:
         self._sum += rows.abs().sum(0, dtype=torch.float64)
-        draws = torch.cat([self._draws.cpu(), torch.rand(len(rows), generator=self._generator, dtype=torch.float64)])
+        draws = torch.cat(
+            [self._draws.cpu(), torch.rand(len(rows), generator=self._generator, dtype=torch.float64)]
+        )
         best = draws.topk(min(self.ROWS, len(draws))).indices.sort().values
         self._draws, self._rows = draws[best], torch.cat([self._rows, rows])[best.to(rows.device)]
 
@@ -168,7 +179,12 @@ class Inputs(InputStatistic):
         return other
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"sum": self._sum, "rows": self._rows, "draws": self._draws, "tokens": torch.tensor(self.tokens)}
+        return {
+            "sum": self._sum,
+            "rows": self._rows,
+            "draws": self._draws,
+            "tokens": torch.tensor(self.tokens),
+        }
 
     def load(self, tensors: Mapping[str, Tensor]) -> Self:
         self._sum, self._rows = tensors["sum"].to(self._sum), tensors["rows"].to(self._rows)
@@ -235,7 +251,9 @@ class Gradient(Statistic):
 
     def of_rows(self, start: int, count: int) -> Self:
         rows = {name: tensor[start : start + count] for name, tensor in self._sums().items()}
-        return type(self)((count, self._first.shape[1]), self.device).load(rows | {"tokens": torch.tensor(self.tokens)})
+        return type(self)((count, self._first.shape[1]), self.device).load(
+            rows | {"tokens": torch.tensor(self.tokens)}
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return self._sums() | {"tokens": torch.tensor(self.tokens)}

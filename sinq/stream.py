@@ -102,7 +102,9 @@ def stream(
 def _layer_method(method: Method) -> LayerMethod:
     name = type(method).__name__
     if not isinstance(method, LayerMethod):
-        raise NotApplicable(f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false")
+        raise NotApplicable(
+            f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false"
+        )
     if method.statistic is not None:
         needed = method.statistic.described()
         raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; use stream=false")
@@ -129,7 +131,11 @@ def _pieces(names: dict[str, str], steps: Sequence[Step]) -> list[Piece]:
     by_name = {step.target.tensor_name: step for step in steps}
     groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
     return [
-        Piece(f"model-{k:05d}-of-{len(groups):05d}.safetensors", group, {name: by_name[name] for name, _ in group if name in by_name})
+        Piece(
+            f"model-{k:05d}-of-{len(groups):05d}.safetensors",
+            group,
+            {name: by_name[name] for name, _ in group if name in by_name},
+        )
         for k, group in enumerate(groups, start=1)
     ]
 
@@ -180,7 +186,11 @@ def _copy_beside(source: Path, target: Path) -> None:
 
 def _beside(source: Path) -> Iterable[Path]:
     own = {"config.json", INDEX, LAYOUT}
-    return (path for path in sorted(source.iterdir()) if path.suffix in BESIDE and path.name not in own and path.is_file())
+    return (
+        path
+        for path in sorted(source.iterdir())
+        if path.suffix in BESIDE and path.name not in own and path.is_file()
+    )
 
 
 def _finish(target: Path, done: dict[str, Done]) -> None:

@@ -88,7 +88,9 @@ def rebuilt(stored: Mapping[str, Any], tensors: dict[str, Tensor]) -> Compressed
     """
     kind = named(CompressedWeight, stored["name"])
     if stored["version"] != kind.version:
-        raise ValueError(f"{stored['name']} has version {stored['version']}; this code reads version {kind.version}")
+        raise ValueError(
+            f"{stored['name']} has version {stored['version']}; this code reads version {kind.version}"
+        )
     return kind.from_state(stored["config"], tensors)
 
 
@@ -126,7 +128,9 @@ class QuantizedTensor(CompressedWeight):
             col_scale: (out/tile rows, in).
         """
         shape = codes.shape[0], codes.shape[1]
-        return cls.store_packed(pack(codes, grid.bits), shape, grid, scale, zero, col_scale=col_scale, notes=notes)
+        return cls.store_packed(
+            pack(codes, grid.bits), shape, grid, scale, zero, col_scale=col_scale, notes=notes
+        )
 
     @classmethod
     def store_packed(
@@ -172,7 +176,11 @@ class QuantizedTensor(CompressedWeight):
 
     def zero(self) -> Tensor | float:
         """float32 (out, in / group_size), or the constant of a symmetric grid."""
-        return auxiliary.load_zero(self.tensors["zero"], self.grid) if "zero" in self.tensors else centre(self.grid)
+        return (
+            auxiliary.load_zero(self.tensors["zero"], self.grid)
+            if "zero" in self.tensors
+            else centre(self.grid)
+        )
 
     def col_scale(self) -> Tensor | None:
         """float32 (out / tile rows, in)."""
@@ -197,7 +205,11 @@ class QuantizedTensor(CompressedWeight):
         return self.tensors
 
     def config(self) -> dict[str, Any]:
-        return {"shape": list(self.shape), "grid": asdict(self.grid) | {"levels": self.grid.levels.name}, "notes": dict(self.notes)}
+        return {
+            "shape": list(self.shape),
+            "grid": asdict(self.grid) | {"levels": self.grid.levels.name},
+            "notes": dict(self.notes),
+        }
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

@@ -1,7 +1,8 @@
-"""The numbers of a compressed block that can be trained: stored numbers of its compressed values, and parameters of one dimension.
+"""Numbers of a compressed block that can be trained: those stored beside codes, and parameters of one dimension.
 
-Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given numbers for a while, and
-`TrainedNumbers.store` makes them the block's own. What the block had before is never written to: a dense model may share it.
+Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given numbers for a
+while, and `TrainedNumbers.store` makes them the block's own. What the block had before is never written to: a dense
+model may share it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,10 @@ class ValueNumbers:
 
 
 class ParameterNumbers:
-    """Gains and biases of an ordinary module, the parameters of one dimension. Its others only change their dtype while it computes."""
+    """Gains and biases of an ordinary module: its parameters of one dimension.
+
+    Its other parameters only change their dtype while it computes.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -58,7 +62,7 @@ class ParameterNumbers:
     def compute_with(self, numbers: dict[str, Tensor]) -> None:
         for name, parameter in self._all.items():
             wide = numbers.get(name, parameter.detach().float())
-            self._module._parameters[name] = wide  # type: ignore[assignment]  # a Parameter would stop gradients
+            self._module._parameters[name] = wide  # type: ignore[assignment]  # gradients would stop at a Parameter
 
     def restore(self) -> None:
         self._module._parameters.update(self._all)
@@ -73,8 +77,8 @@ class TrainedNumbers:
 
     def __init__(self, block: nn.Module) -> None:
         modules = list(block.modules())
-        self._owners: list[Owner] = [ValueNumbers(module) for module in modules if isinstance(module, WeightStore)]
-        self._owners += [ParameterNumbers(module) for module in modules if not isinstance(module, WeightStore)]
+        self._owners: list[Owner] = [ValueNumbers(m) for m in modules if isinstance(m, WeightStore)]
+        self._owners += [ParameterNumbers(m) for m in modules if not isinstance(m, WeightStore)]
         self._stored = [number for owner in self._owners for number in owner.stored.values()]
         self.leaves = [number.detach().float().clone().requires_grad_() for number in self._stored]
 
@@ -85,7 +89,7 @@ class TrainedNumbers:
 
     @contextmanager
     def computing(self, numbers: Sequence[Tensor]) -> Iterator[None]:
-        """Let the block compute in float32 with these numbers, in the order of `leaves`, for as long as the context lasts."""
+        """Let the block compute in float32 with these numbers, in the order of `leaves`, within the context."""
         try:
             for owner, own in self._by_owner(numbers):
                 owner.compute_with(own)

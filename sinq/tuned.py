@@ -1,6 +1,5 @@
-"""Tuning as a method around another one: whatever compresses blocks or layers, each block is tuned when `inner` is done with it."""
+"""Tuning as a method around another: each block is tuned when whatever compresses it is done with it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,9 +21,9 @@ from sinq.walk import BlockView
 
 @dataclass(frozen=True)
 class Tuned(BlockMethod):
-    """Tunes each block that `inner` has compressed until its output is near the dense block's, as in `Tuned(AQLM())`.
+    """Tunes blocks that `inner` has compressed until their outputs are near the dense ones, as in `Tuned(AQLM())`.
 
-    Layers outside the blocks are compressed by `inner` and not tuned. Reports are of the layers as they are after tuning.
+    Layers outside the blocks are compressed by `inner` and not tuned. Reports are of layers after tuning.
     """
 
     name: ClassVar[str] = "tuned"
@@ -46,35 +45,45 @@ class Tuned(BlockMethod):
         return self.inner.plan(model, calibration, context)
 
     def compress_block(self, block: BlockView) -> list[LayerReport]:
-        targets = block.outputs()  # of the block while it is dense
+        targets, dense = block.outputs(), _dense(block)  # before anything is compressed
         reports = self.inner.compress_block(block)
         if not reports:
             return []
         with timed(block.device) as clock:
             result = self.tuning.tune(block, targets)
         notes = {"block_tuned": result.after / result.before} if result.epoch else {"tuning_kept_start": 1.0}
-        return _after_tuning(reports, block, clock.seconds, notes)
+        share = clock.seconds / sum(report.out_features * report.in_features for report in reports)
+        compressed = _compressed(block)
+        pairs = ((report, dense.get(report.name), compressed.get(report.name)) for report in reports)
+        return [_after_tuning(*pair, share, notes) for pair in pairs]
 
 
-def _after_tuning(reports: list[LayerReport], block: BlockView, seconds: float, notes: dict[str, float]) -> list[LayerReport]:
-    """Describe layers anew, each with its share of the time, by its weights."""
-    share = seconds / sum(report.out_features * report.in_features for report in reports)
-    matrices = {name: (matrix, value) for name, matrix, value in _matrices(block)}
-    changed = []
-    for report in reports:
-        total = report.seconds + share * report.out_features * report.in_features
-        if report.name in matrices:
-            matrix, value = matrices[report.name]
-            changed.append(describe(report.name, matrix.to(block.device), value, total, report.notes | notes))
-        else:
-            changed.append(replace(report, seconds=total, notes=report.notes | notes))
-    return changed
+def _dense(block: BlockView) -> dict[str, Tensor]:
+    """Return the planned matrices of a block, (out, in), by name."""
+    return {name: matrix for step in block.steps for name, matrix in step.target.matrices().items()}
 
 
-def _matrices(block: BlockView) -> Iterator[tuple[str, Tensor, CompressedWeight]]:
-    """Yield the name of each planned matrix of a block, the dense one, and what is in its place."""
+def _compressed(block: BlockView) -> dict[str, CompressedWeight]:
+    """Return what the planned matrices of a block have become, by name."""
+    found: dict[str, CompressedWeight] = {}
     for step in block.steps:
         module: Any = block.model.get_submodule(step.target.name)
-        stores = module.stores() if isinstance(module, CompressedExperts) else [module.weight]
-        for (name, matrix), store in zip(step.target.matrices().items(), stores, strict=True):
-            yield name, matrix, store.value
+        if isinstance(module, CompressedExperts):
+            found |= {f"{step.target.name}.{k}": store.value for k, store in enumerate(module.stores())}
+        else:
+            found[step.target.name] = module.weight.value
+    return found
+
+
+def _after_tuning(
+    report: LayerReport,
+    dense: Tensor | None,
+    compressed: CompressedWeight | None,
+    share: float,
+    notes: dict[str, float],
+) -> LayerReport:
+    """Describe a matrix anew, with its share of the time; what was reported of other things stays."""
+    seconds, notes = report.seconds + share * report.out_features * report.in_features, report.notes | notes
+    if dense is None or compressed is None:
+        return replace(report, seconds=seconds, notes=notes)
+    return describe(report.name, dense, compressed, seconds, notes)

@@ -53,7 +53,9 @@ class BlockTuning:
         if self.learning_rate <= 0:
             raise ValueError(f"tuning.learning_rate={self.learning_rate} is not possible; it must be above 0")
         if not 0 < self.validation < 1:
-            raise ValueError(f"tuning.validation={self.validation} is not possible; it must be between 0 and 1")
+            raise ValueError(
+                f"tuning.validation={self.validation} is not possible; it must be between 0 and 1"
+            )
 
     def tune(self, block: BlockView, targets: HiddenStates) -> TuningResult:
         """Train the numbers of a block in place (its values and parameters are replaced; none is written to).

@@ -9,7 +9,9 @@ from sinq.grid import Grid
 from sinq.rounding import assign, by_group, choose, level, level_table, zero_limits
 from sinq.sinkhorn import to_tiles
 
-FARTHEST = 2.0**10  # between a column scale and the typical one of its tile: float16 holds that in full precision
+FARTHEST = (
+    2.0**10
+)  # between a column scale and the typical one of its tile: float16 holds that in full precision
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ def centred_columns(column: Tensor) -> Tensor:
     return log.exp2().clamp(1 / FARTHEST, FARTHEST)
 
 
-def round_unbiased(matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Unbiased) -> tuple[Tensor, Tensor, Tensor]:
+def round_unbiased(
+    matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Unbiased
+) -> tuple[Tensor, Tensor, Tensor]:
     """Round a matrix (out, in) that was divided by `col_scale`, (out / tile rows, in).
 
     Returns:
@@ -60,7 +64,9 @@ def round_unbiased(matrix: Tensor, col_scale: Tensor | None, grid: Grid, options
 
 def column_counts(col_scale: Tensor | None, grid: Grid, influence: float, like: Tensor) -> Tensor:
     """How much each column counts, col_scale^−influence, of mean 1 in a group: (out / tile rows, in / group_size, group_size)."""
-    counts = by_group(torch.ones_like(like[:1]) if col_scale is None else col_scale, grid.group_size) ** -influence
+    counts = (
+        by_group(torch.ones_like(like[:1]) if col_scale is None else col_scale, grid.group_size) ** -influence
+    )
     return counts / counts.mean(-1, keepdim=True)
 
 
@@ -69,10 +75,14 @@ def narrow(weight: Tensor, grid: Grid, share: float) -> tuple[Tensor, Tensor]:
     table = level_table(grid, weight.device)
     low, high = by_group(weight, grid.group_size).aminmax(dim=-1)
     scale = share * (high - low) / (table[-1] - table[0])
-    return _storable(scale, (table[0] + table[-1]) / 2 - (low + high) / 2 / scale, *choose(weight, grid), grid)
+    return _storable(
+        scale, (table[0] + table[-1]) / 2 - (low + high) / 2 / scale, *choose(weight, grid), grid
+    )
 
 
-def unbiased(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor) -> tuple[Tensor, Tensor]:
+def unbiased(
+    weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor
+) -> tuple[Tensor, Tensor]:
     """The scale and zero of each group that leave no error along the group's weights, nor along a constant, given the nearest codes."""
     levels, groups = _levels(assign(weight, scale, zero, grid), grid), by_group(weight, grid.group_size)
     level_mean, mean = _mean(levels, counts), _mean(groups, counts)
@@ -81,7 +91,9 @@ def unbiased(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts:
     return _storable(new_scale, level_mean - mean / new_scale, scale, zero, grid)
 
 
-def centred(weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor) -> Tensor:
+def centred(
+    weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor
+) -> Tensor:
     """The zero of each group that leaves no mean error, given codes and scale."""
     new_zero = _mean(_levels(codes, grid), counts) - _mean(by_group(weight, grid.group_size), counts) / scale
     return _storable(scale, new_zero, scale, zero, grid)[1]
@@ -95,7 +107,9 @@ def _levels(codes: Tensor, grid: Grid) -> Tensor:
     return by_group(level(codes, grid), grid.group_size)
 
 
-def _storable(scale: Tensor, zero: Tensor, old_scale: Tensor, old_zero: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+def _storable(
+    scale: Tensor, zero: Tensor, old_scale: Tensor, old_zero: Tensor | None, grid: Grid
+) -> tuple[Tensor, Tensor]:
     """The new scale and zero where there is such a thing, else the old ones: a group of one value has no range to solve for."""
     smallest, largest = zero_limits(grid)
     assert old_zero is not None  # the grid is not symmetric

@@ -1,11 +1,11 @@
-"""A walk through a model's decoder blocks, one at a time on the device, each with the hidden states it is given.
+"""Walk through a model's decoder blocks, one at a time on the device, each with the hidden states it is given.
 
     for block in walk(model, tokens, context):
         ...                     # look at `block.inputs`, run it, change `block.module`
 
-On leaving a block its inputs are run through what the block has become, and are the next block's inputs. This is the only thing that
-happens implicitly. A visitor that wants the next block to see what this one is *now*, whatever is done to it afterwards, says so by
-`block.advance()`. A visitor that changes nothing walks the model as it is.
+On leaving a block its inputs are run through what the block has become, and the outputs are the next block's inputs:
+this is the only thing that happens implicitly. A visitor that wants the next block to see what this one is *now*,
+whatever is done to it afterwards, says so by `block.advance()`. One that changes nothing walks the model as it is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,12 +42,12 @@ class BlockView:
 
     def outputs(self) -> HiddenStates:
         """Run the block as it is now on all its inputs, and keep the results on disk."""
-        with timed(self.device, self.clock):
+        with torch.no_grad(), timed(self.device, self.clock):
             return self.inputs.through(self.run)
 
     def pass_inputs(self) -> None:
         """Run the block as it is now on all its inputs, for the sake of hooks."""
-        with timed(self.device, self.clock):
+        with torch.no_grad(), timed(self.device, self.clock):
             for states in self.inputs:
                 self.run(states)
 
@@ -61,7 +61,7 @@ class BlockView:
 def walk(
     model: nn.Module,
     tokens: Tensor,
-    context: Context | None = None,
+    context: Context = Context(),
     steps: Sequence[Step] = (),
     clock: Clock | None = None,
 ) -> Iterator[BlockView]:
@@ -76,9 +76,9 @@ def walk(
     Raises:
         ValueError: the model has no `ModuleList` of blocks.
     """
-    device, clock = (context or Context()).device_for(model), clock or Clock()
+    device, clock = context.device_for(model), clock or Clock()
     blocks = find_blocks(model)
-    with timed(device, clock):
+    with torch.no_grad(), timed(device, clock):
         states, arguments = enter(model, blocks, tokens)
     for index, module in enumerate(blocks):
         with block_at(module, arguments[index], device) as run:

@@ -4,7 +4,9 @@ import os
 from copy import deepcopy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # read when torch is: workers that share cores would spin for each other
+if workers := os.environ.get(
+    "PYTEST_XDIST_WORKER_COUNT"
+):  # read when torch is: workers that share cores would spin for each other
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
 
 from pathlib import Path
@@ -31,10 +33,16 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
-os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())  # tests move SINQ_CACHE for what runs derive, not for compiled kernels
+os.environ["NUMBA_CACHE_DIR"] = str(
+    cache_dir()
+)  # tests move SINQ_CACHE for what runs derive, not for compiled kernels
 
-needs_golden = pytest.mark.skipif(not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}")
-needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"texts and models are not at {SHARED / 'data'}; set SINQ_DATA")
+needs_golden = pytest.mark.skipif(
+    not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}"
+)
+needs_data = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(), reason=f"texts and models are not at {SHARED / 'data'}; set SINQ_DATA"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,8 +54,12 @@ SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id":
 BODY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SMALL, **BODY, intermediate_size=128, tie_word_embeddings=False),
-    "qwen3-tied": Qwen3Config(**SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
-    "qwen3-untied": Qwen3Config(**SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False),
+    "qwen3-tied": Qwen3Config(
+        **SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True
+    ),
+    "qwen3-untied": Qwen3Config(
+        **SMALL, **BODY, intermediate_size=128, num_key_value_heads=2, head_dim=16, tie_word_embeddings=False
+    ),
     "gpt2": GPT2Config(**SMALL, n_embd=64, n_layer=2, n_head=4, n_positions=64),
     "opt": OPTConfig(**SMALL, **BODY, ffn_dim=128, word_embed_proj_dim=32),
     "moe": Qwen3MoeConfig(
@@ -91,7 +103,10 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def weight() -> torch.Tensor:
     """A matrix (96, 128) whose rows and columns differ in scale, as real ones do."""
     generator = torch.Generator().manual_seed(0)
-    rows, columns = torch.randn(96, 1, generator=generator).exp(), torch.randn(1, 128, generator=generator).exp()
+    rows, columns = (
+        torch.randn(96, 1, generator=generator).exp(),
+        torch.randn(1, 128, generator=generator).exp(),
+    )
     return 0.02 * torch.randn(96, 128, generator=generator) * rows * columns
 
 

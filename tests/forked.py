@@ -47,7 +47,9 @@ class Forked:
         return self.stdout + self.stderr
 
 
-def fork(folder: Path, work: Callable[..., object], *arguments: Any, environment: Mapping[str, str] | None = None) -> Forked:
+def fork(
+    folder: Path, work: Callable[..., object], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Forked:
     """Begin `work(*arguments)`, as from the root of the project; `work` is a function of a module.
 
     Args:
@@ -64,7 +66,9 @@ def fork(folder: Path, work: Callable[..., object], *arguments: Any, environment
     return Forked(process, out, err)
 
 
-def run(folder: Path, words: tuple[str, ...], environment: Mapping[str, str] | None = None, root: Path = ROOT) -> Forked:
+def run(
+    folder: Path, words: tuple[str, ...], environment: Mapping[str, str] | None = None, root: Path = ROOT
+) -> Forked:
     """Begin `python <words>`, where the first is a file of the project, or `-m` and a module.
 
     Args:
@@ -82,10 +86,14 @@ def forget_project() -> None:
         del sys.modules[name]
 
 
-def _call(work: Callable[..., object], arguments: tuple[Any, ...], out: Path, err: Path, environment: dict[str, str]) -> None:
+def _call(
+    work: Callable[..., object], arguments: tuple[Any, ...], out: Path, err: Path, environment: dict[str, str]
+) -> None:
     os.environ.update(environment)
     os.chdir(ROOT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a new process; the one that forks lets it pass by
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # as in a new process; the one that forks lets it pass by
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)

@@ -16,7 +16,11 @@ def golden_entries(package: str) -> list[tuple[str, str]]:
     found = []
     for file in sorted((SHARED / "golden").glob("*.safetensors")):
         with safe_open(file, "pt") as content:
-            found += [(file.name, key) for key in content.keys() if key.startswith(package) and key.endswith("dequantized")]  # noqa: SIM118
+            found += [
+                (file.name, key)
+                for key in content.keys()
+                if key.startswith(package) and key.endswith("dequantized")
+            ]
     return found or ABSENT
 
 
@@ -28,4 +32,7 @@ def read_golden(file: str) -> dict[str, Tensor]:
 def output_error(golden: dict[str, Tensor], matrix: Tensor) -> float:
     """‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ on activations no package has seen."""
     inputs, weight = golden["activations_heldout"].float(), golden["weight"]
-    return (torch.linalg.matrix_norm(inputs @ (matrix.float() - weight).T) / torch.linalg.matrix_norm(inputs @ weight.T)).item()
+    return (
+        torch.linalg.matrix_norm(inputs @ (matrix.float() - weight).T)
+        / torch.linalg.matrix_norm(inputs @ weight.T)
+    ).item()

@@ -74,7 +74,9 @@ class Server:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what became of a phase of a test."""
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext  # a tuple: of a skip
+        reason = (
+            report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        )  # a tuple: of a skip
         self._outcomes.append((report.outcome, reason))
 
     @pytest.hookimpl(tryfirst=True)

@@ -45,7 +45,11 @@ def test_a_package_imports_only_what_is_below_it(package: str) -> None:
 
 def graph(*packages: str) -> dict[str, set[str]]:
     """Return the modules that each module of our packages imports, anywhere in its text, or names to be imported later."""
-    files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for p in packages for file in (ROOT / p).rglob("*.py")}
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for p in packages
+        for file in (ROOT / p).rglob("*.py")
+    }
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
     return {name: named(file) & set(files) for name, file in files.items()}
 
@@ -100,7 +104,9 @@ def import_the_library() -> None:
     """Import sinq anew, and print which of its modules import Numba or Triton, which take seconds."""
     forked.forget_project()
     importlib.import_module("sinq")
-    own = {name: Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("sinq.")}
+    own = {
+        name: Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("sinq.")
+    }
     print(len(own), [name for name, file in own.items() if {"numba", "triton"} & imported(file)])
 
 
@@ -136,4 +142,8 @@ def test_tests_of_the_library_need_no_harness(package: str) -> None:
 
 def test_helpers_of_tests_are_no_tests() -> None:
     texts = {file: file.read_text() for file in sorted((ROOT / "tests").rglob("*.py"))}
-    assert not [str(file.relative_to(ROOT)) for file, text in texts.items() if re.search(r"^\s*(from|import) tests\S*\.test_", text, re.M)]
+    assert not [
+        str(file.relative_to(ROOT))
+        for file, text in texts.items()
+        if re.search(r"^\s*(from|import) tests\S*\.test_", text, re.M)
+    ]

@@ -36,7 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_all_code_and_data_and_no_folder_of_a_common_name(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     for package in PACKAGES:
-        files = {file for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+        files = {
+            file for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts
+        }
         assert {str(file.relative_to(ROOT)) for file in files if file.suffix != ".pyc"} <= names
     for file in (ROOT / "conf").rglob("*.yaml"):
         assert f"experiments/{file.relative_to(ROOT)}" in names
@@ -52,7 +54,9 @@ def test_the_command_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     code = f"from {module} import {function}; from experiments.tables import spec; print(spec.names()); {function}()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-P", "-c", code, "method=hqq", "--cfg", "job", "--package", "method"]
-    done = subprocess.run(command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     tables = sorted(file.stem for file in (ROOT / "conf/tables").glob("*.yaml"))
     assert done.stdout.startswith(str(tables))
@@ -67,7 +71,9 @@ def test_core_dependencies_are_few_and_all_is_the_sum_of_the_harness_extras() ->
 
 @pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
 def test_an_extra_that_is_advised_installs_the_package(package: str, extra: str) -> None:
-    assert package.replace("_", "-") in {Requirement(each).name for each in PROJECT["optional-dependencies"][extra]}
+    assert package.replace("_", "-") in {
+        Requirement(each).name for each in PROJECT["optional-dependencies"][extra]
+    }
 
 
 def closure(names: set[str]) -> set[str]:
@@ -81,7 +87,11 @@ def closure(names: set[str]) -> set[str]:
         except PackageNotFoundError:
             continue
         found.add(name)
-        needed = {each.name for each in map(Requirement, requires) if each.marker is None or each.marker.evaluate({"extra": ""})}
+        needed = {
+            each.name
+            for each in map(Requirement, requires)
+            if each.marker is None or each.marker.evaluate({"extra": ""})
+        }
         waiting |= needed - found
     return found
 

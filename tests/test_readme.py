@@ -10,7 +10,12 @@ from tests import forked
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) -> None:
@@ -25,7 +30,14 @@ def test_following_the_steps_adds_a_method(tiny_folder: Path, tmp_path: Path) ->
         (project / path[1]).write_text(content)
     method = re.search(r"python run.py method=(\w+)", steps)
     assert method
-    options = ["model=hub", f"model.path={tiny_folder}", "text.evaluate_from=2025", "evaluation=quality", "group_size=32", "logger=none"]
+    options = [
+        "model=hub",
+        f"model.path={tiny_folder}",
+        "text.evaluate_from=2025",
+        "evaluation=quality",
+        "group_size=32",
+        "logger=none",
+    ]
     words = ("run.py", f"method={method[1]}", "bits=3", f"results_dir={tmp_path / 'results'}", *options)
     done = forked.run(tmp_path / "work", words, {"SINQ_CACHE": str(tmp_path / "cache")}, project)
     assert done.done() == 0, done.output
@@ -47,14 +59,18 @@ def test_no_paragraph_of_the_readme_is_a_wall() -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = {target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.M)}
+    named = {
+        target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.M)
+    }
     assert {"setup", "run", "test", "bench"} <= named <= targets
 
 
 def anchors(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower().replace("'", "")).replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower().replace("'", "")).replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -83,5 +99,7 @@ def test_every_method_is_in_the_table_of_methods() -> None:
 
 def test_every_option_of_a_run_is_explained() -> None:
     config = (ROOT / "docs/run.md").read_text()
-    for option in re.findall(r"^  - (?!config_schema|_self_|override)(\w+):", (ROOT / "conf/config.yaml").read_text(), re.M):
+    for option in re.findall(
+        r"^  - (?!config_schema|_self_|override)(\w+):", (ROOT / "conf/config.yaml").read_text(), re.M
+    ):
         assert f"`{option}`" in config, option

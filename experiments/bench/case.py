@@ -35,7 +35,9 @@ class Case:
     def __post_init__(self) -> None:
         names = [contender.name for contender in self.contenders]
         if len(set(names)) < len(names) or self.baseline not in names:
-            raise ValueError(f"{self.name}: contenders {names} must have different names, {self.baseline!r} among them")
+            raise ValueError(
+                f"{self.name}: contenders {names} must have different names, {self.baseline!r} among them"
+            )
 
 
 def run(case: Case, rounds: int, device: torch.device, copied: int = floor.COPIED) -> Result:

@@ -31,14 +31,30 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
     """Prefill and decode of a model, at every number of bits. Where groups do not fit a layer they are made smaller."""
     half: PreTrainedModel = copy.deepcopy(model.dense).to(torch.bfloat16)  # type: ignore[arg-type]
     variants = {BASELINE: model.dense, "dense bf16": half}
-    variants |= {f"SINQ {count} bits": compressed(half, Grid(bits=count, group_size=group_size)) for count in bits}
+    variants |= {
+        f"SINQ {count} bits": compressed(half, Grid(bits=count, group_size=group_size)) for count in bits
+    }
     vocabulary = model.dense.config.vocab_size
-    prompt = torch.randint(vocabulary, (1, PREFILL_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
+    prompt = torch.randint(vocabulary, (1, PREFILL_TOKENS), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     reading = [_reading(name, one, prompt, device) for name, one in variants.items()]
     writing = [_writing(name, one, prompt[:, :PROMPT_TOKENS], device) for name, one in variants.items()]
     return [
-        Case("decode", f"prefill of {PREFILL_TOKENS} tokens, {model.name}", reading, BASELINE, tokens=PREFILL_TOKENS),
-        Case("decode", f"decode of {DECODE_TOKENS} tokens, {model.name}", writing, BASELINE, tokens=DECODE_TOKENS),
+        Case(
+            "decode",
+            f"prefill of {PREFILL_TOKENS} tokens, {model.name}",
+            reading,
+            BASELINE,
+            tokens=PREFILL_TOKENS,
+        ),
+        Case(
+            "decode",
+            f"decode of {DECODE_TOKENS} tokens, {model.name}",
+            writing,
+            BASELINE,
+            tokens=DECODE_TOKENS,
+        ),
     ]
 
 
@@ -60,4 +76,6 @@ def _writing(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.de
     def run() -> float:
         return phase_seconds(model, prompt, DECODE_TOKENS, device)[1]
 
-    return Contender(name, run, DECODE_TOKENS * model_nbytes(model), kernel(model), is_peer=name.startswith("dense"))
+    return Contender(
+        name, run, DECODE_TOKENS * model_nbytes(model), kernel(model), is_peer=name.startswith("dense")
+    )

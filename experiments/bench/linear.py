@@ -46,11 +46,15 @@ def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, devic
     weight = random_weight(shape, device)
     grids = [Grid(bits=count, group_size=group_size) for count in bits]
     if not grids[0].fits(shape):
-        raise ValueError(f"group_size={group_size} does not divide {shape[1]}; sizes that fit are {grids[0].fitting_sizes(shape)}")
+        raise ValueError(
+            f"group_size={group_size} does not divide {shape[1]}; sizes that fit are {grids[0].fitting_sizes(shape)}"
+        )
     baseline = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if baseline == "bf16" else torch.float32
     x = torch.randn(batch, shape[1], generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    dense = [_dense("bf16", weight.bfloat16(), x.bfloat16())] + ([_dense("fp32", weight, x)] if baseline == "fp32" else [])
+    dense = [_dense("bf16", weight.bfloat16(), x.bfloat16())] + (
+        [_dense("fp32", weight, x)] if baseline == "fp32" else []
+    )
     int4, absent = _torch_int4(weight, group_size, x)
     ours = [_compressed(weight, grid, x, INT4 if int4 and grid.bits == INT4_BITS else None) for grid in grids]
     name = f"{shape[0]}×{shape[1]}, batch {batch}, groups of {group_size}"
@@ -72,7 +76,15 @@ def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Cont
         tensors = {name: tensor.clone() for name, tensor in value.state_dict().items()}
         return CompressedLinear(QuantizedTensor.from_state(value.config(), tensors), None)
 
-    return _contender(f"SINQ {grid.bits} bits", lambda: partial(layer(), x), value.nbytes, weight, x, kernel=layer().kernel, peer=peer)
+    return _contender(
+        f"SINQ {grid.bits} bits",
+        lambda: partial(layer(), x),
+        value.nbytes,
+        weight,
+        x,
+        kernel=layer().kernel,
+        peer=peer,
+    )
 
 
 def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Contender], list[Absent]]:

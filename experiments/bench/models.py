@@ -49,5 +49,7 @@ def find(wanted: str, device: torch.device) -> Named:
     if wanted == EMBEDDED:
         return Named("SmolLM2-135M", load(SmolLM2(DType.float32), device).model)
     if not Path(wanted).is_dir():
-        raise ValueError(f"--model {wanted} does not exist; give {AUTO}, {EMBEDDED}, {RANDOM} or a Hugging Face folder")
+        raise ValueError(
+            f"--model {wanted} does not exist; give {AUTO}, {EMBEDDED}, {RANDOM} or a Hugging Face folder"
+        )
     return Named(Path(wanted).name, load(Pretrained(DType.float32, path=wanted), device).model)

@@ -48,15 +48,31 @@ class Options:
 def parse(words: Sequence[str] | None = None) -> Options:
     """Options from a command line; an error is one line, and exit status 2."""
     how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=HELP, formatter_class=how)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench", description=HELP, formatter_class=how
+    )
     default = Options()
     add = parser.add_argument
-    add("--suite", dest="suites", type=_each(_suite), default=default.suites, help=f"comma-separated: {', '.join(SUITES)}")
+    add(
+        "--suite",
+        dest="suites",
+        type=_each(_suite),
+        default=default.suites,
+        help=f"comma-separated: {', '.join(SUITES)}",
+    )
     add("--shapes", type=_each(_shape), help="for quantize and linear, out×in: 4096x4096,11008x4096")
-    add("--bits", type=_each(_bits), help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 4,3,2,8 else")
+    add(
+        "--bits",
+        type=_each(_bits),
+        help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 4,3,2,8 else",
+    )
     add("--group-size", type=_count, default=default.group_size)
     add("--batch", type=_each(_count), default=default.batch, help="rows of x in linear: 1,16,128")
-    add("--model", default=default.model, help="smollm2, random, a folder, or auto: smollm2 if no download is needed, else random")
+    add(
+        "--model",
+        default=default.model,
+        help="smollm2, random, a folder, or auto: smollm2 if no download is needed, else random",
+    )
     add("--threads", type=_count, default=torch.get_num_threads(), help="of torch, Numba and every peer")
     add("--rounds", type=_count, default=default.rounds, help="that count; one more warms up")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -66,8 +82,19 @@ def parse(words: Sequence[str] | None = None) -> Options:
         default=default.peers,
         help="folders of their packages: hqq=peers/hqq,sinq=peers/sinq; others in peers.py",
     )
-    add("--results", metavar="FOLDER", type=Path, default=default.results, help="a new folder <results>/bench/<time> is written")
-    add("--copied", type=_count, default=default.copied, help="megabytes that the floor's copy reads; more than the caches hold")
+    add(
+        "--results",
+        metavar="FOLDER",
+        type=Path,
+        default=default.results,
+        help="a new folder <results>/bench/<time> is written",
+    )
+    add(
+        "--copied",
+        type=_count,
+        default=default.copied,
+        help="megabytes that the floor's copy reads; more than the caches hold",
+    )
     return Options(**vars(parser.parse_args(words)))
 
 
@@ -88,7 +115,9 @@ def _bits(text: str) -> int:
 
 def _among(text: str, value: T, accepted: Sequence[Any]) -> T:
     if value not in accepted:
-        raise argparse.ArgumentTypeError(f"{text} is not possible; choose from {', '.join(map(str, accepted))}")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not possible; choose from {', '.join(map(str, accepted))}"
+        )
     return value
 
 
@@ -108,7 +137,9 @@ def _shape(text: str) -> Shape:
 def _peer(text: str) -> tuple[str, Path]:
     name, sign, folder = text.partition("=")
     if not sign or name not in PEERS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not possible; write peer=folder, with a peer of {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not possible; write peer=folder, with a peer of {', '.join(PEERS)}"
+        )
     if not Path(folder).is_dir():
         raise argparse.ArgumentTypeError(f"folder {folder!r} for {name} does not exist")
     return name, Path(folder)

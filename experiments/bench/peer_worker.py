@@ -49,11 +49,16 @@ def sinq() -> Quantize:
 
 def asinq() -> Quantize:
     """Official A-SINQ: 20 scales are tried, each with SINQ's whole iteration, then SINQ at the best. On random inputs."""
-    search, tiled = import_module("sinq.awq").compute_awq_scale, import_module("sinq.dual_shift").tiled_quant_rectangle
+    search, tiled = (
+        import_module("sinq.awq").compute_awq_scale,
+        import_module("sinq.dual_shift").tiled_quant_rectangle,
+    )
 
     def quantize(weight: Tensor, bits: int, group_size: int) -> object:
         levels, name = [0, 2**bits - 1], "sinq_awq_l1_quantAux"
-        scale = search(weight, _inputs(weight)[None], levels, tile=group_size, method=name, use_weightscale=False)
+        scale = search(
+            weight, _inputs(weight)[None], levels, tile=group_size, method=name, use_weightscale=False
+        )
         return tiled(weight, levels, group_size, method=name, awq_scale=scale)
 
     return quantize

@@ -63,7 +63,9 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": f"its process ended; last words: {self._last_words()}"}
+        answer = (
+            json.loads(line) if line else {"error": f"its process ended; last words: {self._last_words()}"}
+        )
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer
@@ -93,7 +95,11 @@ class Peers:
             except PeerError as error:
                 absent.append(Absent(title(worker.peer), str(error)))
                 continue
-            ready.append(Contender(title(worker.peer), worker.seconds, nbytes, f"version {worker.version}", is_peer=True))
+            ready.append(
+                Contender(
+                    title(worker.peer), worker.seconds, nbytes, f"version {worker.version}", is_peer=True
+                )
+            )
         return ready, absent
 
 
@@ -123,9 +129,18 @@ def started(folders: Mapping[str, Path], threads: int) -> Iterator[Peers]:
 @contextmanager
 def _running(peer: str, folder: Path | None, threads: int) -> Iterator[Worker]:
     if folder is None and peer in OWN_FOLDER:
-        raise PeerError(f"not looked for: it has the name of our own package; give its folder with --peers {peer}=<folder>")
+        raise PeerError(
+            f"not looked for: it has the name of our own package; give its folder with --peers {peer}=<folder>"
+        )
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as errors:
-        command = [sys.executable, "-P", str(WORKER), peer, str(threads), *([] if folder is None else [str(folder.resolve())])]
+        command = [
+            sys.executable,
+            "-P",
+            str(WORKER),
+            peer,
+            str(threads),
+            *([] if folder is None else [str(folder.resolve())]),
+        ]
         process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True, cwd=scratch)
         with process:  # leaving closes its input, which ends it
             yield Worker(peer, process, errors, Path(scratch))

@@ -29,10 +29,16 @@ def _panel(axes: Axes, case: dict[str, Any]) -> None:
     places = range(len(results))
     medians = [1000 * result["median"] for result in results]
     quartiles = [[1000 * result["quartiles"][side] for result in results] for side in (0, 1)]
-    whiskers = [[abs(edge - median) for edge, median in zip(side, medians, strict=True)] for side in quartiles]
-    axes.barh(places, medians, xerr=whiskers, color=[THEIRS if result["is_peer"] else OURS for result in results])
+    whiskers = [
+        [abs(edge - median) for edge, median in zip(side, medians, strict=True)] for side in quartiles
+    ]
+    axes.barh(
+        places, medians, xerr=whiskers, color=[THEIRS if result["is_peer"] else OURS for result in results]
+    )
     for place, result in zip(places, results, strict=True):
-        axes.vlines(1000 * result["floor_seconds"], place - 0.4, place + 0.4, colors="black", linestyles="dashed")
+        axes.vlines(
+            1000 * result["floor_seconds"], place - 0.4, place + 0.4, colors="black", linestyles="dashed"
+        )
     axes.set_yticks(places, [result["name"] for result in results])
     axes.invert_yaxis()
     axes.set_xscale("log")

@@ -77,7 +77,11 @@ def matrix_case(shape: Shape, grid: Grid, peers: Peers, device: torch.device) ->
 
 def model_case(model: Named, grid: Grid, peers: Peers, device: torch.device) -> Case:
     """All matrices of a model's linear layers but the head."""
-    weights = [matrix.to(device, torch.float32) for target in find_targets(model.dense) for matrix in target.matrices().values()]
+    weights = [
+        matrix.to(device, torch.float32)
+        for target in find_targets(model.dense)
+        for matrix in target.matrices().values()
+    ]
     name = f"all {len(weights)} linear layers of {model.name}, {grid.bits} bits, groups of {grid.group_size}"
     return _case("quantize-model", name, weights, calibration_free(grid), peers)
 
@@ -95,14 +99,18 @@ def _case(suite: str, name: str, weights: list[Tensor], entries: Sequence[Entry]
     nbytes = sum(weight.nbytes + RTN(grid).quantize(weight).nbytes for weight in weights)
     wanted = {entry.peer for entry in entries if entry.peer}
     theirs, absent = peers.contenders(wanted, weights, grid.bits, grid.group_size, nbytes)
-    return Case(suite, name, [*(_contender(entry, weights, nbytes) for entry in entries), *theirs], BASELINE, absent)
+    return Case(
+        suite, name, [*(_contender(entry, weights, nbytes) for entry in entries), *theirs], BASELINE, absent
+    )
 
 
 def _check(weights: list[Tensor], grid: Grid) -> None:
     for rows, columns in {(weight.shape[0], weight.shape[1]) for weight in weights}:
         if not grid.fits((rows, columns)):
             sizes = grid.fitting_sizes((rows, columns))
-            raise ValueError(f"group_size={grid.group_size} does not divide {rows}×{columns}; sizes that fit are {sizes}")
+            raise ValueError(
+                f"group_size={grid.group_size} does not divide {rows}×{columns}; sizes that fit are {sizes}"
+            )
 
 
 def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Contender:
@@ -131,7 +139,10 @@ def _statistic(kind: type[Statistic] | None, weight: Tensor) -> Statistic | None
     if not issubclass(kind, InputStatistic):
         return kind.of_noise((weight.shape[0], weight.shape[1]), weight.device)
     generator, in_features = torch.Generator().manual_seed(1), weight.shape[1]
-    inputs = torch.randn(TOKENS, in_features, generator=generator) * torch.randn(in_features, generator=generator).exp()
+    inputs = (
+        torch.randn(TOKENS, in_features, generator=generator)
+        * torch.randn(in_features, generator=generator).exp()
+    )
     statistic = kind(in_features, weight.device)
     statistic.update(inputs)
     return statistic

@@ -12,7 +12,9 @@ COLUMNS = ("", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× p
 
 def terminal(case: Result) -> RenderableType:
     """One case as a table of the terminal."""
-    view = Table(title=heading(case), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view = Table(
+        title=heading(case), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     view.caption, view.caption_justify = "\n".join(footing(case)), "left"
     for number, name in enumerate(_columns(case)):
         view.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
@@ -30,7 +32,12 @@ def markdown(report: Result) -> str:
 
 def _section(case: Result) -> str:
     lines = [_line(_columns(case)), _line(["---"] * len(_columns(case))), *(_line(row) for row in rows(case))]
-    return f"## {heading(case)}\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in footing(case))
+    return (
+        f"## {heading(case)}\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + "\n".join(f"- {line}" for line in footing(case))
+    )
 
 
 def _line(cells: list[str]) -> str:
@@ -50,7 +57,10 @@ def footing(case: Result) -> list[str]:
 
 def rows(case: Result) -> list[list[str]]:
     """The cells of every contender, in the order of the columns that the case has."""
-    return [[cell for name, cell in _cells(result).items() if name in _columns(case)] for result in case["results"]]
+    return [
+        [cell for name, cell in _cells(result).items() if name in _columns(case)]
+        for result in case["results"]
+    ]
 
 
 def _columns(case: Result) -> list[str]:

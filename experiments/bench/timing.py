@@ -129,7 +129,9 @@ class _Graphed:
         return _event_seconds(self._replay) / REPLAYS
 
     def _record(self) -> float:
-        taken = _event_seconds(self.work)  # compiles and tunes, which may not happen while a graph is recorded
+        taken = _event_seconds(
+            self.work
+        )  # compiles and tunes, which may not happen while a graph is recorded
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.work()

@@ -8,4 +8,14 @@ from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
 from experiments.evaluation.zero_shot import ZeroShot
 
-__all__ = ["Evaluation", "Latency", "LayerError", "Measurement", "Memory", "Perplexity", "Size", "Subject", "ZeroShot"]
+__all__ = [
+    "Evaluation",
+    "Latency",
+    "LayerError",
+    "Measurement",
+    "Memory",
+    "Perplexity",
+    "Size",
+    "Subject",
+    "ZeroShot",
+]

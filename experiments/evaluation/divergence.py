@@ -57,7 +57,9 @@ def divergence(own: Tensor, dense: Expected) -> tuple[Tensor, Tensor]:
     """
     kept = own.gather(1, dense.tokens)
     flipped = kept[:, 0] < own.amax(-1)
-    others = own.exp_().scatter_(1, dense.tokens, 0).sum(-1, keepdim=True)  # summed, not 1 − Σ kept, which cancels where it is small
+    others = (
+        own.exp_().scatter_(1, dense.tokens, 0).sum(-1, keepdim=True)
+    )  # summed, not 1 − Σ kept, which cancels where it is small
     merged = torch.cat([kept.double(), others.double().clamp_min(TINY).log()], dim=1).log_softmax(-1)
     expected = dense.log_probabilities
     terms = expected.exp() * (expected - merged)
@@ -122,7 +124,9 @@ class Reference:
 
     @property
     def _dtype(self) -> np.dtype[Any]:
-        return np.dtype([("tokens", "<i4", (self.top_k,)), ("log_probabilities", "<f2", (self.top_k,)), ("others", "<f4")])
+        return np.dtype(
+            [("tokens", "<i4", (self.top_k,)), ("log_probabilities", "<f2", (self.top_k,)), ("others", "<f4")]
+        )
 
     @contextmanager
     def create(self) -> Iterator[See]:
@@ -130,7 +134,11 @@ class Reference:
 
         The file is there when the block ends well. Two processes may write it at once; the last one's stays, and they are the same.
         """
-        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self.windows, self.positions)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self.windows, self.positions),
+        }
         with atomic_write(self.path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             yield lambda log_probabilities: _write(file, log_probabilities, self._dtype)
@@ -138,9 +146,15 @@ class Reference:
     def window(self, number: int, device: torch.device) -> Expected:
         """What the dense model said in one window."""
         stored = np.load(self.path, mmap_mode="r")[number]
-        kept, others = (torch.from_numpy(stored[name].astype(np.float64)) for name in ("log_probabilities", "others"))
-        log_probabilities = torch.cat([kept, others[:, None].log()], dim=1).log_softmax(-1)  # rounded numbers do not add up to 1
-        return Expected(torch.from_numpy(stored["tokens"].astype(np.int64)).to(device), log_probabilities.to(device))
+        kept, others = (
+            torch.from_numpy(stored[name].astype(np.float64)) for name in ("log_probabilities", "others")
+        )
+        log_probabilities = torch.cat([kept, others[:, None].log()], dim=1).log_softmax(
+            -1
+        )  # rounded numbers do not add up to 1
+        return Expected(
+            torch.from_numpy(stored["tokens"].astype(np.int64)).to(device), log_probabilities.to(device)
+        )
 
 
 def _write(file: IO[bytes], log_probabilities: Tensor, dtype: "np.dtype[Any]") -> None:

@@ -32,7 +32,9 @@ class Latency(Evaluation):
     def __post_init__(self) -> None:
         for option in ("prompt_tokens", "decode_tokens", "rounds"):
             if getattr(self, option) < 1:
-                raise ValueError(f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
+                raise ValueError(
+                    f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
+                )
 
     def check(self, subject: Subject) -> None:
         if self.prompt_tokens + self.decode_tokens > subject.loaded.context:
@@ -45,7 +47,9 @@ class Latency(Evaluation):
     def measure(self, subject: Subject) -> Measurement:
         prompt = windows(subject.tokens, self.prompt_tokens, 1).to(subject.device)
         models = {"dense": subject.loaded.model} | ({} if subject.is_dense else {"compressed": subject.model})
-        samples: dict[str, dict[str, list[float]]] = {phase: {name: [] for name in models} for phase in ("prefill", "decode")}
+        samples: dict[str, dict[str, list[float]]] = {
+            phase: {name: [] for name in models} for phase in ("prefill", "decode")
+        }
         for round_number in subject.progress(range(self.rounds + 1), "latency", self.rounds + 1):
             for name, model in models.items():
                 prefill, decode = phase_seconds(model, prompt, self.decode_tokens, subject.device)
@@ -53,9 +57,12 @@ class Latency(Evaluation):
                     samples["prefill"][name].append(prefill)
                     samples["decode"][name].append(decode)
         phases = {
-            phase: _summary(samples[phase], tokens) for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))
+            phase: _summary(samples[phase], tokens)
+            for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))
         }
-        return Measurement(phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples})
+        return Measurement(
+            phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples}
+        )
 
 
 def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:

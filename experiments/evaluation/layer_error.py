@@ -65,7 +65,9 @@ class LayerError(Evaluation):
 
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
-            raise ValueError(f"evaluation.layer_error.windows={self.windows} is not possible; it must be ≥ 1, or null for all")
+            raise ValueError(
+                f"evaluation.layer_error.windows={self.windows} is not possible; it must be ≥ 1, or null for all"
+            )
         if self.seqlen < 1:
             raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
 
@@ -85,10 +87,14 @@ class LayerError(Evaluation):
         if pairs:
             with _hooks(list(pairs.values())):
                 for window in subject.progress(chosen, "layer errors", len(chosen)):
-                    subject.loaded.model.base_model(input_ids=window[None].to(subject.device), use_cache=False)
+                    subject.loaded.model.base_model(
+                        input_ids=window[None].to(subject.device), use_cache=False
+                    )
         errors = {name: pair.error for name, pair in pairs.items() if pair.squares[1] > 0}
         left_out["output is zero"] += len(pairs) - len(errors)
-        return Measurement(_summary(errors, +left_out) | {"tokens": chosen.numel()}, {"relative_error": errors})
+        return Measurement(
+            _summary(errors, +left_out) | {"tokens": chosen.numel()}, {"relative_error": errors}
+        )
 
 
 def _pair(subject: Subject) -> tuple[dict[str, _Pair], "Counter[str]"]:
@@ -111,7 +117,10 @@ def _stands_for_the_dense_weight(pair: _Pair, layer: LayerReport) -> bool:
     weight, approximation = _weights(pair)
     if weight.shape != approximation.shape:
         return False
-    error, norm = torch.linalg.vector_norm(weight - approximation).item(), torch.linalg.vector_norm(weight).item()
+    error, norm = (
+        torch.linalg.vector_norm(weight - approximation).item(),
+        torch.linalg.vector_norm(weight).item(),
+    )
     return isclose(error, layer.relative_error * norm, rel_tol=TOLERANCE, abs_tol=1e-6 * norm)
 
 
@@ -139,5 +148,10 @@ def _summary(errors: dict[str, float], left_out: "Counter[str]") -> dict[str, An
     metrics: dict[str, Any] = {"layers": len(errors), "not_comparable": dict(left_out)}
     if errors:
         worst = max(errors, key=errors.__getitem__)
-        metrics |= {"mean": fmean(errors.values()), "median": median(errors.values()), "max": errors[worst], "worst": worst}
+        metrics |= {
+            "mean": fmean(errors.values()),
+            "median": median(errors.values()),
+            "max": errors[worst],
+            "worst": worst,
+        }
     return metrics

@@ -28,13 +28,17 @@ class Memory(Evaluation):
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
-            raise ValueError(f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1")
+            raise ValueError(
+                f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1"
+            )
 
     def check(self, subject: Subject) -> None:
         windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1)
 
     def measure(self, subject: Subject) -> Measurement:
-        prompt = windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1).to(subject.device)
+        prompt = windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1).to(
+            subject.device
+        )
         with torch.inference_mode(), peak_memory(subject.device) as peak:
             subject.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
         metrics = _with_weights("inference", subject.model, peak)
@@ -46,4 +50,8 @@ class Memory(Evaluation):
 def _with_weights(phase: str, model: PreTrainedModel, peak: Peak) -> dict[str, int]:
     weights = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     total = weights + peak.increase_bytes
-    return {f"{phase}_peak_bytes": total, f"{phase}_weights_bytes": weights, f"{phase}_increase_bytes": peak.increase_bytes}
+    return {
+        f"{phase}_peak_bytes": total,
+        f"{phase}_weights_bytes": weights,
+        f"{phase}_increase_bytes": peak.increase_bytes,
+    }

@@ -37,11 +37,15 @@ class Perplexity(Evaluation):
 
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
-            raise ValueError(f"evaluation.perplexity.windows={self.windows} is not possible; it must be ≥ 1, or null for all")
+            raise ValueError(
+                f"evaluation.perplexity.windows={self.windows} is not possible; it must be ≥ 1, or null for all"
+            )
         if self.seqlen < 2:
             raise ValueError(f"evaluation.perplexity.seqlen={self.seqlen} is not possible; it must be ≥ 2")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"evaluation.perplexity.top_k={self.top_k} is not possible; it must be ≥ 1, or null for no divergence")
+            raise ValueError(
+                f"evaluation.perplexity.top_k={self.top_k} is not possible; it must be ≥ 1, or null for no divergence"
+            )
 
     def check(self, subject: Subject) -> None:
         self._windows(subject)
@@ -59,20 +63,32 @@ class Perplexity(Evaluation):
             samples = {"window_nll": _keep(subject, chosen, chunked, reference)}
         else:
             if not reference.exists:
-                _keep(subject, chosen, head_is_plain(subject.loaded.model, chosen[:1].to(subject.device)), reference)
+                _keep(
+                    subject,
+                    chosen,
+                    head_is_plain(subject.loaded.model, chosen[:1].to(subject.device)),
+                    reference,
+                )
             samples = _compare(subject, chosen, chunked, reference)
         count, seqlen = chosen.shape
         facts = {"windows": count, "windows_available": len(subject.tokens) // seqlen, "seqlen": seqlen}
-        return Measurement(_summary(samples, reference) | facts | {"head": "chunked" if chunked else "whole"}, samples)
+        return Measurement(
+            _summary(samples, reference) | facts | {"head": "chunked" if chunked else "whole"}, samples
+        )
 
     def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
         return {"dense": dense.metrics["value"]}
 
 
-def _read(subject: Subject, model: PreTrainedModel, chosen: Tensor, chunked: bool, see: See = ignore) -> list[float]:
+def _read(
+    subject: Subject, model: PreTrainedModel, chosen: Tensor, chunked: bool, see: See = ignore
+) -> list[float]:
     """Mean NLL of every window."""
     label = "perplexity, dense" if model is subject.loaded.model else "perplexity, compressed"
-    return [window_nll(model, w[None].to(subject.device), chunked, see) for w in subject.progress(chosen, label, len(chosen))]
+    return [
+        window_nll(model, w[None].to(subject.device), chunked, see)
+        for w in subject.progress(chosen, label, len(chosen))
+    ]
 
 
 def _keep(subject: Subject, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
@@ -88,7 +104,9 @@ def _compare(subject: Subject, chosen: Tensor, chunked: bool, reference: Referen
     samples: dict[str, list[float]] = {"window_nll": [], "window_kl": [], "window_flips": []}
     for number, window in enumerate(subject.progress(chosen, "perplexity, compressed", len(chosen))):
         distance = Distance(reference.window(number, subject.device))
-        samples["window_nll"].append(window_nll(subject.model, window[None].to(subject.device), chunked, distance.add))
+        samples["window_nll"].append(
+            window_nll(subject.model, window[None].to(subject.device), chunked, distance.add)
+        )
         samples["window_kl"].append(distance.mean_kl)
         samples["window_flips"].append(distance.flip_rate)
     return samples
@@ -99,7 +117,11 @@ def _summary(samples: dict[str, list[float]], reference: Reference | None) -> di
     nll = fmean(samples["window_nll"])
     metrics: dict[str, Any] = {"value": exp(nll), "nll": nll}
     if "window_kl" in samples and reference is not None:
-        metrics |= {"kl": fmean(samples["window_kl"]), "kl_top_k": reference.top_k, "flip_rate": fmean(samples["window_flips"])}
+        metrics |= {
+            "kl": fmean(samples["window_kl"]),
+            "kl_top_k": reference.top_k,
+            "flip_rate": fmean(samples["window_flips"]),
+        }
     return metrics
 
 

@@ -38,7 +38,9 @@ class ZeroShot(Evaluation):
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))  # Hydra gives a list
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"{OPTION}.tasks={list(self.tasks)} is not possible; it must name one or more tasks, each once")
+            raise ValueError(
+                f"{OPTION}.tasks={list(self.tasks)} is not possible; it must name one or more tasks, each once"
+            )
         for option, least in (("limit", 1), ("shots", 0), ("max_length", 2), ("batch_size", 1)):
             value = getattr(self, option)
             if value is not None and value < least:
@@ -50,12 +52,16 @@ class ZeroShot(Evaluation):
     def check(self, subject: Subject) -> None:
         tokenizer, longest = subject.loaded.tokenizer, self._max_length(subject)
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-            raise ValueError(f"{OPTION}: the model's tokenizer has neither a first nor a last token (bos, eos); lm-eval needs one")
+            raise ValueError(
+                f"{OPTION}: the model's tokenizer has neither a first nor a last token (bos, eos); lm-eval needs one"
+            )
         self.content()  # loads the tasks and builds their requests
         for loaded in questions.load(self.tasks, self.shots).values():
             for name, task in loaded["tasks"].items():
                 for instance in (each for each in task.instances if each.request_type == "loglikelihood"):
-                    length = len(tokenizer(instance.arguments[1], add_special_tokens=False, verbose=False)["input_ids"])
+                    length = len(
+                        tokenizer(instance.arguments[1], add_special_tokens=False, verbose=False)["input_ids"]
+                    )
                     if length > longest:
                         raise ValueError(
                             f"{OPTION}.tasks={name}: item {instance.doc_id} has an answer of {length} tokens, longer than an input may be"
@@ -69,11 +75,15 @@ class ZeroShot(Evaluation):
         from experiments.harness import Harness, ask
 
         with questions.quiet():
-            harness = Harness(subject.model, subject.loaded.tokenizer, self._max_length(subject), self.batch_size)
+            harness = Harness(
+                subject.model, subject.loaded.tokenizer, self._max_length(subject), self.batch_size
+            )
         metrics: dict[str, Any] = {}
         samples: dict[str, Any] = {}
         label = f"zero-shot, {'dense' if subject.is_dense else 'compressed'}"
-        for loaded in subject.progress(questions.load(self.tasks, self.shots).values(), label, len(self.tasks)):
+        for loaded in subject.progress(
+            questions.load(self.tasks, self.shots).values(), label, len(self.tasks)
+        ):
             result = ask(harness, loaded, self.limit)
             for name, numbers in result["results"].items():
                 metrics[name] = _numbers(numbers)
@@ -97,10 +107,19 @@ class ZeroShot(Evaluation):
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:
     """{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …} → {"acc": 0.5, "acc_stderr": 0.1}."""
-    split = {key: key.partition(",") for key, value in results.items() if "," in key and not isinstance(value, str)}
-    return {metric_name(metric, filtered): float(results[key]) for key, (metric, _, filtered) in split.items()}
+    split = {
+        key: key.partition(",") for key, value in results.items() if "," in key and not isinstance(value, str)
+    }
+    return {
+        metric_name(metric, filtered): float(results[key]) for key, (metric, _, filtered) in split.items()
+    }
 
 
 def _facts(task: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
     items = len({sample["doc_id"] for sample in samples})
-    return {"items": items, "items_available": len(task.eval_docs), "shots": task.get_config("num_fewshot"), "version": str(task.VERSION)}
+    return {
+        "items": items,
+        "items_available": len(task.eval_docs),
+        "shots": task.get_config("num_fewshot"),
+        "version": str(task.VERSION),
+    }

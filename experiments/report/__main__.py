@@ -22,22 +22,46 @@ HELP = """All rows of a results folder as one HTML page that needs no network, a
 
 def main() -> None:
     how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m experiments.report", description=HELP, formatter_class=how)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report", description=HELP, formatter_class=how
+    )
     add = parser.add_argument
     add("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
     add("--out", metavar="FILE", type=Path, help="the page; default: <results>/report.html")
-    add("--against", metavar="NAME", help="a method, a run's name or id to compare with; default: sinq, else none")
-    add("--only", metavar="QUERY", action="append", default=[], help="only these runs, and dense ones: method=sinq,bits=4; may be repeated")
+    add(
+        "--against",
+        metavar="NAME",
+        help="a method, a run's name or id to compare with; default: sinq, else none",
+    )
+    add(
+        "--only",
+        metavar="QUERY",
+        action="append",
+        default=[],
+        help="only these runs, and dense ones: method=sinq,bits=4; may be repeated",
+    )
     add("--figures", metavar="FOLDER", type=Path, help="also write each figure there")
-    add("--format", metavar="KINDS", default="png,pdf", help="of figures, comma-separated: png, pdf, svg; default: png,pdf")
-    add("--theme", choices=("light", "dark", "both"), default="light", help="of figures; names of dark ones end in -dark")
+    add(
+        "--format",
+        metavar="KINDS",
+        default="png,pdf",
+        help="of figures, comma-separated: png, pdf, svg; default: png,pdf",
+    )
+    add(
+        "--theme",
+        choices=("light", "dark", "both"),
+        default="light",
+        help="of figures; names of dark ones end in -dark",
+    )
     options = parser.parse_args()
     from experiments.report import page  # matplotlib is an extra; `guard` says how to install it
 
     kinds = kinds_of(options.format)
     report = page.collect(options.results, options.against, options.only)
     for name, reason in report.unreadable.items():
-        console.print(f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True)
+        console.print(
+            f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True
+        )
     out = options.out or options.results / "report.html"
     with atomic_write(out) as file:
         file.write(page.html(report).encode())
@@ -59,7 +83,12 @@ def kinds_of(words: str) -> tuple[str, ...]:
     return kinds
 
 
-def figures(report: "Report", folder: Path, kinds: tuple[str, ...] = ("png", "pdf"), themes: tuple[str, ...] = ("light",)) -> list[Path]:
+def figures(
+    report: "Report",
+    folder: Path,
+    kinds: tuple[str, ...] = ("png", "pdf"),
+    themes: tuple[str, ...] = ("light",),
+) -> list[Path]:
     """Write every figure of a report as `<group>_<figure>.<kind>`, dark ones with `-dark`; return their paths."""
     from experiments.report import paper
     from experiments.report.colours import THEMES
@@ -70,7 +99,9 @@ def figures(report: "Report", folder: Path, kinds: tuple[str, ...] = ("png", "pd
         for section in report.sections
         for figure in section.figures
         for theme in themes
-        for path in paper.save(figure, folder / _stem(section.group.key, figure.key, theme), THEMES[theme], kinds)
+        for path in paper.save(
+            figure, folder / _stem(section.group.key, figure.key, theme), THEMES[theme], kinds
+        )
     ]
 
 

@@ -49,5 +49,7 @@ def rules() -> str:
         return ":root{" + "".join(f"--s{number}:{colour};" for number, colour in enumerate(colours)) + "}"
 
     methods = "".join(f".s{number}{{--c:var(--s{number})}}" for number in range(len(METHODS)))
-    heat = "".join(f".h{each}{{fill:{to_hex(colormaps[HEAT]((each + 0.5) / LEVELS))}}}" for each in range(LEVELS))
+    heat = "".join(
+        f".h{each}{{fill:{to_hex(colormaps[HEAT]((each + 0.5) / LEVELS))}}}" for each in range(LEVELS)
+    )
     return f"{theme(METHODS)}\n@media (prefers-color-scheme: dark){{{theme(METHODS_ON_DARK)}}}\n{methods}\n{heat}\n"

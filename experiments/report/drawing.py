@@ -30,7 +30,9 @@ def _chart(figure: Chart) -> Markup:
     places = {point: (across.percent(point.x), _down(up, figure.drawn(point))) for point in every}
     parts += [piece for each in figure.lines for piece in _joined(each, places)]
     parts += [_ring(*places[point]) for point in figure.front]
-    parts += [svg.mark(*places[point], each.style, point.hint) for each in figure.lines for point in each.points]
+    parts += [
+        svg.mark(*places[point], each.style, point.hint) for each in figure.lines for point in each.points
+    ]
     keys = [tag("li", _swatch(each.style), each.name) for each in figure.lines]
     keys += [tag("li", _sample(_ring(0, 0)), "on the Pareto front")] if figure.front else []
     axis = f"{figure.y_label} (logarithmic) over {figure.x_label}"
@@ -67,7 +69,10 @@ def _level(named: tuple[str, float] | None, up: Scale) -> list[Markup]:
 
 
 def _joined(each: Line, places: dict[Point, tuple[float, float]]) -> list[Markup]:
-    return [svg.line(*places[start], *places[end], f"line {svg.colour(each.style)}") for start, end in pairwise(each.points)]
+    return [
+        svg.line(*places[start], *places[end], f"line {svg.colour(each.style)}")
+        for start, end in pairwise(each.points)
+    ]
 
 
 def _down(up: Scale, value: float) -> float:
@@ -83,7 +88,9 @@ def _swatch(style: int) -> Markup:
 
 
 def _sample(piece: Markup) -> Markup:
-    return tag("svg", piece, class_="swatch", viewBox="-11 -11 22 22", width=16, height=16, aria_hidden="true")
+    return tag(
+        "svg", piece, class_="swatch", viewBox="-11 -11 22 22", width=16, height=16, aria_hidden="true"
+    )
 
 
 @draw.register
@@ -99,7 +106,13 @@ def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
     hint = f"{item.name}\n{item.label}"
     return [
         svg.line(zero, 0, zero, STRIP, "level"),
-        svg.line(across.percent(item.low), middle, across.percent(item.high), middle, f"whisker {svg.colour(item.style)}"),
+        svg.line(
+            across.percent(item.low),
+            middle,
+            across.percent(item.high),
+            middle,
+            f"whisker {svg.colour(item.style)}",
+        ),
         svg.mark(across.percent(item.value), middle, item.style, hint, "" if item.decided else "hollow"),
     ]
 
@@ -117,35 +130,64 @@ def _stack(values: tuple[float, ...], style: int, across: Scale) -> list[Markup]
     ends = [sum(values[:count]) for count in range(len(values) + 1)]
     last = len(values) - 1
     return [
-        svg.box(across.percent(start), across.percent(end), (STRIP - BAR) / 2, BAR, f"bar {svg.colour(style)}" + " pale" * (part < last))
+        svg.box(
+            across.percent(start),
+            across.percent(end),
+            (STRIP - BAR) / 2,
+            BAR,
+            f"bar {svg.colour(style)}" + " pale" * (part < last),
+        )
         for part, (start, end) in enumerate(pairwise(ends))
         if end > start
     ]
 
 
 def _strip(name: str, label: str, pieces: list[Markup]) -> Markup:
-    return tag("div", tag("span", name, class_="name"), svg.canvas(STRIP, *pieces), tag("span", label, class_="value"), class_="strip")
+    return tag(
+        "div",
+        tag("span", name, class_="name"),
+        svg.canvas(STRIP, *pieces),
+        tag("span", label, class_="value"),
+        class_="strip",
+    )
 
 
 def _ruler(across: Scale) -> Markup:
     ticks = across.ticks()
     marks = [svg.line(across.percent(tick), 0, across.percent(tick), 5, "tick") for tick in ticks]
     names = [svg.text(across.percent(tick), 18, number(tick)) for tick in ticks]
-    return tag("div", tag("span"), svg.canvas(STRIP, svg.line(0, 0, 100, 0, "tick"), *marks, *names), tag("span"), class_="strip ruler")
+    return tag(
+        "div",
+        tag("span"),
+        svg.canvas(STRIP, svg.line(0, 0, 100, 0, "tick"), *marks, *names),
+        tag("span"),
+        class_="strip ruler",
+    )
 
 
 @draw.register
 def _heat_maps(figure: HeatMaps) -> Markup:
     values = figure.values
-    scale = Scale(min(values), max(values), figure.log) if max(values) > min(values) else around(list(values), figure.log)
-    return _colour_bar(scale) + tag("div", *(_map(each, figure, scale) for each in figure.maps), class_="grid-of-maps")
+    scale = (
+        Scale(min(values), max(values), figure.log)
+        if max(values) > min(values)
+        else around(list(values), figure.log)
+    )
+    return _colour_bar(scale) + tag(
+        "div", *(_map(each, figure, scale) for each in figure.maps), class_="grid-of-maps"
+    )
 
 
 def _map(each: HeatMap, figure: HeatMaps, scale: Scale) -> Markup:
     width, height = 100 / len(figure.blocks), CELL * len(figure.kinds)
     cells = [
         svg.box(
-            round(width * column, 3), round(width * (column + 1), 3), CELL * row, CELL, f"h{level(scale.percent(value))}", f"{value:.4g}"
+            round(width * column, 3),
+            round(width * (column + 1), 3),
+            CELL * row,
+            CELL,
+            f"h{level(scale.percent(value))}",
+            f"{value:.4g}",
         )
         for row, line in enumerate(each.values)
         for column, value in enumerate(line)
@@ -153,14 +195,26 @@ def _map(each: HeatMap, figure: HeatMaps, scale: Scale) -> Markup:
     ]
     every = max(1, -(-len(figure.blocks) // 8))
     down = [svg.text(0, CELL * row + 12, kind, "end", dx=-6) for row, kind in enumerate(figure.kinds)]
-    across = [svg.text(width * (column + 0.5), height + 14, block) for column, block in enumerate(figure.blocks) if column % every == 0]
+    across = [
+        svg.text(width * (column + 0.5), height + 14, block)
+        for column, block in enumerate(figure.blocks)
+        if column % every == 0
+    ]
     plot = svg.canvas(
-        height, *cells, *down, *across, data_kinds="|".join(figure.kinds), data_blocks="|".join(figure.blocks), data_run=each.name
+        height,
+        *cells,
+        *down,
+        *across,
+        data_kinds="|".join(figure.kinds),
+        data_blocks="|".join(figure.blocks),
+        data_run=each.name,
     )
     return tag("div", tag("h5", each.name), tag("div", plot, class_="plot"), class_="map")
 
 
 def _colour_bar(scale: Scale) -> Markup:
-    boxes = [svg.box(100 * each / LEVELS, 100 * (each + 1) / LEVELS, 0, 12, f"h{each}") for each in range(LEVELS)]
+    boxes = [
+        svg.box(100 * each / LEVELS, 100 * (each + 1) / LEVELS, 0, 12, f"h{each}") for each in range(LEVELS)
+    ]
     ends = [svg.text(0, 27, f"{scale.low:.3g}", "start"), svg.text(100, 27, f"{scale.high:.3g}", "end")]
     return tag("div", svg.canvas(30, *boxes, *ends), class_="scale")

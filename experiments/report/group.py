@@ -57,7 +57,13 @@ def groups(rows: list[Row]) -> list[Group]:
     """The finished rows in groups, in the order in which each group first appears."""
     finished = sorted((row for row in rows if row["status"] == FINISHED), key=_order)
     families = _families(finished)
-    styles = _styles({families[row["run_id"]]: row["choices"].get("method", row["name"]) for row in finished if not _is_dense(row)})
+    styles = _styles(
+        {
+            families[row["run_id"]]: row["choices"].get("method", row["name"])
+            for row in finished
+            if not _is_dense(row)
+        }
+    )
     members: dict[str, list[Row]] = {}
     for row in finished:
         members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
@@ -108,12 +114,18 @@ def _families(rows: list[Row]) -> dict[str, str]:
     stems = [_without_bits(row) for row in rows]
     unlike = {json.dumps(stem, sort_keys=True): stem for stem in stems}
     names = dict(zip(unlike, distinct_names(list(unlike.values())), strict=True))
-    return {row["run_id"]: names[json.dumps(stem, sort_keys=True)] for row, stem in zip(rows, stems, strict=True)}
+    return {
+        row["run_id"]: names[json.dumps(stem, sort_keys=True)] for row, stem in zip(rows, stems, strict=True)
+    }
 
 
 def _without_bits(row: Row) -> Row:
     """A row's method and calibration alone, with the bits taken out."""
     made, bits = settings(row), ("bits", "bits_per_weight")
-    method = {key: value for key, value in flatten(made.get("method", {})).items() if key.rpartition(".")[2] not in bits}
+    method = {
+        key: value
+        for key, value in flatten(made.get("method", {})).items()
+        if key.rpartition(".")[2] not in bits
+    }
     kept = {"method": method, "calibration": made.get("calibration", {})}
     return {"name": row["choices"].get("method", row["name"]), "identity": kept, "options": {}}

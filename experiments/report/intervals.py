@@ -12,7 +12,11 @@ USUAL = ("sinq", "none")
 
 def reference(group: Group, against: str | None) -> str | None:
     """The name runs of a group are compared with; None if it has no such run."""
-    names = {name for entry in group.entries for name in (entry.row["run_id"], entry.row["name"], entry.row["choices"].get("method"))}
+    names = {
+        name
+        for entry in group.entries
+        for name in (entry.row["run_id"], entry.row["name"], entry.row["choices"].get("method"))
+    }
     return next((name for name in ((against,) if against else USUAL) if name in names), None)
 
 
@@ -26,12 +30,16 @@ def comparisons(group: Group, against: str | None) -> dict[str, Comparison]:
     if name is None:
         return {}
     found = compared(group.rows, name)
-    return {row["run_id"]: comparison for row, comparison in zip(group.rows, found, strict=True) if comparison}
+    return {
+        row["run_id"]: comparison for row, comparison in zip(group.rows, found, strict=True) if comparison
+    }
 
 
 def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Intervals | None:
     """The differences in mean NLL that `comparisons` has found to the runs called `name`."""
-    items = tuple(_item(entry, found[entry.row["run_id"]]) for entry in group.entries if entry.row["run_id"] in found)
+    items = tuple(
+        _item(entry, found[entry.row["run_id"]]) for entry in group.entries if entry.row["run_id"] in found
+    )
     if not items:
         return None
     windows = next(iter(found.values())).windows
@@ -39,13 +47,17 @@ def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Inte
         f"Below 0 is better than {name} (at the same bits and group size, where it has them). Paired bootstrap over {windows} windows,"
         " 95 %; hollow: the interval decides nothing."
     )
-    return Intervals("forest", f"NLL against {name}", "difference in mean NLL, nats per token", items, 0.0, note=note)
+    return Intervals(
+        "forest", f"NLL against {name}", "difference in mean NLL, nats per token", items, 0.0, note=note
+    )
 
 
 def _item(entry: Entry, comparison: Comparison) -> Item:
     label = f"{comparison.delta_nll:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]"
     decided = comparison.verdict in (Verdict.better, Verdict.worse)
-    return Item(entry.name, entry.style, comparison.delta_nll, comparison.low, comparison.high, label, decided)
+    return Item(
+        entry.name, entry.style, comparison.delta_nll, comparison.low, comparison.high, label, decided
+    )
 
 
 def latency(group: Group) -> list[Intervals]:
@@ -58,16 +70,33 @@ def _latency(group: Group, phase: str) -> Intervals | None:
     if not items:
         return None
     note = "Above 1 is faster than the dense model, timed in turn. The line spans the slowest and the fastest round."
-    return Intervals(f"latency_{phase}", f"Speed of {phase}", "tokens per second, compressed over dense", items, 1.0, log=True, note=note)
+    return Intervals(
+        f"latency_{phase}",
+        f"Speed of {phase}",
+        "tokens per second, compressed over dense",
+        items,
+        1.0,
+        log=True,
+        note=note,
+    )
 
 
 def _ratio(entry: Entry, phase: str) -> Item | None:
     speed = look_up(entry.row["metrics"], f"latency.{phase}") or {}
     if "ratio" not in speed:
         return None
-    seconds = look_up(entry.row.get("samples", {}), f"latency.seconds.{phase}") or {"dense": [], "compressed": []}
-    rounds = [dense / compressed for dense, compressed in zip(seconds["dense"], seconds["compressed"], strict=True)]
+    seconds = look_up(entry.row.get("samples", {}), f"latency.seconds.{phase}") or {
+        "dense": [],
+        "compressed": [],
+    }
+    rounds = [
+        dense / compressed for dense, compressed in zip(seconds["dense"], seconds["compressed"], strict=True)
+    ]
     low, high = min(rounds, default=speed["ratio"]), max(rounds, default=speed["ratio"])
     own = speed["tokens_per_second"]
-    label = f"{speed['ratio']:.2f}×, {own:,.0f} tok/s" if own >= 100 else f"{speed['ratio']:.2f}×, {own:.3g} tok/s"
+    label = (
+        f"{speed['ratio']:.2f}×, {own:,.0f} tok/s"
+        if own >= 100
+        else f"{speed['ratio']:.2f}×, {own:.3g} tok/s"
+    )
     return Item(entry.name, entry.style, speed["ratio"], low, high, label, not low <= 1 <= high)

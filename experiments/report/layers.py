@@ -32,7 +32,9 @@ METRICS: tuple[tuple[str, str, bool, str], ...] = (
 
 def maps(group: Group, results_dir: Path) -> list[HeatMaps]:
     """One figure per metric that any run has."""
-    return figures([(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries])
+    return figures(
+        [(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries]
+    )
 
 
 def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
@@ -48,7 +50,11 @@ def read(row: Row, results_dir: Path) -> pd.DataFrame:
 
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
     """Metric → layers of a run, from its table and from the row itself."""
-    found = {key: _column(table.set_index("name")[key]) for key in ("relative_error", "imbalance_after") if key in table}
+    found = {
+        key: _column(table.set_index("name")[key])
+        for key in ("relative_error", "imbalance_after")
+        if key in table
+    }
     return found | {"output_error": look_up(row.get("samples", {}), "layer_error.relative_error") or {}}
 
 
@@ -65,18 +71,24 @@ def place(name: str) -> Place:
     return ".".join(part for part in parts[numbers[0] + 1 :] if not part.isdigit()), parts[numbers[0]]
 
 
-def _figure(runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str) -> HeatMaps | None:
+def _figure(
+    runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
+) -> HeatMaps | None:
     placed = {name: _placed(found[key]) for name, found in runs if found.get(key)}
     if not placed:
         return None
     every = list(dict.fromkeys(where for values in placed.values() for where in values))
     kinds = tuple(dict.fromkeys(kind for kind, _ in every))
-    blocks = tuple(sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6))))
+    blocks = tuple(
+        sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
+    )
     drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in placed.items())
     return HeatMaps(key, title, _short(kinds), blocks, drawn, log, note)
 
 
-def _grid(values: dict[Place, float], kinds: tuple[str, ...], blocks: tuple[str, ...]) -> tuple[tuple[float | None, ...], ...]:
+def _grid(
+    values: dict[Place, float], kinds: tuple[str, ...], blocks: tuple[str, ...]
+) -> tuple[tuple[float | None, ...], ...]:
     return tuple(tuple(values.get((kind, block)) for block in blocks) for kind in kinds)
 
 

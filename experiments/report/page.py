@@ -56,17 +56,36 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
     """
     rows, unreadable = record.read(results_dir)
     if not rows:
-        found = f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}" if unreadable else ""
-        raise ValueError(f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}{found}")
+        found = (
+            f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}"
+            if unreadable
+            else ""
+        )
+        raise ValueError(
+            f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}{found}"
+        )
     rows = chosen(rows, only)
     found_groups = groups(rows)
     if against and not any(intervals.reference(group, against) for group in found_groups):
-        known = sorted({entry.row["choices"].get("method", entry.row["name"]) for group in found_groups for entry in group.entries})
-        raise ValueError(f"--against {against} names no finished run; give a run id, a run's name or one of: {', '.join(known)}")
+        known = sorted(
+            {
+                entry.row["choices"].get("method", entry.row["name"])
+                for group in found_groups
+                for entry in group.entries
+            }
+        )
+        raise ValueError(
+            f"--against {against} names no finished run; give a run id, a run's name or one of: {', '.join(known)}"
+        )
     compared, obstacles = _compared(found_groups, against)
-    sections = tuple(_section(group, results_dir, compared[group.key], against, obstacles.get(group.key, "")) for group in found_groups)
+    sections = tuple(
+        _section(group, results_dir, compared[group.key], against, obstacles.get(group.key, ""))
+        for group in found_groups
+    )
     failed = tuple(row for row in rows if row["status"] == record.FAILED)
-    lines = table(found_groups, {run: comparison for each in compared.values() for run, comparison in each.items()})
+    lines = table(
+        found_groups, {run: comparison for each in compared.values() for run, comparison in each.items()}
+    )
     return Report(results_dir, sections, lines, failed, unreadable)
 
 
@@ -78,7 +97,9 @@ def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
     return [row for row in rows if row["run_id"] in fitting or row["dense_run_id"] is None]
 
 
-def _compared(found: list[Group], against: str | None) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
+def _compared(
+    found: list[Group], against: str | None
+) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
     """Each group's comparisons, or why it has none: one group in which a name is ambiguous does not cost the others theirs."""
     compared: dict[str, dict[str, Comparison]] = {}
     obstacles: dict[str, str] = {}
@@ -91,7 +112,9 @@ def _compared(found: list[Group], against: str | None) -> tuple[dict[str, dict[s
     return compared, obstacles
 
 
-def _section(group: Group, results_dir: Path, compared: dict[str, Comparison], against: str | None, obstacle: str) -> Section:
+def _section(
+    group: Group, results_dir: Path, compared: dict[str, Comparison], against: str | None, obstacle: str
+) -> Section:
     forest = intervals.forest(group, compared, intervals.reference(group, against))
     single = [figure for figure in (forest, timing.time(group)) if figure]
     figures = (*pareto.charts(group), *single, *intervals.latency(group), *layers.maps(group, results_dir))
@@ -101,7 +124,9 @@ def _section(group: Group, results_dir: Path, compared: dict[str, Comparison], a
 def html(report: Report) -> str:
     """The page's source."""
     loader = PackageLoader("experiments.report", "assets")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     assets = files("experiments.report") / "assets"
     return environment.get_template("page.html").render(
         report=report,

@@ -22,7 +22,9 @@ UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Da
 """Metadata with which the same rows give the same file."""
 
 
-def save(figure: object, stem: Path, theme: Theme = LIGHT, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def save(
+    figure: object, stem: Path, theme: Theme = LIGHT, kinds: Sequence[str] = ("png", "pdf")
+) -> list[Path]:
     """Write `<stem>.png` and others; return their paths."""
     with rc_context(_style(theme)):
         canvas = draw(figure, theme)
@@ -39,7 +41,13 @@ def _style(theme: Theme) -> dict[Any, Any]:
     """
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     filled = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-    fixed = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "svg.fonttype": "path"}
+    fixed = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "pdf.fonttype": 42,
+        "svg.fonttype": "path",
+    }
     colours = dict.fromkeys(inked, theme.ink) | dict.fromkeys(filled, theme.background)
     return {**fixed, **colours, "svg.hashsalt": "sinq-harness"}
 
@@ -88,8 +96,14 @@ def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
 
 def _heights(figure: Chart) -> tuple[float, float]:
     """Return the ends of the vertical axis."""
-    heights = [point.y for line in figure.lines for point in line.points] + ([figure.level[1]] if figure.level else [])
-    scale = around(heights, log=True) if figure.ceiling is None else around([min(heights), figure.ceiling], log=True)
+    heights = [point.y for line in figure.lines for point in line.points] + (
+        [figure.level[1]] if figure.level else []
+    )
+    scale = (
+        around(heights, log=True)
+        if figure.ceiling is None
+        else around([min(heights), figure.ceiling], log=True)
+    )
     return scale.low, figure.ceiling or scale.high
 
 
@@ -97,9 +111,26 @@ def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
     """Draw runs of one method, labels inside their marks. A line to a point above the axis leaves the figure."""
     colour, marker = _look(line.style, theme)
     x, y = [point.x for point in line.points], [point.y for point in line.points]
-    axes.plot(x, y, color=colour, linewidth=1.1, marker=marker, ms=9, mec=theme.background, mew=0.8, label=line.name, zorder=order)
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        linewidth=1.1,
+        marker=marker,
+        ms=9,
+        mec=theme.background,
+        mew=0.8,
+        label=line.name,
+        zorder=order,
+    )
     for point in line.points:
-        inside: dict[str, Any] = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": theme.background, "zorder": order + 0.5}
+        inside: dict[str, Any] = {
+            "ha": "center",
+            "va": "center_baseline",
+            "fontsize": 6,
+            "color": theme.background,
+            "zorder": order + 0.5,
+        }
         axes.text(point.x, point.y, point.label, clip_on=True, **inside)
 
 
@@ -109,7 +140,14 @@ def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
     for row, item in enumerate(figure.items):
         colour, marker = _look(item.style, theme)
         axes.hlines(row, item.low, item.high, color=colour)
-        axes.plot(item.value, row, marker=marker, color=colour, markersize=5, markerfacecolor=colour if item.decided else theme.background)
+        axes.plot(
+            item.value,
+            row,
+            marker=marker,
+            color=colour,
+            markersize=5,
+            markerfacecolor=colour if item.decided else theme.background,
+        )
     axes.axvline(figure.neutral, color="gray", linestyle="dashed", linewidth=1)
     if figure.log:
         axes.set_xscale("log")
@@ -123,7 +161,14 @@ def _bars(figure: Bars, theme: Theme = LIGHT) -> Canvas:
     for row, bar in enumerate(figure.bars):
         start = 0.0
         for part, value in enumerate(bar.values):
-            axes.barh(row, value, 0.6, left=start, color=_look(bar.style, theme)[0], alpha=1 if part == len(bar.values) - 1 else 0.45)
+            axes.barh(
+                row,
+                value,
+                0.6,
+                left=start,
+                color=_look(bar.style, theme)[0],
+                alpha=1 if part == len(bar.values) - 1 else 0.45,
+            )
             start += value
     _name_rows(axes, [bar.name for bar in figure.bars])
     return canvas
@@ -136,7 +181,9 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
 
 @draw.register
 def _heat_maps(figure: HeatMaps, theme: Theme = LIGHT) -> Canvas:
-    canvas = Canvas(figsize=(WIDTH, len(figure.maps) * (0.15 * len(figure.kinds) + 0.45) + 0.4), layout="constrained")
+    canvas = Canvas(
+        figsize=(WIDTH, len(figure.maps) * (0.15 * len(figure.kinds) + 0.45) + 0.4), layout="constrained"
+    )
     panels = canvas.subplots(len(figure.maps), 1, squeeze=False, sharex=True)[:, 0]
     low, high = min(figure.values), max(figure.values)
     norm = LogNorm(low, high) if figure.log and low > 0 else Normalize(low, high)

@@ -18,7 +18,9 @@ CEILING = 30
 
 def charts(group: Group) -> list[Chart]:
     """One chart per size that was measured."""
-    return [chart for key, place, label, factor in SIZES if (chart := _chart(group, key, place, label, factor))]
+    return [
+        chart for key, place, label, factor in SIZES if (chart := _chart(group, key, place, label, factor))
+    ]
 
 
 def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Chart | None:
@@ -26,7 +28,9 @@ def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Cha
         size, value = look_up(entry.row["metrics"], place), look_up(entry.row["metrics"], "perplexity.value")
         if size is None or value is None or not isfinite(value):
             return None
-        hint = f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}"
+        hint = (
+            f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}"
+        )
         return Point(size * factor, value, hint, entry.bits)
 
     compressed = [entry for entry in group.entries if not entry.is_dense]
@@ -40,7 +44,17 @@ def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Cha
     ceiling = _ceiling([*(each.y for each in every), *(level[1:] if level else ())])
     notes = [f"Not drawn: {', '.join(missing)} (perplexity not finite, or no size)."] if missing else []
     notes += [f"Perplexities above {ceiling:,.4g} lie beyond the upper edge."] if ceiling else []
-    return Chart(f"pareto_{key}", "Perplexity over size", label, "perplexity", lines, front(every), level, ceiling, " ".join(notes))
+    return Chart(
+        f"pareto_{key}",
+        "Perplexity over size",
+        label,
+        "perplexity",
+        lines,
+        front(every),
+        level,
+        ceiling,
+        " ".join(notes),
+    )
 
 
 def _ceiling(values: list[float]) -> float | None:
@@ -54,7 +68,10 @@ def _lines(entries: list[Entry], point: Callable[[Entry], Point | None]) -> tupl
     for entry in entries:
         if found := point(entry):
             families.setdefault((entry.family, entry.style), []).append(found)
-    return tuple(Line(name, style, tuple(sorted(points, key=lambda each: each.x))) for (name, style), points in families.items())
+    return tuple(
+        Line(name, style, tuple(sorted(points, key=lambda each: each.x)))
+        for (name, style), points in families.items()
+    )
 
 
 def front(points: list[Point]) -> tuple[Point, ...]:

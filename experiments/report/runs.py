@@ -29,7 +29,9 @@ def _protocol(row: dict[str, Any]) -> str:
     perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
     windows = f"{perplexity['windows']} windows of {perplexity['seqlen']} tokens; " if perplexity else ""
     bos = f"; BOS {protocol['bos']}" if "bos" in protocol else ""
-    return f"{windows}{protocol['dtype']} on {row['identity']['device']}{bos}; tokenizer {protocol['tokenizer']}"
+    return (
+        f"{windows}{protocol['dtype']} on {row['identity']['device']}{bos}; tokenizer {protocol['tokenizer']}"
+    )
 
 
 def _commit(row: dict[str, Any]) -> str:
@@ -56,4 +58,6 @@ def _several(words: Iterable[str]) -> str:
     """Each once, with how often if there are several."""
     every = list(words)
     unlike = list(dict.fromkeys(every))
-    return unlike[0] if len(unlike) == 1 else "; ".join(f"{each} ({every.count(each)} runs)" for each in unlike)
+    return (
+        unlike[0] if len(unlike) == 1 else "; ".join(f"{each} ({every.count(each)} runs)" for each in unlike)
+    )

@@ -27,8 +27,17 @@ class Scale:
     def ticks(self, most: int = 5) -> list[float]:
         """At most so many and one round values on the axis."""
         if not self.log or self.high / self.low < 8:
-            return [float(tick) for tick in MaxNLocator(most).tick_values(self.low, self.high) if self.low <= tick <= self.high]
-        ticks = [m * 10.0**power for power in range(-12, 13) for m in ROUND if self.low <= m * 10.0**power <= self.high]
+            return [
+                float(tick)
+                for tick in MaxNLocator(most).tick_values(self.low, self.high)
+                if self.low <= tick <= self.high
+            ]
+        ticks = [
+            m * 10.0**power
+            for power in range(-12, 13)
+            for m in ROUND
+            if self.low <= m * 10.0**power <= self.high
+        ]
         if len(ticks) > most:
             ticks = [tick for tick in ticks if log10(tick).is_integer()]
         return ticks[:: -(-len(ticks) // most)]

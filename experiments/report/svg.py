@@ -6,13 +6,20 @@ from markupsafe import Markup
 
 from experiments.report.colours import look as numbers
 
-SHAPES = ("M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "M-4.5-4.5h9v9h-9Z", "M0-5.5L5.5 4.5H-5.5Z", "M0-6L6 0 0 6-6 0Z")
+SHAPES = (
+    "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",
+    "M-4.5-4.5h9v9h-9Z",
+    "M0-5.5L5.5 4.5H-5.5Z",
+    "M0-6L6 0 0 6-6 0Z",
+)
 """Circle, square, triangle, diamond."""
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
     """An element. `stroke_width=2` is `stroke-width="2"`, `class_` is `class`; None leaves an attribute out."""
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
+    pairs = (
+        (key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None
+    )
     inside = Markup("").join(Markup(' {}="{}"').format(key, value) for key, value in pairs)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), inside, Markup("").join(children))
 
@@ -29,7 +36,15 @@ def text(x: float, y: float, words: str, anchor: str = "middle", dx: float | Non
 
 def box(x1: float, x2: float, y: float, height: float, kind: str, value: str | None = None) -> Markup:
     """A filled rectangle, from x1 to x2."""
-    return tag("rect", x=f"{round(x1, 3)}%", y=y, width=f"{round(x2 - x1, 3)}%", height=height, class_=kind, data_v=value)
+    return tag(
+        "rect",
+        x=f"{round(x1, 3)}%",
+        y=y,
+        width=f"{round(x2 - x1, 3)}%",
+        height=height,
+        class_=kind,
+        data_v=value,
+    )
 
 
 def mark(x: float, y: float, style: int, hint: str, kind: str = "") -> Markup:

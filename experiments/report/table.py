@@ -39,12 +39,23 @@ class Table:
 
 def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
     """All finished runs of all groups. `compared` is by run id; columns nobody has a value in are left out."""
-    records = tuple(_record(group, entry, compared.get(entry.row["run_id"])) for group in groups for entry in group.entries)
+    records = tuple(
+        _record(group, entry, compared.get(entry.row["run_id"]))
+        for group in groups
+        for entry in group.entries
+    )
     every = list(dict.fromkeys(heading for record in records for heading in record.cells))
     used = [heading for heading in every if any(record.cells[heading].sort is not None for record in records)]
-    numbers = {heading: not any(isinstance(record.cells[heading].sort, str) for record in records) for heading in used}
+    numbers = {
+        heading: not any(isinstance(record.cells[heading].sort, str) for record in records)
+        for heading in used
+    }
     names = records[0].filters if records else {}
-    return Table(numbers, records, {name: tuple(sorted({record.filters[name] for record in records})) for name in names})
+    return Table(
+        numbers,
+        records,
+        {name: tuple(sorted({record.filters[name] for record in records})) for name in names},
+    )
 
 
 def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record:
@@ -53,7 +64,10 @@ def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record
     cells = {
         "run": Cell(entry.name, entry.name),
         "model and text": Cell(group.title, group.title),
-        **{heading.replace("\n", " "): _metric(row["metrics"], place, style) for heading, place, style in COLUMNS},
+        **{
+            heading.replace("\n", " "): _metric(row["metrics"], place, style)
+            for heading, place, style in COLUMNS
+        },
         **_against(comparison),
         "id": Cell(row["run_id"], row["run_id"]),
     }

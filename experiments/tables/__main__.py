@@ -18,12 +18,20 @@ from experiments.tables.show import show, write
 
 def main() -> None:
     how = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__, formatter_class=how)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.tables", description=__doc__, formatter_class=how
+    )
     parser.add_argument("table", help=f"one of {', '.join(spec.names())}")
     parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: print it")
     parser.add_argument("--format", default="terminal", choices=[each.value for each in Format])
-    parser.add_argument("--where", action="append", default=[], metavar="PLACE=VALUE", help="look only at rows that have this value there")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="PLACE=VALUE",
+        help="look only at rows that have this value there",
+    )
     options = parser.parse_args()
     if options.out is None:
         show(options.table, options.results, Format(options.format), options.where)

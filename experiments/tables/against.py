@@ -14,14 +14,21 @@ def contrasted(table: Table, cells: Sequence[Sequence[Cell]]) -> list[list[Cell]
     for k, column in enumerate(table.columns):
         if column.against:
             for n, line in enumerate(table.rows):
-                changed[n][k] = _contrasted(cells[n][k], line, _reference(table, line, column.against, [own[k] for own in cells]))
+                changed[n][k] = _contrasted(
+                    cells[n][k], line, _reference(table, line, column.against, [own[k] for own in cells])
+                )
     return changed
 
 
 def _reference(table: Table, line: Line, label: str, cells: Sequence[Cell]) -> Cell | None:
     """The cell of the row of that label in the line's section; the line's own where it is that row itself."""
     return next(
-        (cell for other, cell in zip(table.rows, cells, strict=True) if (other.section, other.label) == (line.section, label)), None
+        (
+            cell
+            for other, cell in zip(table.rows, cells, strict=True)
+            if (other.section, other.label) == (line.section, label)
+        ),
+        None,
     )
 
 

@@ -32,7 +32,9 @@ def fill(table: Table, rows: Sequence[Row]) -> Filled:
     cells = [[_cell(table, line, column, rows) for column in table.columns] for line in table.rows]
     _refuse_mixtures(table, cells)
     cells = contrasted(table, cells)
-    checks = [_check_baseline(table, column, [line[k] for line in cells]) for k, column in enumerate(table.columns)]
+    checks = [
+        _check_baseline(table, column, [line[k] for line in cells]) for k, column in enumerate(table.columns)
+    ]
     trusted = [_trusted(line, own, checks) for line, own in zip(table.rows, cells, strict=True)]
     marked = _mark_best(table, trusted)
     return Filled(table, tuple(map(tuple, marked)), tuple(dict.fromkeys(check for check in checks if check)))
@@ -63,7 +65,9 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     fitting, near = match.find(rows, wanted)
     if len(fitting) > 1:
         ids = ", ".join(f"{row['run_id']} ({row['provenance']['device']})" for row in fitting)
-        raise ValueError(f"{_place(line, column)}: several runs fit: {ids}. Choose with --where <place>=<value>, or delete one")
+        raise ValueError(
+            f"{_place(line, column)}: several runs fit: {ids}. Choose with --where <place>=<value>, or delete one"
+        )
     if not fitting:
         return Cell(Verdict.missing, paper, note="; ".join([command(options), *near]))
     (row,) = fitting
@@ -113,7 +117,9 @@ def _alike(row: Row, other: Row) -> None:
     own, others = compare.conditions(row), compare.conditions(other)
     differing = [f"{part} is {own[part]} and {others[part]}" for part in own if own[part] != others[part]]
     if differing:
-        raise ValueError(f"runs {row['run_id']} and {other['run_id']} cannot stand in one table: {'; '.join(differing)}")
+        raise ValueError(
+            f"runs {row['run_id']} and {other['run_id']} cannot stand in one table: {'; '.join(differing)}"
+        )
 
 
 def _check_baseline(table: Table, column: Column, cells: Sequence[Cell]) -> str:
@@ -135,7 +141,9 @@ def _trusted(line: Line, cells: Sequence[Cell], checks: Sequence[str]) -> list[C
     """A line's cells, with no judgement where the column's dense model was found wrong."""
     judged = (Verdict.reproduced, Verdict.differs)
     return [
-        replace(cell, verdict=Verdict.untrusted) if check and not line.baseline and cell.verdict in judged else cell
+        replace(cell, verdict=Verdict.untrusted)
+        if check and not line.baseline and cell.verdict in judged
+        else cell
         for cell, check in zip(cells, checks, strict=True)
     ]
 
@@ -165,7 +173,10 @@ def _best(rivals: Sequence[tuple[int, Cell]]) -> int | None:
 def _beats(best: Cell, other: Cell) -> bool:
     assert best.row is not None
     assert other.row is not None
-    return not compare.differences(best.row, other.row) and compare.compare(best.row, other.row).verdict is compare.Verdict.better
+    return (
+        not compare.differences(best.row, other.row)
+        and compare.compare(best.row, other.row).verdict is compare.Verdict.better
+    )
 
 
 def _place(line: Line, column: Column) -> str:

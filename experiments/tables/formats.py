@@ -51,11 +51,21 @@ def render(filled: Filled, format: Format, width: int = 200) -> str:
 
 def terminal(layout: Layout) -> Group:
     """What rich prints; cells of several parts take several lines."""
-    view = Table(title=escape(layout.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view = Table(
+        title=escape(layout.title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for k, (group, label) in enumerate(layout.headings):
-        view.add_column(escape("\n".join(filter(None, (group, label)))), justify="left" if k < layout.labels else "right")
+        view.add_column(
+            escape("\n".join(filter(None, (group, label)))), justify="left" if k < layout.labels else "right"
+        )
     for line in layout.lines:
-        view.add_row(*(Line(cell.text.replace(" (", "\n("), style="bold" if cell.bold else "") for cell in line))
+        view.add_row(
+            *(Line(cell.text.replace(" (", "\n("), style="bold" if cell.bold else "") for cell in line)
+        )
     warnings = [Line(f"warning: {warning}", style="bold red") for warning in layout.warnings]
     return Group(*warnings, view, *(Line(note, style="dim") for note in layout.notes))
 
@@ -63,7 +73,10 @@ def terminal(layout: Layout) -> Group:
 def markdown(layout: Layout) -> str:
     """For GitHub: a heading over several columns is repeated in each."""
     headings = [_markdown(" ".join(filter(None, heading))) for heading in layout.headings]
-    body = [[f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in line] for line in layout.lines]
+    body = [
+        [f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in line]
+        for line in layout.lines
+    ]
     alignment = ["left"] * layout.labels + ["right"] * (len(headings) - layout.labels)
     table = tabulate(body, headings, "pipe", colalign=alignment, disable_numparse=True)
     parts = [
@@ -124,9 +137,13 @@ def as_html(layout: Layout) -> str:
 def _styler(layout: Layout, escaped: Callable[[str], str]) -> Styler:
     """The frame of a layout, with bold cells."""
     headings = [(escaped(group), escaped(label)) for group, label in layout.headings]
-    columns = pd.MultiIndex.from_tuples(headings) if layout.grouped else pd.Index([label for _, label in headings])
+    columns = (
+        pd.MultiIndex.from_tuples(headings) if layout.grouped else pd.Index([label for _, label in headings])
+    )
     frame = pd.DataFrame([[escaped(cell.text) for cell in line] for line in layout.lines], columns=columns)
-    bold = pd.DataFrame([["font-weight: bold;" * cell.bold for cell in line] for line in layout.lines], columns=columns)
+    bold = pd.DataFrame(
+        [["font-weight: bold;" * cell.bold for cell in line] for line in layout.lines], columns=columns
+    )
     return frame.style.hide(axis="index").apply(lambda _: bold, axis=None)
 
 

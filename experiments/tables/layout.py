@@ -49,11 +49,19 @@ def lay_out(filled: Filled) -> Layout:
     sections = any(line.section for line in table.rows)
     lines, previous = [], None
     for line, cells in zip(table.rows, filled.cells, strict=True):
-        left = ([Text("" if line.section == previous else line.section)] if sections else []) + [Text(line.label)]
-        texts = [show(cell, column, table, notes.number) for cell, column in zip(cells, table.columns, strict=True)]
+        left = ([Text("" if line.section == previous else line.section)] if sections else []) + [
+            Text(line.label)
+        ]
+        texts = [
+            show(cell, column, table, notes.number) for cell, column in zip(cells, table.columns, strict=True)
+        ]
         lines.append((*left, *texts))
         previous = line.section
-    headings = [("", "")] * (len(left) - 1) + [("", "method")] + [(column.group, column.label) for column in table.columns]
+    headings = (
+        [("", "")] * (len(left) - 1)
+        + [("", "method")]
+        + [(column.group, column.label) for column in table.columns]
+    )
     below = (*_legend(filled), *table.notes, *notes.all())
     return Layout(_title(table), tuple(headings), tuple(lines), len(left), filled.warnings, below)
 
@@ -87,7 +95,9 @@ def show(cell: Cell, column: Column, table: Table, number: Callable[[str], int])
 
 def difference(comparison: Comparison, decimals: int) -> str:
     """A difference in mean NLL and its interval; marked where it says nothing."""
-    own, low, high = (f"{value:+.{decimals}f}" for value in (comparison.delta_nll, comparison.low, comparison.high))
+    own, low, high = (
+        f"{value:+.{decimals}f}" for value in (comparison.delta_nll, comparison.low, comparison.high)
+    )
     return f"{own} [{low}, {high}]{'' if comparison.verdict in DECIDED else f' {UNDECIDED}'}"
 
 
@@ -98,19 +108,29 @@ def figure(value: float, decimals: int) -> str:
 
 def _title(table: Table) -> str:
     source = table.source
-    return table.title if source is None else f"{table.title} ({source.paper}{source.version}, table {source.table})"
+    return (
+        table.title
+        if source is None
+        else f"{table.title} ({source.paper}{source.version}, table {source.table})"
+    )
 
 
 def _legend(filled: Filled) -> list[str]:
     """What the signs mean, of those that are there."""
     table, cells = filled.table, [cell for line in filled.cells for cell in line]
-    seen = [verdict for verdict in SIGNS if any(cell.verdict is verdict and cell.paper is not None for cell in cells)]
+    seen = [
+        verdict
+        for verdict in SIGNS
+        if any(cell.verdict is verdict and cell.paper is not None for cell in cells)
+    ]
     told = []
     if any(cell.paper is not None for cell in cells):
         signs = [f"{SIGNS[verdict]} {verdict.value}" for verdict in seen]
         told.append("; ".join(["ours (the paper's, ours less the paper's)", *signs]) + _tolerance(table))
     if any(cell.best for cell in cells):
-        told.append("bold: better than every other one measured in its section, by the 95 % interval of the paired difference")
+        told.append(
+            "bold: better than every other one measured in its section, by the 95 % interval of the paired difference"
+        )
     if any(cell.comparison is not None and cell.comparison.verdict not in DECIDED for cell in cells):
         told.append(f"{UNDECIDED} not distinguishable, by the same interval")
     return told

@@ -58,7 +58,9 @@ def find(rows: Iterable[Row], wanted: Wanted) -> tuple[list[Row], list[str]]:
     near = [row for row in _same_subject(rows, wanted) if _same_treatment(row, wanted)]
     obstacles = {row["run_id"]: _obstacles(row, wanted) for row in near}
     matching = [row for row in near if not obstacles[row["run_id"]]]
-    return matching, [f"run {run_id} does not fit: {'; '.join(why)}" for run_id, why in obstacles.items() if why]
+    return matching, [
+        f"run {run_id} does not fit: {'; '.join(why)}" for run_id, why in obstacles.items() if why
+    ]
 
 
 def _same_subject(rows: Iterable[Row], wanted: Wanted) -> list[Row]:
@@ -66,9 +68,15 @@ def _same_subject(rows: Iterable[Row], wanted: Wanted) -> list[Row]:
     if not finished:
         return []  # nothing to compose for
     run = described(wanted.subject)
-    model = {part: value for part, value in run.model.identity().items() if value is not None}  # any revision where none is pinned
+    model = {
+        part: value for part, value in run.model.identity().items() if value is not None
+    }  # any revision where none is pinned
     text = run.text.name
-    return [row for row in finished if _within(model, row["identity"]["model"]) and row["identity"]["text"]["name"] == text]
+    return [
+        row
+        for row in finished
+        if _within(model, row["identity"]["model"]) and row["identity"]["text"]["name"] == text
+    ]
 
 
 def _within(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
@@ -114,8 +122,16 @@ def _other_options(row: Row, name: str, asked: Mapping[str, Evaluation]) -> list
     measured, wanted = row["options"]["evaluation"].get(name), asked.get(name)
     if measured is None or wanted is None or isinstance(wanted, Perplexity):
         return []
-    options = {option: value for option, value in named.described(wanted, defaults=True).items() if option not in OPEN}
-    return [f"{option} is {measured.get(option)}, not {value}" for option, value in options.items() if measured.get(option) != value]
+    options = {
+        option: value
+        for option, value in named.described(wanted, defaults=True).items()
+        if option not in OPEN
+    }
+    return [
+        f"{option} is {measured.get(option)}, not {value}"
+        for option, value in options.items()
+        if measured.get(option) != value
+    ]
 
 
 def _windows(row: Row, asked: Perplexity) -> list[str]:
@@ -124,4 +140,6 @@ def _windows(row: Row, asked: Perplexity) -> list[str]:
     found = [] if seqlen == asked.seqlen else [f"seqlen is {seqlen}, not {asked.seqlen}"]
     available = measured["windows_available"]
     count = available if asked.windows is None else min(asked.windows, available)
-    return found if measured["windows"] == count else [*found, f"windows is {measured['windows']}, not {count}"]
+    return (
+        found if measured["windows"] == count else [*found, f"windows is {measured['windows']}, not {count}"]
+    )

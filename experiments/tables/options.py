@@ -23,7 +23,11 @@ def overrides(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 def sweep(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The same, where a list means: each of these in turn."""
-    lists = {key: ",".join(_value(each) for each in value) for key, value in options.items() if isinstance(value, list)}
+    lists = {
+        key: ",".join(_value(each) for each in value)
+        for key, value in options.items()
+        if isinstance(value, list)
+    }
     return overrides({**options, **lists})
 
 

@@ -13,7 +13,9 @@ from experiments.tables.formats import Format, render, terminal
 from experiments.tables.layout import lay_out
 
 
-def show(name: str, results_dir: Path, format: Format = Format.terminal, where: list[str] | None = None) -> None:
+def show(
+    name: str, results_dir: Path, format: Format = Format.terminal, where: list[str] | None = None
+) -> None:
     """Print a table. Rows that cannot be read are named on stderr."""
     filled = _filled(name, results_dir, where or [])
     if format is Format.terminal:
@@ -46,8 +48,12 @@ def chosen(rows: list[Row], where: list[str]) -> list[Row]:
     for condition in where:
         place, equals, value = condition.partition("=")
         if not equals:
-            raise ValueError(f"--where {condition} is no condition; write <place>=<value>, such as identity.device=cpu")
+            raise ValueError(
+                f"--where {condition} is no condition; write <place>=<value>, such as identity.device=cpu"
+            )
         if rows and all(look_up(row, place) is None for row in rows):
-            raise ValueError(f"--where {condition}: no row has {place}; places are as in a row's file, such as identity.device")
+            raise ValueError(
+                f"--where {condition}: no row has {place}; places are as in a row's file, such as identity.device"
+            )
         rows = [row for row in rows if str(look_up(row, place)) == value]
     return rows

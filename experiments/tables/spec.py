@@ -95,10 +95,16 @@ class Table:
     def __post_init__(self) -> None:
         for line in self.rows:
             if line.paper and len(line.paper) != len(self.columns):
-                raise ValueError(f"row {line.label!r} has {len(line.paper)} of the paper's values for {len(self.columns)} columns")
+                raise ValueError(
+                    f"row {line.label!r} has {len(line.paper)} of the paper's values for {len(self.columns)} columns"
+                )
             if any(value is not None for value in line.paper) and self.source is None:
                 raise ValueError(f"row {line.label!r} has a paper's values, but the table names no source")
-        for tolerance in (self.tolerance, *(line.tolerance for line in self.rows), *(column.tolerance for column in self.columns)):
+        for tolerance in (
+            self.tolerance,
+            *(line.tolerance for line in self.rows),
+            *(column.tolerance for column in self.columns),
+        ):
             if tolerance is not None and not tolerance > 0:
                 raise ValueError(f"tolerance={tolerance} is not possible; it must be above 0, or left out")
         for column in self.columns:

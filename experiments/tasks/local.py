@@ -20,10 +20,17 @@ TITLE = re.compile(r" = [^=].* = \n")
 
 def piqa(**metadata: Any) -> dict[str, Dataset]:
     """PIQA's validation rows: goal, sol1, sol2, label."""
-    rows = [json.loads(line) for line in _file("piqa_local", "piqa/dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in _file("piqa_local", "piqa/dev.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     labels = _file("piqa_local", "piqa/dev-labels.lst").read_text().split()
     asked = [{key: row[key] for key in ("goal", "sol1", "sol2")} for row in rows]
-    return {"validation": Dataset.from_list([row | {"label": int(label)} for row, label in zip(asked, labels, strict=True)])}
+    return {
+        "validation": Dataset.from_list(
+            [row | {"label": int(label)} for row, label in zip(asked, labels, strict=True)]
+        )
+    }
 
 
 def wikitext2(**metadata: Any) -> dict[str, Dataset]:
@@ -34,7 +41,9 @@ def wikitext2(**metadata: Any) -> dict[str, Dataset]:
 
 def articles(lines: list[str]) -> list[str]:
     """Lines (each with its end) as articles, from title to title; what stands before the first title belongs to it."""
-    starts = [number for number, line in enumerate(lines) if TITLE.fullmatch(line) and not line.startswith(" = = ")]
+    starts = [
+        number for number, line in enumerate(lines) if TITLE.fullmatch(line) and not line.startswith(" = = ")
+    ]
     bounds = [0, *starts[1:], len(lines)]
     return ["".join(lines[first:last]) for first, last in pairwise(bounds)]
 
@@ -42,6 +51,12 @@ def articles(lines: list[str]) -> list[str]:
 def _file(task: str, name: str) -> Path:
     folder = data_dir()
     if folder is None or not (folder / name).is_file():
-        where = f"SINQ_DATA={folder} has no {name}" if folder else f"SINQ_DATA is not set; it must name a folder with {name}"
-        raise ValueError(f"evaluation.zero_shot.tasks={task}: {where}. From the hub, the task is {task.removesuffix('_local')}")
+        where = (
+            f"SINQ_DATA={folder} has no {name}"
+            if folder
+            else f"SINQ_DATA is not set; it must name a folder with {name}"
+        )
+        raise ValueError(
+            f"evaluation.zero_shot.tasks={task}: {where}. From the hub, the task is {task.removesuffix('_local')}"
+        )
     return folder / name

@@ -35,7 +35,9 @@ def cache_dir() -> Path:
         return Path(chosen).expanduser()
     if chosen := os.environ.get("SINQ_CACHE"):
         return Path(chosen).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "sinq-harness/kernels"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "sinq-harness/kernels"
+    )
 
 
 def install_locator() -> None:
@@ -104,7 +106,9 @@ def _imported(root: Path, file: Path) -> Iterator[Path | None]:
         if isinstance(node, ast.Import):
             yield from (_file(root, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (_file(root, f"{node.module}.{alias.name}") or _file(root, node.module) for alias in node.names)
+            yield from (
+                _file(root, f"{node.module}.{alias.name}") or _file(root, node.module) for alias in node.names
+            )
 
 
 @cache

@@ -29,7 +29,11 @@ ROWS = 64
 def refusal(value: AdditiveTensor) -> str | None:
     """Return the reason why `product` cannot take a value, or None where it can."""
     bits = value.format.bits_per_codebook
-    return None if bits <= BYTE else f"bits_per_codebook={bits}: tables of more than {BYTE} bits outweigh the matrix"
+    return (
+        None
+        if bits <= BYTE
+        else f"bits_per_codebook={bits}: tables of more than {BYTE} bits outweigh the matrix"
+    )
 
 
 def product(value: AdditiveTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +47,11 @@ def product(value: AdditiveTensor, x: Tensor, bias: Tensor | None = None) -> Ten
     if x.numel() // x.shape[-1] > FEW:
         return torch.nn.functional.linear(x, value.dequantize(x.dtype), bias)
     codes, codebooks, scale = value.tensors["codes"], value.codebooks(), value.scale()
-    result = _operator(x, codes, codebooks, scale) if torch.compiler.is_compiling() else _linear(x, codes, codebooks, scale)
+    result = (
+        _operator(x, codes, codebooks, scale)
+        if torch.compiler.is_compiling()
+        else _linear(x, codes, codebooks, scale)
+    )
     return result if bias is None else result + bias
 
 

@@ -77,10 +77,24 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     halves = 2 * field[GROUP] == each * WIDTH and groups % 2 == 0
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
     units, factors = np.empty((tokens, groups), np.float32), np.empty(STRIP * groups, np.float32)
-    scale, zero, shifts = np.empty(STRIP * groups, np.float32), np.empty(STRIP * groups, np.float32), np.empty(STRIP, np.float32)
+    scale, zero, shifts = (
+        np.empty(STRIP * groups, np.float32),
+        np.empty(STRIP * groups, np.float32),
+        np.empty(STRIP, np.float32),
+    )
     per_lane, copied = np.zeros(row, np.float32), np.zeros(row * each * bits // 8 + SPARE, np.uint8)
-    x_at, factors_at, per_lane_at, copied_at = x.ctypes.data, factors.ctypes.data, per_lane.ctypes.data, copied.ctypes.data
-    scale_at, zero_at, units_at, sums_at = scale.ctypes.data, zero.ctypes.data, units.ctypes.data, sums.ctypes.data
+    x_at, factors_at, per_lane_at, copied_at = (
+        x.ctypes.data,
+        factors.ctypes.data,
+        per_lane.ctypes.data,
+        copied.ctypes.data,
+    )
+    scale_at, zero_at, units_at, sums_at = (
+        scale.ctypes.data,
+        zero.ctypes.data,
+        units.ctypes.data,
+        sums.ctypes.data,
+    )
     shifts_at = shifts.ctypes.data
     inputs = carray(pointer(field[X]), (tokens, columns), np.float32)
     first, last = _share(0, rows)
@@ -94,8 +108,13 @@ def _multiply(job):  # type: ignore[no-untyped-def]
         decode(field, first, count * groups, scale, zero)
         for token in range(tokens):
             other = 4 * groups * token
-            _combine(scale_at, zero_at, units_at + other, sums_at + other, factors_at, shifts_at, count, groups)
-            entries, out = x_at + 2 * token * row * each, carray(pointer(field[Y] + 4 * (token * rows + first)), count, np.float32)
+            _combine(
+                scale_at, zero_at, units_at + other, sums_at + other, factors_at, shifts_at, count, groups
+            )
+            entries, out = (
+                x_at + 2 * token * row * each,
+                carray(pointer(field[Y] + 4 * (token * rows + first)), count, np.float32),
+            )
             for i in range(count):
                 start, own = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
                 if per:
@@ -116,7 +135,10 @@ def _combine(scale_at, zero_at, units_at, sums_at, factors_at, shifts_at, rows, 
     shifts = carray(pointer(shifts_at), rows, np.float32)
     for i in range(rows):
         own, shift = 4 * i * groups, f32(0)
-        scale, zero = carray(pointer(scale_at + own), groups, np.float32), carray(pointer(zero_at + own), groups, np.float32)
+        scale, zero = (
+            carray(pointer(scale_at + own), groups, np.float32),
+            carray(pointer(zero_at + own), groups, np.float32),
+        )
         factors = carray(pointer(factors_at + own), groups, np.float32)
         for g in range(groups):
             factors[g] = scale[g] * units[g]
@@ -175,7 +197,11 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
         for j in range(columns):
             scaled[j] = inputs[j]
     for g in range(len(sums)):
-        values, exact, total = carray(pointer(scaled.ctypes.data + 4 * g * group), group, np.float32), f32(0), f32(0)
+        values, exact, total = (
+            carray(pointer(scaled.ctypes.data + 4 * g * group), group, np.float32),
+            f32(0),
+            f32(0),
+        )
         for j in range(group):
             exact += values[j]
         largest = _largest(values)

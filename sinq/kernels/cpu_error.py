@@ -39,11 +39,23 @@ def _divided(
     groups = columns // grid.group_size
     row = torch.ones(1, groups) if row_scale is None else row_scale
     col = torch.ones(1, columns) if col_scale is None else col_scale
-    matrix, scale, zero = np.empty((rows, columns), np.float32), np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
+    matrix, scale, zero = (
+        np.empty((rows, columns), np.float32),
+        np.empty((rows, groups), np.float32),
+        np.empty((rows, groups), np.float32),
+    )
     with torch_threads():
         _divide(array(weight), array(row), array(col), matrix)
         if limit is not None:
-            _cut(array(weight), array(row), array(col), array(1 / row), array(1 / col), array(limit.reshape(rows, groups)), matrix)
+            _cut(
+                array(weight),
+                array(row),
+                array(col),
+                array(1 / row),
+                array(1 / col),
+                array(limit.reshape(rows, groups)),
+                matrix,
+            )
         _ranges(matrix, np.float32(2**grid.bits - 1), range_limits(grid), scale, zero)
     return torch.from_numpy(matrix), nonzero(torch.from_numpy(scale)), torch.from_numpy(zero)
 
@@ -61,7 +73,9 @@ def _rounded_in_place(
     column = np.ones((1, weight.shape[1]), np.float32) if col is None else array(col)
     top = np.float32(2**stored.grid.bits - 1)
     with torch_threads():
-        _errors(array(weight), array(scale), array(zero), array(step), array(offset), column, top, matrix.numpy())
+        _errors(
+            array(weight), array(scale), array(zero), array(step), array(offset), column, top, matrix.numpy()
+        )
     return matrix
 
 
@@ -108,7 +122,9 @@ def _errors(weight, scale, zero, step, offset, col, top, matrix):  # type: ignor
         columns = col[i * len(col) // rows]
         for group in range(groups):
             values, own, out = _slices(group, size, weight[i], columns, matrix[i])
-            _errors_group(values, own, out, scale[i, group], zero[i, group], step[i, group], offset[i, group], top)
+            _errors_group(
+                values, own, out, scale[i, group], zero[i, group], step[i, group], offset[i, group], top
+            )
 
 
 @njit(error_model="numpy", cache=True, inline="always")

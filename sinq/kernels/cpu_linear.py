@@ -46,7 +46,15 @@ def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None = None) -> Te
     """
     stored = value.tensors
     rest = [stored.get(name) for name in OPTIONAL]
-    arguments: tuple[Any, ...] = (x, stored["codes"], stored["scale"], *rest, value.shape[0], value.grid.bits, value.grid.group_size)
+    arguments: tuple[Any, ...] = (
+        x,
+        stored["codes"],
+        stored["scale"],
+        *rest,
+        value.shape[0],
+        value.grid.bits,
+        value.grid.group_size,
+    )
     result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
     return result if bias is None else result + bias
 
@@ -70,7 +78,10 @@ def _linear(
     tokens = inputs.numel() // columns
     tile = rows if col_scale is None else rows // len(col_scale)
     numbers = [bits, rows, columns, group_size, tile, tokens, 8 * scale.element_size(), 0, rows]
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)]
+    addresses = [
+        0 if tensor is None else tensor.data_ptr()
+        for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)
+    ]
     outputs = torch.empty(*x.shape[:-1], rows)
     fields = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
     if tokens <= FEW:

@@ -21,18 +21,42 @@ ROWS = 32  # summed in float32 before they are added in float64
 CODES = 8  # in a packed word
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(
+    weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()
+) -> tuple[Tensor, Tensor]:
     """See `sinq.sinkhorn.sinkhorn_scales`."""
     (height, width), (rows, columns) = tile, weight.shape
     row_scale = np.empty((rows, columns // width), np.float32)
     col_scale = np.empty((rows // height, columns), np.float32)
-    steps = np.array([options.step_min, options.step_max, options.log_min, options.log_max, options.std_min, options.std_max], np.float32)
+    steps = np.array(
+        [
+            options.step_min,
+            options.step_max,
+            options.log_min,
+            options.log_max,
+            options.std_min,
+            options.std_max,
+        ],
+        np.float32,
+    )
     with torch_threads():
-        _balance(array(weight), height, width, options.iterations, steps, options.early_stop, options.relative_floors, row_scale, col_scale)
+        _balance(
+            array(weight),
+            height,
+            width,
+            options.iterations,
+            steps,
+            options.early_stop,
+            options.relative_floors,
+            row_scale,
+            col_scale,
+        )
     return torch.from_numpy(row_scale), torch.from_numpy(col_scale)
 
 
-def round_scaled(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def round_scaled(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `sinq.kernels.quantize.round_scaled`; uniform levels with a zero-point."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
@@ -114,7 +138,11 @@ def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type
     """Unbiased deviations of rows and columns of tile · inverse_row ⊗ inverse_col, and of all its entries; `mean` of columns, anew."""
     height, width = tile.shape
     sums, squares = np.zeros(width, np.float64), np.zeros(width, np.float64)
-    scaled, part, part_squares = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    scaled, part, part_squares = (
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+    )
     per_row = np.float32(1 / max(1, width - 1))
     for start in range(0, height, ROWS):
         part[:], part_squares[:] = 0, 0
@@ -168,7 +196,16 @@ def _round(weight, row, col, bits, limits, packed, scale, zero):  # type: ignore
         codes = np.zeros(-(-((last - first) * columns) // CODES) * CODES, np.uint8)
         for i in range(first, last):
             tile = i * len(col) // rows
-            _round_row(weight[i], row[i % len(row)], col[tile], bits, limits, codes[(i - first) * columns :], scale[i], zero[i])
+            _round_row(
+                weight[i],
+                row[i % len(row)],
+                col[tile],
+                bits,
+                limits,
+                codes[(i - first) * columns :],
+                scale[i],
+                zero[i],
+            )
         start = first * columns // CODES * bits
         pack_words(codes.view(np.uint64), bits, packed[start : start + len(codes) // CODES * bits])
 

@@ -25,7 +25,12 @@ EXACT = {"nsz"}  # named, so that no order is changed: functions without flags t
 
 
 def refine_scaled(
-    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: HalfQuadratic, round_zero: bool = False
+    weight: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+    grid: Grid,
+    options: HalfQuadratic,
+    round_zero: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `sinq.kernels.quantize.refine_scaled`."""
     rows, columns = weight.shape
@@ -43,14 +48,30 @@ def refine_scaled(
     def step(zero: Tensor, beta: float, moving: Tensor) -> tuple[Tensor, Tensor]:
         moved, size = np.empty_like(start), np.empty_like(start)
         needed = np.float32(unshrunk(options.norm, beta))
-        _step(positions, inverse, array(zero), moving.numpy(), grid.bits, needed, np.float32(beta), powers, polynomial, moved, size)
+        _step(
+            positions,
+            inverse,
+            array(zero),
+            moving.numpy(),
+            grid.bits,
+            needed,
+            np.float32(beta),
+            powers,
+            polynomial,
+            moved,
+            size,
+        )
         return torch.from_numpy(moved), torch.from_numpy(size)
 
     with torch_threads():
-        _positions(array(weight), row, col, grid.bits, range_limits(grid), round_zero, positions, inverse, start)
+        _positions(
+            array(weight), row, col, grid.bits, range_limits(grid), round_zero, positions, inverse, start
+        )
         used, zero = alternate(step, torch.from_numpy(start), grid.tile((rows, columns))[0], options)
         _codes(positions, array(used), grid.bits, packed)
-    scale = torch.from_numpy(np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), 0).astype(np.float32))
+    scale = torch.from_numpy(
+        np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), 0).astype(np.float32)
+    )
     return torch.from_numpy(packed), nonzero(scale), zero
 
 
@@ -64,7 +85,9 @@ def power(exponent: float) -> tuple[np.ndarray, np.ndarray]:
     """(2^k)^exponent for k from −EXPONENTS, and the coefficients of m^exponent in m − 1.5, for m from 1 to 2; both float32."""
     powers = 2.0 ** (np.arange(-EXPONENTS, EXPONENTS + 1) * exponent)
     fitted = Chebyshev.interpolate(lambda m: m**exponent, DEGREE, domain=[1, 2])
-    return powers.astype(np.float32), fitted.convert(domain=[1, 2], kind=Polynomial, window=[-0.5, 0.5]).coef.astype(np.float32)
+    return powers.astype(np.float32), fitted.convert(
+        domain=[1, 2], kind=Polynomial, window=[-0.5, 0.5]
+    ).coef.astype(np.float32)
 
 
 @njit(parallel=True, fastmath=EXACT, error_model="numpy", cache=True)
@@ -83,7 +106,11 @@ def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, z
             scale, _ = choose_range(low, high, top, limits)
             factor = np.float32(0)
             if scale > 0:
-                factor = np.float32(1) / (high - low) * top if scale == (high - low) / top else np.float32(1) / scale
+                factor = (
+                    np.float32(1) / (high - low) * top
+                    if scale == (high - low) / top
+                    else np.float32(1) / scale
+                )
             for j in range(size):
                 place[j] *= factor
             inverse[i, group] = factor
@@ -96,11 +123,17 @@ def _step(positions, inverse, zero, moving, bits, limit, beta, powers, polynomia
     rows, groups = zero.shape
     top, width = np.float32(2**bits - 1), positions.shape[1] // groups
     for i in prange(rows):
-        rest = np.empty(width, np.float32)  # codes − positions: their mean is the next zero where nothing is shrunk
+        rest = np.empty(
+            width, np.float32
+        )  # codes − positions: their mean is the next zero where nothing is shrunk
         for group in range(groups):
             if not moving[i, group]:
                 continue
-            place, offset, factor = positions[i, group * width : (group + 1) * width], zero[i, group], inverse[i, group]
+            place, offset, factor = (
+                positions[i, group * width : (group + 1) * width],
+                zero[i, group],
+                inverse[i, group],
+            )
             scale = np.float32(1) / factor if factor > 0 else np.float32(0)
             error, above, bound = np.float32(0), np.float32(0), limit * factor
             for j in range(width):
@@ -142,7 +175,13 @@ def _add_shrunk(rest, offset, factor, scale, beta, powers, polynomial):  # type:
         part, value = mantissa[j] - np.float32(1.5), polynomial[DEGREE]
         for k in range(DEGREE):
             value = value * part + polynomial[DEGREE - 1 - k]
-        shrunk = max(magnitude[j] - value * powers[(bits[j] >> np.int32(23)) - np.int32(127 - EXPONENTS)] / beta, np.float32(0)) * factor
+        shrunk = (
+            max(
+                magnitude[j] - value * powers[(bits[j] >> np.int32(23)) - np.int32(127 - EXPONENTS)] / beta,
+                np.float32(0),
+            )
+            * factor
+        )
         rest[j] += shrunk if offset > rest[j] else -shrunk if offset < rest[j] else np.float32(0)
 
 

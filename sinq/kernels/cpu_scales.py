@@ -7,7 +7,20 @@ import numpy as np
 from numba import carray, njit
 
 from sinq.auxiliary import BLOCK
-from sinq.kernels.job import AUXILIARY, BITS, COLUMNS, EXPONENT, FAST, GROUP, RANGE, SCALE, ZERO, f32, i32, pointer
+from sinq.kernels.job import (
+    AUXILIARY,
+    BITS,
+    COLUMNS,
+    EXPONENT,
+    FAST,
+    GROUP,
+    RANGE,
+    SCALE,
+    ZERO,
+    f32,
+    i32,
+    pointer,
+)
 from sinq.kernels.vectors import WIDTH
 
 

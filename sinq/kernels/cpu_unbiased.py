@@ -26,7 +26,11 @@ def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, 
         for _ in range(passes):
             _column_sums(matrix, height, width, 1 / column, sums)
             mean = sums.reshape(tiles, strips, columns).sum(1, dtype=np.float64) / height
-            column = centred_columns(torch.from_numpy(mean.astype(np.float32)).reshape(tiles, -1, width)).reshape(tiles, columns).numpy()
+            column = (
+                centred_columns(torch.from_numpy(mean.astype(np.float32)).reshape(tiles, -1, width))
+                .reshape(tiles, columns)
+                .numpy()
+            )
     return torch.from_numpy(column)
 
 
@@ -85,7 +89,9 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
                     matrix[j] = values[j] / divisor[j] / by
                 place = (i - first) * columns + start
                 count, found = counts[counted, start : start + size], codes[place : place + size]
-                scale[i, group], zero[i, group] = _round_group(matrix, count, bits, share, steps, limits, found)
+                scale[i, group], zero[i, group] = _round_group(
+                    matrix, count, bits, share, steps, limits, found
+                )
         start = first * columns // CODES * bits
         pack_words(codes.view(np.uint64), bits, packed[start : start + len(codes) // CODES * bits])
 

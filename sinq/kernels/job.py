@@ -11,7 +11,25 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 FAST = {"reassoc", "contract", "nsz"}
-BITS, ROWS, COLUMNS, GROUP, TILE, TOKENS, AUXILIARY, FIRST, LAST, CODES, SCALE, ZERO, COL_SCALE, RANGE, EXPONENT, X, Y = range(17)
+(
+    BITS,
+    ROWS,
+    COLUMNS,
+    GROUP,
+    TILE,
+    TOKENS,
+    AUXILIARY,
+    FIRST,
+    LAST,
+    CODES,
+    SCALE,
+    ZERO,
+    COL_SCALE,
+    RANGE,
+    EXPONENT,
+    X,
+    Y,
+) = range(17)
 FIELDS = 17
 """Of a job: numbers (rows FIRST to LAST are asked for; COL_SCALE is one row per TILE rows), then addresses, 0 for what is not there."""
 

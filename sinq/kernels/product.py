@@ -129,7 +129,9 @@ def _(value: AdditiveTensor, device: torch.device) -> Choice:
 @kernel_of.register
 def _(value: Rotated, device: torch.device) -> Choice:
     inner = kernel_of(value.inner, device)
-    return Choice(inner.kernel, inner.refusals, dequantized if inner.multiply is dequantized else _with_rotated_inputs)
+    return Choice(
+        inner.kernel, inner.refusals, dequantized if inner.multiply is dequantized else _with_rotated_inputs
+    )
 
 
 def _with_rotated_inputs(value: Rotated, x: Tensor, bias: Tensor | None) -> Tensor:

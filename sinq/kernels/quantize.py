@@ -22,11 +22,15 @@ from sinq.tensor import QuantizedTensor
 from sinq.unbiased import Unbiased
 
 
-def _is_affine(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object) -> bool:
+def _is_affine(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object
+) -> bool:
     return grid.is_affine
 
 
-def _is_uniform(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object) -> bool:
+def _is_uniform(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, *_: object
+) -> bool:
     return grid.levels is Levels.uniform
 
 
@@ -40,7 +44,9 @@ sinkhorn_scales = fast(
 )(sinkhorn.sinkhorn_scales)
 """SINQ's row and column scales: see `sinq.sinkhorn.sinkhorn_scales`."""
 
-column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", covers=_has_norm_1)(unbiased.column_magnitudes)
+column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", covers=_has_norm_1)(
+    unbiased.column_magnitudes
+)
 """Refined SINQ's column scales: see `sinq.unbiased.column_magnitudes`."""
 
 
@@ -78,7 +84,9 @@ def refine_scaled(
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
     inverse = half_quadratic.inverse_scale(matrix, grid)
     start = -rounding.by_group(matrix, grid.group_size).amin(-1) * inverse
-    codes, zero = half_quadratic.refine(matrix, inverse, start.round() if round_zero else start, grid, options)
+    codes, zero = half_quadratic.refine(
+        matrix, inverse, start.round() if round_zero else start, grid, options
+    )
     return pack(codes, grid.bits), 1 / inverse, zero
 
 
@@ -112,5 +120,7 @@ def rounding_error(
     tried = weight if limit is None else rounding.cut(weight, row_scale, col_scale, limit)
     packed, scale, zero = round_scaled.definition(tried, row_scale, col_scale, grid)
     shape = weight.shape[0], weight.shape[1]
-    stored = QuantizedTensor.store_packed(packed, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale)
+    stored = QuantizedTensor.store_packed(
+        packed, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale
+    )
     return weight.float() - stored.dequantize()

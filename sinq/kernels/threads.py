@@ -18,7 +18,9 @@ def torch_threads() -> Iterator[None]:
     """Within this context, Numba's loops use as many threads as torch does."""
     wanted = torch.get_num_threads()
     before = numba.get_num_threads()
-    torch.set_num_threads(wanted)  # the first question to Numba starts its threads, and sets the number of the OpenMP library they share
+    torch.set_num_threads(
+        wanted
+    )  # the first question to Numba starts its threads, and sets the number of the OpenMP library they share
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     try:
         yield

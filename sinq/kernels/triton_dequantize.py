@@ -71,10 +71,18 @@ def dequantize_block(  # type: ignore[no-untyped-def]
     word = tl.program_id(1) * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)
     valid = (row < rows)[:, None] & (word < WORDS_PER_ROW)[None, :]
     entry = row[:, None] * (WORDS_PER_ROW // GROUP_WORDS) + (word // GROUP_WORDS)[None, :]
-    level = load_codes(codes, row, word, valid, WORDS_PER_ROW, BITS) - load_zero(zero, entry, valid, BITS, ZERO)[:, :, None]
+    level = (
+        load_codes(codes, row, word, valid, WORDS_PER_ROW, BITS)
+        - load_zero(zero, entry, valid, BITS, ZERO)[:, :, None]
+    )
     matrix = level * load_scale(scale, scale_range, scale_exponent, entry, valid)[:, :, None]
     column = word[:, None] * 8 + tl.arange(0, 8)[None, :]
     if col_scale is not None:
-        matrix = matrix * tl.load(col_scale + column, mask=(word < WORDS_PER_ROW)[:, None], other=0).to(tl.float32)[None, :, :]
+        matrix = (
+            matrix
+            * tl.load(col_scale + column, mask=(word < WORDS_PER_ROW)[:, None], other=0).to(tl.float32)[
+                None, :, :
+            ]
+        )
     place = row.to(tl.int64)[:, None, None] * (WORDS_PER_ROW * 8) + column[None, :, :]
     tl.store(out + place, matrix.to(out.dtype.element_ty), mask=valid[:, :, None])

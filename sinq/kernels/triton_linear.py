@@ -23,7 +23,15 @@ from torch import Tensor
 from triton.runtime import JITFunction
 
 from sinq.grid import Levels
-from sinq.kernels.triton_dequantize import ZERO_BYTE, ZERO_CONSTANT, ZERO_STORED, dequantize_block, load_codes, load_scale, load_zero
+from sinq.kernels.triton_dequantize import (
+    ZERO_BYTE,
+    ZERO_CONSTANT,
+    ZERO_STORED,
+    dequantize_block,
+    load_codes,
+    load_scale,
+    load_zero,
+)
 from sinq.kernels.triton_vector import UNIT, block, multiply_vector, window
 from sinq.tensor import QuantizedTensor
 
@@ -67,11 +75,20 @@ def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None) -> Tensor:
     if reason is not None:
         raise ValueError(f"the triton kernel cannot multiply by this weight: {reason}")
     if x.dtype not in DTYPES or x.shape[-1] != value.shape[1]:
-        raise ValueError(f"x is {x.dtype} with {x.shape[-1]} features; it must be float32, float16 or bfloat16 with {value.shape[1]}")
+        raise ValueError(
+            f"x is {x.dtype} with {x.shape[-1]} features; it must be float32, float16 or bfloat16 with {value.shape[1]}"
+        )
     tensors, rows, grid = value.tensors, value.shape[0], value.grid
     auxiliaries = [tensors.get(name) for name in ("zero", "col_scale", "scale_range", "scale_exponent")]
     y = triton_linear(
-        x.reshape(-1, value.shape[1]), tensors["codes"], tensors["scale"], *auxiliaries, bias, rows, grid.bits, grid.group_size
+        x.reshape(-1, value.shape[1]),
+        tensors["codes"],
+        tensors["scale"],
+        *auxiliaries,
+        bias,
+        rows,
+        grid.bits,
+        grid.group_size,
     )
     return y.reshape(*x.shape[:-1], rows)
 
@@ -84,14 +101,21 @@ def triton_linear(
     """x (batch, in) times the stored tensors of a `QuantizedTensor` (rows, in); see `product`."""
     kind = ZERO_CONSTANT if zero is None else ZERO_BYTE if zero.dtype is torch.int8 else ZERO_STORED
     stored = (codes.view(torch.int32), scale, zero, col_scale, scale_range, scale_exponent)
-    form = {"WORDS_PER_ROW": x.shape[1] // 8, "GROUP_WORDS": group_size // 8, "BITS": bits, "ZERO": kind.value}
+    form = {
+        "WORDS_PER_ROW": x.shape[1] // 8,
+        "GROUP_WORDS": group_size // 8,
+        "BITS": bits,
+        "ZERO": kind.value,
+    }
     if len(x) > ROWS_OF_KERNEL:
         matrix = _dequantized(stored, rows, x, form)
         return torch.nn.functional.linear(x, matrix, None if bias is None else bias.to(x.dtype))
     y = x.new_empty(len(x), rows)
     if len(x) == 1 and rows:
         form, warps = vector_form((rows, x.shape[1]), bits, group_size, kind.value)
-        multiply_vector[(triton.cdiv(rows, form["BLOCK_ROWS"]),)](x.contiguous(), *stored, bias, y, rows, **form, num_warps=warps)
+        multiply_vector[(triton.cdiv(rows, form["BLOCK_ROWS"]),)](
+            x.contiguous(), *stored, bias, y, rows, **form, num_warps=warps
+        )
     elif len(x) and rows:
         block_rows, block_words, warps = blocks(x.dtype)
         multiply[(triton.cdiv(rows, block_rows),)](
@@ -111,7 +135,9 @@ def _(
 
 def blocks(dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows and words of Ŵ in a block, and warps of a program."""
-    return (16, 8, 4) if dtype == torch.float32 else (32, 16, 4)  # float32 has no tensor cores: smaller, or it spills
+    return (
+        (16, 8, 4) if dtype == torch.float32 else (32, 16, 4)
+    )  # float32 has no tensor cores: smaller, or it spills
 
 
 def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -> tuple[dict[str, int], int]:
@@ -119,7 +145,14 @@ def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -
     unit, (codes, part) = UNIT.value, window(bits)
     units = shape[1] // unit
     rows, warps = block(shape[0], units, bits)
-    form = {"UNITS": units, "GROUP": group_size, "CHUNK": math.gcd(group_size, unit), "BITS": bits, "WINDOW": codes, "PART": part}
+    form = {
+        "UNITS": units,
+        "GROUP": group_size,
+        "CHUNK": math.gcd(group_size, unit),
+        "BITS": bits,
+        "WINDOW": codes,
+        "PART": part,
+    }
     return form | {"ZERO": zero, "BLOCK_ROWS": rows, "BLOCK_UNITS": 32 * warps}, warps
 
 
@@ -137,7 +170,9 @@ def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: 
     matrix = x.new_empty(rows, x.shape[1])
     block_rows, block_words = 32, 16
     grid = (triton.cdiv(rows, block_rows), triton.cdiv(form["WORDS_PER_ROW"], block_words))
-    dequantize_block[grid](*stored, matrix, rows, **form, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=4)
+    dequantize_block[grid](
+        *stored, matrix, rows, **form, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=4
+    )
     return matrix
 
 
@@ -170,4 +205,8 @@ def multiply(  # type: ignore[no-untyped-def]
     if bias is not None:
         added = tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
     place = member[:, None] * rows + row[None, :]
-    tl.store(out + place, (total + added[None, :]).to(out.dtype.element_ty), mask=(member < batch)[:, None] & (row < rows)[None, :])
+    tl.store(
+        out + place,
+        (total + added[None, :]).to(out.dtype.element_ty),
+        mask=(member < batch)[:, None] & (row < rows)[None, :],
+    )

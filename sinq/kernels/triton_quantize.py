@@ -24,7 +24,9 @@ BALANCE_EACH, ROUND_EACH = 64, 16
 UNITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()) -> tuple[Tensor, Tensor]:
+def sinkhorn_scales(
+    weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()
+) -> tuple[Tensor, Tensor]:
     """See `sinq.sinkhorn.sinkhorn_scales`."""
     (height, width), (rows, columns) = tile, weight.shape
     tiles = rows // height * (columns // width)
@@ -33,7 +35,14 @@ def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = S
     col_scale = weight.new_empty(rows // height, columns, dtype=torch.float32)
     padded = triton.next_power_of_2(width)
     block_rows = _block_rows(height, padded, BALANCE_ELEMENTS)
-    numbers = (options.step_min, options.step_max, options.log_min, options.log_max, options.std_min, options.std_max)
+    numbers = (
+        options.step_min,
+        options.step_max,
+        options.log_min,
+        options.log_max,
+        options.std_min,
+        options.std_max,
+    )
     balance[(tiles,)](
         _readable(weight), scratch, row_scale, col_scale, height, columns, options.iterations,
         *(float(number) for number in numbers),
@@ -43,12 +52,16 @@ def sinkhorn_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn = S
     return row_scale, col_scale
 
 
-def round_scaled(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def round_scaled(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `sinq.kernels.quantize.round_scaled`; uniform levels with a zero-point."""
     rows, columns = weight.shape
     groups, whole = columns // grid.group_size, grid.group_size % CODES_PER_WORD == 0
     scale, zero = (weight.new_empty(rows, groups, dtype=torch.float32) for _ in range(2))
-    codes = weight.new_empty(rows * columns // CODES_PER_WORD * grid.bits if whole else rows * columns, dtype=torch.uint8)
+    codes = weight.new_empty(
+        rows * columns // CODES_PER_WORD * grid.bits if whole else rows * columns, dtype=torch.uint8
+    )
     words = triton.next_power_of_2(triton.cdiv(grid.group_size, CODES_PER_WORD))
     block_rows = _block_rows(rows, words * CODES_PER_WORD, ROUND_ELEMENTS)
     limits = [float(limit) for limit in (grid.range_floor, *zero_limits(grid))]

@@ -67,7 +67,11 @@ def compiled(case: Case, capability: int) -> CompiledKernel:
     names = case.kernel.arg_names
     signature = {name: case.types.get(name, "constexpr") for name in names}
     constants = {name: case.constants.get(name) for name in names if name not in case.types}
-    aligned = [k for k, name in enumerate(names) if signature[name].startswith("*") or (name in ALIGNED and name in case.types)]
+    aligned = [
+        k
+        for k, name in enumerate(names)
+        if signature[name].startswith("*") or (name in ALIGNED and name in case.types)
+    ]
     source = ASTSource(case.kernel, signature, constants, {(k,): [["tt.divisibility", 16]] for k in aligned})
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": case.warps})
 
@@ -78,7 +82,9 @@ def resources(case: Case, capability: int) -> Resources:
     log = assemble(kernel.asm["ptx"], capability)
     spilled = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log))
     registers = max(int(count) for count in re.findall(r"Used (\d+) registers", log))
-    return Resources(case.name, capability, registers, spilled, kernel.metadata.shared, len(kernel.asm["cubin"]))
+    return Resources(
+        case.name, capability, registers, spilled, kernel.metadata.shared, len(kernel.asm["cubin"])
+    )
 
 
 def assemble(ptx: str, capability: int) -> str:
@@ -87,7 +93,14 @@ def assemble(ptx: str, capability: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        command = [get_ptxas(capability).path, "-v", f"-arch={target}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            f"-arch={target}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".cubin")),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"ptxas for {target}: {done.stdout}{done.stderr}")
@@ -116,32 +129,72 @@ def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: boo
     types = {"codes": "*i32", "scale": "*fp16", "col_scale": "*fp16", "out": pointer, "rows": "i32"} | (
         {} if symmetric else {"zero": "*fp16"}
     )
-    constants = {"WORDS_PER_ROW": 512, "GROUP_WORDS": GROUP // 8, "BITS": bits, "ZERO": (ZERO_CONSTANT if symmetric else ZERO_STORED).value}
+    constants = {
+        "WORDS_PER_ROW": 512,
+        "GROUP_WORDS": GROUP // 8,
+        "BITS": bits,
+        "ZERO": (ZERO_CONSTANT if symmetric else ZERO_STORED).value,
+    }
     name = f"{bits} bits, {str(dtype).removeprefix('torch.')}"
     if batch is None:
-        return Case(f"dequantize {name}", dequantize_block, types, constants | {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16}, 4)
+        return Case(
+            f"dequantize {name}",
+            dequantize_block,
+            types,
+            constants | {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16},
+            4,
+        )
     name = f"linear {name}, batch {batch}{', symmetric' if symmetric else ''}"
     if batch == 1:
         form, warps = vector_form((4096, 4096), bits, GROUP, constants["ZERO"])
         return Case(name, multiply_vector, types | {"x": pointer}, form, warps)
     rows, words, warps = blocks(dtype)
-    constants |= {"BATCH": ROWS_OF_KERNEL, "OPERAND": _type(pointer), "BLOCK_ROWS": rows, "BLOCK_WORDS": words}
+    constants |= {
+        "BATCH": ROWS_OF_KERNEL,
+        "OPERAND": _type(pointer),
+        "BLOCK_ROWS": rows,
+        "BLOCK_WORDS": words,
+    }
     return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
 
 
 def _balance(dtype: torch.dtype) -> Case:
     vectors = {"scratch": "*fp32", "row_scale": "*fp32", "col_scale": "*fp32"}
     numbers = dict.fromkeys(("step_min", "step_max", "log_min", "log_max", "std_min", "std_max"), "fp32")
-    types = {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"} | vectors | numbers
-    sizes = {"WIDTH": GROUP, "PADDED_WIDTH": GROUP, "BLOCK_ROWS": BALANCE_ELEMENTS // GROUP, "EARLY_STOP": True, "RELATIVE": True}
-    return Case(f"balance {str(dtype).removeprefix('torch.')}", balance, types, sizes, warps_for(BALANCE_ELEMENTS, BALANCE_EACH))
+    types = (
+        {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"}
+        | vectors
+        | numbers
+    )
+    sizes = {
+        "WIDTH": GROUP,
+        "PADDED_WIDTH": GROUP,
+        "BLOCK_ROWS": BALANCE_ELEMENTS // GROUP,
+        "EARLY_STOP": True,
+        "RELATIVE": True,
+    }
+    return Case(
+        f"balance {str(dtype).removeprefix('torch.')}",
+        balance,
+        types,
+        sizes,
+        warps_for(BALANCE_ELEMENTS, BALANCE_EACH),
+    )
 
 
 def _round(bits: int) -> Case:
     unit = {1: "*u8", 2: "*i16", 4: "*i32", 8: "*i64"}[bits & -bits]
     vectors = dict.fromkeys(("row_scale", "col_scale", "scale", "zero"), "*fp32")
-    numbers = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32") | dict.fromkeys(("rows", "columns", "tile_rows"), "i32")
-    sizes = {"BITS": bits, "GROUP": GROUP, "WORDS": GROUP // 8, "BLOCK_ROWS": ROUND_ELEMENTS // GROUP, "PACK": True}
+    numbers = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32") | dict.fromkeys(
+        ("rows", "columns", "tile_rows"), "i32"
+    )
+    sizes = {
+        "BITS": bits,
+        "GROUP": GROUP,
+        "WORDS": GROUP // 8,
+        "BLOCK_ROWS": ROUND_ELEMENTS // GROUP,
+        "PACK": True,
+    }
     return Case(
         f"round {bits} bits",
         round_groups,
@@ -161,7 +214,9 @@ def main() -> None:
     for case in cases():
         for capability in TARGETS:
             found = resources(case, capability)
-            print(f"{found.kernel:42} {f'sm_{capability}':>6} {found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}")
+            print(
+                f"{found.kernel:42} {f'sm_{capability}':>6} {found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}"
+            )
 
 
 if __name__ == "__main__":

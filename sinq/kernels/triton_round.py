@@ -65,7 +65,9 @@ def round_groups(  # type: ignore[no-untyped-def]
         first = (start // 8)[:, None] + word[None, :]
         for part in tl.static_range(units):
             piece = (value >> (8 * unit * part)).to(packed.dtype.element_ty)
-            tl.store(packed + first * units + part, piece, mask=(row < rows)[:, None] & (word * 8 < GROUP)[None, :])
+            tl.store(
+                packed + first * units + part, piece, mask=(row < rows)[:, None] & (word * 8 < GROUP)[None, :]
+            )
     else:
         tl.store(packed + start[:, None, None] + column[None, :, :], code.to(tl.uint8), mask=valid)
 

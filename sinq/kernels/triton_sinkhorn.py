@@ -60,9 +60,15 @@ def balance(  # type: ignore[no-untyped-def]
     remaining, read, better = iterations, iterations * 0, 0.0  # better: 1 where the last state is the best
     while remaining > 0:
         inverse_col = tl.exp(-log_col)
-        sums, squares = tl.zeros([BLOCK_ROWS, PADDED_WIDTH], tl.float32), tl.zeros([BLOCK_ROWS, PADDED_WIDTH], tl.float32)
+        sums, squares = (
+            tl.zeros([BLOCK_ROWS, PADDED_WIDTH], tl.float32),
+            tl.zeros([BLOCK_ROWS, PADDED_WIDTH], tl.float32),
+        )
         shift = tl.zeros([PADDED_WIDTH], tl.float32)
-        low_row, high_row = tl.full([BLOCK_ROWS], float("inf"), tl.float32), tl.zeros([BLOCK_ROWS], tl.float32)
+        low_row, high_row = (
+            tl.full([BLOCK_ROWS], float("inf"), tl.float32),
+            tl.zeros([BLOCK_ROWS], tl.float32),
+        )
         tl.debug_barrier()  # what the last pass wrote is seen by all threads
         for start in tl.range(0, height, BLOCK_ROWS, num_stages=2):
             row = start + block
@@ -70,12 +76,17 @@ def balance(  # type: ignore[no-untyped-def]
             log = tl.load(logs + read * height + row, mask=valid, other=0.0)
             std = tl.load(stds + read * height + row, mask=valid, other=0.0)
             tl.store(best_row + row, log, mask=tl.where(valid, better, 0.0) > 0)
-            log = _moved(log, std * unit, target, moving, step_min, step_max, log_min, log_max, std_min, std_max)
+            log = _moved(
+                log, std * unit, target, moving, step_min, step_max, log_min, log_max, std_min, std_max
+            )
             tl.store(logs + (1 - read) * height + row, log, mask=valid)
             factor = tl.exp(-log)
 
             offsets = row.to(tl.int64)[:, None] * columns + col[None, :]
-            scaled = tl.load(tile + offsets, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32) * inverse_col[None, :]
+            scaled = (
+                tl.load(tile + offsets, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+                * inverse_col[None, :]
+            )
             centred = scaled - (tl.sum(scaled, axis=1) / WIDTH)[:, None]
             centred = tl.where(inside[None, :], centred, 0.0)
             std = factor * tl.sqrt(tl.sum(centred * centred, axis=1) / max(1, WIDTH - 1))
@@ -97,7 +108,9 @@ def balance(  # type: ignore[no-untyped-def]
             if remaining == iterations:
                 unit = _unit(around, tl.where(inside, shift + total / height, 0.0), inside, height, WIDTH)
         col_std = tl.sqrt(around / tl.maximum(height - 1, 1)).to(tl.float32) * unit
-        low = tl.minimum(tl.min(low_row, axis=0) * unit, tl.min(tl.where(inside, col_std, float("inf")), axis=0))
+        low = tl.minimum(
+            tl.min(low_row, axis=0) * unit, tl.min(tl.where(inside, col_std, float("inf")), axis=0)
+        )
         high = tl.maximum(tl.max(high_row, axis=0) * unit, tl.max(col_std, axis=0))
         if remaining == iterations:
             target = tl.minimum(tl.maximum(low, std_min), std_max) + 1e-6
@@ -105,7 +118,9 @@ def balance(  # type: ignore[no-untyped-def]
         better = tl.where(score <= best * SAME, 1.0, 0.0)
         best_col = tl.where(better > 0, log_col, best_col)
         best = tl.minimum(score, best)
-        log_col = _moved(log_col, col_std, target, 1.0, step_min, step_max, log_min, log_max, std_min, std_max)
+        log_col = _moved(
+            log_col, col_std, target, 1.0, step_min, step_max, log_min, log_max, std_min, std_max
+        )
         moving = 1.0
         remaining -= 1
         if EARLY_STOP:

@@ -42,7 +42,9 @@ def block(rows: int, units: int, bits: int) -> tuple[int, int]:
     """Rows of Ŵ in a block, and warps of a program, each with 32 units: as many as keep all multiprocessors busy and few threads idle."""
     if bits == 8:
         return 4, 1
-    return 8, max(warps for warps in (1, 2, 4) if warps == 1 or (rows * warps <= 8 * WARPS and units >= 2 * 32 * warps))
+    return 8, max(
+        warps for warps in (1, 2, 4) if warps == 1 or (rows * warps <= 8 * WARPS and units >= 2 * 32 * warps)
+    )
 
 
 @triton.jit
@@ -70,10 +72,14 @@ def multiply_vector(  # type: ignore[no-untyped-def]
                 column = (code + place)[:, None] + (unit * UNIT)[None, :]
                 entries = tl.load(x + column, mask=inside[None, :], other=0).to(tl.float32)
                 if col_scale is not None:
-                    entries = entries * tl.load(col_scale + column, mask=inside[None, :], other=0).to(tl.float32)
+                    entries = entries * tl.load(col_scale + column, mask=inside[None, :], other=0).to(
+                        tl.float32
+                    )
                 sums += tl.sum(entries, axis=0)
                 bits = _window(codes + first, valid, code * BITS, WINDOW * BITS)
-                level = ((bits[None, :, :] >> part[:, None, None]) & mask[:, None, None]).to(tl.float32, bitcast=True)
+                level = ((bits[None, :, :] >> part[:, None, None]) & mask[:, None, None]).to(
+                    tl.float32, bitcast=True
+                )
                 products += tl.sum(level * (entries * power[:, None])[:, None, :], axis=0)
             entry = row[:, None] * (UNITS * UNIT // GROUP) + ((unit * UNIT + chunk) // GROUP)[None, :]
             offset = load_zero(zero, entry, valid, BITS, ZERO)

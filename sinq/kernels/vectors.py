@@ -55,7 +55,9 @@ def product(parts: int) -> Callable[..., Any]:
     def row_product(_context, bits, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
             given, *rest = arguments
-            return _by_bits(builder, given, ir.FloatType(), lambda bits: _row_product(builder, bits, parts, *rest))
+            return _by_bits(
+                builder, given, ir.FloatType(), lambda bits: _row_product(builder, bits, parts, *rest)
+            )
 
         return types.float32(*[types.intp] * 6), generate
 
@@ -63,14 +65,26 @@ def product(parts: int) -> Callable[..., Any]:
 
 
 def _row_product(
-    builder: ir.IRBuilder, bits: int, parts: int, codes: ir.Value, x: ir.Value, scales: ir.Value, runs: ir.Value, per: ir.Value
+    builder: ir.IRBuilder,
+    bits: int,
+    parts: int,
+    codes: ir.Value,
+    x: ir.Value,
+    scales: ir.Value,
+    runs: ir.Value,
+    per: ir.Value,
 ) -> ir.Value:
     total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
 
     def add(block: ir.Value, run: ir.Value) -> None:
-        _prefetch(builder, builder.add(codes, builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))))
+        _prefetch(
+            builder,
+            builder.add(codes, builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))),
+        )
         part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
-        builder.store(_multiply_add(builder, part, _spread(builder, parts, scales, run), builder.load(total)), total)
+        builder.store(
+            _multiply_add(builder, part, _spread(builder, parts, scales, run), builder.load(total)), total
+        )
 
     one = ir.Constant(per.type, 1)
     with builder.if_else(builder.icmp_signed("==", per, one), likely=True) as (alone, several):
@@ -81,7 +95,9 @@ def _row_product(
     return _sum(builder, builder.load(total))
 
 
-def _by_bits(builder: ir.IRBuilder, bits: ir.Value, kind: ir.Type, generate: Callable[[int], ir.Value]) -> ir.Value:
+def _by_bits(
+    builder: ir.IRBuilder, bits: ir.Value, kind: ir.Type, generate: Callable[[int], ir.Value]
+) -> ir.Value:
     """What `generate` makes for the width that is given when the code runs. A switch, since functions for one width each, made by a
     function, would not be found again in Numba's cache on disk."""
     result = cgutils.alloca_once(builder, kind)
@@ -107,7 +123,9 @@ def _block(builder: ir.IRBuilder, bits: int, lanes: ir.Value, x: ir.Value, block
     for k in range(half):
         code = builder.lshr(halves, ir.Constant(SHORT, [k * bits] * 2 * WIDTH))
         code = builder.and_(code, ir.Constant(SHORT, [(1 << bits) - 1] * 2 * WIDTH))
-        part = builder.add(part, _pairs(builder, code, _load(builder, SHORT, x, _offset(builder, block, half, k))))
+        part = builder.add(
+            part, _pairs(builder, code, _load(builder, SHORT, x, _offset(builder, block, half, k)))
+        )
     return part
 
 
@@ -129,7 +147,13 @@ def widening() -> Callable[..., Any]:
 
 
 def _row_widened(
-    builder: ir.IRBuilder, bits: int, codes: ir.Value, scales: ir.Value, shifts: ir.Value, out: ir.Value, blocks: ir.Value
+    builder: ir.IRBuilder,
+    bits: int,
+    codes: ir.Value,
+    scales: ir.Value,
+    shifts: ir.Value,
+    out: ir.Value,
+    blocks: ir.Value,
 ) -> ir.Value:
     with cgutils.for_range(builder, blocks) as loop:
         lane = _lanes(builder, bits, codes, loop.index)
@@ -138,7 +162,9 @@ def _row_widened(
             index = _offset(builder, loop.index, codes_per_lane(bits), code)
             moved = builder.fmul(shift, ir.Constant(REAL, [factor(code, bits)] * WIDTH), flags=FLAGS)
             value = builder.fmul(_code(builder, lane, code, bits), scale, flags=FLAGS)
-            builder.store(builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4)
+            builder.store(
+                builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4
+            )
     return ir.Constant(ir.IntType(64), 0)
 
 
@@ -152,18 +178,24 @@ def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Val
 def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -> ir.Value:
     """The lanes of a block, from its packed codes; what lies above a lane's last code is not cleared. May read to BYTES after its start."""
     width = codes_per_lane(bits) * bits
-    start = builder.add(codes, builder.mul(block, ir.Constant(block.type, width)))  # eight lanes of `width` bits are `width` bytes
+    start = builder.add(
+        codes, builder.mul(block, ir.Constant(block.type, width))
+    )  # eight lanes of `width` bits are `width` bytes
     if width == 32:
         return _read(builder, WHOLE, start)
     if width == 16:
         return builder.zext(_read(builder, ir.VectorType(ir.IntType(16), WIDTH), start), WHOLE)
     words = _read(builder, WHOLE, start)
     spare = width // 8  # lanes 4 … 7 begin here, in words of 32 bits, or half a word later
-    halves = builder.shuffle_vector(words, words, ir.Constant(WHOLE, [0, 1, 2, 3, spare, spare + 1, spare + 2, spare + 3]))
+    halves = builder.shuffle_vector(
+        words, words, ir.Constant(WHOLE, [0, 1, 2, 3, spare, spare + 1, spare + 2, spare + 3])
+    )
     places = [lane * width // 8 - (4 * spare - 16 if lane >= WIDTH // 2 else 0) for lane in range(WIDTH)]
     kind = ir.VectorType(ir.IntType(8), BYTES)
     parts = builder.bitcast(halves, kind)
-    order = ir.Constant(ir.VectorType(ir.IntType(32), BYTES), [place + min(byte, 2) for place in places for byte in range(4)])
+    order = ir.Constant(
+        ir.VectorType(ir.IntType(32), BYTES), [place + min(byte, 2) for place in places for byte in range(4)]
+    )
     lanes = builder.bitcast(builder.shuffle_vector(parts, parts, order), WHOLE)
     if width % 8:
         return builder.lshr(lanes, ir.Constant(WHOLE, [lane * width % 8 for lane in range(WIDTH)]))
@@ -176,7 +208,9 @@ def _prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     kind = ir.FunctionType(ir.VoidType(), [bytes_at, word, word, word])
     later = builder.inttoptr(builder.add(address, ir.Constant(address.type, AHEAD)), bytes_at)
     to_read, keep, data = word(0), word(3), word(1)
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [later, to_read, keep, data])
+    builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [later, to_read, keep, data]
+    )
 
 
 def _read(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value) -> ir.Value:
@@ -189,7 +223,9 @@ def _offset(builder: ir.IRBuilder, block: ir.Value, each: int, code: int) -> ir.
 
 def _pointer(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
     """Of vector `index` at an address."""
-    return builder.inttoptr(builder.add(address, builder.mul(index, ir.Constant(index.type, BYTES))), kind.as_pointer())
+    return builder.inttoptr(
+        builder.add(address, builder.mul(index, ir.Constant(index.type, BYTES))), kind.as_pointer()
+    )
 
 
 def _load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
@@ -204,7 +240,9 @@ def _halves(builder: ir.IRBuilder, lanes: ir.Value, width: int) -> ir.Value:
     """Lanes of 2 · width bits as pairs of 16-bit numbers of `width` bits."""
     if width < 16:
         low = builder.and_(lanes, ir.Constant(WHOLE, [(1 << width) - 1] * WIDTH))
-        high = builder.shl(builder.lshr(lanes, ir.Constant(WHOLE, [width] * WIDTH)), ir.Constant(WHOLE, [16] * WIDTH))
+        high = builder.shl(
+            builder.lshr(lanes, ir.Constant(WHOLE, [width] * WIDTH)), ir.Constant(WHOLE, [16] * WIDTH)
+        )
         lanes = builder.or_(low, high)
     return builder.bitcast(lanes, SHORT)
 
@@ -213,18 +251,24 @@ def _pairs(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
     """left · right of int16, exact, neighbours added: eight int32. One instruction of AVX2, which LLVM does not always find by itself."""
     if HAS_AVX2:
         kind = ir.FunctionType(WHOLE, [SHORT, SHORT])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [left, right])
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [left, right]
+        )
     wide = ir.VectorType(ir.IntType(32), 2 * WIDTH)
     products = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
     even, odd = (ir.Constant(WHOLE, list(range(start, 2 * WIDTH, 2))) for start in (0, 1))
     nothing = ir.Constant(wide, ir.Undefined)
-    return builder.add(builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd))
+    return builder.add(
+        builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd)
+    )
 
 
 def _spread(builder: ir.IRBuilder, parts: int, address: ir.Value, index: ir.Value) -> ir.Value:
     """`parts` float32 at an index, each for its share of eight lanes."""
     kind = ir.VectorType(ir.FloatType(), parts)
-    values = _read(builder, kind, builder.add(address, builder.mul(index, ir.Constant(index.type, 4 * parts))))
+    values = _read(
+        builder, kind, builder.add(address, builder.mul(index, ir.Constant(index.type, 4 * parts)))
+    )
     lanes = ir.Constant(WHOLE, [lane * parts // WIDTH for lane in range(WIDTH)])
     return builder.shuffle_vector(values, ir.Constant(kind, ir.Undefined), lanes)
 

@@ -15,9 +15,9 @@ def seen(inputs: Tensor) -> Hessian:
 def correlated(tokens: int = 200, width: int = 64, seed: int = 0) -> Tensor:
     """Inputs (tokens, width) whose channels depend on each other."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, width // 4, generator=generator) @ torch.randn(width // 4, width, generator=generator) + 0.3 * torch.randn(
-        tokens, width, generator=generator
-    )
+    return torch.randn(tokens, width // 4, generator=generator) @ torch.randn(
+        width // 4, width, generator=generator
+    ) + 0.3 * torch.randn(tokens, width, generator=generator)
 
 
 def weighted_error(weight: Tensor, result: Tensor, hessian: Hessian) -> float:

@@ -20,14 +20,20 @@ from tests.conftest import tiny_model, tiny_tokens
 
 def problem(rows: int, columns: int, seed: int = 0) -> Problem:
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(4 * columns, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    inputs = torch.randn(4 * columns, columns, generator=generator) @ torch.randn(
+        columns, columns, generator=generator
+    )
     return Problem(torch.randn(rows, columns, generator=generator), inputs.T @ inputs / len(inputs) / columns)
 
 
 def fit(rows: int, groups: int, count: int, vectors: int, width: int) -> Fit:
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(vectors, (rows, groups, count), generator=generator)
-    return Fit(codes, torch.randn(count, vectors, width, generator=generator), torch.rand(rows, generator=generator) + 0.5)
+    return Fit(
+        codes,
+        torch.randn(count, vectors, width, generator=generator),
+        torch.rand(rows, generator=generator) + 0.5,
+    )
 
 
 def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
@@ -59,7 +65,9 @@ def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
 def test_a_sweep_is_the_one_in_loops(beam: int) -> None:
     it, start = problem(6, 16), fit(6, 4, 2, 4, 4)
     for visit in (sweep.definition, additive_kernel.sweep):
-        found = visit(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1]))
+        found = visit(
+            it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1])
+        )
         assert torch.equal(found, explicit(it, start, beam, [2, 0, 3, 1]))
 
 
@@ -67,7 +75,9 @@ def test_a_wider_beam_finds_no_worse_codes() -> None:
     it, start, order = problem(64, 32), fit(64, 4, 2, 16, 8), torch.tensor([1, 3, 0, 2])
     losses = []
     for beam in (1, 4):
-        found = additive_kernel.sweep(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, order)
+        found = additive_kernel.sweep(
+            it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, order
+        )
         losses.append(it.row_losses(found, start.codebooks, start.scale).sum())
     assert losses[1] < losses[0]
 
@@ -77,8 +87,12 @@ def test_no_row_is_worse_after_any_search() -> None:
     before = it.row_losses(now.codes, now.codebooks, now.scale)
     for _ in range(5):
         codes, losses, _ = search(it, now.codes, now.codebooks, now.scale, 2, generator)
-        error = summed(codes, now.codebooks.double()).reshape(20, 32) * now.scale[:, None].double() - it.weight
-        torch.testing.assert_close(losses, ((error @ it.hessian.double()) * error).sum(1), rtol=1e-4, atol=1e-5)
+        error = (
+            summed(codes, now.codebooks.double()).reshape(20, 32) * now.scale[:, None].double() - it.weight
+        )
+        torch.testing.assert_close(
+            losses, ((error @ it.hessian.double()) * error).sum(1), rtol=1e-4, atol=1e-5
+        )
         assert (losses <= before).all()
         now, before = replace(now, codes=codes), losses
 
@@ -100,14 +114,29 @@ def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
         codes = torch.tensor(pair).reshape(1, 2, 1).expand(5, 2, 1)
         losses.append(it.row_losses(codes, start.codebooks, start.scale))
     for visit in (sweep.definition, additive_kernel.sweep):
-        found = visit(it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0]))
-        torch.testing.assert_close(it.row_losses(found, start.codebooks, start.scale), torch.stack(losses).amin(0), rtol=1e-4, atol=1e-5)
+        found = visit(
+            it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0])
+        )
+        torch.testing.assert_close(
+            it.row_losses(found, start.codebooks, start.scale),
+            torch.stack(losses).amin(0),
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_kernel_chooses_as_its_definition(beam: int) -> None:
     it, start = problem(19, 24), fit(19, 3, 2, 16, 8)
-    arguments = (it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 1]))
+    arguments = (
+        it.weight,
+        it.hessian,
+        start.codes,
+        start.codebooks,
+        start.scale,
+        beam,
+        torch.tensor([2, 0, 1]),
+    )
     found, expected = additive_kernel.sweep(*arguments), sweep.definition(*arguments)
     assert (found == expected).float().mean() > 0.99  # near ties may fall either way
     before = it.row_losses(start.codes, start.codebooks, start.scale)
@@ -155,22 +184,33 @@ def test_fewer_groups_than_vectors_are_stored_without_error() -> None:
 
 
 def test_blocks_cannot_be_tuned_behind_a_dense_model() -> None:
-    method, dense_inputs = Tuned(AQLM(format=Codebooks(4, 4, 4))), Calibration(tiny_tokens(), sequential=False)
-    with pytest.raises(NotApplicable, match=r"Tuned works on each block behind .* calibration\.sequential=true, or a method of single"):
+    method, dense_inputs = (
+        Tuned(AQLM(format=Codebooks(4, 4, 4))),
+        Calibration(tiny_tokens(), sequential=False),
+    )
+    with pytest.raises(
+        NotApplicable,
+        match=r"Tuned works on each block behind .* calibration\.sequential=true, or a method of single",
+    ):
         method.compress(tiny_model("llama"), dense_inputs)
 
 
 def test_codebooks_that_dwarf_layers_are_not_applicable() -> None:
     with pytest.raises(
-        NotApplicable, match=r"codebooks=1 of bits_per_codebook=16 weigh more than 1 of the codes of 14 layers.*up to bits_per_codebook="
+        NotApplicable,
+        match=r"codebooks=1 of bits_per_codebook=16 weigh more than 1 of the codes of 14 layers.*up to bits_per_codebook=",
     ):
         AQLM(format=Codebooks(1, 16, 8)).compress(tiny_model("llama"), Calibration(tiny_tokens()))
 
 
 def test_what_does_not_fit_can_be_shrunk() -> None:
     method = AQLM(format=Codebooks(2, 6, 4), init_iterations=2, rounds=1, steps=1)
-    report = method.compress(tiny_model("qwen3-tied"), Calibration(tiny_tokens()), Context(Layers(on_misfit=OnMisfit.shrink)))
-    shrunk = {layer.name.split(".")[-1]: layer.notes.get("shrunk_bits_per_codebook") for layer in report.layers}
+    report = method.compress(
+        tiny_model("qwen3-tied"), Calibration(tiny_tokens()), Context(Layers(on_misfit=OnMisfit.shrink))
+    )
+    shrunk = {
+        layer.name.split(".")[-1]: layer.notes.get("shrunk_bits_per_codebook") for layer in report.layers
+    }
     assert shrunk["gate_proj"] is None
     assert shrunk["k_proj"] is not None
     assert shrunk["k_proj"] < 6

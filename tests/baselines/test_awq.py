@@ -8,7 +8,17 @@ from baselines.awq import AWQ, principal
 from baselines.gptq import GPTQ
 from baselines.hqq import HQQ
 from baselines.rtn import RTN
-from sinq import SINQ, Calibration, Grid, HalfQuadratic, Kernel, Normalized, QuantizedTensor, SINQRefined, using
+from sinq import (
+    SINQ,
+    Calibration,
+    Grid,
+    HalfQuadratic,
+    Kernel,
+    Normalized,
+    QuantizedTensor,
+    SINQRefined,
+    using,
+)
 from sinq.scalar import ScalarMethod
 from sinq.statistics import Inputs
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
@@ -26,7 +36,9 @@ def seen(inputs: Tensor) -> Inputs:
 def spiky(tokens: int = 300, width: int = 128) -> Tensor:
     """Inputs a few of whose channels are much larger than the rest."""
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(tokens, width, generator=generator) * (2 * torch.randn(width, generator=generator)).exp()
+    return (
+        torch.randn(tokens, width, generator=generator) * (2 * torch.randn(width, generator=generator)).exp()
+    )
 
 
 def asinq(grid: Grid = GRID) -> AWQ:
@@ -51,7 +63,10 @@ def test_the_packages_matrix_is_one_of_the_candidates(file: str, name: str) -> N
     whole = Normalized(golden["weight"])
     candidates = method._candidates([whole], seen(golden["activations"].float()))
     matrices = [method.inner.round(whole.scaled_by(channel)).dequantize() for channel in candidates]
-    differences = [torch.linalg.matrix_norm(ours - golden[name]) / torch.linalg.matrix_norm(golden["weight"]) for ours in matrices]
+    differences = [
+        torch.linalg.matrix_norm(ours - golden[name]) / torch.linalg.matrix_norm(golden["weight"])
+        for ours in matrices
+    ]
     assert min(differences) < 1e-3  # a rounding tie here and there
 
 
@@ -75,7 +90,9 @@ def test_the_search_is_the_published_one() -> None:
 @pytest.mark.parametrize("inner", [RTN(GRID), RTN(Grid(2, 32, tiling=2)), SINQ(GRID), HQQ(GRID)])
 @pytest.mark.parametrize("norm", [1, 2])
 @pytest.mark.parametrize("tokens", [300, 60])
-def test_dropping_candidates_early_drops_no_winner(weight: Tensor, inner: ScalarMethod, norm: int, tokens: int) -> None:
+def test_dropping_candidates_early_drops_no_winner(
+    weight: Tensor, inner: ScalarMethod, norm: int, tokens: int
+) -> None:
     """Against every candidate's whole error, in float64, of what the definitions round; two layers that share an input."""
     method, inputs = AWQ(inner, norm=norm, clip=False), spiky(tokens)
     weights = [weight, weight.flip(0)[:32] ** 3]
@@ -83,17 +100,23 @@ def test_dropping_candidates_early_drops_no_winner(weight: Tensor, inner: Scalar
     candidates = [torch.ones(128), *method._candidates(normalized, seen(inputs))]
     with using(Kernel.reference):
         errors = [
-            _whole_error(weights, [inner.round(one.scaled_by(channel)) for one in normalized], inputs, norm) for channel in candidates
+            _whole_error(weights, [inner.round(one.scaled_by(channel)) for one in normalized], inputs, norm)
+            for channel in candidates
         ]
     chosen = method._search(normalized, seen(inputs))
     assert chosen is not None
-    found = next(error for channel, error in zip(candidates, errors, strict=True) if torch.equal(channel, chosen))
+    found = next(
+        error for channel, error in zip(candidates, errors, strict=True) if torch.equal(channel, chosen)
+    )
     assert found <= min(errors) * (1 + 1e-4)
 
 
 def _whole_error(weights: list[Tensor], rounded: list[QuantizedTensor], inputs: Tensor, norm: int) -> float:
     pairs = zip(weights, rounded, strict=True)
-    return sum(((one - value.dequantize()).double() @ inputs.double().T).abs().pow(norm).sum().item() for one, value in pairs)
+    return sum(
+        ((one - value.dequantize()).double() @ inputs.double().T).abs().pow(norm).sum().item()
+        for one, value in pairs
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 128, 300])
@@ -121,10 +144,14 @@ def test_flat_activations_and_no_weight_term_is_round_to_nearest(weight: Tensor)
     assert torch.equal(result.dequantize(), RTN(GRID).quantize(weight).dequantize())
 
 
-@pytest.mark.parametrize("inner", [RTN(GRID), SINQ(GRID), SINQ(GRID, refinement=HalfQuadratic()), SINQRefined(GRID), HQQ(GRID)])
+@pytest.mark.parametrize(
+    "inner", [RTN(GRID), SINQ(GRID), SINQ(GRID, refinement=HalfQuadratic()), SINQRefined(GRID), HQQ(GRID)]
+)
 @pytest.mark.parametrize("norm", [1, 2])
 @pytest.mark.parametrize("weight_term", [True, False])
-def test_never_worse_than_its_inner_method_on_what_it_saw(weight: Tensor, inner: ScalarMethod, norm: int, weight_term: bool) -> None:
+def test_never_worse_than_its_inner_method_on_what_it_saw(
+    weight: Tensor, inner: ScalarMethod, norm: int, weight_term: bool
+) -> None:
     inputs = spiky()
     method = AWQ(inner, norm=norm, weight_term=weight_term, clip=False)
     ours, plain = method.quantize(weight, seen(inputs)).dequantize(), inner.quantize(weight).dequantize()
@@ -136,7 +163,8 @@ def test_it_helps_where_channels_differ(weight: Tensor) -> None:
     inputs = spiky()
     for method in (AWQ(RTN(GRID), clip=False), asinq()):
         error, plain = (
-            torch.linalg.matrix_norm((weight - m.quantize(weight, seen(inputs)).dequantize()) @ inputs.T) for m in (method, method.inner)
+            torch.linalg.matrix_norm((weight - m.quantize(weight, seen(inputs)).dequantize()) @ inputs.T)
+            for m in (method, method.inner)
         )
         assert error < 0.8 * plain
 
@@ -144,7 +172,9 @@ def test_it_helps_where_channels_differ(weight: Tensor) -> None:
 def test_clipping_lowers_the_error_it_is_chosen_by(weight: Tensor) -> None:
     inputs = spiky()
     errors = [
-        torch.linalg.matrix_norm((weight - AWQ(RTN(Grid(2, 16)), clip=clip).quantize(weight, seen(inputs)).dequantize()) @ inputs.T)
+        torch.linalg.matrix_norm(
+            (weight - AWQ(RTN(Grid(2, 16)), clip=clip).quantize(weight, seen(inputs)).dequantize()) @ inputs.T
+        )
         for clip in (True, False)
     ]
     assert errors[0] < errors[1]
@@ -166,7 +196,13 @@ def test_layers_that_share_an_input_share_their_scale() -> None:
     AWQ(RTN(GRID), clip=False).compress(model, Calibration(tiny_tokens(4)))
     scales = {
         name: model.get_submodule(f"model.layers.0.{name}").weight.value.col_scale()
-        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+        for name in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+        )
     }
     first, gate = scales["self_attn.q_proj"], scales["mlp.gate_proj"]
     assert first is not None

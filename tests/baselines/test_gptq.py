@@ -60,8 +60,13 @@ def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder)
 @pytest.mark.parametrize("order", ActOrder)
 @pytest.mark.parametrize("grid", [GRID, Grid(4, 16, levels=Levels.nf4), Grid(2, 32, symmetric=True)])
 def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: Grid, order: ActOrder) -> None:
-    hessian = Hessian(128, torch.device("cpu")).load({"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)})
-    assert torch.equal(GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize(), RTN(grid).quantize(weight).dequantize())
+    hessian = Hessian(128, torch.device("cpu")).load(
+        {"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)}
+    )
+    assert torch.equal(
+        GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize(),
+        RTN(grid).quantize(weight).dequantize(),
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,10 +77,17 @@ def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: G
     order=st.sampled_from(list(ActOrder)),
     symmetric=st.booleans(),
 )
-def test_never_a_larger_weighted_error_than_round_to_nearest(seed: int, tokens: int, bits: int, order: ActOrder, symmetric: bool) -> None:
-    weight, hessian = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)), seen(correlated(tokens, 32, seed))
+def test_never_a_larger_weighted_error_than_round_to_nearest(
+    seed: int, tokens: int, bits: int, order: ActOrder, symmetric: bool
+) -> None:
+    weight, hessian = (
+        torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)),
+        seen(correlated(tokens, 32, seed)),
+    )
     grid = Grid(bits, 16, symmetric=symmetric)
-    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(grid, act_order=order), RTN(grid)))  # type: ignore[attr-defined]
+    ours, rounded = (
+        m.quantize(weight, hessian).dequantize() for m in (GPTQ(grid, act_order=order), RTN(grid))
+    )  # type: ignore[attr-defined]
     assert weighted_error(weight, ours, hessian) <= weighted_error(weight, rounded, hessian) * (1 + 1e-9)
 
 
@@ -94,7 +106,9 @@ def test_the_block_size_changes_nothing_but_float_rounding(weight: Tensor, block
 
 def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> None:
     direction = torch.randn(1, 128, generator=torch.Generator().manual_seed(0)).double()
-    singular = Hessian(128, torch.device("cpu")).load({"sum": direction.T @ direction, "tokens": torch.tensor(1)})
+    singular = Hessian(128, torch.device("cpu")).load(
+        {"sum": direction.T @ direction, "tokens": torch.tensor(1)}
+    )
     result = GPTQ(GRID, damping=0.0).quantize(weight, singular)
     assert result.notes["damping_raised"] > 0
     assert torch.isfinite(result.dequantize()).all()
@@ -107,14 +121,18 @@ def test_the_factor_is_the_inverse_of_the_damped_hessian(columns: int) -> None:
     factor, damping = inverse_factor(hessian, 0.01)
     assert torch.equal(factor, factor.triu())
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
-    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(columns, dtype=torch.float64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        factor.T @ factor @ damped, torch.eye(columns, dtype=torch.float64), rtol=0, atol=1e-8
+    )
 
 
 def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
     inputs = correlated(300, 128)
     inputs[:, [3, 77]] = 0
     grid = Grid(4, 16, auxiliary_bits=32)
-    result = GPTQ(grid, act_order=ActOrder.full).quantize(weight, seen(inputs))  # static groups: the scales are those of RTN
+    result = GPTQ(grid, act_order=ActOrder.full).quantize(
+        weight, seen(inputs)
+    )  # static groups: the scales are those of RTN
     assert result.notes["dead_columns"] == 2
     scale, zero = choose(weight, grid)
     assert torch.equal(result.codes()[:, [3, 77]], assign(weight, scale, zero, grid)[:, [3, 77]])
@@ -131,14 +149,22 @@ def test_true_sequential_layers_see_their_compressed_neighbours() -> None:
     GPTQ(grid).compress(plain, Calibration(tokens))
     GPTQ(grid, true_sequential=True).compress(ordered, Calibration(tokens))
     same = {name: torch.equal(stored(plain, name), stored(ordered, name)) for name in NAMES}
-    assert same == {NAMES[0]: True, NAMES[1]: True, NAMES[2]: False, NAMES[3]: False}  # the first to run see the same either way
+    assert same == {
+        NAMES[0]: True,
+        NAMES[1]: True,
+        NAMES[2]: False,
+        NAMES[3]: False,
+    }  # the first to run see the same either way
 
 
 def stored(model: torch.nn.Module, name: str) -> Tensor:
     return model.get_submodule(name).weight.value.dequantize()  # type: ignore[union-attr, operator]
 
 
-NAMES = [f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")]
+NAMES = [
+    f"model.layers.0.{name}"
+    for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+]
 
 
 def test_options_out_of_range_are_named() -> None:

@@ -37,7 +37,8 @@ def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
 @pytest.mark.parametrize("order", ActOrder)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(
-    ("rows", "columns", "group_size", "block"), [(96, 128, 32, 64), (7, 24, 12, 128), (33, 72, 12, 25), (1, 64, 64, 1)]
+    ("rows", "columns", "group_size", "block"),
+    [(96, 128, 32, 64), (7, 24, 12, 128), (33, 72, 12, 25), (1, 64, 64, 1)],
 )
 def test_codes_scales_and_zeros_are_those_of_the_loop(
     rows: int, columns: int, group_size: int, block: int, bits: int, order: ActOrder
@@ -56,7 +57,9 @@ def test_codes_scales_and_zeros_are_those_of_the_loop(
     dead=st.sets(st.integers(0, 47), max_size=6),
     size=st.sampled_from([1e-3, 1.0, 50.0]),
 )
-def test_any_matrix(seed: int, rows: int, bits: int, auxiliary_bits: int, order: ActOrder, dead: set[int], size: float) -> None:
+def test_any_matrix(
+    seed: int, rows: int, bits: int, auxiliary_bits: int, order: ActOrder, dead: set[int], size: float
+) -> None:
     inputs = correlated(100, 48, seed)
     inputs[:, sorted(dead)] = 0
     method = GPTQ(Grid(bits, 16, auxiliary_bits=auxiliary_bits), act_order=order)
@@ -66,9 +69,17 @@ def test_any_matrix(seed: int, rows: int, bits: int, auxiliary_bits: int, order:
 @pytest.mark.parametrize("order", ActOrder)
 def test_odd_groups(order: ActOrder) -> None:
     """Zeros, a constant, far from 0, tiny, and only zeros in a group of every row."""
-    rows = [torch.zeros(1, 32), torch.full((1, 32), 0.3), 1000 + torch.arange(32)[None] / 3200, 1e-20 * matrix(1, 32), matrix(4, 32)]
+    rows = [
+        torch.zeros(1, 32),
+        torch.full((1, 32), 0.3),
+        1000 + torch.arange(32)[None] / 3200,
+        1e-20 * matrix(1, 32),
+        matrix(4, 32),
+    ]
     weight = torch.cat([torch.cat(rows), torch.zeros(8, 16)], dim=1)
-    found, expected = both(GPTQ(Grid(4, 16, auxiliary_bits=32), act_order=order), weight, seen(correlated(200, 48)))
+    found, expected = both(
+        GPTQ(Grid(4, 16, auxiliary_bits=32), act_order=order), weight, seen(correlated(200, 48))
+    )
     assert_same(found, expected)
     assert torch.equal(found.dequantize()[0], torch.zeros(48))
     assert (found.scale() > 0).all()
@@ -86,7 +97,11 @@ def test_it_runs_where_it_can_and_only_there(monkeypatch: pytest.MonkeyPatch) ->
     ran = []
     compiled = gptq_kernel._round_block
     monkeypatch.setattr(gptq_kernel, "_round_block", lambda *arguments: ran.append(1) or compiled(*arguments))
-    for grid, blocks in ((Grid(4, 16), 1), (Grid(4, 16, symmetric=True), 0), (Grid(4, 16, levels=Levels.nf4), 0)):
+    for grid, blocks in (
+        (Grid(4, 16), 1),
+        (Grid(4, 16, symmetric=True), 0),
+        (Grid(4, 16, levels=Levels.nf4), 0),
+    ):
         ran.clear()
         both(GPTQ(grid), matrix(20, 64), seen(correlated()))
         assert len(ran) == blocks

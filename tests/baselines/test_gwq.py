@@ -64,14 +64,20 @@ def test_it_is_its_definition(weight: Tensor) -> None:
             zero = -round(min(others) / step)
             for j in columns:
                 w = weight[i, j].item()
-                expected = (min(max(round(w / step) + zero, 0), 7) - zero) * step if size[i, j] < threshold else weight[i, j].half().item()
+                expected = (
+                    (min(max(round(w / step) + zero, 0), 7) - zero) * step
+                    if size[i, j] < threshold
+                    else weight[i, j].half().item()
+                )
                 off = abs(found[i, j].item() - expected)
                 tie = abs(abs(w / step - round(w / step)) - 0.5) < 1e-3
                 assert off <= (1.01 * step if tie else 1e-5 * step)
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_others_are_half_a_step_off_at_most_and_outliers_are_their_float16(weight: Tensor, score: Score) -> None:
+def test_others_are_half_a_step_off_at_most_and_outliers_are_their_float16(
+    weight: Tensor, score: Score
+) -> None:
     method = GWQ(EXACT, 0.05, score)
     value, mask = method.quantize(weight, seen(method, gradient())), mask_of(method, weight, gradient())
     assert isinstance(value.inner, QuantizedTensor)
@@ -90,7 +96,10 @@ def test_ranges_do_not_see_outliers(weight: Tensor) -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_without_outliers_it_is_round_to_nearest(weight: Tensor, score: Score) -> None:
-    value, plain = GWQ(GRID, 0.0, score).quantize(weight, seen(GWQ(GRID, score=score), gradient())), RTN(GRID).quantize(weight)
+    value, plain = (
+        GWQ(GRID, 0.0, score).quantize(weight, seen(GWQ(GRID, score=score), gradient())),
+        RTN(GRID).quantize(weight),
+    )
     assert isinstance(value.inner, QuantizedTensor)
     assert value.inner.tensors.keys() == plain.tensors.keys()
     assert all(torch.equal(value.inner.tensors[name], tensor) for name, tensor in plain.tensors.items())
@@ -99,7 +108,9 @@ def test_without_outliers_it_is_round_to_nearest(weight: Tensor, score: Score) -
 
 
 def test_with_nothing_else_it_is_the_weight_in_float16(weight: Tensor) -> None:
-    assert torch.equal(GWQ(GRID, 1.0).quantize(weight, seen(GWQ(GRID), gradient())).dequantize(), weight.half().float())
+    assert torch.equal(
+        GWQ(GRID, 1.0).quantize(weight, seen(GWQ(GRID), gradient())).dequantize(), weight.half().float()
+    )
 
 
 def test_scores_are_what_they_say(weight: Tensor) -> None:
@@ -113,14 +124,18 @@ def test_scores_are_what_they_say(weight: Tensor) -> None:
     for score, table in tables.items():
         mask = mask_of(GWQ(GRID, 0.02, score), weight, one, two)
         assert table[mask].min() >= table[~mask].max()
-    assert not torch.equal(mask_of(GWQ(GRID, score=Score.fisher), weight, one, two), mask_of(GWQ(GRID), weight, one, two))
+    assert not torch.equal(
+        mask_of(GWQ(GRID, score=Score.fisher), weight, one, two), mask_of(GWQ(GRID), weight, one, two)
+    )
     assert torch.equal(mask_of(GWQ(GRID, score=Score.fisher), weight, one), mask_of(GWQ(GRID), weight, one))
 
 
 def test_magnitudes_are_added_not_gradients(weight: Tensor) -> None:
     """Where windows cancel, their mean says nothing; the paper's rule must not."""
     one, noise = gradient(), 1e-3 * gradient(seed=9)
-    assert torch.equal(mask_of(GWQ(GRID), weight, one, noise - one), mask_of(GWQ(GRID), weight, one, one - noise))
+    assert torch.equal(
+        mask_of(GWQ(GRID), weight, one, noise - one), mask_of(GWQ(GRID), weight, one, one - noise)
+    )
 
 
 def test_chance_is_a_seed(weight: Tensor) -> None:
@@ -150,23 +165,37 @@ def test_decisions_are_counted(weight: Tensor) -> None:
     assert value.notes == {"widened_groups": 3.0, "outliers_of_score_0": 1.0}
     mask = mask_of(method, one_sided, size)
     assert torch.equal(value.dequantize()[mask], one_sided[mask].half().float())
-    assert "widened_groups" not in replace(method, grid=replace(EXACT, symmetric=True)).quantize(one_sided, seen(method, size)).notes
+    assert (
+        "widened_groups"
+        not in replace(method, grid=replace(EXACT, symmetric=True))
+        .quantize(one_sided, seen(method, size))
+        .notes
+    )
 
 
 def test_the_gradient_foretells_the_change_of_the_loss() -> None:
     """Σ G ∘ (Ŵ − W) against the loss itself, layer by layer, at 8 bits, where the first order is most of it."""
     window, agreed = tiny_tokens(1, 64), []
     method = GWQ(Grid(8, 32))
-    layers = [f"model.layers.{block}.{name}" for block in (0, 1) for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")]
+    layers = [
+        f"model.layers.{block}.{name}"
+        for block in (0, 1)
+        for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    ]
     for name in layers:
         model = tiny_model("llama").double()
         weight = model.get_submodule(name).weight.requires_grad_(True)
         before = model(window, labels=window).loss
         (signed,) = torch.autograd.grad(before, weight)
-        change = method.quantize(weight.detach().float(), seen(method, signed.float())).dequantize().double() - weight.detach()
+        change = (
+            method.quantize(weight.detach().float(), seen(method, signed.float())).dequantize().double()
+            - weight.detach()
+        )
         with torch.no_grad():
             weight += change
-            agreed.append((model(window, labels=window).loss - before).item() / (signed * change).sum().item())
+            agreed.append(
+                (model(window, labels=window).loss - before).item() / (signed * change).sum().item()
+            )
     assert all(0.5 < ratio < 2 for ratio in agreed)
 
 
@@ -178,7 +207,11 @@ def first_order(method: GWQ | RTN, tokens: Tensor) -> float:
         weight = dense.get_submodule(layer.name).weight.requires_grad_(True)
         (found,) = torch.autograd.grad(dense(tokens, labels=tokens).loss, weight)
         weight.requires_grad_(False)
-        total += (found.abs() * (model.get_submodule(layer.name).weight.value.dequantize() - weight).abs()).sum().item()
+        total += (
+            (found.abs() * (model.get_submodule(layer.name).weight.value.dequantize() - weight).abs())
+            .sum()
+            .item()
+        )
     return total
 
 
@@ -246,15 +279,24 @@ def test_it_mixes() -> None:
 
 def test_what_cannot_be_is_named() -> None:
     for share in (-0.1, 1.5):
-        with pytest.raises(ValueError, match=rf"method\.share={share} is not possible; it must be from 0 to 1"):
+        with pytest.raises(
+            ValueError, match=rf"method\.share={share} is not possible; it must be from 0 to 1"
+        ):
             GWQ(share=share)
-    with pytest.raises(NotApplicable, match=r"grid\.levels=nf4 is not possible with GWQ unless symmetric=true"):
+    with pytest.raises(
+        NotApplicable, match=r"grid\.levels=nf4 is not possible with GWQ unless symmetric=true"
+    ):
         GWQ(Grid(levels=Levels.nf4))
     with pytest.raises(NotApplicable, match="the Gradient that inner=GWQ works from is not of inputs"):
         Hadamard(GWQ())
-    with pytest.raises(NotApplicable, match="GWQ needs calibration text: it works from the Gradient of the loss by each layer's weight"):
+    with pytest.raises(
+        NotApplicable,
+        match="GWQ needs calibration text: it works from the Gradient of the loss by each layer's weight",
+    ):
         GWQ(Grid(4, 32)).compress(tiny_model("llama"))
-    with pytest.raises(NotApplicable, match=r"which float16 is too narrow for; use model\.dtype=float32 or bfloat16"):
+    with pytest.raises(
+        NotApplicable, match=r"which float16 is too narrow for; use model\.dtype=float32 or bfloat16"
+    ):
         GWQ(Grid(4, 32)).compress(tiny_model("llama").half(), Calibration(tiny_tokens()))
 
 

@@ -23,7 +23,9 @@ def test_every_architecture_keeps_its_function_when_nothing_is_rounded(architect
     before = model(tokens).logits
     report = Hadamard(Keep()).compress(model)
     torch.testing.assert_close(model(tokens).logits, before, rtol=0, atol=1e-4)
-    assert all(0 < layer.relative_error < 1e-5 for layer in report.layers)  # not zero: it was rotated and rotated back
+    assert all(
+        0 < layer.relative_error < 1e-5 for layer in report.layers
+    )  # not zero: it was rotated and rotated back
 
 
 def test_the_inner_method_sees_the_rotated_matrix(weight: Tensor) -> None:
@@ -75,12 +77,18 @@ def test_matrices_that_share_inputs_share_the_rotation_of_inputs_and_statistic(w
     matrix = Rotation.random(128, seed=0).matrix()
     for (given, hessian), original in zip(calls, [weight, 2 * weight[:32], weight], strict=True):
         torch.testing.assert_close(given, original @ matrix.T, rtol=0, atol=1e-5)
-        torch.testing.assert_close(hessian.float(), (inputs @ matrix.T).T @ (inputs @ matrix.T) / 50, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            hessian.float(), (inputs @ matrix.T).T @ (inputs @ matrix.T) / 50, rtol=0, atol=1e-4
+        )
     for value, original in zip([*values, single], [weight, 2 * weight[:32], weight], strict=True):
         torch.testing.assert_close(value.dequantize(), original, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [Hadamard(RTN(Grid(3, 32))), Hadamard(Hadamard(SINQ(Grid(4, 16)), seed=1))], ids=["rtn", "nested"])
+@pytest.mark.parametrize(
+    "method",
+    [Hadamard(RTN(Grid(3, 32))), Hadamard(Hadamard(SINQ(Grid(4, 16)), seed=1))],
+    ids=["rtn", "nested"],
+)
 @pytest.mark.parametrize("name", ["qwen3-tied", "moe", "gpt2"])
 def test_a_reloaded_model_is_bit_for_bit_the_saved_one(name: str, method: Hadamard, tmp_path: Path) -> None:
     model, tokens = tiny_model(name), tiny_tokens()
@@ -92,7 +100,9 @@ def test_a_reloaded_model_is_bit_for_bit_the_saved_one(name: str, method: Hadama
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[key], loaded[key]) for key in saved)
     signs = sum(tensor.nbytes for key, tensor in saved.items() if "signs" in key)
-    assert signs == sum(layer.in_features // 8 for layer in report.layers) * (2 if isinstance(method.inner, Hadamard) else 1)
+    assert signs == sum(layer.in_features // 8 for layer in report.layers) * (
+        2 if isinstance(method.inner, Hadamard) else 1
+    )
 
 
 def test_moving_a_model_keeps_its_rotations() -> None:
@@ -106,10 +116,15 @@ def test_moving_a_model_keeps_its_rotations() -> None:
 def test_a_layer_without_a_hadamard_matrix_is_named_before_any_work() -> None:
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = nn.Linear(116, 64, bias=False)
-    with pytest.raises(NotApplicable, match=r"model\.layers\.1\.mlp\.down_proj: no Hadamard matrix is known here for 116 inputs"):
+    with pytest.raises(
+        NotApplicable,
+        match=r"model\.layers\.1\.mlp\.down_proj: no Hadamard matrix is known here for 116 inputs",
+    ):
         Hadamard(Keep(Grid(group_size=4))).compress(model)
     assert isinstance(model.model.layers[0].self_attn.q_proj, nn.Linear)
-    Hadamard(Keep(Grid(group_size=4))).compress(model, context=Context(Layers(exclude=("lm_head", "model.layers.1.mlp.down_proj"))))
+    Hadamard(Keep(Grid(group_size=4))).compress(
+        model, context=Context(Layers(exclude=("lm_head", "model.layers.1.mlp.down_proj")))
+    )
 
 
 def test_the_inner_method_is_one_that_works_layer_by_layer() -> None:
@@ -129,9 +144,15 @@ def test_the_whole_residual_stream_is_rotated(name: str) -> None:
     after = model.model(tokens, output_hidden_states=True).hidden_states
     matrix = Rotation.random(64, seed=2).matrix()
     assert len(before) == 3
-    for old, new in zip(before[:-1], after[:-1], strict=True):  # the last is behind the last norm, whose gain is gone
+    for old, new in zip(
+        before[:-1], after[:-1], strict=True
+    ):  # the last is behind the last norm, whose gain is gone
         torch.testing.assert_close(new, old @ matrix.T, rtol=0, atol=1e-4)
-    gains = [parameter for key, parameter in model.named_parameters() if "layernorm" in key or key == "model.norm.weight"]
+    gains = [
+        parameter
+        for key, parameter in model.named_parameters()
+        if "layernorm" in key or key == "model.norm.weight"
+    ]
     assert len(gains) == 5
     assert all((gain == 1).all() for gain in gains)
 

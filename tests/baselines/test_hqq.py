@@ -50,7 +50,9 @@ def by_hand(row: list[float], steps: int, beta: float, growth: float, p: float) 
     for _ in range(steps):
         codes = [min(3, max(0, round(w / scale + zero))) for w in row]
         errors = [w - (q - zero) * scale for w, q in zip(row, codes, strict=True)]
-        shrunk = [max(0.0, abs(e) - abs(e) ** (p - 1) / beta) * (1 if e > 0 else -1) if e else 0.0 for e in errors]
+        shrunk = [
+            max(0.0, abs(e) - abs(e) ** (p - 1) / beta) * (1 if e > 0 else -1) if e else 0.0 for e in errors
+        ]
         zero = sum(q - (w - e) / scale for q, w, e in zip(codes, row, shrunk, strict=True)) / len(row)
         beta *= growth
         error = sum(map(abs, errors)) / len(row)
@@ -64,7 +66,10 @@ def by_hand(row: list[float], steps: int, beta: float, growth: float, p: float) 
 @pytest.mark.parametrize("seed", [0, 1, 4])
 def test_agrees_with_a_loop_over_one_group(beta: float, seed: int) -> None:
     row = torch.randn(16, generator=torch.Generator().manual_seed(seed))
-    method = HQQ(Grid(bits=2, group_size=16, auxiliary_bits=32), HalfQuadratic(12, 0.7, beta, 1.3, early_stop=True, reround=True))
+    method = HQQ(
+        Grid(bits=2, group_size=16, auxiliary_bits=32),
+        HalfQuadratic(12, 0.7, beta, 1.3, early_stop=True, reround=True),
+    )
     expected = torch.tensor(by_hand(row.double().tolist(), 12, beta, 1.3, 0.7))
     torch.testing.assert_close(method.quantize(row[None]).dequantize()[0], expected, rtol=1e-5, atol=1e-5)
 

@@ -34,7 +34,8 @@ def matrix(rows: int = 40, columns: int = 64, seed: int = 0) -> Tensor:
 def uneven(columns: int = 64) -> Hessian:
     """Of inputs that depend on each other, some of them much larger than others."""
     return seen(
-        correlated(400, columns) * torch.logspace(-1, 1, columns)[torch.randperm(columns, generator=torch.Generator().manual_seed(3))]
+        correlated(400, columns)
+        * torch.logspace(-1, 1, columns)[torch.randperm(columns, generator=torch.Generator().manual_seed(3))]
     )
 
 
@@ -51,7 +52,11 @@ def dealt(value: object) -> Tensor:
 def test_the_budget_is_met_to_the_last_bit_and_near_the_best(seed: int, columns: int, budget: int) -> None:
     """Against every assignment there is: within what the last, partly paid upgrade of one column could gain."""
     allowed = min(columns + budget, 4 * columns)
-    cost = torch.rand(columns, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort(1, descending=True).values
+    cost = (
+        torch.rand(columns, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        .sort(1, descending=True)
+        .values
+    )
     index = column_bits.within(cost, WIDTHS, allowed / columns)
     assert int(WIDTHS[index].sum()) <= allowed
     assert int(WIDTHS[index].sum()) == allowed  # more bits always cost less here, and steps are of one bit
@@ -65,10 +70,16 @@ def test_the_budget_is_met_to_the_last_bit_and_near_the_best(seed: int, columns:
 @given(seed=st.integers(0, 10_000), columns=st.integers(1, 6), budget=st.integers(0, 18))
 def test_where_each_further_bit_gains_less_it_is_the_best(seed: int, columns: int, budget: int) -> None:
     allowed = min(columns + budget, 4 * columns)
-    gains = torch.rand(columns, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort(1, descending=True).values
+    gains = (
+        torch.rand(columns, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        .sort(1, descending=True)
+        .values
+    )
     cost = -torch.cat([torch.zeros(columns, 1, dtype=torch.float64), gains.cumsum(1)], dim=1)
     index = column_bits.within(cost, WIDTHS, allowed / columns)
-    best = gains.flatten().sort(descending=True).values[: allowed - columns].sum()  # greedy is exact on concave gains
+    best = (
+        gains.flatten().sort(descending=True).values[: allowed - columns].sum()
+    )  # greedy is exact on concave gains
     assert cost.gather(1, index[:, None]).sum().item() == pytest.approx(-best.item(), abs=1e-12)
 
 
@@ -78,11 +89,16 @@ def test_a_cost_that_rises_with_bits_leaves_none_of_the_budget_unspent() -> None
 
 
 def test_what_rounding_a_column_costs_is_its_definition() -> None:
-    errors, factor = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)), torch.rand(5, 5).triu() + torch.eye(5)
+    errors, factor = (
+        torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)),
+        torch.rand(5, 5).triu() + torch.eye(5),
+    )
     table = column_bits.separable(errors, factor.double())
     for j in range(5):
         for b in range(4):
-            assert table[j, b].item() == pytest.approx(sum(errors[b, i, j].item() ** 2 for i in range(3)) / factor[j, j].item() ** 2)
+            assert table[j, b].item() == pytest.approx(
+                sum(errors[b, i, j].item() ** 2 for i in range(3)) / factor[j, j].item() ** 2
+            )
 
 
 @pytest.mark.parametrize("average", [1.0, 1.7, 2.0, 2.5, 4.0])
@@ -90,7 +106,9 @@ def test_what_rounding_a_column_costs_is_its_definition() -> None:
 def test_mean_bits_are_the_budget_whatever_deals_them_out(allocator: Allocator, average: float) -> None:
     value = MGPTQ(GRID, average, allocator=allocator, training=SHORT).quantize(matrix(), uneven())
     assert average - 1 / 64 < dealt(value).double().mean().item() <= average
-    assert value.bits_per_weight == pytest.approx(dealt(value).double().mean().item() + 32 / 16 + 2 / 40, abs=0.02)
+    assert value.bits_per_weight == pytest.approx(
+        dealt(value).double().mean().item() + 32 / 16 + 2 / 40, abs=0.02
+    )
 
 
 def test_all_allocators_store_the_same_bytes() -> None:
@@ -114,7 +132,9 @@ def test_its_edges_are_their_formula() -> None:
     factor = torch.tensor([[2.0, -1.0, 0.0], [0.0, 1.0, 4.0], [0.0, 0.0, 5.0]], dtype=torch.float64)
     raw = torch.tensor([[2.0, 0.5, 0.0], [0.5, 2.0, 4.0], [0.0, 4.0, 2.0]], dtype=torch.float64)
     degrees = torch.tensor([2.5, 6.5, 6.0], dtype=torch.float64)
-    torch.testing.assert_close(column_graph.adjacency(factor), (raw / (degrees[:, None] * degrees).sqrt()).float())
+    torch.testing.assert_close(
+        column_graph.adjacency(factor), (raw / (degrees[:, None] * degrees).sqrt()).float()
+    )
 
 
 def test_few_neighbours_leave_few_edges() -> None:
@@ -127,7 +147,9 @@ def test_few_neighbours_leave_few_edges() -> None:
 def test_features_do_not_depend_on_the_size_of_the_weights() -> None:
     weight, curvature = matrix(), GPTQ(GRID).curvature(uneven())
     one, other = (
-        column_graph.features(scale * weight, curvature.hessian.diagonal(), curvature.factor, torch.Generator().manual_seed(0))
+        column_graph.features(
+            scale * weight, curvature.hessian.diagonal(), curvature.factor, torch.Generator().manual_seed(0)
+        )
         for scale in (1, 1000)
     )
     assert one.shape == (64, 5 + column_graph.SKETCH)
@@ -138,7 +160,9 @@ def test_a_column_of_zeros_has_finite_features() -> None:
     weight, curvature = matrix(), GPTQ(GRID).curvature(uneven())
     for columns in ([3], list(range(64))):
         weight[:, columns] = 0
-        found = column_graph.features(weight, curvature.hessian.diagonal(), curvature.factor, torch.Generator())
+        found = column_graph.features(
+            weight, curvature.hessian.diagonal(), curvature.factor, torch.Generator()
+        )
         assert torch.isfinite(found).all()
 
 
@@ -158,12 +182,19 @@ def trained(hessian: Tensor, edges: Tensor | None, options: Training = SHORT) ->
 def test_it_does_not_know_in_which_order_columns_come() -> None:
     generator = torch.Generator().manual_seed(0)
     network = ColumnGNN.random(37, 16, 4, generator, torch.device("cpu"))
-    edges, features = column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor), torch.randn(64, 37, generator=generator)
+    edges, features = (
+        column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor),
+        torch.randn(64, 37, generator=generator),
+    )
     order = torch.randperm(64, generator=generator)
     with torch.no_grad():
         expected = network.logits(edges, features)[order]
-        torch.testing.assert_close(network.logits(edges[order][:, order], features[order]), expected, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(network.logits(edges, features[order]), expected, atol=1e-2)  # edges are part of it
+        torch.testing.assert_close(
+            network.logits(edges[order][:, order], features[order]), expected, rtol=1e-4, atol=1e-5
+        )
+        assert not torch.allclose(
+            network.logits(edges, features[order]), expected, atol=1e-2
+        )  # edges are part of it
 
 
 def test_it_is_its_formula_in_loops() -> None:
@@ -173,7 +204,9 @@ def test_it_is_its_formula_in_loops() -> None:
     first, second, last = (parameter.detach() for parameter in network.parameters())
     inner = [torch.relu(sum(edges[j, k] * features[k] for k in range(5)) @ first) for j in range(5)]
     outer = [torch.relu(sum(edges[j, k] * inner[k] for k in range(5)) @ second) + inner[j] for j in range(5)]  # type: ignore[operator]
-    torch.testing.assert_close(network.logits(edges, features).detach(), torch.stack([row @ last for row in outer]))
+    torch.testing.assert_close(
+        network.logits(edges, features).detach(), torch.stack([row @ last for row in outer])
+    )
 
 
 def test_without_edges_a_column_sees_only_itself() -> None:
@@ -186,13 +219,19 @@ def test_without_edges_a_column_sees_only_itself() -> None:
 
 def test_the_loss_and_its_gradient_are_those_of_the_trace() -> None:
     work = task(uneven().matrix())
-    chosen = torch.nn.functional.one_hot(torch.randint(4, (64,), generator=torch.Generator().manual_seed(0)), 4).double().requires_grad_()
+    chosen = (
+        torch.nn.functional.one_hot(torch.randint(4, (64,), generator=torch.Generator().manual_seed(0)), 4)
+        .double()
+        .requires_grad_()
+    )
     error = sum(work.errors[b].double() @ torch.diag(chosen[:, b]) for b in range(4))
     expected = torch.trace(error @ work.hessian.double() @ error.T)  # type: ignore[union-attr, operator]
     expected.backward()  # type: ignore[no-untyped-call]
     found, slope = work.loss(chosen.detach().float())
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    torch.testing.assert_close(slope.double(), chosen.grad, rtol=1e-3, atol=1e-3 * chosen.grad.abs().max().item())  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        slope.double(), chosen.grad, rtol=1e-3, atol=1e-3 * chosen.grad.abs().max().item()
+    )  # type: ignore[union-attr]
 
 
 def test_gradients_reach_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +286,10 @@ def test_what_channels_have_to_do_with_each_other_changes_the_bits() -> None:
 def test_one_width_for_all_is_gptq_code_for_code(bits: int, order: ActOrder) -> None:
     grid = Grid(bits, 16)
     plain = GPTQ(grid, act_order=order).quantize(matrix(), uneven())
-    for method in (MGPTQ(grid, allocator=Allocator.uniform, act_order=order), MGPTQ(grid, widths=(bits,), training=SHORT, act_order=order)):
+    for method in (
+        MGPTQ(grid, allocator=Allocator.uniform, act_order=order),
+        MGPTQ(grid, widths=(bits,), training=SHORT, act_order=order),
+    ):
         value = method.quantize(matrix(), uneven())
         assert torch.equal(value.codes(), plain.codes())  # type: ignore[attr-defined]
         assert torch.equal(value.dequantize(), plain.dequantize())
@@ -263,7 +305,9 @@ def test_the_kernel_rounds_as_the_loop(allocator: Allocator, order: ActOrder) ->
     with using(Kernel.cpu):
         found = method.quantize(matrix(), uneven())
     assert expected.state_dict().keys() == found.state_dict().keys()
-    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in expected.state_dict().items())
+    assert all(
+        torch.equal(tensor, found.state_dict()[name]) for name, tensor in expected.state_dict().items()
+    )
 
 
 def test_each_error_is_spread_over_the_later_columns_as_defined() -> None:
@@ -276,7 +320,11 @@ def test_each_error_is_spread_over_the_later_columns_as_defined() -> None:
     damped = hessian.matrix() + 0.01 * hessian.matrix().diagonal().mean() * torch.eye(64, dtype=torch.float64)
     work, codes, left = weight.double(), torch.empty_like(weight, dtype=torch.uint8), curvature.order.tolist()
     for column in curvature.order.tolist():
-        inverse, scale, zero = torch.linalg.inv(damped[left][:, left]), value.scale()[:, column // 16], value.zero()[:, column // 16]  # type: ignore[attr-defined]
+        inverse, scale, zero = (
+            torch.linalg.inv(damped[left][:, left]),
+            value.scale()[:, column // 16],
+            value.zero()[:, column // 16],
+        )  # type: ignore[attr-defined]
         places = levels.position(torch.arange(2 ** int(levels.bits[column])), column)
         target = work[:, column] / scale + zero
         codes[:, column] = (target[:, None] - places).abs().argmin(1)
@@ -289,19 +337,26 @@ def test_each_error_is_spread_over_the_later_columns_as_defined() -> None:
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_it_is_the_same_every_time(allocator: Allocator) -> None:
-    one, other = (MGPTQ(GRID, allocator=allocator, training=SHORT).quantize(matrix(), uneven()) for _ in range(2))
+    one, other = (
+        MGPTQ(GRID, allocator=allocator, training=SHORT).quantize(matrix(), uneven()) for _ in range(2)
+    )
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 @pytest.mark.parametrize("allocator", [Allocator.gnn, Allocator.mlp, Allocator.random])
 def test_another_seed_deals_otherwise(allocator: Allocator) -> None:
-    one, other = (dealt(MGPTQ(GRID, allocator=allocator, training=SHORT, seed=seed).quantize(matrix(), uneven())) for seed in (0, 1))
+    one, other = (
+        dealt(MGPTQ(GRID, allocator=allocator, training=SHORT, seed=seed).quantize(matrix(), uneven()))
+        for seed in (0, 1)
+    )
     assert not torch.equal(one, other)
 
 
 def test_greedy_and_uniform_know_no_seed() -> None:
     for allocator in (Allocator.greedy, Allocator.uniform):
-        one, other = (dealt(MGPTQ(GRID, allocator=allocator, seed=seed).quantize(matrix(), uneven())) for seed in (0, 1))
+        one, other = (
+            dealt(MGPTQ(GRID, allocator=allocator, seed=seed).quantize(matrix(), uneven())) for seed in (0, 1)
+        )
         assert torch.equal(one, other)
 
 
@@ -342,7 +397,9 @@ def test_a_whole_model_has_its_budget_in_every_layer() -> None:
     report = MGPTQ(Grid(2, 32), training=replace(SHORT, steps=3)).compress(model, Calibration(tiny_tokens(2)))
     for layer in report.layers:
         weights = layer.out_features * layer.in_features
-        assert 8 * layer.nbytes / weights == pytest.approx(2 + 32 / 32 + 2 / layer.out_features, abs=64 / weights)  # bytes are whole
+        assert 8 * layer.nbytes / weights == pytest.approx(
+            2 + 32 / 32 + 2 / layer.out_features, abs=64 / weights
+        )  # bytes are whole
 
 
 def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() -> None:
@@ -350,7 +407,9 @@ def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() 
     models = tiny_model("llama"), tiny_model("llama")
     with using(Kernel.reference):
         for model, method in zip(
-            models, (GPTQ(Grid(2, 32), act_order=ActOrder.full), MGPTQ(Grid(2, 32), allocator=Allocator.uniform)), strict=True
+            models,
+            (GPTQ(Grid(2, 32), act_order=ActOrder.full), MGPTQ(Grid(2, 32), allocator=Allocator.uniform)),
+            strict=True,
         ):
             method.compress(model, Calibration(tiny_tokens(2)))
         one, other = (model(tiny_tokens(2)).logits for model in models)
@@ -360,7 +419,10 @@ def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": (1, 2, 3, 4, 5)}, r"method\.widths=\[1, 2, 3, 4, 5\] is not possible; it must be one to four of"),
+        (
+            {"widths": (1, 2, 3, 4, 5)},
+            r"method\.widths=\[1, 2, 3, 4, 5\] is not possible; it must be one to four of",
+        ),
         ({"widths": (2, 7)}, r"method\.widths=\[2, 7\] is not possible"),
         ({"widths": ()}, r"method\.widths=\[\] is not possible"),
         ({"average_bits": 4.5}, r"method\.average_bits=4\.5 is not possible; it must be within"),
@@ -377,7 +439,14 @@ def test_options_out_of_range_are_named(options: dict[str, object], message: str
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"hidden": 0}, {"rows": 0}, {"learning_rate": 0.0}, {"budget_weight": -1.0}, {"temperature": (1.0, 0.0)}],
+    [
+        {"steps": 0},
+        {"hidden": 0},
+        {"rows": 0},
+        {"learning_rate": 0.0},
+        {"budget_weight": -1.0},
+        {"temperature": (1.0, 0.0)},
+    ],
 )
 def test_training_out_of_range_is_named(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"training\.{next(iter(options))}=.* is not possible"):

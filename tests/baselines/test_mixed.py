@@ -15,7 +15,19 @@ from baselines.allocation import Budget, allocate
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from baselines.sensitivity import damages, predict, price, swapped
-from sinq import SINQ, Calibration, CompressionReport, Context, Grid, LayerMethod, Layers, Levels, NotApplicable, OnMisfit, QuantizedTensor
+from sinq import (
+    SINQ,
+    Calibration,
+    CompressionReport,
+    Context,
+    Grid,
+    LayerMethod,
+    Layers,
+    Levels,
+    NotApplicable,
+    OnMisfit,
+    QuantizedTensor,
+)
 from sinq.plan import Step
 from sinq.statistics import Hessian
 from tests.conftest import tiny_model, tiny_tokens
@@ -37,8 +49,24 @@ def best(nbytes: np.ndarray, damage: np.ndarray, budget: int) -> float:
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     """Up to five layers of different sizes and sensitivities; curves that fall, convex or not; a budget that can be met."""
     layers, choices = draw(st.integers(1, 5)), draw(st.integers(1, 4))
-    steps = np.array(draw(st.lists(st.lists(st.integers(1, 20), min_size=choices, max_size=choices), min_size=layers, max_size=layers)))
-    falls = np.array(draw(st.lists(st.lists(st.integers(1, 99), min_size=choices, max_size=choices), min_size=layers, max_size=layers)))
+    steps = np.array(
+        draw(
+            st.lists(
+                st.lists(st.integers(1, 20), min_size=choices, max_size=choices),
+                min_size=layers,
+                max_size=layers,
+            )
+        )
+    )
+    falls = np.array(
+        draw(
+            st.lists(
+                st.lists(st.integers(1, 99), min_size=choices, max_size=choices),
+                min_size=layers,
+                max_size=layers,
+            )
+        )
+    )
     nbytes, damage = steps.cumsum(1), falls[:, ::-1].cumsum(1)[:, ::-1].astype(float)
     return nbytes, damage, draw(st.integers(int(nbytes[:, 0].sum()), int(nbytes[:, -1].sum())))
 
@@ -51,12 +79,19 @@ def test_an_allocation_is_within_one_upgrade_of_the_best(problem: tuple[np.ndarr
     layers = np.arange(len(nbytes))
     found = damage[layers, chosen].sum()
     assert nbytes[layers, chosen].sum() <= budget
-    assert best(nbytes, damage, budget) <= found <= best(nbytes, damage, budget) + (damage[:, 0] - damage[:, -1]).max()
+    assert (
+        best(nbytes, damage, budget)
+        <= found
+        <= best(nbytes, damage, budget) + (damage[:, 0] - damage[:, -1]).max()
+    )
     for uniform in range(nbytes.shape[1]):
         assert found <= damage[:, uniform].sum() or nbytes[:, uniform].sum() > budget
     left = budget - nbytes[layers, chosen].sum()
     for layer, choice in product(layers, range(nbytes.shape[1])):  # no upgrade that fits is left lying
-        assert damage[layer, choice] >= damage[layer, chosen[layer]] or nbytes[layer, choice] - nbytes[layer, chosen[layer]] > left
+        assert (
+            damage[layer, choice] >= damage[layer, chosen[layer]]
+            or nbytes[layer, choice] - nbytes[layer, chosen[layer]] > left
+        )
 
 
 @pytest.mark.parametrize("budget", range(12, 49))
@@ -106,7 +141,10 @@ def test_measuring_leaves_the_model_as_it_was(architecture: str) -> None:
     damages(model, steps_of(model, RTN(GRID)), (2,), TEXT.tokens, Context())
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
-    assert all(id(after[name]) == known and torch.equal(after[name], value) for name, (known, value) in before.items())
+    assert all(
+        id(after[name]) == known and torch.equal(after[name], value)
+        for name, (known, value) in before.items()
+    )
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -127,8 +165,13 @@ def test_a_price_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> 
     priced = price(step, BITS, CPU)
     for bits in BITS:
         matrices = [matrix.contiguous() for matrix in step.target.matrices().values()]
-        values = [inner.with_grid(Grid(bits=bits, group_size=32)).quantize(matrix, None) for matrix in matrices]
-        errors = [(matrix - value.dequantize()).square().sum() for matrix, value in zip(matrices, values, strict=True)]
+        values = [
+            inner.with_grid(Grid(bits=bits, group_size=32)).quantize(matrix, None) for matrix in matrices
+        ]
+        errors = [
+            (matrix - value.dequantize()).square().sum()
+            for matrix, value in zip(matrices, values, strict=True)
+        ]
         assert priced.nbytes[bits] == sum(value.nbytes for value in values)
         assert priced.squared_error[bits] == pytest.approx(float(sum(errors)), rel=1e-5)
 
@@ -136,7 +179,9 @@ def test_a_price_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> 
 def test_damage_is_predicted_from_the_squared_error() -> None:
     errors = np.array([[16.0, 4.0, 1.0], [32.0, 8.0, 2.0], [0.0, 0.0, 0.0]])
     weights = np.array([10, 10, 10])
-    exact = np.array([[8.0, 2.0, 0.5], [64.0, 16.0, 4.0], [0.0, 0.0, 0.0]])  # half the error; twice the error; nothing to round
+    exact = np.array(
+        [[8.0, 2.0, 0.5], [64.0, 16.0, 4.0], [0.0, 0.0, 0.0]]
+    )  # half the error; twice the error; nothing to round
     predicted = predict(errors, errors[:, 1:], exact[:, 1:], weights, 0.0)
     np.testing.assert_allclose(predicted, exact)
     disagreeing = predict(errors[:1], errors[:1, :2], exact[:1, :2] * [4, 0.25], weights[:1], 0.0)
@@ -151,24 +196,42 @@ def test_shrinkage_narrows_the_damage_per_weight_around_its_median(shrinkage: fl
     np.testing.assert_allclose(np.log(predicted / 3), (1 - shrinkage) * np.log(per_weight / 3), atol=1e-12)
 
 
-def compressed(model: nn.Module, inner: LayerMethod, bits_per_weight: float, **options: Any) -> CompressionReport:
+def compressed(
+    model: nn.Module, inner: LayerMethod, bits_per_weight: float, **options: Any
+) -> CompressionReport:
     layers = options.pop("layers", Layers())
-    return Mixed(inner, Budget(bits_per_weight), tokens=32, **{"probes": (3,)} | options).compress(model, TEXT, Context(layers))
+    return Mixed(inner, Budget(bits_per_weight), tokens=32, **{"probes": (3,)} | options).compress(
+        model, TEXT, Context(layers)
+    )
 
 
 def size(report: CompressionReport) -> float:
-    return 8 * sum(layer.nbytes for layer in report.layers) / sum(layer.out_features * layer.in_features for layer in report.layers)
+    return (
+        8
+        * sum(layer.nbytes for layer in report.layers)
+        / sum(layer.out_features * layer.in_features for layer in report.layers)
+    )
 
 
 @pytest.mark.parametrize("bits_per_weight", [3.5, 4.7, 6.0])
-def test_the_budget_is_met_and_each_layer_is_as_the_inner_method_makes_it(architecture: str, bits_per_weight: float) -> None:
+def test_the_budget_is_met_and_each_layer_is_as_the_inner_method_makes_it(
+    architecture: str, bits_per_weight: float
+) -> None:
     model, dense = tiny_model(architecture), tiny_model(architecture)
     report = compressed(model, RTN(GRID), bits_per_weight)
     smallest = min(layer.out_features * layer.in_features for layer in report.layers)
     share = smallest / sum(layer.out_features * layer.in_features for layer in report.layers)
-    assert bits_per_weight - (2 * 4 * share if architecture == "moe" else share * 2) <= size(report) <= bits_per_weight
-    assert sum(count for note, count in report.decisions.items() if note.endswith("_bits")) == len(report.layers)
-    matrices = {name: matrix for step in steps_of(dense, RTN(GRID)) for name, matrix in step.target.matrices().items()}
+    assert (
+        bits_per_weight - (2 * 4 * share if architecture == "moe" else share * 2)
+        <= size(report)
+        <= bits_per_weight
+    )
+    assert sum(count for note, count in report.decisions.items() if note.endswith("_bits")) == len(
+        report.layers
+    )
+    matrices = {
+        name: matrix for step in steps_of(dense, RTN(GRID)) for name, matrix in step.target.matrices().items()
+    }
     for layer in report.layers:
         (bits,) = [int(note.removesuffix("_bits")) for note in layer.notes if note.endswith("_bits")]
         alone = RTN(Grid(bits=bits, group_size=32)).quantize(matrices[layer.name].contiguous())
@@ -201,13 +264,20 @@ def test_layers_that_matter_get_more_bits() -> None:
             model.get_submodule(f"model.layers.1.{name}").weight.mul_(1e-4)
     report = compressed(model, RTN(GRID), 4.0, bits=(2, 4, 5), probes=(3, 4))
     bits = {layer.name: layer.bits_per_weight for layer in report.layers}
-    first, second = ([value for name, value in bits.items() if f"layers.{block}." in name] for block in (0, 1))
+    first, second = (
+        [value for name, value in bits.items() if f"layers.{block}." in name] for block in (0, 1)
+    )
     assert min(first) >= round(max(second), 2) == 3.0
     assert sum(first) / len(first) > 4.5
 
 
 def test_a_layer_that_does_not_fit_is_shrunk_or_left_dense() -> None:
-    assert compressed(tiny_model("moe"), RTN(Grid(group_size=48)), 4.5, layers=Layers(on_misfit=OnMisfit.shrink)).layers[0].group_size == 32
+    assert (
+        compressed(tiny_model("moe"), RTN(Grid(group_size=48)), 4.5, layers=Layers(on_misfit=OnMisfit.shrink))
+        .layers[0]
+        .group_size
+        == 32
+    )
     model = tiny_model("llama")
     report = compressed(model, RTN(Grid(group_size=128)), 3.5, layers=Layers(on_misfit=OnMisfit.skip))
     assert {layer.name.rsplit(".", 1)[-1] for layer in report.layers} == {"down_proj"}
@@ -235,10 +305,16 @@ def test_without_text_it_says_what_it_needs() -> None:
     [
         ({"bits": (2, 7)}, r"bits=\[2, 7\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)"),
         ({"bits": ()}, r"bits=\[\] is not possible"),
-        ({"probes": (3, 9)}, r"probes=\[3, 9\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)"),
+        (
+            {"probes": (3, 9)},
+            r"probes=\[3, 9\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)",
+        ),
         ({"tokens": 0}, "tokens=0 is not possible; it must be ≥ 1"),
         ({"shrinkage": 1.5}, "shrinkage=1.5 is not possible; it must be from 0 to 1"),
-        ({"inner": Mixed(RTN())}, "inner=Mixed is not possible; it must be a method that works one layer at a time"),
+        (
+            {"inner": Mixed(RTN())},
+            "inner=Mixed is not possible; it must be a method that works one layer at a time",
+        ),
         ({"inner": RTN(Grid(levels=Levels.nf4))}, "bits=2 is not possible with levels=nf4"),
     ],
 )

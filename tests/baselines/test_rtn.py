@@ -30,7 +30,11 @@ def test_rounding_agrees_with_a_loop_in_numpy(weight: torch.Tensor, bits: int) -
 @pytest.mark.parametrize(("file", "name"), golden_entries("bnb"))
 def test_nf4_is_that_of_bitsandbytes(file: str, name: str) -> None:
     golden = read_golden(file)
-    result = RTN(Grid(4, 64, levels=Levels.nf4, symmetric=True, auxiliary_bits=32)).quantize(golden["weight"]).dequantize()
+    result = (
+        RTN(Grid(4, 64, levels=Levels.nf4, symmetric=True, auxiliary_bits=32))
+        .quantize(golden["weight"])
+        .dequantize()
+    )
     same = torch.isclose(result, golden[name].float(), rtol=1e-4, atol=1e-4 * golden["weight"].std().item())
     assert same.float().mean() > 0.9999  # ties aside
 
@@ -44,7 +48,9 @@ def test_fp4_levels_are_those_of_its_bits() -> None:
 
 
 def test_fp4_rounds_to_the_nearest_level(weight: torch.Tensor) -> None:
-    result = RTN(Grid(4, 32, levels=Levels.fp4, symmetric=True, auxiliary_bits=32)).quantize(weight).dequantize()
+    result = (
+        RTN(Grid(4, 32, levels=Levels.fp4, symmetric=True, auxiliary_bits=32)).quantize(weight).dequantize()
+    )
     groups = weight.reshape(96, -1, 32)
     levels = torch.tensor(Levels.fp4.value) * groups.abs().amax(-1, keepdim=True)
     nearest = (groups[..., None] - levels[..., None, :]).abs().amin(-1)

@@ -14,10 +14,16 @@ SHIFTS = {"none": 0.0, "sinq": 0.1, "rtn": 0.2, "hqq": 0.15}
 KINDS = ("self_attn.q_proj", "mlp.down_proj")
 
 
-def finished(method: str = "sinq", bits: int = 4, text: str = "t", shift: float | None = None, **grid: Any) -> Row:
+def finished(
+    method: str = "sinq", bits: int = 4, text: str = "t", shift: float | None = None, **grid: Any
+) -> Row:
     """A finished row; the dense one for method "none"."""
     noise = np.random.default_rng(len(method) + bits).normal(0, 0.005, len(HARD))
-    nll = HARD + (SHIFTS[method] * 2.0 ** (4 - bits) if shift is None else shift) + (0 if method == "none" else noise)
+    nll = (
+        HARD
+        + (SHIFTS[method] * 2.0 ** (4 - bits) if shift is None else shift)
+        + (0 if method == "none" else noise)
+    )
     dense = method == "none"
     options: dict[str, Any] = {} if dense else {"grid": {"bits": bits, "group_size": 64, **grid}}
     ratio = 0.5 * bits
@@ -28,7 +34,11 @@ def finished(method: str = "sinq", bits: int = 4, text: str = "t", shift: float 
                     for phase in ("prefill", "decode")} | {"kernel": "cpu"},
     }  # fmt: skip
     if not dense:
-        metrics["compression"] = {"seconds_quantize": 1.0 + bits, "seconds_statistics": 0.5, "relative_error_mean": 0.1}
+        metrics["compression"] = {
+            "seconds_quantize": 1.0 + bits,
+            "seconds_statistics": 0.5,
+            "relative_error_mean": 0.1,
+        }
         metrics["perplexity"] |= {"kl": 0.1, "flip_rate": 0.2}
     return {
         "schema": record.SCHEMA,
@@ -61,7 +71,14 @@ def layers(row: Row, blocks: int = 3) -> pd.DataFrame:
     names = [f"model.layers.{block}.{kind}" for block in range(blocks) for kind in KINDS]
     scale = 2.0 ** -row["metrics"]["size"]["bits_per_weight"]
     error = [scale * (1 + number) for number in range(len(names))]
-    return pd.DataFrame({"name": names, "relative_error": error, "imbalance_after": [1 + e for e in error], "bits_per_weight": 4.5})
+    return pd.DataFrame(
+        {
+            "name": names,
+            "relative_error": error,
+            "imbalance_after": [1 + e for e in error],
+            "bits_per_weight": 4.5,
+        }
+    )
 
 
 def store(results_dir: Path, *rows: Row) -> list[Row]:
@@ -73,4 +90,11 @@ def store(results_dir: Path, *rows: Row) -> list[Row]:
 
 def failed(name: str = "gptq 2-bit g64", reason: str = "OutOfMemoryError: 8 GB wanted") -> Row:
     """A row of a run that failed."""
-    return finished() | {"run_id": "broken", "name": name, "status": record.FAILED, "reason": reason, "metrics": {}, "samples": {}}
+    return finished() | {
+        "run_id": "broken",
+        "name": name,
+        "status": record.FAILED,
+        "reason": reason,
+        "metrics": {},
+        "samples": {},
+    }

@@ -35,9 +35,18 @@ def test_both_ways(without: Method, with_: Method) -> None:
 
 def test_what_has_no_counterpart_says_why() -> None:
     for method in (GPTQ(GRID), Hadamard(GPTQ(GRID))):
-        with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian of each layer's inputs"):
+        with pytest.raises(
+            NotApplicable,
+            match="calibrated=false is not possible: GPTQ works from the Hessian of each layer's inputs",
+        ):
             with_calibration(method, False)
-    with pytest.raises(NotApplicable, match="calibrated=false is not possible: GWQ works from the SquaredGradient of the loss"):
+    with pytest.raises(
+        NotApplicable,
+        match="calibrated=false is not possible: GWQ works from the SquaredGradient of the loss",
+    ):
         with_calibration(GWQ(score=Score.fisher), False)
-    with pytest.raises(NotApplicable, match="calibrated=true is not possible: Dense as it is set has no counterpart that looks at text"):
+    with pytest.raises(
+        NotApplicable,
+        match="calibrated=true is not possible: Dense as it is set has no counterpart that looks at text",
+    ):
         with_calibration(Dense(), True)

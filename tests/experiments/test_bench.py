@@ -84,7 +84,9 @@ class TestFloor:
         assert floor.floor_seconds(500, 1000.0) == 0.5
 
     @pytest.mark.parametrize(("architecture", "rows_read"), [("qwen3-tied", True), ("qwen3-untied", False)])
-    def test_a_pass_reads_every_weight_but_an_embedding_that_is_no_head(self, architecture: str, rows_read: bool) -> None:
+    def test_a_pass_reads_every_weight_but_an_embedding_that_is_no_head(
+        self, architecture: str, rows_read: bool
+    ) -> None:
         model = tiny_model(architecture)
         embedding = 96 * 64 * 4
         everything = sum(parameter.nbytes for parameter in model.parameters())
@@ -136,7 +138,9 @@ class TestContenders:
         x = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
         packed, scales = linear.int4_weight(value, torch.float32)
         expected = x.double() @ value.dequantize().double().T
-        assert torch.allclose(linear.int4_product(packed, scales, 64, x)().double(), expected, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(
+            linear.int4_product(packed, scales, 64, x)().double(), expected, rtol=1e-4, atol=1e-5
+        )
 
     def test_a_linear_case_counts_the_bytes_of_each_format(self) -> None:
         case = linear.case((32, 128), (4, 2), 64, 3, CPU)
@@ -146,7 +150,10 @@ class TestContenders:
         assert nbytes["bf16"] == 2 * (32 * 128 + ends)
         assert nbytes["torch int4"] == 32 * 128 // 2 + 32 * 2 * 2 * 4 + 4 * ends
         assert nbytes["SINQ 2 bits"] == 32 * 128 // 4 + 2 * (2 * 32 * 2 + 128) + 4 * ends
-        assert [contender.peer for contender in case.contenders if contender.name.startswith("SINQ")] == ["torch int4", None]
+        assert [contender.peer for contender in case.contenders if contender.name.startswith("SINQ")] == [
+            "torch int4",
+            None,
+        ]
 
     def test_int4_is_listed_where_it_cannot_run(self) -> None:
         case = linear.case((24, 128), (4,), 64, 1, CPU)
@@ -157,11 +164,15 @@ class TestContenders:
         assert len(case.contenders) == 10
         with torch.no_grad():
             assert all(contender.seconds() > 0 for contender in case.contenders)
-        assert {contender.nbytes for contender in case.contenders} == {16 * 128 * 4 + 16 * 128 // 2 + 2 * 16 * 2 * 2}
+        assert {contender.nbytes for contender in case.contenders} == {
+            16 * 128 * 4 + 16 * 128 // 2 + 2 * 16 * 2 * 2
+        }
 
     def test_the_reference_runs_under_its_name_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen = []
-        monkeypatch.setattr(RTN, "quantize", lambda self, weight, statistic: seen.append(quantize.chosen(weight.device)))
+        monkeypatch.setattr(
+            RTN, "quantize", lambda self, weight, statistic: seen.append(quantize.chosen(weight.device))
+        )
         entries = quantize.calibration_free(Grid())[:2]
         for entry in entries:
             quantize._work(entry, [torch.ones(4, 64)])()
@@ -172,13 +183,20 @@ class TestContenders:
             lambda: quantize.matrix_case((16, 100), Grid(group_size=64), peers.Peers(), CPU),
             lambda: linear.case((16, 100), (4,), 64, 1, CPU),
         ):
-            with pytest.raises(ValueError, match=r"group_size=64 does not divide.*sizes that fit are \[2, 4, 5, 10, 20, 25, 50, 100\]"):
+            with pytest.raises(
+                ValueError,
+                match=r"group_size=64 does not divide.*sizes that fit are \[2, 4, 5, 10, 20, 25, 50, 100\]",
+            ):
                 make()
 
     def test_all_matrices_of_a_model_are_quantized(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        case = quantize.model_case(models.Named("tiny", tiny_model("llama")), Grid(group_size=64), peers.Peers(), CPU)
+        case = quantize.model_case(
+            models.Named("tiny", tiny_model("llama")), Grid(group_size=64), peers.Peers(), CPU
+        )
         shapes = []
-        monkeypatch.setattr(SINQ, "quantize", lambda self, weight, statistic: shapes.append(tuple(weight.shape)))
+        monkeypatch.setattr(
+            SINQ, "quantize", lambda self, weight, statistic: shapes.append(tuple(weight.shape))
+        )
         next(contender for contender in case.contenders if contender.name == "SINQ").seconds()
         assert sorted(shapes) == sorted([(64, 64)] * 8 + [(128, 64)] * 4 + [(64, 128)] * 2)
 
@@ -186,7 +204,12 @@ class TestContenders:
         model = tiny_model("llama")
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         reading, writing = decode.cases(models.Named("tiny", model), (4, 2), 32, CPU)
-        assert [one.name for one in writing.contenders] == ["dense fp32", "dense bf16", "SINQ 4 bits", "SINQ 2 bits"]
+        assert [one.name for one in writing.contenders] == [
+            "dense fp32",
+            "dense bf16",
+            "SINQ 4 bits",
+            "SINQ 2 bits",
+        ]
         nbytes = [one.nbytes for one in writing.contenders]
         assert nbytes[0] == decode.DECODE_TOKENS * reading.contenders[0].nbytes == 2 * nbytes[1]
         assert nbytes[2] > nbytes[3]
@@ -216,7 +239,9 @@ class TestPeers:
     def running(self, folder: Path, body: str) -> Iterator[peers.Peers]:
         (folder / "hqq" / "core").mkdir(parents=True)
         (folder / "hqq-1.2.dist-info").mkdir()
-        (folder / "hqq-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hqq\nVersion: 1.2\n")
+        (folder / "hqq-1.2.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: hqq\nVersion: 1.2\n"
+        )
         (folder / "hqq" / "core" / "quantize.py").write_text(body)
         with peers.started({"hqq": folder}, 1) as running:
             yield running
@@ -231,20 +256,33 @@ class TestPeers:
         )
         with self.running(tmp_path, body) as running:
             (theirs,), absent = running.contenders({"hqq"}, [torch.ones(4, 64)] * 2, 3, 32, 77)
-            assert (theirs.name, theirs.kernel, theirs.nbytes, theirs.is_peer) == ("hqq package", "version 1.2", 77, True)
+            assert (theirs.name, theirs.kernel, theirs.nbytes, theirs.is_peer) == (
+                "hqq package",
+                "version 1.2",
+                77,
+                True,
+            )
             start = time.perf_counter()
             assert 0.2 <= theirs.seconds() <= time.perf_counter() - start
             running.contenders({"hqq"}, [torch.ones(4, 32)], 3, 32, 77)
             (_, failed) = measure([theirs], 1)
         assert failed[0].reason == "AssertionError: (3, 32, torch.Size([4, 32]))"
         assert running.workers[0].process.poll() == 0
-        assert {one.name for one in absent} == {"asinq package", "autoawq package", "gptqmodel package", "sinq package"}
+        assert {one.name for one in absent} == {
+            "asinq package",
+            "autoawq package",
+            "gptqmodel package",
+            "sinq package",
+        }
 
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
             ("import a_package_nobody_has", "ModuleNotFoundError: No module named 'a_package_nobody_has'"),
-            ("import os, sys; print('out of luck', file=sys.stderr); sys.stderr.flush(); os._exit(3)", "out of luck"),
+            (
+                "import os, sys; print('out of luck', file=sys.stderr); sys.stderr.flush(); os._exit(3)",
+                "out of luck",
+            ),
         ],
     )
     def test_a_missing_peer_is_listed_with_the_reason(
@@ -258,7 +296,20 @@ class TestPeers:
 
 class TestCommandLine:
     def test_end_to_end_the_three_files_agree(self, tmp_path: Path) -> None:
-        small = ["--shapes", "16x128", "--bits", "4", "--rounds", "2", "--threads", "1", "--copied", "1", "--device", "cpu"]
+        small = [
+            "--shapes",
+            "16x128",
+            "--bits",
+            "4",
+            "--rounds",
+            "2",
+            "--threads",
+            "1",
+            "--copied",
+            "1",
+            "--device",
+            "cpu",
+        ]
         chosen = ["--suite", "quantize,linear", *small, "--results"]
         done = forked.run(tmp_path, ("-m", "experiments.bench", *chosen, str(tmp_path)))
         assert done.done() == 0, done.output
@@ -267,7 +318,10 @@ class TestCommandLine:
         assert str(folder) in done.stdout
         report = json.loads((folder / "bench.json").read_text())
         assert (report["options"]["threads"], report["provenance"]["torch_threads"]) == (1, 1)
-        assert [(case["suite"], len(case["results"])) for case in report["cases"]] == [("quantize", 10), ("linear", 4)]
+        assert [(case["suite"], len(case["results"])) for case in report["cases"]] == [
+            ("quantize", 10),
+            ("linear", 4),
+        ]
         self.check_numbers(report)
         self.check_markdown(report, (folder / "bench.md").read_text())
         assert (folder / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -280,7 +334,9 @@ class TestCommandLine:
                 assert len(result["samples"]) == 2
                 assert result["median"] == pytest.approx(medians[result["name"]])
                 assert result["ratio"] == pytest.approx(medians[result["name"]] / medians[case["baseline"]])
-                assert result["floor_ratio"] == pytest.approx(result["median"] * case["bytes_per_second"] / result["nbytes"])
+                assert result["floor_ratio"] == pytest.approx(
+                    result["median"] * case["bytes_per_second"] / result["nbytes"]
+                )
 
     def check_markdown(self, report: dict[str, Any], text: str) -> None:
         lines = [line.split(" | ") for line in text.splitlines() if re.match(r"\| (?!---| \|)", line)]
@@ -301,14 +357,18 @@ class TestCommandLine:
             ("--peers hqq=/no/such/folder", "folder '/no/such/folder' for hqq does not exist"),
         ],
     )
-    def test_a_mistake_is_one_line(self, words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_mistake_is_one_line(
+        self, words: str, message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as end:
             options.parse(words.split())
         assert end.value.code == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
 
     def test_options_choose_the_cases(self) -> None:
-        chosen = options.parse(["--suite", "linear,quantize", "--shapes", "16×64,32x64", "--bits", "4,3", "--batch", "1,2"])
+        chosen = options.parse(
+            ["--suite", "linear,quantize", "--shapes", "16×64,32x64", "--bits", "4,3", "--batch", "1,2"]
+        )
         names = [one.name for one in bench.cases(chosen, peers.Peers(), CPU)]
         assert names == [
             *(f"{shape}, batch {batch}, groups of 64" for shape in ("16×64", "32×64") for batch in (1, 2)),
@@ -317,11 +377,15 @@ class TestCommandLine:
 
     def test_a_folder_is_a_model_and_another_name_is_none(self, tiny_folder: Path) -> None:
         assert models.find(str(tiny_folder), CPU).name == "tiny"
-        with pytest.raises(ValueError, match="--model here-is-none does not exist; give auto, smollm2, random or"):
+        with pytest.raises(
+            ValueError, match="--model here-is-none does not exist; give auto, smollm2, random or"
+        ):
             models.find("here-is-none", CPU)
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(12.34, "12.3 s"), (0.5, "500 ms"), (0.00123, "1.23 ms"), (4.5e-6, "4.50 µs")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(12.34, "12.3 s"), (0.5, "500 ms"), (0.00123, "1.23 ms"), (4.5e-6, "4.50 µs")]
+)
 def test_durations_have_a_unit_that_suits_them(seconds: float, shown: str) -> None:
     assert table.duration(seconds) == shown
 

@@ -1,5 +1,6 @@
 """Calibration windows, and statistics kept in the cache."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from baselines.rtn import RTN
 from experiments.calibration import CalibrationText, StatisticsFolder
 from experiments.models import LoadedModel
 from experiments.text import StateOfTheUnion
-from sinq import Calibration, Grid, Method, blocks
+from sinq import Calibration, Grid, Method
 from sinq.linear import WeightStore
 from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
 
@@ -27,7 +28,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoadedModel:
 def weights(method: Method, calibration: Calibration) -> dict[str, torch.Tensor]:
     model = tiny_model("llama")
     method.compress(model, calibration)
-    return {name: module.value.dequantize() for name, module in model.named_modules() if isinstance(module, WeightStore)}
+    return {
+        name: module.value.dequantize()
+        for name, module in model.named_modules()
+        if isinstance(module, WeightStore)
+    }
 
 
 def source(**options: object) -> CalibrationText:
@@ -43,14 +48,17 @@ def test_windows_depend_on_the_seed_alone(loaded: LoadedModel) -> None:
         CalibrationText(StateOfTheUnion(), samples=0)
 
 
-def test_statistics_of_the_dense_model_are_taken_once(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_the_dense_model_are_taken_once(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibration = source(sequential=False).load(loaded)
     first = weights(GPTQ(GRID), calibration)
-    monkeypatch.setattr(blocks, "enter", lambda *_: pytest.fail("the model ran again"))
-    monkeypatch.setattr("sinq.collect.enter", blocks.enter)
+    monkeypatch.setattr(import_module("sinq.walk"), "enter", lambda *_: pytest.fail("the model ran again"))
     again = weights(GPTQ(GRID), source(sequential=False).load(loaded))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    weights(GPTQ(Grid(bits=4, group_size=32), true_sequential=True), calibration)  # other options, the same statistic
+    weights(
+        GPTQ(Grid(bits=4, group_size=32), true_sequential=True), calibration
+    )  # other options, the same statistic
 
 
 @pytest.mark.parametrize("change", ["text", "model", "statistic"])
@@ -74,12 +82,20 @@ def test_found_and_fresh_statistics_give_the_same_weights(loaded: LoadedModel) -
         kept = weights(method, source(sequential=False).load(loaded))
         found = weights(method, source(sequential=False).load(loaded))
         fresh = weights(method, Calibration(source().load(loaded).tokens, sequential=False))
-        assert all(torch.equal(kept[name], found[name]) and torch.equal(kept[name], fresh[name]) for name in kept)
+        assert all(
+            torch.equal(kept[name], found[name]) and torch.equal(kept[name], fresh[name]) for name in kept
+        )
 
 
 def test_sequential_statistics_are_others(loaded: LoadedModel) -> None:
     tokens = tiny_tokens(4)
-    sequential, dense = (weights(GPTQ(GRID), Calibration(tokens, sequential=order)) for order in (True, False))
-    assert torch.equal(sequential["model.layers.0.self_attn.q_proj.weight"], dense["model.layers.0.self_attn.q_proj.weight"])
-    assert not torch.equal(sequential["model.layers.1.self_attn.q_proj.weight"], dense["model.layers.1.self_attn.q_proj.weight"])
+    sequential, dense = (
+        weights(GPTQ(GRID), Calibration(tokens, sequential=order)) for order in (True, False)
+    )
+    assert torch.equal(
+        sequential["model.layers.0.self_attn.q_proj.weight"], dense["model.layers.0.self_attn.q_proj.weight"]
+    )
+    assert not torch.equal(
+        sequential["model.layers.1.self_attn.q_proj.weight"], dense["model.layers.1.self_attn.q_proj.weight"]
+    )
     assert source(sequential=True).load(loaded).store is None

@@ -53,7 +53,10 @@ def test_a_claim_that_is_held_is_left_alone_when_not_to_wait(tmp_path: Path) -> 
     process = worker(tmp_path, 600)
     try:
         wait_for((tmp_path / "events").exists)
-        with pytest.raises(BusyError, match="another process is at work on run one"), claim(tmp_path, "one", wait=False):
+        with (
+            pytest.raises(BusyError, match="another process is at work on run one"),
+            claim(tmp_path, "one", wait=False),
+        ):
             pass
         with claim(tmp_path, "two", wait=False):
             pass
@@ -62,7 +65,9 @@ def test_a_claim_that_is_held_is_left_alone_when_not_to_wait(tmp_path: Path) -> 
         process.join()
 
 
-def test_the_claim_of_a_dead_machine_expires_and_one_that_beats_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_claim_of_a_dead_machine_expires_and_one_that_beats_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A marker that names another host says nothing about its process; only the heartbeat counts."""
     monkeypatch.setattr(claims, "EXPIRES", 1.0)
     monkeypatch.setattr(claims, "HEARTBEAT", 0.2)
@@ -94,5 +99,8 @@ def test_a_new_owner_removes_what_the_old_one_left_half_written_and_nothing_else
 
 def test_a_results_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"results_dir=.*file/results cannot be written"), claim(tmp_path / "file/results", "one"):
+    with (
+        pytest.raises(ValueError, match=r"results_dir=.*file/results cannot be written"),
+        claim(tmp_path / "file/results", "one"),
+    ):
         pass

@@ -17,7 +17,14 @@ from tests import forked
 from tests.conftest import ROOT
 from tests.forked import Forked
 
-FAST = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=2", "group_size=32", "logger=none", "device=cpu"]
+FAST = [
+    "text.evaluate_from=2025",
+    "evaluation=quality",
+    "evaluation.perplexity.windows=2",
+    "group_size=32",
+    "logger=none",
+    "device=cpu",
+]
 
 
 def words_for(folder: Path, results: Path, *words: str) -> tuple[str, ...]:
@@ -32,7 +39,11 @@ def run(tiny_folder: Path, tmp_path: Path) -> Callable[..., Forked]:
     """Begins `python run.py` on a tiny model; its results are in `tmp_path/results`."""
 
     def begin(*words: str) -> Forked:
-        return forked.run(tmp_path / "work", words_for(tiny_folder, tmp_path / "results", *words), {"SINQ_CACHE": str(tmp_path / "cache")})
+        return forked.run(
+            tmp_path / "work",
+            words_for(tiny_folder, tmp_path / "results", *words),
+            {"SINQ_CACHE": str(tmp_path / "cache")},
+        )
 
     return begin
 
@@ -64,10 +75,15 @@ def test_one_run_prints_a_table_and_the_path_of_its_row(
     rows = record.load(tmp_path / "results")
     assert sorted(rows["name"]) == ["none", "sinq 4-bit g32"]
     assert all(word in done.stdout for word in ("ppl", "none", "sinq 4-bit g32"))
-    assert str(record.row_path(tmp_path / "results", rows.set_index("name").loc["sinq 4-bit g32", "run_id"])) in done.stdout
+    assert (
+        str(record.row_path(tmp_path / "results", rows.set_index("name").loc["sinq 4-bit g32", "run_id"]))
+        in done.stdout
+    )
 
 
-def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(run: Callable[..., Forked], tmp_path: Path) -> None:
+def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(
+    run: Callable[..., Forked], tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     assert run("bits=3").done() == 0
     before = record.load(results).set_index("run_id")
@@ -93,7 +109,12 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         "not applicable: method=none, bits=4: method=none takes no group_size and no bits; it has no options",
         "not applicable: method=sinq_nf4, bits=3: bits=3 is not possible with levels=nf4, whose table has 4 bits",
     ]
-    assert sorted(record.load(results)["name"]) == ["none", "rtn 3-bit g32", "rtn 4-bit g32", "sinq_nf4 4-bit g32"]
+    assert sorted(record.load(results)["name"]) == [
+        "none",
+        "rtn 3-bit g32",
+        "rtn 4-bit g32",
+        "sinq_nf4 4-bit g32",
+    ]
     assert set(record.load(results)["status"]) == {record.FINISHED}
     summary = done.stdout[done.stdout.rindex("runs in") :]
     assert all(word in summary for word in ("KL", "flips"))
@@ -109,14 +130,22 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         (["method=sinq_nf4", "bits=3"], "error: bits=3 is not possible with levels=nf4"),
         (["bits=7"], "error: bits=7 is not possible; it must be one of (2, 3, 4, 5, 6, 8)"),
         (["metod=rtn"], "error: there is no option metod; there are: "),
-        (["method=aqlm"], "error: method=aqlm takes no group_size; its options are method.format.codebooks, "),
+        (
+            ["method=aqlm"],
+            "error: method=aqlm takes no group_size; its options are method.format.codebooks, ",
+        ),
         (["table=table1"], "error: table=table1 is filled by a sweep; add experiment=paper"),
         (["experiment=paper"], "error: table is missing; give table=<name>, one of smoke, smollm2, table1, "),
-        (["experiment=paper", "table=table0"], "error: table=table0 does not exist; choose one of smoke, smollm2, table1, "),
+        (
+            ["experiment=paper", "table=table0"],
+            "error: table=table0 does not exist; choose one of smoke, smollm2, table1, ",
+        ),
         (["group_size=48"], "error: group_size=48 does not divide 14 layers"),
     ],
 )
-def test_a_mistake_is_a_line_and_an_exit_code(run: Callable[..., Forked], words: list[str], message: str) -> None:
+def test_a_mistake_is_a_line_and_an_exit_code(
+    run: Callable[..., Forked], words: list[str], message: str
+) -> None:
     done = run(*words)
     assert done.done() == 1
     assert done.stdout.strip().startswith(message)
@@ -125,7 +154,9 @@ def test_a_mistake_is_a_line_and_an_exit_code(run: Callable[..., Forked], words:
 
 
 def test_a_traceback_is_shown_when_asked_for(tiny_folder: Path, tmp_path: Path) -> None:
-    done = forked.run(tmp_path / "work", words_for(tiny_folder, tmp_path / "results", "bits=7"), {"HYDRA_FULL_ERROR": "1"})
+    done = forked.run(
+        tmp_path / "work", words_for(tiny_folder, tmp_path / "results", "bits=7"), {"HYDRA_FULL_ERROR": "1"}
+    )
     assert done.done() == 1
     assert "Traceback" in done.stderr
 

@@ -53,7 +53,9 @@ def test_help_says_what_a_command_does_by_an_example(
 def test_results_is_the_folder_that_is_read(
     command: str, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, command, *READERS[command], "--results", str(results)) == 0, capsys.readouterr().out
+    assert run(monkeypatch, command, *READERS[command], "--results", str(results)) == 0, (
+        capsys.readouterr().out
+    )
     monkeypatch.chdir(results.parent)
     (results.parent / "results").symlink_to(results)
     assert run(monkeypatch, command, *READERS[command]) == 0, capsys.readouterr().out
@@ -66,7 +68,9 @@ def test_help_of_a_run_has_examples_and_choices(tmp_path: Path) -> None:
     assert "sinq_refined" in done.stdout
 
 
-def test_out_is_the_file_that_is_written(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_is_the_file_that_is_written(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = ("--results", str(results), "--out")
     assert run(monkeypatch, "results", *source, str(tmp_path / "rows.parquet")) == 0
     assert set(pd.read_parquet(tmp_path / "rows.parquet")["run_id"]) == {"none4t", "sinq4t", "rtn4t"}
@@ -90,7 +94,9 @@ def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.Captur
         mistakes.guard(lambda: missing("sinq.nothing"))
 
 
-def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"sinq-harness\[wandb\]'.* logger=none"):
         WandB()

@@ -14,7 +14,9 @@ NOISE = np.random.default_rng(1)
 HARD = 3 + NOISE.normal(0, 0.5, 20)  # what makes a window hard is hard for everyone
 
 
-def row(name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str | None = None, **method: Any) -> Row:
+def row(
+    name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str | None = None, **method: Any
+) -> Row:
     """A finished row, as the pipeline records it."""
     grid = {} if bits is None else {"grid": {"bits": bits, "group_size": 64}}
     nll = [float(value) for value in nll]
@@ -23,17 +25,32 @@ def row(name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str |
         "name": name if bits is None else f"{name} {bits}-bit g64",
         "choices": {"method": name},
         "status": record.FINISHED,
-        "identity": {"model": {"name": "m", "sha256": "1", "dtype": "float32"}, "device": "cpu", "method": {**grid, **method}},
+        "identity": {
+            "model": {"name": "m", "sha256": "1", "dtype": "float32"},
+            "device": "cpu",
+            "method": {**grid, **method},
+        },
         "options": {"method": {**grid, **method}},
-        "metrics": {"perplexity": {"value": 1.0, "windows": len(nll), "seqlen": 2048, "kl": 0.02, "flip_rate": 0.1}},
+        "metrics": {
+            "perplexity": {"value": 1.0, "windows": len(nll), "seqlen": 2048, "kl": 0.02, "flip_rate": 0.1}
+        },
         "samples": {"perplexity": {"window_nll": nll}},
-        "protocol": {"fingerprint": "f", "tokens": 9, "tokenizer": "t", "bos": "none", "dtype": "float32", "model_commit": None},
+        "protocol": {
+            "fingerprint": "f",
+            "tokens": 9,
+            "tokenizer": "t",
+            "bos": "none",
+            "dtype": "float32",
+            "model_commit": None,
+        },
     }
 
 
 def test_all_possible_resamples_give_the_same_interval() -> None:
     values = np.array([0.1, -0.2, 0.4, 0.05, 0.3])
-    every = values[np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)].mean(1)  # 5⁵ ways to draw five windows
+    every = values[np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)].mean(
+        1
+    )  # 5⁵ ways to draw five windows
     assert bootstrap_interval(values) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.01)
 
 
@@ -111,7 +128,13 @@ def test_rows_of_different_protocols_are_refused(place: tuple[str, ...], value: 
 
 
 def test_methods_are_compared_at_their_own_bits() -> None:
-    rows = [row("sinq", HARD, 4), row("sinq", HARD + 0.3, 3), row("rtn", HARD + 0.1, 4), row("rtn", HARD + 0.2, 3), row("none", HARD, None)]
+    rows = [
+        row("sinq", HARD, 4),
+        row("sinq", HARD + 0.3, 3),
+        row("rtn", HARD + 0.1, 4),
+        row("rtn", HARD + 0.2, 3),
+        row("none", HARD, None),
+    ]
     found = results.compared(rows, "sinq")
     assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, None, 0.1, -0.1, None]
 
@@ -143,25 +166,34 @@ def test_the_dense_model_has_no_bits_to_match() -> None:
 
 
 def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
-    elsewhere, failed = row("rtn", HARD[:10], 4), {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED}
+    elsewhere, failed = (
+        row("rtn", HARD[:10], 4),
+        {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED},
+    )
     assert results.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
 
 
 def test_several_rows_of_one_name_are_an_error_that_lists_them() -> None:
     rows = [row(iterations=16, run_id="a"), row(iterations=4, run_id="b"), row("rtn", HARD + 0.1)]
-    with pytest.raises(ValueError, match=r"--against sinq means several rows beside id-rtn-4 .*: a \(.*=16\); b \(.*=4\)"):
+    with pytest.raises(
+        ValueError, match=r"--against sinq means several rows beside id-rtn-4 .*: a \(.*=16\); b \(.*=4\)"
+    ):
         results.compared(rows, "sinq")
     assert [c is not None for c in results.compared(rows, "a")] == [False, True, True]
 
 
 def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
-    with pytest.raises(ValueError, match="--against hqq names no row; give a run id or one of: rtn, rtn 4-bit g64"):
+    with pytest.raises(
+        ValueError, match="--against hqq names no row; give a run id or one of: rtn, rtn 4-bit g64"
+    ):
         results.compared([row("rtn")], "hqq")
 
 
 def test_the_table_shows_them() -> None:
     rows = [row(), row("rtn", HARD + 0.1)]
-    shown = results.beside(results.overview(record.tabulate(rows), results.QUALITY), results.compared(rows, "sinq"), "sinq").fillna("–")
+    shown = results.beside(
+        results.overview(record.tabulate(rows), results.QUALITY), results.compared(rows, "sinq"), "sinq"
+    ).fillna("–")
     assert list(shown["ΔNLL to sinq"]) == ["–", "+0.1000"]
     assert list(shown["95 %"]) == ["–", "+0.1000 … +0.1000"]
     assert list(shown["verdict"]) == ["–", "worse"]

@@ -60,13 +60,19 @@ def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
 
 
 def test_every_method_class_has_a_yaml() -> None:
-    used = {type(built(f"method={name}", *EXTRA.get((group, name), [])).method) for group, name in OPTIONS if group == "method"}
+    used = {
+        type(built(f"method={name}", *EXTRA.get((group, name), [])).method)
+        for group, name in OPTIONS
+        if group == "method"
+    }
     assert used == set(method_classes())
 
 
 def test_two_classes_of_one_name_are_an_error_that_names_both() -> None:
     twin = type("RTN", (RTN,), {"__module__": "elsewhere"})
-    with pytest.raises(TypeError, match=r"the name RTN, .*: baselines\.rtn\.RTN and elsewhere\.RTN; rename one"):
+    with pytest.raises(
+        TypeError, match=r"the name RTN, .*: baselines\.rtn\.RTN and elsewhere\.RTN; rename one"
+    ):
         by_name((RTN, SINQ, twin))
     assert by_name((RTN, SINQ, RTN)) == {"RTN": RTN, "SINQ": SINQ}
 
@@ -81,7 +87,14 @@ def test_the_presets_are_what_they_say() -> None:
 
 
 def test_options_that_cut_across_reach_the_parts() -> None:
-    run = built("bits=3", "group_size=32", "on_misfit=skip", "calibration=sotu", "seed=7", "layers.exclude=[lm_head,down_proj]")
+    run = built(
+        "bits=3",
+        "group_size=32",
+        "on_misfit=skip",
+        "calibration=sotu",
+        "seed=7",
+        "layers.exclude=[lm_head,down_proj]",
+    )
     assert isinstance(run.method, SINQ)
     assert (run.method.grid.bits, run.method.grid.group_size) == (3, 32)
     assert (run.layers.on_misfit.name, list(run.layers.exclude)) == ("skip", ["lm_head", "down_proj"])
@@ -94,13 +107,21 @@ def test_calibrated_is_an_axis_across_methods() -> None:
     assert built("bits=3", "method=asinq").method == asinq
     assert built("bits=3", "method=sinq", "calibrated=true").method == asinq
     assert built("bits=3", "method=asinq", "calibrated=false").method == SINQ(grid)
-    assert built("bits=3", "method=rtn", "calibrated=true").method == built("bits=3", "method=awq").method == AWQ(RTN(grid))
-    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(GPTQ(grid, act_order=ActOrder.full))
+    assert (
+        built("bits=3", "method=rtn", "calibrated=true").method
+        == built("bits=3", "method=awq").method
+        == AWQ(RTN(grid))
+    )
+    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(
+        GPTQ(grid, act_order=ActOrder.full)
+    )
     with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
         built("method=gptq", "calibrated=false")
 
 
-@pytest.mark.parametrize(("method", "kind"), [("hadamard", Hadamard), ("hadamard_fused", ResidualHadamard), ("presinq", PreSINQ)])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("hadamard", Hadamard), ("hadamard_fused", ResidualHadamard), ("presinq", PreSINQ)]
+)
 def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type) -> None:
     assert built(f"method={method}", "bits=3").method == kind(RTN(Grid(3)))
     assert built(f"method={method}", "bits=3", "method@method.inner=sinq").method == kind(SINQ(Grid(3)))
@@ -112,7 +133,9 @@ def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:
 
 
 def test_options_of_a_method_are_set_by_name() -> None:
-    method: Any = built("method.grid.levels=nf4", "method.sinkhorn.iterations=8", "method.kurtosis_gate=4").method
+    method: Any = built(
+        "method.grid.levels=nf4", "method.sinkhorn.iterations=8", "method.kurtosis_gate=4"
+    ).method
     assert (method.grid.levels, method.sinkhorn.iterations, method.kurtosis_gate) == (Levels.nf4, 8, 4.0)
 
 
@@ -127,11 +150,23 @@ def test_an_evaluation_can_be_left_out() -> None:
         ("bits=four", "bits: Value 'four' of type 'str' could not be converted to Integer"),
         ("bitz=4", "there is no option bitz; there are: "),
         ("method.grid.bitz=4", "there is no option method.grid.bitz; there are: bits, group_size"),
-        ("method.sinkhorn.early_stop=perhaps", "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)"),
-        ("method.grid.levels=nf5", "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3, fp4]"),
-        ("method=sink", "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, aqlm_untuned, asinq, awq"),
+        (
+            "method.sinkhorn.early_stop=perhaps",
+            "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)",
+        ),
+        (
+            "method.grid.levels=nf5",
+            "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3, fp4]",
+        ),
+        (
+            "method=sink",
+            "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, aqlm_untuned, asinq, awq",
+        ),
         ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
-        ("evaluation.perplexity.windows=0", "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all"),
+        (
+            "evaluation.perplexity.windows=0",
+            "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all",
+        ),
         ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),
         ("device=tpu9", "device=tpu9 is not a device known here; use auto, cpu, cuda or cuda:<number>"),
         ("bits=[", "override 'bits=[' cannot be read: "),
@@ -149,4 +184,7 @@ def test_missing_data_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SINQ_DATA")
     with pytest.raises(MENDABLE) as caught:
         built("model=stories260k")
-    assert explain(caught.value) == "models/stories260k is not part of this project, and the environment variable SINQ_DATA names no folder"
+    assert (
+        explain(caught.value)
+        == "models/stories260k is not part of this project, and the environment variable SINQ_DATA names no folder"
+    )

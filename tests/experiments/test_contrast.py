@@ -9,7 +9,14 @@ from experiments import contrast, contrast_table
 from experiments.console import console
 from tests.experiments.rows import failed, finished, layers, store
 
-ROWS = [finished("none"), finished("sinq"), finished("sinq", 3), finished("rtn"), finished("sinq", text="u"), failed()]
+ROWS = [
+    finished("none"),
+    finished("sinq"),
+    finished("sinq", 3),
+    finished("rtn"),
+    finished("sinq", text="u"),
+    failed(),
+]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,9 @@ def test_numbers_of_another_protocol_are_left_out() -> None:
 def test_layers_come_with_the_largest_change_first(tmp_path: Path) -> None:
     one, other = store(tmp_path, finished("sinq"), finished("sinq", 3))
     table = contrast.layers(one, other, tmp_path)
-    expected = (layers(other).set_index("name") - layers(one).set_index("name"))["relative_error"].sort_values(ascending=False)
+    expected = (layers(other).set_index("name") - layers(one).set_index("name"))[
+        "relative_error"
+    ].sort_values(ascending=False)
     assert list(table.index) == list(expected.index)
     assert np.allclose(table["relative_error", "difference"], expected)
     assert contrast.layers(one, finished("none"), tmp_path).empty
@@ -80,7 +89,9 @@ def test_layers_come_with_the_largest_change_first(tmp_path: Path) -> None:
 def test_output_errors_are_compared_where_both_have_them(tmp_path: Path) -> None:
     one, other = store(tmp_path, finished("sinq"), finished("rtn"))
     name = "model.layers.1.mlp.down_proj"
-    one["samples"]["layer_error"], other["samples"]["layer_error"] = ({"relative_error": {name: value}} for value in (0.1, 0.4))
+    one["samples"]["layer_error"], other["samples"]["layer_error"] = (
+        {"relative_error": {name: value}} for value in (0.1, 0.4)
+    )
     table = contrast.layers(one, other, tmp_path)
     assert table.columns[0] == ("output_error", "one")
     assert table.loc[name, ("output_error", "difference")] == pytest.approx(0.3)
@@ -92,7 +103,10 @@ def test_everything_is_printed(tmp_path: Path) -> None:
     with console.capture() as captured:
         contrast_table.show(one, other, tmp_path, 2)
     text = captured.get()
-    assert all(words in text for words in ("what was different", "method.name", "by mean NLL: worse", "6 layers in common"))
+    assert all(
+        words in text
+        for words in ("what was different", "method.name", "by mean NLL: worse", "6 layers in common")
+    )
     assert text.count("model.layers.") == 2
     with console.capture() as captured:
         contrast_table.show(one, finished("sinq", text="u"), tmp_path, 2)

@@ -38,7 +38,9 @@ def pair(architecture: str = "llama") -> tuple[Subject, Subject]:
 def predictions(model: Any, given: Subject) -> Tensor:
     """Log-probabilities (windows, positions, vocabulary), float64."""
     windows = given.tokens[: 3 * SEQLEN].reshape(3, SEQLEN)
-    return torch.stack([model(window[None], use_cache=False).logits[0, :-1].double().log_softmax(-1) for window in windows])
+    return torch.stack(
+        [model(window[None], use_cache=False).logits[0, :-1].double().log_softmax(-1) for window in windows]
+    )
 
 
 def exact(given: Subject) -> tuple[Tensor, Tensor]:
@@ -83,7 +85,9 @@ def test_it_is_the_divergence_of_merged_outcomes() -> None:
     kept = dense.topk(8).indices
     p, q = dense.exp().gather(2, kept), own.exp().gather(2, kept)
     p, q = (torch.cat([part, 1 - part.sum(-1, keepdim=True)], -1) for part in (p, q))
-    assert replace(OPTIONS, top_k=8).measure(compressed).metrics["kl"] == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-3)
+    assert replace(OPTIONS, top_k=8).measure(compressed).metrics["kl"] == pytest.approx(
+        (p * (p / q).log()).sum(-1).mean().item(), rel=1e-3
+    )
 
 
 def test_more_tokens_than_there_are_is_all_of_them() -> None:
@@ -112,13 +116,18 @@ def test_a_model_that_is_run_whole_is_compared_too() -> None:
 
 def test_of_equal_probabilities_either_is_the_first() -> None:
     own = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3]]).log()
-    dense = Expected(torch.tensor([[1], [0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log())
+    dense = Expected(
+        torch.tensor([[1], [0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
+    )
     assert divergence.divergence(own, dense)[1].tolist() == [False, True]
 
 
 def test_certainty_and_impossibility_have_finite_divergences() -> None:
     own = torch.tensor([[0.0, -200.0, -200.0], [-200.0, 0.0, -200.0]])
-    dense = Expected(torch.zeros(2, 1, dtype=torch.long), torch.tensor([[0.0, -torch.inf], [-1e-3, -6.9]], dtype=torch.float64))
+    dense = Expected(
+        torch.zeros(2, 1, dtype=torch.long),
+        torch.tensor([[0.0, -torch.inf], [-1e-3, -6.9]], dtype=torch.float64),
+    )
     kl, flips = divergence.divergence(own, dense)
     assert kl[0] == 0
     assert 100 < kl[1] < 250
@@ -203,7 +212,9 @@ def test_it_is_known_by_its_content() -> None:
         replace(dense, loaded=half),
         subject(),
     ]
-    assert len({path(dense), path(dense, windows=2), path(dense, top_k=9), *map(path, others)}) == 3 + len(others)
+    assert len({path(dense), path(dense, windows=2), path(dense, top_k=9), *map(path, others)}) == 3 + len(
+        others
+    )
 
 
 def test_measurements_are_means_over_positions_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

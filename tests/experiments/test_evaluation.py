@@ -46,7 +46,11 @@ class TestPerplexity:
             expected.append(-log_likelihood[:-1].gather(1, window[1:, None]).mean().item())
         assert result.samples["window_nll"] == pytest.approx(expected, rel=1e-5)
         assert result.metrics["value"] == pytest.approx(math.exp(sum(expected) / 3), rel=1e-5)
-        assert (result.metrics["windows"], result.metrics["windows_available"], result.metrics["seqlen"]) == (3, 8, 32)
+        assert (result.metrics["windows"], result.metrics["windows_available"], result.metrics["seqlen"]) == (
+            3,
+            8,
+            32,
+        )
 
     def test_windows_are_cut_to_the_models_context(self) -> None:
         assert Perplexity(windows=1).measure(subject()).metrics["seqlen"] == 64
@@ -75,10 +79,18 @@ class TestPerplexity:
 
         @torch.inference_mode()
         def plain(window: torch.Tensor) -> float:
-            return nn.functional.cross_entropy(model(window, use_cache=False).logits[0, :-1].float(), window[0, 1:]).item()
+            return nn.functional.cross_entropy(
+                model(window, use_cache=False).logits[0, :-1].float(), window[0, 1:]
+            ).item()
 
         window_nll(model, windows[0])
-        ours, theirs = zip(*((seconds(partial(window_nll, model, w), CPU), seconds(partial(plain, w), CPU)) for w in windows), strict=True)
+        ours, theirs = zip(
+            *(
+                (seconds(partial(window_nll, model, w), CPU), seconds(partial(plain, w), CPU))
+                for w in windows
+            ),
+            strict=True,
+        )
         print(f"fastest, ours / plain: {min(ours) / min(theirs):.3f}")
         assert min(ours) < 1.1 * min(theirs)  # the fastest of several rounds in turn: noise only ever adds
 
@@ -94,14 +106,15 @@ class TestSize:
         header = int.from_bytes(file.read_bytes()[:8], "little") + 8
         assert metrics["model_nbytes"] == file.stat().st_size - header
         weights = sum(layer.out_features * layer.in_features for layer in report.layers)
-        assert metrics["bits_per_weight"] == pytest.approx(8 * sum(layer.nbytes for layer in report.layers) / weights)
+        assert metrics["bits_per_weight"] == pytest.approx(
+            8 * sum(layer.nbytes for layer in report.layers) / weights
+        )
         assert metrics["dense_model_nbytes"] == sum(p.nbytes for p in tiny_model("qwen3-tied").parameters())
 
     def test_layers_left_dense_count_with_what_they_cost(self) -> None:
         model = tiny_model("llama")
-        report = SINQ(Grid(group_size=128)).compress(
-            model, context=Context(Layers(on_misfit=OnMisfit.skip))
-        )  # the two of 14 that are 128 wide
+        only_wide = Context(Layers(on_misfit=OnMisfit.skip))  # the two of 14 that are 128 wide
+        report = SINQ(Grid(group_size=128)).compress(model, context=only_wide)
         given = subject(compressed=model)
         metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
         compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)
@@ -127,7 +140,10 @@ class TestMemory:
 
     def test_inference_needs_at_least_the_weights(self) -> None:
         metrics = Memory(prompt_tokens=32).measure(subject()).metrics
-        assert metrics["inference_peak_bytes"] == metrics["inference_weights_bytes"] + metrics["inference_increase_bytes"]
+        assert (
+            metrics["inference_peak_bytes"]
+            == metrics["inference_weights_bytes"] + metrics["inference_increase_bytes"]
+        )
         assert "quantize_peak_bytes" not in metrics
         assert metrics["inference_weights_bytes"] == sum(p.nbytes for p in tiny_model("llama").parameters())
 
@@ -161,7 +177,9 @@ class TestLatency:
                 return self.inner(**inputs)
 
         given = subject(compressed=Slow(0.2))
-        given = type(given)(**{**vars(given), "loaded": type(given.loaded)(Slow(0.1), given.loaded.tokenizer, torch.float32)})  # type: ignore[arg-type]
+        given = type(given)(
+            **{**vars(given), "loaded": type(given.loaded)(Slow(0.1), given.loaded.tokenizer, torch.float32)}
+        )  # type: ignore[arg-type]
         object.__setattr__(given.loaded.model, "config", tiny_model("llama").config)
         result = Latency(prompt_tokens=8, decode_tokens=2, rounds=2).measure(given)
         for phase in ("prefill", "decode"):

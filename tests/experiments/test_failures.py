@@ -37,7 +37,13 @@ class Greedy(Evaluation):
 def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("SINQ_CACHE", str(tmp_path / "cache"))
     text = StateOfTheUnion(evaluate_from=2025)
-    return Run(Pretrained(path=str(tiny_folder)), text, SINQ(Grid(group_size=32)), {"perplexity": Perplexity(windows=1)}, device="cpu")
+    return Run(
+        Pretrained(path=str(tiny_folder)),
+        text,
+        SINQ(Grid(group_size=32)),
+        {"perplexity": Perplexity(windows=1)},
+        device="cpu",
+    )
 
 
 def test_allocators_that_give_nothing_are_recognised() -> None:
@@ -45,13 +51,22 @@ def test_allocators_that_give_nothing_are_recognised() -> None:
         torch.empty(1 << 50)
     with pytest.raises(MemoryError) as numpys:
         np.empty(1 << 57, dtype=np.uint8)
-    assert all(ran_out_of_memory(error) for error in (torchs.value, numpys.value, torch.OutOfMemoryError("CUDA out of memory.")))
-    assert not any(ran_out_of_memory(error) for error in (RuntimeError("shapes differ"), ValueError("memory"), OSError(28, "No space")))
+    assert all(
+        ran_out_of_memory(error)
+        for error in (torchs.value, numpys.value, torch.OutOfMemoryError("CUDA out of memory."))
+    )
+    assert not any(
+        ran_out_of_memory(error)
+        for error in (RuntimeError("shapes differ"), ValueError("memory"), OSError(28, "No space"))
+    )
 
 
 def test_a_run_out_of_memory_is_recorded_with_its_peak_and_what_to_try(run: Run, tmp_path: Path) -> None:
     greedy = replace(run, evaluation={"perplexity": Perplexity(windows=1), "greedy": Greedy()})
-    with pytest.raises(OutOfMemoryError, match=r"out of memory; the peak seen was .* GB\. Try .*stream=true, model\.dtype=bfloat16"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"out of memory; the peak seen was .* GB\. Try .*stream=true, model\.dtype=bfloat16",
+    ):
         execute(greedy, Setting(tmp_path / "results"))
     rows, _ = record.read(tmp_path / "results")
     (row,) = [row for row in rows if row["status"] == record.FAILED]

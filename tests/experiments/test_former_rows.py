@@ -15,7 +15,13 @@ from sinq import BlockTuning, Tuned, named
 from tests.conftest import ROOT
 
 OLD = ROOT / "tests/fixtures/at_9b1396a/results"
-MODEL: dict[str, Any] = {"model": "hub", "model.path": "tiny", "text": "sotu", "text.evaluate_from": 2025, "evaluation": "quality"}
+MODEL: dict[str, Any] = {
+    "model": "hub",
+    "model.path": "tiny",
+    "text": "sotu",
+    "text.evaluate_from": 2025,
+    "evaluation": "quality",
+}
 MODEL["evaluation.perplexity.windows"] = 6
 CALIBRATED = {"calibration": "sotu", "calibration.samples": 2}
 
@@ -43,7 +49,13 @@ def test_they_are_all_read_and_hold_no_path_of_a_class() -> None:
 def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None:
     groups = {} if options_of["method"] == "none" else {"group_size": 32}
     wanted = match.Wanted.of({**MODEL, **groups, **options_of}, "perplexity.value")
-    ours = [{**row, "identity": {**row["identity"], "model": {"name": "tiny", "revision": None, "dtype": "float32"}}} for row in rows()]
+    ours = [
+        {
+            **row,
+            "identity": {**row["identity"], "model": {"name": "tiny", "revision": None, "dtype": "float32"}},
+        }
+        for row in rows()
+    ]
     found, near = match.find(ours, wanted)
     assert [row["choices"]["method"] for row in found] == [options_of["method"]], near
     run = described(wanted.treatment)
@@ -58,9 +70,23 @@ def test_they_are_compared_with_one_another() -> None:
 
 
 def test_a_class_of_somebody_s_own_keeps_its_last_name_and_all_its_options() -> None:
-    method = {"kind": "theirs.methods.Clipped", "share": 0.9, "grid": {"kind": "sinq.grid.Grid", "bits": 4, "group_size": 32}}
-    row = from_schema_1({"identity": {"method": method}, "config": {"method": {"_target_": "theirs.methods.Clipped", "share": 0.9}}})
-    assert row["identity"]["method"] == {"name": "Clipped", "version": 1, "share": 0.9, "grid": {"group_size": 32}}
+    method = {
+        "kind": "theirs.methods.Clipped",
+        "share": 0.9,
+        "grid": {"kind": "sinq.grid.Grid", "bits": 4, "group_size": 32},
+    }
+    row = from_schema_1(
+        {
+            "identity": {"method": method},
+            "config": {"method": {"_target_": "theirs.methods.Clipped", "share": 0.9}},
+        }
+    )
+    assert row["identity"]["method"] == {
+        "name": "Clipped",
+        "version": 1,
+        "share": 0.9,
+        "grid": {"group_size": 32},
+    }
     assert row["options"]["method"]["grid"] == {"bits": 4, "group_size": 32}
     assert row["config"]["method"] == {"schema": "Clipped", "share": 0.9}
 

@@ -60,7 +60,10 @@ def numbers(name: str, bits: int) -> dict[str, Any]:
     run = described((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
     loaded = models.load(run.model, torch.device("cpu"))
     model: Any = models.sparing_clone(loaded.model)
-    of_text = [tokenize(part, loaded.tokenizer, loaded.tokenizer_hash) for part in (run.text.calibration(), run.text.evaluation())]
+    of_text = [
+        tokenize(part, loaded.tokenizer, loaded.tokenizer_hash)
+        for part in (run.text.calibration(), run.text.evaluation())
+    ]
     run.method.compress(model, Calibration(windows(of_text[0], SEQLEN, 4)), Context(run.layers))
     chosen = windows(of_text[1], SEQLEN, WINDOWS)
     plain = head_is_plain(model, chosen[:1])
@@ -76,12 +79,17 @@ def stored(model: nn.Module) -> dict[str, Any]:
         for key, tensor in sorted(value.state_dict().items()):
             digest.update(f"{name} {key} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    nbytes, weights = sum(v.nbytes for v in stores.values()), sum(v.shape[0] * v.shape[1] for v in stores.values())
+    nbytes, weights = (
+        sum(v.nbytes for v in stores.values()),
+        sum(v.shape[0] * v.shape[1] for v in stores.values()),
+    )
     return {"sha256": digest.hexdigest(), "nbytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, weights)}
 
 
 @needs_data
-@pytest.mark.parametrize(("name", "bits"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "bits"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_no_number_moves(name: str, bits: int) -> None:
     frozen = json.loads(FILE.read_text())
     found, before = numbers(name, bits), frozen["numbers"][f"{name} {bits}"]

@@ -22,14 +22,32 @@ from experiments.identity import identity, run_id
 from experiments.models import DType, Pretrained, SmolLM2
 from experiments.run import Run
 from experiments.text import StateOfTheUnion
-from sinq import SINQ, Grid, HalfQuadratic, Kernel, Layers, Levels, Method, OnMisfit, PreSINQ, SINQRefined, Tuned
+from sinq import (
+    SINQ,
+    Grid,
+    HalfQuadratic,
+    Kernel,
+    Layers,
+    Levels,
+    Method,
+    OnMisfit,
+    PreSINQ,
+    SINQRefined,
+    Tuned,
+)
 from tests.conftest import ROOT
 from tests.sinq.recorders import Recorder
 
 
 @pytest.fixture
 def run(tiny_folder: Path) -> Run:
-    return Run(Pretrained(path=str(tiny_folder)), StateOfTheUnion(), SINQ(), {"perplexity": Perplexity()}, device="cpu")
+    return Run(
+        Pretrained(path=str(tiny_folder)),
+        StateOfTheUnion(),
+        SINQ(),
+        {"perplexity": Perplexity()},
+        device="cpu",
+    )
 
 
 def name(run: Run, **changes: Any) -> str:
@@ -75,7 +93,10 @@ def test_the_dense_model_is_the_same_streamed_or_not(run: Run) -> None:
 
 
 def test_calibration_counts_where_it_is_used(run: Run) -> None:
-    calibrated = [name(run, method=Recorder(), calibration=CalibrationText(StateOfTheUnion(), seed=seed)) for seed in (0, 1)]
+    calibrated = [
+        name(run, method=Recorder(), calibration=CalibrationText(StateOfTheUnion(), seed=seed))
+        for seed in (0, 1)
+    ]
     assert calibrated[0] != calibrated[1]
 
 
@@ -115,7 +136,10 @@ def known_runs() -> dict[str, Run]:
         "hadamard": Hadamard(GPTQ()), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(),
     }  # fmt: skip
-    runs = {name: replace(calibrated if method.needs_calibration else plain, method=method) for name, method in methods.items()}
+    runs = {
+        name: replace(calibrated if method.needs_calibration else plain, method=method)
+        for name, method in methods.items()
+    }
     runs |= {
         "layers": replace(plain, layers=Layers(on_misfit=OnMisfit.shrink)), "kernel": replace(plain, kernel=Kernel.reference),
         "stream": replace(plain, stream=True), "dtype": replace(plain, model=SmolLM2(dtype=DType.bfloat16)),
@@ -135,4 +159,8 @@ def test_raising_a_version_changes_the_ids_of_its_runs_only(monkeypatch: pytest.
     before = {key: run_id(identity(each)) for key, each in known_runs().items()}
     monkeypatch.setattr(SINQ, "version", 2)
     changed = {key for key, each in known_runs().items() if run_id(identity(each)) != before[key]}
-    assert changed == {key for key, each in known_runs().items() if isinstance(getattr(each.method, "inner", each.method), SINQ)}
+    assert changed == {
+        key
+        for key, each in known_runs().items()
+        if isinstance(getattr(each.method, "inner", each.method), SINQ)
+    }

@@ -23,7 +23,11 @@ PRINT, RTN = "builtins.print", "baselines.rtn.RTN"
         ("logger", {"_target_": PRINT}, "logger._target_=builtins.print is not possible; .* is a Logger$"),
         ("logger", {"_target_": "${name}"}, "logger._target_=builtins.print is not possible"),
         ("sweep", {"_target_": PRINT}, "it must name a dataclass that is a NoSearch or Search$"),
-        ("method", {"_target_": "experiments.loggers.NoLogger"}, "it must name a dataclass that is a Method$"),
+        (
+            "method",
+            {"_target_": "experiments.loggers.NoLogger"},
+            "it must name a dataclass that is a Method$",
+        ),
         ("method", {"_target_": "sinq.LayerMethod"}, "dataclass that is a Method$"),  # abstract
         ("method", {"_target_": RTN, "grid": {"_target_": PRINT}}, r"grid._target_=.* a dataclass$"),
         ("method", {"_target_": RTN, "grid": [{"_target_": PRINT}]}, r"grid\[0\]._target_=.*class$"),

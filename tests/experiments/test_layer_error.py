@@ -29,7 +29,9 @@ def by_hand(given: Subject) -> dict[str, float]:
     inputs: dict[str, list[Tensor]] = {}
     modules = {name: m for name, m in given.loaded.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].flatten(0, -2)))
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].flatten(0, -2))
+        )
         for name, module in modules.items()
     ]
     for window in given.tokens[:64].reshape(2, 32):
@@ -56,7 +58,9 @@ def test_it_is_the_plain_computation(architecture: str) -> None:
     assert measured.metrics["worst"] == worst
     assert measured.metrics["max"] == pytest.approx(expected[worst], rel=1e-4)
     assert measured.metrics["mean"] == pytest.approx(sum(expected.values()) / len(expected), rel=1e-4)
-    assert measured.metrics["median"] == pytest.approx(torch.tensor(list(expected.values())).quantile(0.5).item(), rel=1e-4)
+    assert measured.metrics["median"] == pytest.approx(
+        torch.tensor(list(expected.values())).quantile(0.5).item(), rel=1e-4
+    )
     assert (measured.metrics["layers"], measured.metrics["tokens"]) == (len(expected), 64)
 
 

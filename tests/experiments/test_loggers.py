@@ -41,7 +41,9 @@ def finished_records(file: Path) -> list[pb.Record]:
         if found and found[-1].HasField("exit"):
             return found
         time.sleep(0.2)
-    raise AssertionError(f"{file.name} was never finished; it has {[record.WhichOneof('record_type') for record in records(file)]}")
+    raise AssertionError(
+        f"{file.name} was never finished; it has {[record.WhichOneof('record_type') for record in records(file)]}"
+    )
 
 
 def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:
@@ -56,21 +58,30 @@ def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:
     for record in finished_records(folder / f"run-{row['run_id']}.wandb"):
         history |= {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
         summary |= {item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update}
-        config |= {item.key or ".".join(item.nested_key): item.value_json for item in record.run.config.update}
+        config |= {
+            item.key or ".".join(item.nested_key): item.value_json for item in record.run.config.update
+        }
         groups |= {(record.run.run_group, record.run.job_type)} if record.HasField("run") else set()
     expected = flatten({"metrics": row["metrics"]})
     for found in (history, summary):
         assert {key: json.loads(found[key]) for key in expected} == expected
     assert json.loads(config["identity"]) == row["identity"]
     assert groups == {("one sweep", "sinq")}
-    tables = {path.name.partition("_")[0]: json.loads(path.read_text()) for path in folder.glob("files/media/table/*.json")}
+    tables = {
+        path.name.partition("_")[0]: json.loads(path.read_text())
+        for path in folder.glob("files/media/table/*.json")
+    }
     assert len(tables["layers"]["data"]) == len(layers(row))
     window = tables["windows"]["columns"].index("window_nll")
-    assert [line[window] for line in tables["windows"]["data"]] == pytest.approx(row["samples"]["perplexity"]["window_nll"])
+    assert [line[window] for line in tables["windows"]["data"]] == pytest.approx(
+        row["samples"]["perplexity"]["window_nll"]
+    )
     pictures = list(folder.rglob("*.png"))
     assert len(pictures) == 3
     for name in ("relative_error", "output_error", "imbalance_after"):
-        assert (folder / "files" / json.loads(history[f"plots.{name}.path"])).read_bytes().startswith(b"\x89PNG")
+        assert (
+            (folder / "files" / json.loads(history[f"plots.{name}.path"])).read_bytes().startswith(b"\x89PNG")
+        )
 
 
 def test_a_dense_run_has_no_layers_to_show(tmp_path: Path) -> None:
@@ -85,7 +96,9 @@ def test_only_a_sweep_is_a_group() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("config").logger.group is None
         sweep = compose(
-            "config", return_hydra_config=True, overrides=["hydra.mode=MULTIRUN", "hydra.sweep.dir=results/sweeps/noon", "hydra.job.num=0"]
+            "config",
+            return_hydra_config=True,
+            overrides=["hydra.mode=MULTIRUN", "hydra.sweep.dir=results/sweeps/noon", "hydra.job.num=0"],
         )
         HydraConfig.instance().set_config(sweep)
         try:

@@ -23,8 +23,15 @@ LONG = (*CODED, "mgptq")
 """Presets that train for long: one matrix of each shape, of one block, shows what the others would."""
 BLOCK = Layers(exclude=("lm_head", "model.layers.1.*", "k_proj", "v_proj", "o_proj", "up_proj"))
 GROUPS = "group_size=32"
-EXTRA = {"sinq_nf3": [GROUPS, "bits=3"], "mgptq": [GROUPS, "bits=3"], "mixed": [GROUPS, "budget.bits_per_weight=5"]}
-EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}  # those of published size dwarf a small layer
+EXTRA = {
+    "sinq_nf3": [GROUPS, "bits=3"],
+    "mgptq": [GROUPS, "bits=3"],
+    "mixed": [GROUPS, "budget.bits_per_weight=5"],
+}
+EXTRA |= {
+    "aqlm_untuned": UNTUNED,
+    **dict.fromkeys(CODED[:3], TUNED),
+}  # those of published size dwarf a small layer
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -74,7 +81,11 @@ def test_it_is_the_same_every_time_and_after_a_reload(
     state, other = model.state_dict(), again.state_dict()
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
-    assert len(report.layers) == len(find_targets(tiny_model("qwen3-tied"), layers.exclude)) == (3 if layers is BLOCK else 14)
+    assert (
+        len(report.layers)
+        == len(find_targets(tiny_model("qwen3-tied"), layers.exclude))
+        == (3 if layers is BLOCK else 14)
+    )
     assert report.seconds_quantize > 0
     sinq.save(model, tmp_path)
     assert torch.equal(sinq.load(tmp_path)(tokens).logits, model(tokens).logits)
@@ -84,10 +95,14 @@ def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(compressed: Com
     tokens, dense, (model, report) = tiny_tokens(3), tiny_model("qwen3-tied"), compressed
     weights = sum(layer.out_features * layer.in_features for layer in report.layers)
     assert 3 < 8 * sum(layer.nbytes for layer in report.layers) / weights < 6
-    error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(dense(tokens).logits)
+    error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(
+        dense(tokens).logits
+    )
     assert 0 < error < 0.3
 
 
-def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(sharing: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(
+    sharing: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     _, dense, before = sharing
     assert torch.equal(dense(tiny_tokens(3)).logits, before)

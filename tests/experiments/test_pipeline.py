@@ -16,7 +16,16 @@ from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments import models, record
 from experiments.console import distinct_names
-from experiments.evaluation import Evaluation, Latency, LayerError, Measurement, Memory, Perplexity, Size, Subject
+from experiments.evaluation import (
+    Evaluation,
+    Latency,
+    LayerError,
+    Measurement,
+    Memory,
+    Perplexity,
+    Size,
+    Subject,
+)
 from experiments.identity import identity, run_id
 from experiments.models import Pretrained
 from experiments.pipeline import Setting, execute
@@ -35,7 +44,9 @@ class Counted(Evaluation):
 
     def measure(self, subject: Subject) -> Measurement:
         MEASURED.append("dense" if subject.is_dense else "compressed")
-        return Measurement({"weight": subject.loaded.model.model.layers[0].mlp.up_proj.weight.double().sum().item()})
+        return Measurement(
+            {"weight": subject.loaded.model.model.layers[0].mlp.up_proj.weight.double().sum().item()}
+        )
 
 
 @pytest.fixture
@@ -43,7 +54,13 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     monkeypatch.setenv("SINQ_CACHE", str(tmp_path / "cache"))
     MEASURED.clear()
     evaluation = {"perplexity": Perplexity(windows=2), "counted": Counted()}
-    return Run(Pretrained(path=str(tiny_folder)), StateOfTheUnion(evaluate_from=2025), SINQ(Grid(group_size=32)), evaluation, device="cpu")
+    return Run(
+        Pretrained(path=str(tiny_folder)),
+        StateOfTheUnion(evaluate_from=2025),
+        SINQ(Grid(group_size=32)),
+        evaluation,
+        device="cpu",
+    )
 
 
 @pytest.fixture
@@ -77,7 +94,14 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
     assert row["config"] == {"bits": 4}
     layers = pd.read_csv(record.layers_path(setting.results_dir, row["run_id"]))
     assert len(layers) == 14
-    assert {"name", "bits_per_weight", "relative_error", "imbalance_before", "imbalance_after", "seconds"} <= set(layers)
+    assert {
+        "name",
+        "bits_per_weight",
+        "relative_error",
+        "imbalance_before",
+        "imbalance_after",
+        "seconds",
+    } <= set(layers)
 
 
 def test_the_kernel_asked_for_is_the_one_that_runs(run: Run, setting: Setting) -> None:
@@ -110,7 +134,10 @@ def test_two_that_want_the_same_run_measure_it_once(run: Run, setting: Setting) 
 
 
 def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Setting) -> None:
-    rows = [execute(replace(run, method=method), setting) for method in (SINQ(Grid(3, 32)), RTN(Grid(4, 32)), Dense())]
+    rows = [
+        execute(replace(run, method=method), setting)
+        for method in (SINQ(Grid(3, 32)), RTN(Grid(4, 32)), Dense())
+    ]
     assert MEASURED.count("dense") == 1
     assert rows[0]["dense_run_id"] == rows[1]["dense_run_id"] == rows[2]["run_id"]
     assert rows[0]["metrics"]["perplexity"]["dense"] == rows[2]["metrics"]["perplexity"]["value"]
@@ -126,7 +153,9 @@ def test_compression_leaves_the_dense_model_alone_and_it_is_loaded_once(run: Run
 
 
 def test_decisions_are_in_the_row(run: Run, setting: Setting) -> None:
-    shrunk = execute(replace(run, method=SINQ(Grid(group_size=128)), layers=Layers(on_misfit=OnMisfit.shrink)), setting)
+    shrunk = execute(
+        replace(run, method=SINQ(Grid(group_size=128)), layers=Layers(on_misfit=OnMisfit.shrink)), setting
+    )
     assert shrunk["metrics"]["compression"]["decisions"] == {"shrunk_group_size": 12}
     gate = SINQ(Grid(group_size=32), Sinkhorn(relative_floors=False), kurtosis_gate=2.9)
     decisions = execute(replace(run, method=gate), setting)["metrics"]["compression"]["decisions"]
@@ -147,7 +176,9 @@ class Failing(Evaluation):
         return Measurement({})
 
 
-def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(run: Run, setting: Setting, tmp_path: Path) -> None:
+def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(
+    run: Run, setting: Setting, tmp_path: Path
+) -> None:
     (tmp_path / "trigger").write_text("")
     failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
     with pytest.raises(RuntimeError, match="the sky fell"):
@@ -178,7 +209,8 @@ def test_a_run_that_is_not_applicable_leaves_no_row(run: Run, setting: Setting) 
 def test_what_the_dense_model_predicts_is_read_of_it_once(run: Run, setting: Setting, tmp_path: Path) -> None:
     body, windows = models.load(run.model, torch.device("cpu")).model.base_model, []
     handle = body.register_forward_pre_hook(
-        lambda module, args, inputs: windows.append(inputs["input_ids"].shape[1]) if module is body else None, with_kwargs=True
+        lambda module, args, inputs: windows.append(inputs["input_ids"].shape[1]) if module is body else None,
+        with_kwargs=True,
     )
     try:
         row = execute(run, setting)
@@ -189,13 +221,18 @@ def test_what_the_dense_model_predicts_is_read_of_it_once(run: Run, setting: Set
         assert windows.count(64) == 2
         (file,) = (tmp_path / "cache/reference").iterdir()
         file.unlink()
-        assert execute(run, replace(setting, force=True))["metrics"]["perplexity"] == row["metrics"]["perplexity"]
+        assert (
+            execute(run, replace(setting, force=True))["metrics"]["perplexity"]
+            == row["metrics"]["perplexity"]
+        )
         assert windows.count(64) == 4
     finally:
         handle.remove()
 
 
-def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(run: Run, setting: Setting, tmp_path: Path) -> None:
+def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(
+    run: Run, setting: Setting, tmp_path: Path
+) -> None:
     failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
     execute(failing, setting)
     (tmp_path / "trigger").write_text("")
@@ -224,7 +261,9 @@ def test_runs_of_one_name_are_told_apart(run: Run, setting: Setting) -> None:
 
 def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Setting) -> None:
     evaluation = {"perplexity": Perplexity(windows=1), "size": Size()}
-    rows = [execute(replace(run, stream=streamed, evaluation=evaluation), setting) for streamed in (False, True)]
+    rows = [
+        execute(replace(run, stream=streamed, evaluation=evaluation), setting) for streamed in (False, True)
+    ]
     assert rows[0]["run_id"] != rows[1]["run_id"]
     assert rows[0]["dense_run_id"] == rows[1]["dense_run_id"]
     assert rows[0]["metrics"]["perplexity"] == rows[1]["metrics"]["perplexity"]

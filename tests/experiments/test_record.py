@@ -7,7 +7,13 @@ import pytest
 from experiments import record
 from experiments.files import atomic_write
 
-ROW = {"run_id": "abc", "name": "sinq", "status": record.FINISHED, "metrics": {"perplexity": {"value": 12.5}}, "samples": {"x": [1]}}
+ROW = {
+    "run_id": "abc",
+    "name": "sinq",
+    "status": record.FINISHED,
+    "metrics": {"perplexity": {"value": 12.5}},
+    "samples": {"x": [1]},
+}
 
 
 def test_a_row_comes_back_and_becomes_a_line_of_a_table(tmp_path: Path) -> None:
@@ -33,7 +39,9 @@ def test_an_empty_folder_is_an_empty_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_write_that_is_cut_off_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_write_that_is_cut_off_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(error), atomic_write(tmp_path / "file") as file:  # noqa: PT012
         file.write(b"new")

@@ -21,14 +21,23 @@ from experiments.report.scale import Scale, around
 from tests.experiments.rows import failed, finished, store
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this system; apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium or google-chrome on this system; apt-get install chromium"
+)
 NASTY = "<script>alert('&')</script>"
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     rows = [finished(method, bits) for method in ("sinq", "rtn", "hqq") for bits in (4, 3)]
-    store(tmp_path, finished("none"), *rows, finished("none", text="u"), finished("sinq", text="u"), failed(reason=NASTY))
+    store(
+        tmp_path,
+        finished("none"),
+        *rows,
+        finished("none", text="u"),
+        finished("sinq", text="u"),
+        failed(reason=NASTY),
+    )
     (tmp_path / "runs/torn.json").write_text("{")
     return tmp_path
 
@@ -47,11 +56,21 @@ def test_rows_of_different_protocols_are_in_different_groups(report: Report) -> 
 
 
 def test_bits_make_a_line_and_other_options_a_line_of_their_own() -> None:
-    (group,) = groups([finished("sinq"), finished("sinq", 3), finished("sinq", group_size=32), finished("none")])
+    (group,) = groups(
+        [finished("sinq"), finished("sinq", 3), finished("sinq", group_size=32), finished("none")]
+    )
     families = {entry.row["run_id"]: entry.family for entry in group.entries}
-    assert families == {"none4t": "none", "sinq4t": "sinq group_size=64", "sinq3t": "sinq group_size=64", "sinq4t32": "sinq group_size=32"}
+    assert families == {
+        "none4t": "none",
+        "sinq4t": "sinq group_size=64",
+        "sinq3t": "sinq group_size=64",
+        "sinq4t32": "sinq group_size=32",
+    }
     (bits, _) = pareto.charts(group)
-    assert {line.name: [point.x for point in line.points] for line in bits.lines}["sinq group_size=64"] == [3.5, 4.5]
+    assert {line.name: [point.x for point in line.points] for line in bits.lines}["sinq group_size=64"] == [
+        3.5,
+        4.5,
+    ]
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
@@ -77,7 +96,12 @@ def test_figures_have_the_rows_numbers(report: Report) -> None:
     assert isinstance(forest, Intervals)
     assert isinstance(heat, HeatMaps)
     assert chart.level == ("dense", report.sections[0].group.rows[0]["metrics"]["perplexity"]["value"])
-    assert [item.name for item in forest.items] == ["hqq 4-bit g64", "hqq 3-bit g64", "rtn 4-bit g64", "rtn 3-bit g64"]
+    assert [item.name for item in forest.items] == [
+        "hqq 4-bit g64",
+        "hqq 3-bit g64",
+        "rtn 4-bit g64",
+        "rtn 3-bit g64",
+    ]
     assert forest.items[2].value == pytest.approx(0.1, abs=0.005)
     assert all(item.decided and item.low < item.value < item.high for item in forest.items)
     assert (heat.kinds, heat.blocks) == (("q_proj", "down_proj"), ("0", "1", "2"))
@@ -111,7 +135,9 @@ def test_a_reference_that_means_several_rows_is_told_and_costs_other_groups_noth
 
 
 def test_a_reference_nobody_has_is_refused(results: Path) -> None:
-    with pytest.raises(ValueError, match=r"--against awq names no finished run; give .* one of: hqq, none, rtn, sinq"):
+    with pytest.raises(
+        ValueError, match=r"--against awq names no finished run; give .* one of: hqq, none, rtn, sinq"
+    ):
         collect(results, "awq")
     (tmp := results / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty.*has no rows"):
@@ -119,7 +145,14 @@ def test_a_reference_nobody_has_is_refused(results: Path) -> None:
 
 
 def test_scales_run_from_edge_to_edge_and_ticks_lie_on_them() -> None:
-    for scale in (Scale(2, 7), Scale(20, 60, True), Scale(20, 2e6, True), around([5.0]), around([5.0], log=True), around([-1.0, 3.0])):
+    for scale in (
+        Scale(2, 7),
+        Scale(20, 60, True),
+        Scale(20, 2e6, True),
+        around([5.0]),
+        around([5.0], log=True),
+        around([-1.0, 3.0]),
+    ):
         assert (scale.percent(scale.low), scale.percent(scale.high)) == (0, 100)
         ticks = scale.ticks()
         assert 2 <= len(ticks) <= 6
@@ -134,19 +167,32 @@ def test_figures_for_a_paper_are_png_and_pdf(report: Report, tmp_path: Path) -> 
     assert {path.suffix for path in files} == {".png", ".pdf"}
     assert len({path.name for path in files}) == 2 * len(few.sections[0].figures)
     assert all(path.read_bytes()[:4] in (b"\x89PNG", b"%PDF") for path in files)
-    (forest,) = [figure for figure in report.sections[0].figures if isinstance(figure, Intervals) and figure.key == "forest"]
-    assert [label.get_text() for label in paper.draw(forest).axes[0].get_yticklabels()] == [item.name for item in forest.items]
+    (forest,) = [
+        figure
+        for figure in report.sections[0].figures
+        if isinstance(figure, Intervals) and figure.key == "forest"
+    ]
+    assert [label.get_text() for label in paper.draw(forest).axes[0].get_yticklabels()] == [
+        item.name for item in forest.items
+    ]
     with pytest.raises(TypeError, match="str is no figure"):
         paper.draw("x")
 
 
-def test_a_figure_is_the_same_file_twice_and_has_the_colours_of_its_theme(report: Report, tmp_path: Path) -> None:
+def test_a_figure_is_the_same_file_twice_and_has_the_colours_of_its_theme(
+    report: Report, tmp_path: Path
+) -> None:
     one, other = (replace(report, sections=report.sections[1:]) for _ in range(2))
     files = figures(one, tmp_path / "one", ("svg",), ("light", "dark"))
     again = figures(other, tmp_path / "other", ("svg",), ("light", "dark"))
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
-    light, dark = (next(file.read_text() for file in files if file.name == f"g2_pareto_bits{end}.svg") for end in ("", "-dark"))
-    (style,) = {line.style for line in next(f for f in one.sections[0].figures if f.key == "pareto_bits").lines}  # type: ignore[union-attr]
+    light, dark = (
+        next(file.read_text() for file in files if file.name == f"g2_pareto_bits{end}.svg")
+        for end in ("", "-dark")
+    )
+    (style,) = {
+        line.style for line in next(f for f in one.sections[0].figures if f.key == "pareto_bits").lines
+    }  # type: ignore[union-attr]
     for theme, own, its in ((LIGHT, light, dark), (DARK, dark, light)):
         for colour in (theme.background, theme.ink, theme.methods[look(style)[0]]):
             assert colour.lower() in own
@@ -198,7 +244,9 @@ def test_a_kind_of_figure_that_there_is_not_is_refused() -> None:
 
 def test_the_page_needs_no_network_and_escapes_what_rows_say(report: Report) -> None:
     page = html(report)
-    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#|data:)[^\"'>\s]+|url\(|@import|fetch\(|XMLHttp", page)
+    assert not re.findall(
+        r"(?:src|href)\s*=\s*[\"']?(?!#|data:)[^\"'>\s]+|url\(|@import|fetch\(|XMLHttp", page
+    )
     assert NASTY not in page
     assert "&lt;script&gt;alert" in page
 
@@ -243,9 +291,23 @@ def probed(report: Report, folder: Path, width: int) -> dict[str, object]:
     """What the page's own script does in a frame of that width (a window cannot be as narrow as a telephone)."""
     page = html(report).replace("<head>", f"<head>{PROBE_HEAD}", 1).replace("</body>", f"{PROBE}</body>", 1)
     file = folder / f"probed_{width}.html"
-    file.write_text(f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(page)}"></iframe>')
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder / 'browser'}"]
-    done = subprocess.run([str(BROWSER), *flags, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    file.write_text(
+        f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{escape(page)}"></iframe>'
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'browser'}",
+    ]
+    done = subprocess.run(
+        [str(BROWSER), *flags, "--dump-dom", file.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     found = re.search(r"<pre>(.*)</pre></body>", done.stdout, re.DOTALL)
     assert found, done.stdout[-500:]
     return json.loads(unescape(found[1]))
@@ -258,13 +320,18 @@ def test_the_page_works_in_a_browser(report: Report, tmp_path: Path, width: int)
     assert said["problems"] == []
     assert said["inner"] == width
     assert (said["out"], said["wide"]) == ([], width)
-    shown = sorted(row["metrics"]["perplexity"]["value"] for section in report.sections for row in section.group.rows)
+    shown = sorted(
+        row["metrics"]["perplexity"]["value"] for section in report.sections for row in section.group.rows
+    )
     assert [float(str(words)) for words in said["up"]] == pytest.approx(shown, abs=6e-4)  # type: ignore[attr-defined]
     assert said["down"] == said["up"][::-1]  # type: ignore[index]
     assert said["names"] == sorted(said["names"])  # type: ignore[call-overload]
     assert said["delta"][-5:] == ["–"] * 5  # type: ignore[index]  # empty cells are last
     assert said["words"] == ["sinq 3-bit g64"]
-    assert said["menu"] == ["rtn 4-bit g64", "rtn 3-bit g64"] or said["menu"] == ["rtn 3-bit g64", "rtn 4-bit g64"]
+    assert said["menu"] == ["rtn 4-bit g64", "rtn 3-bit g64"] or said["menu"] == [
+        "rtn 3-bit g64",
+        "rtn 4-bit g64",
+    ]
     assert said["count"] == "2 of 9 runs"
     assert "hqq 3-bit g64\nperplexity" in str(said["mark"])
     assert said["cell"] == "hqq 4-bit g64\nq_proj, block 0: 0.04419"

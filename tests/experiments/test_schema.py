@@ -20,11 +20,20 @@ def test_rows_of_the_pipeline_pass_unchanged() -> None:
     ("change", "message"),
     [
         ({"run_id": None}, "run_id is 'None': Input should be a valid string"),
-        ({"metrics": {"perplexity": {"value": "12"}}}, "metrics.perplexity.value is '12': Input should be a valid number"),
-        ({"metrics": {"perplexity": {"value": True}}}, "metrics.perplexity.value is 'True': Input should be a valid number"),
+        (
+            {"metrics": {"perplexity": {"value": "12"}}},
+            "metrics.perplexity.value is '12': Input should be a valid number",
+        ),
+        (
+            {"metrics": {"perplexity": {"value": True}}},
+            "metrics.perplexity.value is 'True': Input should be a valid number",
+        ),
         ({"metrics": []}, r"metrics is '\[\]': Input should be a valid dictionary"),
         ({"status": "running"}, "status is 'running': Input should be 'finished' or 'failed'"),
-        ({"samples": {"perplexity": {"window_nll": [1.0, "x"]}}}, "samples.perplexity.window_nll.1 is 'x': Input should be a valid number"),
+        (
+            {"samples": {"perplexity": {"window_nll": [1.0, "x"]}}},
+            "samples.perplexity.window_nll.1 is 'x': Input should be a valid number",
+        ),
         ({"schema": None}, "schema is None, not a version from 1"),
         ({"schema": "1"}, "schema is '1', not a version"),
     ],
@@ -41,8 +50,14 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_an_old_row_takes_every_step_to_the_current_version() -> None:
-    steps = {1: lambda row: row | {"status": row["state"]}, 2: lambda row: row | {"name": row["name"].upper()}}
-    old = {key: value for key, value in finished().items() if key != "status"} | {"state": "finished", "schema": 1}
+    steps = {
+        1: lambda row: row | {"status": row["state"]},
+        2: lambda row: row | {"name": row["name"].upper()},
+    }
+    old = {key: value for key, value in finished().items() if key != "status"} | {
+        "state": "finished",
+        "schema": 1,
+    }
     new = checked(old, steps, 3)
     assert (new["schema"], new["status"], new["name"]) == (3, "finished", "SINQ 4-BIT G64")
     assert checked(old | {"schema": 2, "status": "failed"}, steps, 3)["status"] == "failed"
@@ -65,7 +80,9 @@ def test_files_that_are_no_rows_are_named_and_stop_nothing(tmp_path: Path) -> No
     (runs / "newer.json").write_text(json.dumps(whole | {"run_id": "newer", "schema": SCHEMA + 1}))
     rows, unreadable = record.read(tmp_path)
     assert rows == [whole]
-    assert set(unreadable) == {f"{name}.json" for name in ("torn", "empty", "binary", "list", "copy", "newer")}
+    assert set(unreadable) == {
+        f"{name}.json" for name in ("torn", "empty", "binary", "list", "copy", "newer")
+    }
     assert "cut off" in unreadable["torn.json"]
     assert unreadable["copy.json"] == f"it is the row of {whole['run_id']} under another name"
     assert record.find(tmp_path, "torn") is None

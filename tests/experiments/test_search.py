@@ -30,13 +30,20 @@ class Bench:
             return None
         size, perplexity = bits * 100.0 + 3200 / group - 30 * b, 20 + 80 / bits**2 + group / 64 + 3 * b
         self.made["".join(options)] = (size, perplexity)
-        return {"run_id": "".join(options), "metrics": {"size": {"model_nbytes": size}, "perplexity": {"value": perplexity}}}
+        return {
+            "run_id": "".join(options),
+            "metrics": {"size": {"model_nbytes": size}, "perplexity": {"value": perplexity}},
+        }
 
 
 def best(made: dict[str, tuple[float, float]], max_bytes: float = float("inf")) -> set[str]:
     """By definition: within the budget, and nothing within it is as good in both numbers and better in one."""
     within = {name: value for name, value in made.items() if value[0] <= max_bytes}
-    return {n for n, v in within.items() if not any(w != v and w[0] <= v[0] and w[1] <= v[1] for w in within.values())}
+    return {
+        n
+        for n, v in within.items()
+        if not any(w != v and w[0] <= v[0] and w[1] <= v[1] for w in within.values())
+    }
 
 
 @pytest.mark.parametrize("max_bytes", [None, 420.0])
@@ -53,7 +60,12 @@ def test_a_budget_in_perplexity_leaves_out_what_is_beyond(tmp_path: Path) -> Non
     front = Search(SPACE, trials=30, max_perplexity=28.0).front(bench, [], tmp_path)
     assert front
     assert all(bench.made[name][1] <= 28 for name in front)
-    assert Search({"bits": [2], "group_size": [64], "method": ["b"]}, 2, max_perplexity=28.0).front(bench, [], tmp_path) == []
+    assert (
+        Search({"bits": [2], "group_size": [64], "method": ["b"]}, 2, max_perplexity=28.0).front(
+            bench, [], tmp_path
+        )
+        == []
+    )
 
 
 def test_a_search_that_was_cut_off_goes_on_and_another_one_is_another(tmp_path: Path) -> None:
@@ -89,7 +101,13 @@ def test_a_search_that_cannot_be_is_refused(options: dict[str, Any], message: st
 
 def test_the_command_line_searches_and_prints_a_front(tiny_folder: Path, tmp_path: Path) -> None:
     where = ["model=hub", f"model.path={tiny_folder}", f"results_dir={tmp_path / 'results'}"]
-    small = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=1", "logger=none", "device=cpu"]
+    small = [
+        "text.evaluate_from=2025",
+        "evaluation=quality",
+        "evaluation.perplexity.windows=1",
+        "logger=none",
+        "device=cpu",
+    ]
     space = ["sweep=search", "sweep.trials=3", "sweep.space={method:[rtn,sinq],bits:[3,4],group_size:[32]}"]
     cli = start(tmp_path / "work", *where, *small, *space)
     assert cli.done() == 0, cli.output

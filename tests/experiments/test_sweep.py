@@ -25,7 +25,13 @@ from tests.conftest import ROOT
 from tests.experiments.sweeping import start
 from tests.forked import Forked
 
-QUICK = ["text.evaluate_from=2025", "evaluation=quality", "evaluation.perplexity.windows=2", "group_size=32", "logger=none"]
+QUICK = [
+    "text.evaluate_from=2025",
+    "evaluation=quality",
+    "evaluation.perplexity.windows=2",
+    "group_size=32",
+    "logger=none",
+]
 
 
 @pytest.fixture
@@ -41,27 +47,41 @@ def sweep(tiny_folder: Path, tmp_path: Path) -> Callable[..., Forked]:
 
 def stamps(results: Path) -> dict[str, tuple[int, int]]:
     """Which files the rows are: a row that is written again is another file."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (results / "runs").glob("*.json")}
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (results / "runs").glob("*.json")
+    }
 
 
 def leftovers(folder: Path) -> list[Path]:
     """Claims and scratch files."""
-    return [path for path in folder.rglob("*") if path.is_file() and (path.suffix == ".tmp" or path.parent.name == ".claims")]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (path.suffix == ".tmp" or path.parent.name == ".claims")
+    ]
 
 
 def numbers(results: Path) -> dict[str, tuple[float, int]]:
     """Of each row, what does not depend on how fast the machine was."""
     rows, unreadable = record.read(results)
     assert not unreadable
-    return {row["run_id"]: (row["metrics"]["perplexity"]["nll"], row["metrics"]["size"]["model_nbytes"]) for row in rows}
+    return {
+        row["run_id"]: (row["metrics"]["perplexity"]["nll"], row["metrics"]["size"]["model_nbytes"])
+        for row in rows
+    }
 
 
-def test_the_plan_says_what_is_to_do_and_what_it_will_cost(sweep: Callable[..., Forked], tmp_path: Path) -> None:
+def test_the_plan_says_what_is_to_do_and_what_it_will_cost(
+    sweep: Callable[..., Forked], tmp_path: Path
+) -> None:
     words = ["method=rtn,sinq_nf4", "bits=3,4,7"]
     alone = sweep(*words, "plan=true")
     assert alone.done() == 0, alone.output
     assert not (tmp_path / "results").exists()
-    assert "plan: 3 to do, 1 not applicable, 2 refused; time and memory unknown: no earlier run is like these" in alone.output
+    assert (
+        "plan: 3 to do, 1 not applicable, 2 refused; time and memory unknown: no earlier run is like these"
+        in alone.output
+    )
     assert "failed: method=rtn, bits=7: bits=7 is not possible" in alone.output
     done = sweep("method=rtn", "bits=3")
     assert done.done() == 0, done.output
@@ -77,11 +97,27 @@ def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
 
     def made(second: int, **more: Any) -> Row:
         cost = {"seconds": 20.0, "peak_memory_bytes": 1}
-        return {"status": record.FINISHED, "cost": cost, "provenance": {"finished_at": f"2026-01-02T03:04:{second:02}+00:00"}, **more}
+        return {
+            "status": record.FINISHED,
+            "cost": cost,
+            "provenance": {"finished_at": f"2026-01-02T03:04:{second:02}+00:00"},
+            **more,
+        }
 
-    rows = [made(4), made(5), made(30), made(31, status=record.FAILED)]  # the first is older, the second of the second it began in
-    assert pace(rows, begun, begun + 46) == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
-    assert pace([], begun, begun + 3) == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
+    rows = [
+        made(4),
+        made(5),
+        made(30),
+        made(31, status=record.FAILED),
+    ]  # the first is older, the second of the second it began in
+    assert (
+        pace(rows, begun, begun + 46)
+        == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
+    )
+    assert (
+        pace([], begun, begun + 3)
+        == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
+    )
 
 
 def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Forked], tmp_path: Path) -> None:
@@ -153,7 +189,14 @@ LAUNCHERS = {
 @contextmanager
 def cluster(folder: Path) -> Iterator[None]:
     """A Ray cluster of this machine alone, whose processes begin in another folder than the sweep."""
-    ray = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false"]
+    ray = [
+        Path(sys.executable).parent / "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+    ]
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(ray, cwd="/", stdout=log, stderr=log)
     try:
@@ -175,10 +218,22 @@ def test_a_launcher_runs_a_sweep_in_other_processes(tiny_folder: Path, tmp_path:
     if name == "submitit_slurm" and shutil.which("sbatch") is None:
         pytest.skip("this machine has no Slurm (sbatch)")
     where = ["model=hub", f"model.path={tiny_folder}", "results_dir=results", f"hydra/launcher={name}"]
-    command = [sys.executable, ROOT / "run.py", "-m", *QUICK, "device=cpu", *where, *LAUNCHERS[name], "method=rtn,sinq_nf4", "bits=3,4"]
+    command = [
+        sys.executable,
+        ROOT / "run.py",
+        "-m",
+        *QUICK,
+        "device=cpu",
+        *where,
+        *LAUNCHERS[name],
+        "method=rtn,sinq_nf4",
+        "bits=3,4",
+    ]
     environment = os.environ | {"SINQ_CACHE": str(tmp_path / "cache")}
     with cluster(tmp_path) if name == "ray_cluster" else nullcontext():
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 runs in" in done.stdout
     assert "not applicable: method=sinq_nf4, bits=3" in done.stdout
@@ -196,7 +251,9 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_results_folder_that_is_read_only_is_named(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_results_folder_that_is_read_only_is_named(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = open_folder / "results"
     row = {"run_id": "abc", "status": record.FINISHED}
     path = record.write(results, row)
@@ -220,9 +277,14 @@ def test_a_results_folder_that_is_read_only_is_named(open_folder: Path, monkeypa
 def test_a_full_disk_is_an_error_that_costs_no_row(tmp_path: Path) -> None:
     path = record.write(tmp_path, {"run_id": "abc", "status": record.FINISHED, "samples": []})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a disk that takes no more after so many bytes
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (4096, hard)
+    )  # as a disk that takes no more after so many bytes
     try:
-        with pytest.raises(ValueError, match=r"results_dir=.* cannot be written: File too large\. Rows that are there are as they were"):
+        with pytest.raises(
+            ValueError,
+            match=r"results_dir=.* cannot be written: File too large\. Rows that are there are as they were",
+        ):
             record.write(tmp_path, {"run_id": "abc", "status": record.FAILED, "samples": [0.123] * 10000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

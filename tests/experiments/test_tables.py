@@ -69,11 +69,23 @@ def row(run_id: str, nll: Any = HARD, **treatment: Any) -> Row:
         },
         "options": {"evaluation": described(dict(run.evaluation), defaults=True)},
         "metrics": {
-            "perplexity": {"value": float(np.exp(np.mean(nll))), "windows": len(nll), "windows_available": 146, "seqlen": 2048},
+            "perplexity": {
+                "value": float(np.exp(np.mean(nll))),
+                "windows": len(nll),
+                "windows_available": 146,
+                "seqlen": 2048,
+            },
             "compression": {"seconds_quantize": 2.0, "seconds_statistics": 0.5},
         },
         "samples": {"perplexity": {"window_nll": nll}},
-        "protocol": {"fingerprint": "f", "tokens": 9, "tokenizer": "t", "bos": "none", "dtype": "float32", "model_commit": None},
+        "protocol": {
+            "fingerprint": "f",
+            "tokens": 9,
+            "tokenizer": "t",
+            "bos": "none",
+            "dtype": "float32",
+            "model_commit": None,
+        },
         "provenance": {"device": "a processor"},
     }
     return json.loads(json.dumps(made))
@@ -82,7 +94,12 @@ def row(run_id: str, nll: Any = HARD, **treatment: Any) -> Row:
 def table(*lines: Line, **more: Any) -> Table:
     """One column, 4 bits, with a source and a tolerance of 1 %."""
     source = Source("arXiv 1", "v4", "7")
-    defaults: dict[str, Any] = {"columns": [Column("4 bits")], "source": source, "run": SUBJECT, "tolerance": 0.01}
+    defaults: dict[str, Any] = {
+        "columns": [Column("4 bits")],
+        "source": source,
+        "run": SUBJECT,
+        "tolerance": 0.01,
+    }
     return Table(title="a_table & more", rows=list(lines), **{**defaults, **more})
 
 
@@ -99,7 +116,8 @@ def only(filled: cells.Filled) -> cells.Cell:
 
 
 @pytest.mark.parametrize(
-    ("paper", "verdict"), [(OURS / 1.0099, Verdict.reproduced), (OURS / 1.0101, Verdict.differs), (None, Verdict.unjudged)]
+    ("paper", "verdict"),
+    [(OURS / 1.0099, Verdict.reproduced), (OURS / 1.0101, Verdict.differs), (None, Verdict.unjudged)],
 )
 def test_a_value_is_inside_or_outside_the_tolerance(paper: float | None, verdict: Verdict) -> None:
     cell = only(fill(table(line("sinq", paper)), [row("a", method="sinq")]))
@@ -151,18 +169,24 @@ def test_failed_rows_and_other_texts_are_passed_over() -> None:
 def test_several_runs_for_one_cell_are_an_error_that_names_them() -> None:
     rows = [row("a", method="sinq"), row("b", method="sinq")]
     rows[1]["identity"]["device"] = "cuda"
-    with pytest.raises(ValueError, match=r"sinq / 4 bits: several runs fit: a \(a processor\), b \(a processor\)"):
+    with pytest.raises(
+        ValueError, match=r"sinq / 4 bits: several runs fit: a \(a processor\), b \(a processor\)"
+    ):
         fill(table(line("sinq")), rows)
     assert only(fill(table(line("sinq")), chosen(rows, ["identity.device=cuda"]))).row == rows[1]
 
 
 @pytest.mark.parametrize(
-    ("place", "value"), [("dtype", "bfloat16"), ("fingerprint", "g"), ("tokenizer", "u"), ("bos", "added once"), ("tokens", 8)]
+    ("place", "value"),
+    [("dtype", "bfloat16"), ("fingerprint", "g"), ("tokenizer", "u"), ("bos", "added once"), ("tokens", 8)],
 )
 def test_runs_measured_differently_are_refused_in_one_table(place: str, value: Any) -> None:
     rows = [row("a", method="sinq"), row("b", method="rtn")]
     rows[1]["protocol"][place] = value
-    with pytest.raises(ValueError, match=f"runs a and b cannot stand in one table: .* is {rows[0]['protocol'][place]} and {value}"):
+    with pytest.raises(
+        ValueError,
+        match=f"runs a and b cannot stand in one table: .* is {rows[0]['protocol'][place]} and {value}",
+    ):
         fill(table(line("sinq"), line("rtn")), rows)
 
 
@@ -175,12 +199,20 @@ def test_a_run_is_not_set_beside_a_paper_of_another_protocol() -> None:
 
 def test_the_dense_model_comes_first() -> None:
     lines = (line("none", OURS, baseline=True), line("sinq", OURS))
-    right, wrong = [row("d", method="none"), row("a", method="sinq")], [row("d", HARD + 0.03, method="none"), row("a", method="sinq")]
-    assert [c.verdict for (c,) in fill(table(*lines), right).cells] == [Verdict.reproduced, Verdict.reproduced]
+    right, wrong = (
+        [row("d", method="none"), row("a", method="sinq")],
+        [row("d", HARD + 0.03, method="none"), row("a", method="sinq")],
+    )
+    assert [c.verdict for (c,) in fill(table(*lines), right).cells] == [
+        Verdict.reproduced,
+        Verdict.reproduced,
+    ]
     filled = fill(table(*lines), wrong)
     assert [c.verdict for (c,) in filled.cells] == [Verdict.differs, Verdict.untrusted]
     assert len(filled.warnings) == 1
-    assert re.fullmatch(r"4 bits: the dense model has .* \(\+3\.0 %\); nothing of it is judged", filled.warnings[0])
+    assert re.fullmatch(
+        r"4 bits: the dense model has .* \(\+3\.0 %\); nothing of it is judged", filled.warnings[0]
+    )
     unmeasured = fill(table(*lines), right[1:])
     assert [c.verdict for (c,) in unmeasured.cells] == [Verdict.missing, Verdict.untrusted]
     assert "the dense model is not measured" in unmeasured.warnings[0]
@@ -199,11 +231,17 @@ def test_the_best_is_marked_only_where_the_interval_says_so() -> None:
         rows = [dense, row("a", method="sinq"), row("b", nll, method="rtn")]
         assert (compare.compare(rows[1], rows[2]).verdict is compare.Verdict.better) == best
         assert [c.best for (c,) in fill(table(*lines), rows).cells] == [False, best, False]
-    assert not any(c.best for (c,) in fill(table(*lines), [dense, row("a", method="sinq")]).cells)  # alone, it is the best of nothing
+    assert not any(
+        c.best for (c,) in fill(table(*lines), [dense, row("a", method="sinq")]).cells
+    )  # alone, it is the best of nothing
 
 
 def test_other_metrics_are_scaled_added_and_never_best() -> None:
-    columns = [Column("ms", metric="compression.seconds_quantize", add=["compression.seconds_statistics"], scale=1000)]
+    columns = [
+        Column(
+            "ms", metric="compression.seconds_quantize", add=["compression.seconds_statistics"], scale=1000
+        )
+    ]
     rows = [row("a", method="sinq"), row("b", HARD + 1, method="rtn")]
     rows[1]["metrics"]["compression"]["seconds_quantize"] = 4.0
     filled = fill(table(line("sinq"), line("rtn"), columns=columns), rows)
@@ -236,7 +274,13 @@ def test_a_baseline_has_no_distance_to_itself() -> None:
 def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     shifts = np.linspace(-0.1, 0.3, 16)
     columns = [Column("Δ", against="sinq", decimals=3)]
-    lines = (line("none", baseline=True), line("sinq", section="s"), line("rtn", section="s"), line("hqq", section="s"), line("hadamard"))
+    lines = (
+        line("none", baseline=True),
+        line("sinq", section="s"),
+        line("rtn", section="s"),
+        line("hqq", section="s"),
+        line("hadamard"),
+    )
     measured = {
         "none": HARD - 1,
         "sinq": HARD,
@@ -248,7 +292,10 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     dense, own, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
     assert [cell.verdict for cell in (dense, own, elsewhere)] == [Verdict.not_applicable] * 3
     low, high = compare.bootstrap_interval(shifts)
-    assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (pytest.approx(shifts.mean()), pytest.approx(low))
+    assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (
+        pytest.approx(shifts.mean()),
+        pytest.approx(low),
+    )
     layout = lay_out(fill(table(*lines, columns=columns), rows))
     texts = [cells_[-1].text for cells_ in layout.lines]
     assert texts[2] == f"+0.100 [{low:+.3f}, {high:+.3f}]"
@@ -256,7 +303,9 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     assert hqq.comparison is not None
     assert any(note.startswith("≈") for note in layout.notes)
     assert not any(cell.bold for cells_ in layout.lines for cell in cells_)
-    (alone,) = fill(table(line("sinq", section="s"), line("rtn", section="s"), columns=columns), rows[2:3]).cells[1]
+    (alone,) = fill(
+        table(line("sinq", section="s"), line("rtn", section="s"), columns=columns), rows[2:3]
+    ).cells[1]
     assert (alone.ours, alone.note) == (None, "what it is set against is not measured")
     read = pd.read_csv(io.StringIO(render(fill(table(*lines, columns=columns), rows), Format.csv)))
     assert read["low"].dropna().tolist() == pytest.approx([low, hqq.comparison.low])
@@ -264,7 +313,12 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
 
 def test_values_that_are_only_shown_are_not_compared() -> None:
     cell = only(fill(table(line("sinq", OURS), incomparable="another engine"), [row("a", method="sinq")]))
-    assert (cell.verdict, cell.ours, cell.difference, cell.note) == (Verdict.refused, pytest.approx(OURS), None, "another engine")
+    assert (cell.verdict, cell.ours, cell.difference, cell.note) == (
+        Verdict.refused,
+        pytest.approx(OURS),
+        None,
+        "another engine",
+    )
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(50, True), (60, False)])
@@ -272,10 +326,14 @@ def test_other_evaluations_must_have_been_asked_alike(limit: int, fits: bool) ->
     asked = {"model": "smollm2", "text": "wikitext2", "evaluation": "zero_shot"}
     tasks = {"evaluation.zero_shot.tasks": "[piqa_local]", "evaluation.zero_shot.limit": 50}
     made = row("a", method="sinq")
-    run = options.described(options.overrides({**asked, **tasks, "evaluation.zero_shot.tasks": "[piqa_local,wikitext2_local]"}))
+    run = options.described(
+        options.overrides({**asked, **tasks, "evaluation.zero_shot.tasks": "[piqa_local,wikitext2_local]"})
+    )
     made["options"]["evaluation"] = described(dict(run.evaluation), defaults=True)
     made["options"]["evaluation"]["zero_shot"]["limit"] = limit
-    made["metrics"] = {"zero_shot": {"tasks": {"piqa_local": {"flips": {"acc": {"prediction": {"value": 0.125}}}}}}}
+    made["metrics"] = {
+        "zero_shot": {"tasks": {"piqa_local": {"flips": {"acc": {"prediction": {"value": 0.125}}}}}}
+    }
     flips = Column("PIQA", metric="zero_shot.tasks.piqa_local.flips.acc.prediction.value", scale=100)
     cell = only(fill(table(line("sinq"), columns=[flips], run={**asked, **tasks}), [made]))
     assert cell.ours == (12.5 if fits else None)
@@ -314,7 +372,10 @@ class _Cells(HTMLParser):
 
 def example() -> cells.Filled:
     columns = [Column("W2", "a<b", run={"bits": 4}), Column("3_bits", "a<b", run={"bits": 3})]
-    lines = [Line(name, run={"method": name}, paper=[OURS, None], section="all & sundry") for name in ("sinq", "rtn")]
+    lines = [
+        Line(name, run={"method": name}, paper=[OURS, None], section="all & sundry")
+        for name in ("sinq", "rtn")
+    ]
     return fill(table(*lines, columns=columns), [row("a", method="sinq"), row("b", HARD + 0.1, method="rtn")])
 
 
@@ -329,7 +390,10 @@ def test_every_format_says_the_same() -> None:
         ["all & sundry", "sinq", best, "– [1]"],
         ["", "rtn", other, "– [2]"],
     ]
-    assert [[cell.bold for cell in cells_] for cells_ in layout.lines] == [[False, False, True, False], [False] * 4]
+    assert [[cell.bold for cell in cells_] for cells_ in layout.lines] == [
+        [False, False, True, False],
+        [False] * 4,
+    ]
     lines = [text for text in render(filled, Format.markdown).splitlines() if text.startswith("|")]
     plain = [[part.strip().replace("\\", "") for part in text.strip("|").split("|")] for text in lines]
     assert plain[0] == ["", "method", "a<b W2", "a<b 3_bits"]
@@ -340,15 +404,29 @@ def test_every_format_says_the_same() -> None:
     assert "a<b" in page.texts
     assert "font-weight: bold" in render(filled, Format.html)
     shown = render(filled, Format.terminal)
-    assert all(part in shown for part in (best.split(" (", maxsplit=1)[0], other.split(" (")[1], "[2] python run.py", "a_table & more"))
+    assert all(
+        part in shown
+        for part in (
+            best.split(" (", maxsplit=1)[0],
+            other.split(" (")[1],
+            "[2] python run.py",
+            "a_table & more",
+        )
+    )
 
 
 def test_latex_has_rules_and_no_character_with_a_meaning_of_its_own() -> None:
     text = render(example(), Format.latex)
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{llrr}")] == [1, 1, 1, 1]
+    assert [
+        text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{llrr}")
+    ] == [1, 1, 1, 1]
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     lines = [each for each in body.splitlines() if each.endswith(r"\\")]
-    assert [len(re.findall(r"(?<!\\)&", each)) for each in lines[1:]] == [3, 3, 3]  # as many columns as declared
+    assert [len(re.findall(r"(?<!\\)&", each)) for each in lines[1:]] == [
+        3,
+        3,
+        3,
+    ]  # as many columns as declared
     assert rf"\bfseries {OURS:.2f}" in body
     assert r"all \& sundry" in body
     assert r"3\_bits" in body
@@ -360,7 +438,9 @@ def test_csv_is_read_back_in_full() -> None:
     read = pd.read_csv(io.StringIO(render(example(), Format.csv)))
     assert list(read["ours"].dropna()) == [OURS, float(np.exp(np.mean(HARD + 0.1)))]
     assert list(read["run_id"].fillna("")) == ["a", "", "b", ""]
-    assert list(read["verdict"]) == [v.value for v in (Verdict.reproduced, Verdict.missing, Verdict.differs, Verdict.missing)]
+    assert list(read["verdict"]) == [
+        v.value for v in (Verdict.reproduced, Verdict.missing, Verdict.differs, Verdict.missing)
+    ]
     assert read["note"].dropna().str.startswith("python run.py").all()
 
 
@@ -372,15 +452,26 @@ def test_csv_is_read_back_in_full() -> None:
             "title: x\ncolumns: [{label: x}]\nrows: [{label: r, paper: [a]}]",
             r"paper\[0\]: Value 'a' of type 'str' could not be converted to Float",
         ),
-        ("title: x\ncolumns: [{label: x}]\nrows: [{label: r, paper: [1, 2]}]", "row 'r' has 2 of the paper's values for 1 columns"),
-        ("title: x\ncolumns: [{label: x}]\nrows: [{label: r, paper: [1]}]", "row 'r' has a paper's values, but the table names no source"),
+        (
+            "title: x\ncolumns: [{label: x}]\nrows: [{label: r, paper: [1, 2]}]",
+            "row 'r' has 2 of the paper's values for 1 columns",
+        ),
+        (
+            "title: x\ncolumns: [{label: x}]\nrows: [{label: r, paper: [1]}]",
+            "row 'r' has a paper's values, but the table names no source",
+        ),
         ("title: x\ncolumns: [{label: x}]\nrows: [{label: r}, {label: r}]", "rows: r given twice"),
         ("title: x\ncolumns: [{label: x}]\nrows: []", "the table has no rows"),
-        ("title: x\ntolerance: 0\ncolumns: [{label: x}]\nrows: [{label: r}]", "tolerance=0.0 is not possible; it must be above 0"),
+        (
+            "title: x\ntolerance: 0\ncolumns: [{label: x}]\nrows: [{label: r}]",
+            "tolerance=0.0 is not possible; it must be above 0",
+        ),
         ("title: [", "while parsing a flow"),
     ],
 )
-def test_a_mistake_in_a_table_is_an_error_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_in_a_table_is_an_error_that_names_the_place(
+    tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"bad\.yaml: .*{message}"):
         spec.load("bad", tmp_path)
@@ -389,9 +480,13 @@ def test_a_mistake_in_a_table_is_an_error_that_names_the_place(tmp_path: Path, t
 def test_unknown_tables_and_conditions_are_explained() -> None:
     with pytest.raises(ValueError, match=r"against=hqq is not possible; it must be the label of a row"):
         table(line("sinq"), columns=[Column("Δ", against="hqq")])
-    with pytest.raises(ValueError, match="table=table99 does not exist; choose one of smoke, smollm2, table1"):
+    with pytest.raises(
+        ValueError, match="table=table99 does not exist; choose one of smoke, smollm2, table1"
+    ):
         spec.load("table99")
-    with pytest.raises(ValueError, match="table is missing; give table=<name>, one of smoke, smollm2, table1"):
+    with pytest.raises(
+        ValueError, match="table is missing; give table=<name>, one of smoke, smollm2, table1"
+    ):
         grids(config(table=""), [])
     with pytest.raises(ValueError, match="table=table99 does not exist"):  # also where runs need no table
         grids(config(table="table99", runs=[{"method": "none"}]), [])
@@ -413,13 +508,24 @@ def describe_all() -> None:
     subjects = set()
     for name in spec.names():
         read = spec.load(name)
-        notes = {cell.note for line in fill(read, []).cells for cell in line if cell.verdict is Verdict.not_applicable}
+        notes = {
+            cell.note
+            for line in fill(read, []).cells
+            for cell in line
+            if cell.verdict is Verdict.not_applicable
+        }
         assert not any("takes no" in note for note in notes), name
         lacking = cells.missing(read, [])
         for run in lacking:
-            subjects.add(options.overrides({key: value for key, value in options.split(run)[0].items() if key != "model.path"}))
+            subjects.add(
+                options.overrides(
+                    {key: value for key, value in options.split(run)[0].items() if key != "model.path"}
+                )
+            )
             treatment = options.overrides(options.split(run)[1])
-            treatments[tuple(each for each in treatment if not each.startswith("bits="))] = treatment  # once for all bits
+            treatments[tuple(each for each in treatment if not each.startswith("bits="))] = (
+                treatment  # once for all bits
+            )
     for each in treatments.values():
         assert options.described(each).method is not None
     for each in subjects:
@@ -433,7 +539,10 @@ def config(table: str | None = None, runs: Sequence[Any] = ()) -> Any:
 
 
 def test_an_experiment_is_a_list_of_grids() -> None:
-    runs = [{"method": "none"}, {"method": ["rtn", "sinq"], "bits": [4, 3], "layers.exclude": "[lm_head,up_proj]", "stream": False}]
+    runs = [
+        {"method": "none"},
+        {"method": ["rtn", "sinq"], "bits": [4, 3], "layers.exclude": "[lm_head,up_proj]", "stream": False},
+    ]
     assert grids(config(runs=runs), ["seed=1"]) == [
         ["method=none", "seed=1"],
         ["method=rtn,sinq", "bits=4,3", "layers.exclude=[lm_head,up_proj]", "stream=false", "seed=1"],
@@ -456,7 +565,9 @@ def test_an_experiment_without_runs_is_what_its_table_lacks(monkeypatch: pytest.
 @needs_data
 def test_an_experiment_runs_and_prints_its_table(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    done = forked.run(tmp_path, ("run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={results}"))
+    done = forked.run(
+        tmp_path, ("run.py", "experiment=smoke", "logger=none", "device=cpu", f"results_dir={results}")
+    )
     assert done.done() == 0, done.output
     rows, _ = record.read(results)
     assert sorted(each["name"] for each in rows) == ["none", "rtn 3-bit g64", "sinq 3-bit g64"]
@@ -464,5 +575,7 @@ def test_an_experiment_runs_and_prints_its_table(tmp_path: Path) -> None:
     filled = fill(spec.load("smoke"), rows)
     for (cell,), name in zip(filled.cells, ("dense", "RTN", "SINQ"), strict=True):
         assert cell.ours is not None
-        assert f"{cell.ours:.2f}" in next(text for text in shown.splitlines() if text.strip().startswith(name))
+        assert f"{cell.ours:.2f}" in next(
+            text for text in shown.splitlines() if text.strip().startswith(name)
+        )
     assert cells.missing(spec.load("smoke"), copy.deepcopy(rows)) == []

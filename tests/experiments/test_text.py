@@ -16,7 +16,10 @@ def paragraphs(text: str) -> set[str]:
     return {part.strip() for part in text.split("\n") if len(part) > 200}
 
 
-@pytest.mark.parametrize("text", [StateOfTheUnion(), pytest.param(WikiText2(), marks=needs_data), pytest.param(C4(), marks=needs_data)])
+@pytest.mark.parametrize(
+    "text",
+    [StateOfTheUnion(), pytest.param(WikiText2(), marks=needs_data), pytest.param(C4(), marks=needs_data)],
+)
 def test_what_calibrates_is_never_what_evaluates(text: Text) -> None:
     evaluation, calibration = paragraphs(text.evaluation().text), paragraphs(text.calibration().text)
     assert len(evaluation) > 10
@@ -26,8 +29,14 @@ def test_what_calibrates_is_never_what_evaluates(text: Text) -> None:
 
 @needs_data
 def test_wikitext2_rows_are_those_of_the_hub() -> None:
-    rows = WikiText2().evaluation().text.split("\n\n")  # a row ends with a newline of its own, a blank one is empty
-    assert WikiText2().evaluation().text.startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
+    rows = (
+        WikiText2().evaluation().text.split("\n\n")
+    )  # a row ends with a newline of its own, a blank one is empty
+    assert (
+        WikiText2()
+        .evaluation()
+        .text.startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
+    )
     assert len(rows) == 4358
 
 
@@ -53,7 +62,9 @@ def test_c4_new_is_the_first_documents_joined_by_a_space(tmp_path: Path) -> None
 def test_c4_new_is_not_made_of_a_sample(tmp_path: Path) -> None:
     (tmp_path / "c4").mkdir()
     (tmp_path / "c4/c4_train_sample.jsonl").write_text(json.dumps({"text": "d"}) + "\n")
-    with pytest.raises(ValueError, match=r"text=c4_new: text\.path=.* has no c4/c4-validation\.00000-of-00008\.json\.gz"):
+    with pytest.raises(
+        ValueError, match=r"text=c4_new: text\.path=.* has no c4/c4-validation\.00000-of-00008\.json\.gz"
+    ):
         C4New(path=str(tmp_path)).evaluation()
 
 
@@ -62,7 +73,9 @@ def saved(tmp_path: Path) -> Path:
     """A folder with documents of growing length, and places in three of them; the second document ends before its excerpt does."""
     (tmp_path / "c4").mkdir()
     with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
-        file.writelines(json.dumps({"text": f"Tale {k}: " + "once upon a time " * 60 * k}) + "\n" for k in range(4))
+        file.writelines(
+            json.dumps({"text": f"Tale {k}: " + "once upon a time " * 60 * k}) + "\n" for k in range(4)
+        )
     for name, values in zip(PLACES, ([3, 1, 3], [7, 40, 2000]), strict=True):
         torch.save(values, tmp_path / "c4" / name)
     return tmp_path
@@ -93,7 +106,10 @@ def test_c4_saved_is_known_by_documents_and_places(saved: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (([0], [1, 2]), r"c4_seed_tmp\.pth has 1 numbers up to 0, c4_seed_index\.pth 2; both must have as many"),
+        (
+            ([0], [1, 2]),
+            r"c4_seed_tmp\.pth has 1 numbers up to 0, c4_seed_index\.pth 2; both must have as many",
+        ),
         (([4], [0]), "documents be numbered from 0 to 3"),
         (([0], [-1]), r"c4_seed_index\.pth holds \[-1\]; it must be a list of whole numbers from 0 on"),
         (([0], {"a": 1}), "it must be a list of whole numbers from 0 on"),
@@ -111,13 +127,18 @@ def test_c4_saved_without_its_places_says_where_they_are(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"c4_seed_tmp\.pth cannot be read as torch\.save writes it"):
         C4Saved(path=str(saved)).evaluation()
     (saved / "c4" / PLACES[0]).unlink()
-    with pytest.raises(ValueError, match=r"c4_saved needs c4_seed_tmp\.pth and .*eval_my of github\.com/Efficient-ML/Qwen3-Quantization"):
+    with pytest.raises(
+        ValueError,
+        match=r"c4_saved needs c4_seed_tmp\.pth and .*eval_my of github\.com/Efficient-ML/Qwen3-Quantization",
+    ):
         C4Saved(path=str(saved)).evaluation()
 
 
 def test_a_sample_is_split_and_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "c4").mkdir()
-    (tmp_path / "c4/c4_train_sample.jsonl").write_text("".join(json.dumps({"text": f"d{k}"}) + "\n" for k in range(5)))
+    (tmp_path / "c4/c4_train_sample.jsonl").write_text(
+        "".join(json.dumps({"text": f"d{k}"}) + "\n" for k in range(5))
+    )
     text = C4(path=str(tmp_path))
     assert (text.evaluation().text, text.calibration().text) == ("d0\n\nd1", "d2\n\nd3\n\nd4")
     assert text.evaluation().source == "file c4/c4_train_sample.jsonl, rows 0–1"
@@ -126,7 +147,9 @@ def test_a_sample_is_split_and_said_to_be_one(tmp_path: Path) -> None:
 def test_a_document_that_evaluates_is_left_out_of_calibration(tmp_path: Path) -> None:
     (tmp_path / "c4").mkdir()
     documents = ["a" * 200, "heading", "heading", "a" * 200, "b" * 200, "b" * 200]
-    (tmp_path / "c4/c4_train_sample.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    (tmp_path / "c4/c4_train_sample.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    )
     assert C4(path=str(tmp_path)).calibration().text == "b" * 200 + "\n\n" + "b" * 200
 
 
@@ -136,7 +159,9 @@ def test_a_folder_without_the_file_is_an_error_that_names_it(tmp_path: Path) -> 
 
 
 def test_years_must_not_overlap() -> None:
-    with pytest.raises(ValueError, match=r"text\.calibrate_until=2001 must be before text\.evaluate_from=2001"):
+    with pytest.raises(
+        ValueError, match=r"text\.calibrate_until=2001 must be before text\.evaluate_from=2001"
+    ):
         StateOfTheUnion(calibrate_until=2001)
 
 
@@ -173,7 +198,10 @@ def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
 def test_no_text_calibrates_on_what_it_evaluates(text: type[Corpus], tmp_path: Path) -> None:
     """Even where a file of its calibration part holds rows of the evaluation part; the real texts are looked at above."""
     shared, own = "s" * 200, "o" * 200
-    for files, rows in ((text.evaluation_files, [shared, "e" * 200]), (text.calibration_files, [shared, own])):
+    for files, rows in (
+        (text.evaluation_files, [shared, "e" * 200]),
+        (text.calibration_files, [shared, own]),
+    ):
         file = tmp_path / files[0].path
         file.parent.mkdir(exist_ok=True)
         before = _rows(file) if file.exists() else []

@@ -39,7 +39,15 @@ ITEMS = [
     ("Light a room", "lamp", "a closed wooden box", 0),
     ("Mend a sock", "needle, thread", "ice", 0),
 ]
-PAGES = [" = One = \n", " \n", " A first page , short . \n", " = = Part = = \n", " More . \n", " = Two = \n", " Its end . \n"]
+PAGES = [
+    " = One = \n",
+    " \n",
+    " A first page , short . \n",
+    " = = Part = = \n",
+    " More . \n",
+    " = Two = \n",
+    " Its end . \n",
+]
 
 
 @pytest.fixture
@@ -51,7 +59,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_data(folder: Path, monkeypatch: pytest.MonkeyPatch, goal: str = ITEMS[0][0]) -> Path:
     for name in ("piqa", "wikitext2"):
         (folder / name).mkdir(parents=True)
-    rows = [{"id": str(k), "goal": item[0] if k else goal, "sol1": item[1], "sol2": item[2]} for k, item in enumerate(ITEMS)]
+    rows = [
+        {"id": str(k), "goal": item[0] if k else goal, "sol1": item[1], "sol2": item[2]}
+        for k, item in enumerate(ITEMS)
+    ]
     (folder / "piqa/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "piqa/dev-labels.lst").write_text("".join(f"{item[3]}\n" for item in ITEMS))
     (folder / "wikitext2/wiki.test.raw").write_text("".join(PAGES))
@@ -92,19 +103,25 @@ def log_likelihood(model: Any, words: Any, prompt: str, answer: str) -> float:
 def by_hand(model: Any, words: Any, items: list[tuple[str, str, str, int]]) -> dict[str, list[int]]:
     chosen: dict[str, list[int]] = {"acc": [], "acc_norm": []}
     for goal, *solutions, _ in items:
-        scores = [log_likelihood(model, words, f"Question: {goal}\nAnswer:", f" {each}") for each in solutions]
+        scores = [
+            log_likelihood(model, words, f"Question: {goal}\nAnswer:", f" {each}") for each in solutions
+        ]
         chosen["acc"].append(int(scores[1] > scores[0]))
         chosen["acc_norm"].append(int(scores[1] / len(solutions[1]) > scores[0] / len(solutions[0])))
     return chosen
 
 
-def assert_as_by_hand(measured: Any, expected: dict[str, list[int]], labels: list[int], task: str = "piqa_local") -> None:
+def assert_as_by_hand(
+    measured: Any, expected: dict[str, list[int]], labels: list[int], task: str = "piqa_local"
+) -> None:
     for metric, chosen in expected.items():
         right = [choice == label for choice, label in zip(chosen, labels, strict=True)]
         assert measured.samples[task]["prediction"][metric] == "".join(map(str, chosen))
         assert measured.samples[task]["correct"][metric] == "".join(str(int(each)) for each in right)
         assert measured.metrics["tasks"][task][metric] == pytest.approx(np.mean(right))
-        assert measured.metrics["tasks"][task][f"{metric}_stderr"] == pytest.approx(np.std(right, ddof=1) / math.sqrt(len(right)))
+        assert measured.metrics["tasks"][task][f"{metric}_stderr"] == pytest.approx(
+            np.std(right, ddof=1) / math.sqrt(len(right))
+        )
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
@@ -121,7 +138,10 @@ def test_choices_and_accuracies_are_those_summed_by_hand(data: Path, batch_size:
 def test_it_holds_on_real_questions_with_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINQ_DATA", str(SHARED / "data"))
     folder = SHARED / "data/models/stories260k"
-    model, words = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    model, words = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     rows = [json.loads(line) for line in (SHARED / "data/piqa/dev.jsonl").read_text().splitlines()[:16]]
     labels = [int(label) for label in (SHARED / "data/piqa/dev-labels.lst").read_text().split()[:16]]
     items = [(row["goal"], row["sol1"], row["sol2"], label) for row, label in zip(rows, labels, strict=True)]
@@ -137,16 +157,25 @@ def test_a_page_has_the_perplexity_per_word_and_byte_summed_by_hand(data: Path) 
     pages = ["".join(PAGES[:5]), "".join(PAGES[5:])]
     detokenised = ["= One =\n\nA first page, short.\n== Part ==\nMore.\n", "= Two =\nIts end.\n"]
     values = measured.samples["wikitext2_local"]["values"]["word_perplexity"]
-    assert [words_of for _, words_of in values] == [len(" ".join(page.split()).split()) + 2 for page in pages]  # lm-eval counts both ends
+    assert [words_of for _, words_of in values] == [
+        len(" ".join(page.split()).split()) + 2 for page in pages
+    ]  # lm-eval counts both ends
     asked = [
-        instance.arguments[0] for instance in questions.load(("wikitext2_local",))["wikitext2_local"]["tasks"]["wikitext2_local"].instances
+        instance.arguments[0]
+        for instance in questions.load(("wikitext2_local",))["wikitext2_local"]["tasks"][
+            "wikitext2_local"
+        ].instances
     ]
     assert [text.strip() for text in asked] == [text.strip() for text in detokenised]
     expected = [rolling(model, words, text) for text in asked]
     assert [found for found, _ in values] == pytest.approx(expected, rel=1e-5)
     metrics, total = measured.metrics["tasks"]["wikitext2_local"], sum(expected)
-    assert metrics["word_perplexity"] == pytest.approx(math.exp(-total / sum(count for _, count in values)), rel=1e-5)
-    assert metrics["byte_perplexity"] == pytest.approx(math.exp(-total / len("".join(pages).encode())), rel=1e-5)
+    assert metrics["word_perplexity"] == pytest.approx(
+        math.exp(-total / sum(count for _, count in values)), rel=1e-5
+    )
+    assert metrics["byte_perplexity"] == pytest.approx(
+        math.exp(-total / len("".join(pages).encode())), rel=1e-5
+    )
 
 
 @torch.inference_mode()
@@ -157,15 +186,27 @@ def rolling(model: Any, words: Any, text: str) -> float:
     return said.gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
 
 
-@pytest.mark.parametrize(("local", "own"), [("piqa_local", "piqa/piqa"), ("wikitext2_local", "wikitext/wikitext")])
+@pytest.mark.parametrize(
+    ("local", "own"), [("piqa_local", "piqa/piqa"), ("wikitext2_local", "wikitext/wikitext")]
+)
 def test_our_tasks_differ_from_lm_evals_in_their_data_alone(local: str, own: str) -> None:
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
     ours = load_yaml(questions.FOLDER / f"{local}.yaml")
     theirs = load_yaml(Path(lm_eval.tasks.__file__).parent / f"{own}.yaml")
-    about_data = {"task", "custom_dataset", "dataset_path", "dataset_name", "training_split", "validation_split", "test_split"}
-    kept_ours, kept_theirs = ({k: source(task[k]) for k in task if k not in about_data} for task in (ours, theirs))
+    about_data = {
+        "task",
+        "custom_dataset",
+        "dataset_path",
+        "dataset_name",
+        "training_split",
+        "validation_split",
+        "test_split",
+    }
+    kept_ours, kept_theirs = (
+        {k: source(task[k]) for k in task if k not in about_data} for task in (ours, theirs)
+    )
     assert kept_ours == kept_theirs
 
 
@@ -189,7 +230,11 @@ def hand_made(seed: int, items: int = 200, choices: int = 4) -> tuple[list[int],
     generator = random.Random(seed)
     pick = lambda: [generator.randrange(choices) for _ in range(items)]  # noqa: E731
     dense = pick()
-    return pick(), dense, [answer if generator.random() < 0.6 else generator.randrange(choices) for answer in dense]
+    return (
+        pick(),
+        dense,
+        [answer if generator.random() < 0.6 else generator.randrange(choices) for answer in dense],
+    )
 
 
 def kept(gold: list[int], chosen: list[int]) -> dict[str, dict[str, Any]]:
@@ -207,7 +252,11 @@ def test_flips_are_those_counted_by_hand() -> None:
         right += d != g and o == g
     assert changed > wrong + right > 0  # wrong to wrong is a change of prediction only
     assert found["prediction"]["count"] == changed
-    assert (found["to_wrong"], found["to_right"], found["correctness"]["count"]) == (wrong, right, wrong + right)
+    assert (found["to_wrong"], found["to_right"], found["correctness"]["count"]) == (
+        wrong,
+        right,
+        wrong + right,
+    )
     assert found["prediction"]["value"] == changed / 200
     assert found["difference"]["value"] == pytest.approx((right - wrong) / 200)
     assert found["difference"]["low"] < found["difference"]["value"] < found["difference"]["high"]
@@ -241,13 +290,23 @@ def test_answers_to_other_items_are_not_compared() -> None:
 
 def test_texts_are_compared_as_a_whole_and_likelihoods_by_correctness_alone() -> None:
     samples = [
-        {"doc_id": k, "filter": filtered, "metrics": ["exact_match"], "exact_match": k % 2, "filtered_resps": [text], "doc": {}}
+        {
+            "doc_id": k,
+            "filter": filtered,
+            "metrics": ["exact_match"],
+            "exact_match": k % 2,
+            "filtered_resps": [text],
+            "doc": {},
+        }
         for filtered in ("strict", "loose")
         for k, text in ((1, "seven"), (0, "six"))
     ]
     told = answers(SimpleNamespace(OUTPUT_TYPE="generate_until"), samples)
     assert told["correct"] == {"exact_match@strict": "01", "exact_match@loose": "01"}
-    other = answers(SimpleNamespace(OUTPUT_TYPE="generate_until"), [sample | {"filtered_resps": ["six"]} for sample in samples])
+    other = answers(
+        SimpleNamespace(OUTPUT_TYPE="generate_until"),
+        [sample | {"filtered_resps": ["six"]} for sample in samples],
+    )
     assert flips([other], [told])["exact_match@strict"]["prediction"]["count"] == 1
     likelihood = answers(SimpleNamespace(OUTPUT_TYPE="loglikelihood"), samples)
     assert "prediction" not in likelihood
@@ -260,7 +319,13 @@ def run(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     roomy().save_pretrained(tiny_folder)
     tokenizer().save_pretrained(tiny_folder)
     evaluation = {"size": Size(), "zero_shot": ZeroShot()}
-    return Run(Pretrained(path=str(tiny_folder)), StateOfTheUnion(evaluate_from=2025), RTN(Grid(2, 32)), evaluation, device="cpu")
+    return Run(
+        Pretrained(path=str(tiny_folder)),
+        StateOfTheUnion(evaluate_from=2025),
+        RTN(Grid(2, 32)),
+        evaluation,
+        device="cpu",
+    )
 
 
 def test_a_row_has_accuracies_answers_and_flips(run: Run, tmp_path: Path) -> None:
@@ -271,7 +336,9 @@ def test_a_row_has_accuracies_answers_and_flips(run: Run, tmp_path: Path) -> Non
     own, other = (each["samples"]["zero_shot"]["piqa_local"] for each in (row, dense))
     found = row["metrics"]["zero_shot"]["tasks"]["piqa_local"]["flips"]
     for metric in ("acc", "acc_norm"):
-        changed = sum(a != b for a, b in zip(own["prediction"][metric], other["prediction"][metric], strict=True))
+        changed = sum(
+            a != b for a, b in zip(own["prediction"][metric], other["prediction"][metric], strict=True)
+        )
         assert found[metric]["prediction"]["count"] == found[metric]["correctness"]["count"] == changed
     assert sum(found[metric]["prediction"]["count"] for metric in found) > 0  # 2 bits change something
     assert "flips" not in dense["metrics"]["zero_shot"]["tasks"]["piqa_local"]
@@ -290,18 +357,26 @@ def test_other_questions_are_another_run(run: Run, tmp_path: Path, monkeypatch: 
     assert identity(run) != before
 
 
-def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = questions._manager(True)
-    monkeypatch.setattr(questions, "_manager", lambda only_local: local)  # lm-eval's own index takes half a minute to read
+    monkeypatch.setattr(
+        questions, "_manager", lambda only_local: local
+    )  # lm-eval's own index takes half a minute to read
     setting = Setting(tmp_path / "results")
     nowhere = replace(run, model=Pretrained(path="no/such-model"))
     unknown = replace(nowhere, evaluation={"zero_shot": ZeroShot(("piqa_local", "piqq"))})
     with pytest.raises(
-        ValueError, match=r"zero_shot.tasks=piqq: there is no such task; known are, on local files, piqa_local, wikitext2_local"
+        ValueError,
+        match=r"zero_shot.tasks=piqq: there is no such task; known are, on local files, piqa_local, wikitext2_local",
     ):
         execute(unknown, setting)
     monkeypatch.setenv("SINQ_DATA", str(tmp_path / "nothing"))
-    with pytest.raises(ValueError, match=r"tasks=piqa_local: SINQ_DATA=.*nothing has no piqa/dev.jsonl. From the hub, the task is piqa"):
+    with pytest.raises(
+        ValueError,
+        match=r"tasks=piqa_local: SINQ_DATA=.*nothing has no piqa/dev.jsonl. From the hub, the task is piqa",
+    ):
         execute(nowhere, setting)
     monkeypatch.delenv("SINQ_DATA")
     with pytest.raises(ValueError, match=r"SINQ_DATA is not set; it must name a folder with piqa/dev.jsonl"):
@@ -313,7 +388,10 @@ def test_a_hub_that_cannot_be_reached_is_explained() -> None:
     def fail(names: list[str]) -> Any:
         raise ConnectionError("no route\nand more")
 
-    with pytest.raises(ValueError, match=r"tasks=hellaswag: its data cannot be had \(no route\). Without a network, use piqa_local or"):
+    with pytest.raises(
+        ValueError,
+        match=r"tasks=hellaswag: its data cannot be had \(no route\). Without a network, use piqa_local or",
+    ):
         questions._load_one(SimpleNamespace(load=fail), "hellaswag", None)
 
 
@@ -325,7 +403,9 @@ def test_tasks_of_other_kinds_are_refused(flag: str, reason: str) -> None:
 
 
 def test_what_does_not_fit_the_model_is_refused_early(data: Path) -> None:
-    with pytest.raises(ValueError, match=r"item 0 has an answer of 22 tokens, longer than an input may be \(20"):
+    with pytest.raises(
+        ValueError, match=r"item 0 has an answer of 22 tokens, longer than an input may be \(20"
+    ):
         ZeroShot(max_length=20).check(subject(roomy()))
     with pytest.raises(ValueError, match="neither a first nor a last token"):
         ZeroShot().check(subject(roomy(), words=tiny_tokenizer()))
@@ -345,7 +425,10 @@ def test_the_model_the_tokenizer_and_the_generators_stay_as_they_are(data: Path)
     measured = ZeroShot().measure(subject(dense, compressed, words))
     assert random.random() == expected
     assert words.pad_token is None
-    assert all(torch.equal(model(ids).logits, logits) for model, logits in zip((dense, compressed), before, strict=True))
+    assert all(
+        torch.equal(model(ids).logits, logits)
+        for model, logits in zip((dense, compressed), before, strict=True)
+    )
     assert_as_by_hand(measured, by_hand(compressed, words, ITEMS), [item[3] for item in ITEMS])
 
 

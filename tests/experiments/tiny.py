@@ -14,7 +14,10 @@ from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
 
 
 def subject(
-    architecture: str = "llama", windows: int = 4, compressed: torch.nn.Module | None = None, report: CompressionReport | None = None
+    architecture: str = "llama",
+    windows: int = 4,
+    compressed: torch.nn.Module | None = None,
+    report: CompressionReport | None = None,
 ) -> Subject:
     """A tiny model as evaluations get it."""
     loaded = LoadedModel(tiny_model(architecture), tiny_tokenizer(), torch.float32)

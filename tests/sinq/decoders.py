@@ -20,7 +20,12 @@ from sinq import CompressedWeight, Grid, LayerMethod
 from tests.conftest import BODY, CONFIGS, SMALL
 
 GROUPED = {**SMALL, **BODY, "intermediate_size": 128, "num_key_value_heads": 2}
-EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 64}
+EXPERTS = {
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 64,
+}
 DECODERS: dict[str, PretrainedConfig] = {
     **{name: CONFIGS[name] for name in ("llama", "qwen3-tied", "qwen3-untied", "moe")},
     "llama-biases": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),

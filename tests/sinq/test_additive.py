@@ -8,9 +8,13 @@ from sinq.codebooks import Codebooks
 from sinq.kernels import cpu_additive
 
 
-def parts(format: Codebooks, rows: int = 70, columns: int = 48) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def parts(
+    format: Codebooks, rows: int = 70, columns: int = 48
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(format.vectors, (rows, columns // format.group, format.codebooks), generator=generator)
+    codes = torch.randint(
+        format.vectors, (rows, columns // format.group, format.codebooks), generator=generator
+    )
     codebooks = torch.randn(format.codebooks, format.vectors, format.group, generator=generator).half()
     return codes, codebooks, (torch.rand(rows, generator=generator) + 0.5).half()
 
@@ -37,7 +41,9 @@ def test_reloads_bit_exact_and_costs_what_the_formula_says(format: Codebooks) ->
     again = AdditiveTensor.from_state(value.config(), value.state_dict())
     assert torch.equal(again.dequantize(), value.dequantize())
     stored = 8 * sum(tensor.nbytes for tensor in value.state_dict().values())
-    assert 0 <= stored - format.bits_per_weight(value.shape) * 70 * 48 < 8 * format.bits_per_codebook  # streams are padded to eight codes
+    assert (
+        0 <= stored - format.bits_per_weight(value.shape) * 70 * 48 < 8 * format.bits_per_codebook
+    )  # streams are padded to eight codes
 
 
 @pytest.mark.parametrize("format", FORMATS[:3], ids=lambda f: f.label)

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinq import SINQ, Calibration, Context, Grid, Kernel, LayerMethod, Layers, QuantizedTensor, find_targets, using
+from sinq import (
+    SINQ,
+    Calibration,
+    Context,
+    Grid,
+    Kernel,
+    LayerMethod,
+    Layers,
+    QuantizedTensor,
+    find_targets,
+    using,
+)
 from sinq.blocks import find_blocks
 from sinq.statistics import Hessian
 from tests.conftest import tiny_model, tiny_tokens
@@ -25,7 +36,9 @@ def nothing_to_warm_up() -> Iterator[None]:
 def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
     """All inputs of a layer over all windows, (tokens, in), by a hook on an ordinary forward pass."""
     caught: list[Tensor] = []
-    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: caught.append(args[0].reshape(-1, args[0].shape[-1])))
+    hook = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: caught.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
     for window in tokens:
         model(window[None])
     hook.remove()
@@ -34,7 +47,9 @@ def inputs_of(model: nn.Module, name: str, tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])  # eager attention is causal by its mask alone
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2", "opt"])
-def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architecture: str, attention: str) -> None:
+def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(
+    architecture: str, attention: str
+) -> None:
     tokens, model, method = tiny_tokens(3), tiny_model(architecture), Recorder()
     model.set_attn_implementation(attention)
     report = method.compress(model, Calibration(tokens))
@@ -46,7 +61,12 @@ def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(architectur
         earlier = [other for other in in_blocks if other.removeprefix(f"{blocks}.").split(".")[0] < block]
         if earlier:
             names = [target.name for target in find_targets(partly)]
-            Rounding().compress(partly, context=Context(Layers(exclude=("lm_head", *(other for other in names if other not in earlier)))))
+            Rounding().compress(
+                partly,
+                context=Context(
+                    Layers(exclude=("lm_head", *(other for other in names if other not in earlier)))
+                ),
+            )
         x = inputs_of(partly, name, tokens).double()
         assert statistic.tokens == tokens.numel()
         torch.testing.assert_close(statistic.matrix(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]

@@ -42,7 +42,12 @@ def package(root: Path, factor: int = 1, added: int = 1) -> Path:
     """A package whose kernel compiles in a function of another file, and that one a constant of a third."""
     folder = root / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {"__init__": "", "limit": LIMIT.format(factor=factor), "helper": HELPER.format(added=added), "kernel": KERNEL}
+    contents = {
+        "__init__": "",
+        "limit": LIMIT.format(factor=factor),
+        "helper": HELPER.format(added=added),
+        "kernel": KERNEL,
+    }
     for name, content in contents.items():
         (folder / f"{name}.py").write_text(content)
     return root
@@ -77,10 +82,14 @@ def test_a_change_in_a_file_that_is_compiled_in_is_seen_and_a_copy_is_compiled_o
 
 def cached_functions() -> list[str]:
     """Functions of ours that Numba keeps on disk, by module and name, of a list of files that no one has to write."""
-    texts = {file: file.read_text() for name in cache.PACKAGES for file in sorted((ROOT / name).rglob("*.py"))}
+    texts = {
+        file: file.read_text() for name in cache.PACKAGES for file in sorted((ROOT / name).rglob("*.py"))
+    }
     modules = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in texts}
     return [
-        f"{modules[file]}:{name}" for file, text in texts.items() for name in re.findall(r"^@njit\(.*cache=True.*\)\ndef (\w+)", text, re.M)
+        f"{modules[file]}:{name}"
+        for file, text in texts.items()
+        for name in re.findall(r"^@njit\(.*cache=True.*\)\ndef (\w+)", text, re.M)
     ]
 
 
@@ -96,8 +105,12 @@ def test_only_what_a_file_imports_at_its_top_counts(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(cache, "PACKAGES", {"parts"})
     root = package(tmp_path)
     (root / "parts/apart.py").touch()
-    (root / "parts/limit.py").write_text("import parts.kernel\nimport torch\n\n\ndef later():\n    import parts.apart\n")
-    assert set(cache.sources(root, "parts.kernel")) == {f"parts/{name}.py" for name in ("kernel", "helper", "limit")}
+    (root / "parts/limit.py").write_text(
+        "import parts.kernel\nimport torch\n\n\ndef later():\n    import parts.apart\n"
+    )
+    assert set(cache.sources(root, "parts.kernel")) == {
+        f"parts/{name}.py" for name in ("kernel", "helper", "limit")
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,7 +122,9 @@ def test_only_what_a_file_imports_at_its_top_counts(tmp_path: Path, monkeypatch:
         ({"HOME": "d"}, "d/.cache/sinq-harness/kernels"),
     ],
 )
-def test_the_user_says_where(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_says_where(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("NUMBA_CACHE_DIR", "SINQ_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -131,5 +146,7 @@ def test_those_unused_for_longest_go(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_numba_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    assert cache.KernelLocator.from_function(cache.install_locator, str(ROOT / "sinq/kernels/cache.py")) is None
+    assert (
+        cache.KernelLocator.from_function(cache.install_locator, str(ROOT / "sinq/kernels/cache.py")) is None
+    )
     assert cache.KernelLocator.from_function(pytest.raises, pytest.__file__) is None

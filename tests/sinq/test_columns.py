@@ -18,10 +18,15 @@ GRID = Grid(2, 32)
 
 def made(bits: Tensor, rows: int = 96, grid: Grid = GRID) -> tuple[MixedColumns, Tensor]:
     """A random matrix rounded to nearest with these bits per column, and itself."""
-    weight, levels = torch.randn(rows, len(bits), generator=torch.Generator().manual_seed(0)), ColumnLevels.of(bits, WIDTHS, grid)
+    weight, levels = (
+        torch.randn(rows, len(bits), generator=torch.Generator().manual_seed(0)),
+        ColumnLevels.of(bits, WIDTHS, grid),
+    )
     scale, zero = choose(weight, grid)
     assert zero is not None
-    return MixedColumns.store(levels.nearest(positions(weight, scale, zero)), levels, grid, scale, zero, {"odd": 1.0}), weight
+    return MixedColumns.store(
+        levels.nearest(positions(weight, scale, zero)), levels, grid, scale, zero, {"odd": 1.0}
+    ), weight
 
 
 def drawn(columns: int = 128) -> Tensor:
@@ -37,7 +42,9 @@ def test_each_weight_is_its_formula_written_out(auxiliary_bits: int) -> None:
         for j, width in enumerate(bits.tolist()):
             code, s, z = codes[i, j].item(), scale[i, j // 32].item(), zero[i, j // 32].item()
             assert code < 2**width
-            position = 0.75 + 1.5 * code if width == 1 else 3 / (2**width - 1) * code  # 1: the middle of 0 … 3, ± a quarter of it
+            position = (
+                0.75 + 1.5 * code if width == 1 else 3 / (2**width - 1) * code
+            )  # 1: the middle of 0 … 3, ± a quarter of it
             assert found[i, j].item() == pytest.approx((position - z) * s, abs=1e-6)
 
 
@@ -64,7 +71,12 @@ def test_columns_of_the_grids_own_width_are_the_grid(weight: Tensor) -> None:
 def test_every_byte_is_counted() -> None:
     bits = drawn()
     value, weight = made(bits)
-    assert value.nbytes == sum(-(-96 * int((bits == width).sum()) * width // 8) for width in WIDTHS) + 96 * 4 * 4 + 128 * 2 // 8
+    assert (
+        value.nbytes
+        == sum(-(-96 * int((bits == width).sum()) * width // 8) for width in WIDTHS)
+        + 96 * 4 * 4
+        + 128 * 2 // 8
+    )
     assert value.bits_per_weight == pytest.approx(bits.float().mean().item() + 32 / 32 + 2 / 96)
     assert value.shape == weight.shape
     assert value.notes == {"odd": 1.0}
@@ -99,4 +111,6 @@ def test_its_product_is_that_of_what_it_stands_for() -> None:
     x, bias = torch.randn(3, 128, generator=torch.Generator().manual_seed(2)), torch.ones(96)
     layer = CompressedLinear(value, bias)
     assert layer.choice == Choice(refusals=("MixedColumns has no cpu kernel",))
-    torch.testing.assert_close(layer(x).double(), x.double() @ value.dequantize(torch.float64).T + 1, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        layer(x).double(), x.double() @ value.dequantize(torch.float64).T + 1, rtol=1e-5, atol=1e-4
+    )

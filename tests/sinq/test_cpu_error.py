@@ -24,7 +24,9 @@ def matrix(rows: int, columns: int, size: float = 0.02, seed: int = 0) -> Tensor
 
 def scales(rows: int, columns: int, grid: Grid) -> tuple[Tensor, Tensor]:
     generator, tiles = torch.Generator().manual_seed(7), rows // grid.tile((rows, columns))[0]
-    return torch.rand(rows, columns // grid.group_size, generator=generator) + 0.5, torch.rand(tiles, columns, generator=generator) + 0.5
+    return torch.rand(rows, columns // grid.group_size, generator=generator) + 0.5, torch.rand(
+        tiles, columns, generator=generator
+    ) + 0.5
 
 
 def largest(weight: Tensor, found: Scales, grid: Grid) -> Tensor:
@@ -44,8 +46,12 @@ def compare(weight: Tensor, found: Scales, grid: Grid, limit: Tensor | None = No
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("auxiliary_bits", [8, 16, 32])
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(96, 128, 64), (7, 24, 12), (1, 64, 64), (40, 160, 160), (33, 10, 2)])
-def test_errors_are_those_of_what_is_stored(rows: int, columns: int, group_size: int, auxiliary_bits: int, bits: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(96, 128, 64), (7, 24, 12), (1, 64, 64), (40, 160, 160), (33, 10, 2)]
+)
+def test_errors_are_those_of_what_is_stored(
+    rows: int, columns: int, group_size: int, auxiliary_bits: int, bits: int
+) -> None:
     grid, weight = Grid(bits, group_size, auxiliary_bits=auxiliary_bits), matrix(rows, columns)
     row, col = scales(rows, columns, grid)
     for found in ((None, None), (None, col), (row, None), (row, col)):
@@ -62,7 +68,9 @@ def test_errors_are_those_of_what_is_stored(rows: int, columns: int, group_size:
     share=st.floats(0.3, 1.0),
     offset=st.sampled_from([0.0, 0.5, -20.0]),
 )
-def test_errors_of_any_matrix(seed: int, bits: int, tiling: int, size: float, share: float, offset: float) -> None:
+def test_errors_of_any_matrix(
+    seed: int, bits: int, tiling: int, size: float, share: float, offset: float
+) -> None:
     grid, weight = Grid(bits, 16, tiling), matrix(32, 48, size, seed) + offset * size
     found = scales(32, 48, grid)
     compare(weight, found, grid)
@@ -77,7 +85,9 @@ def test_groups_of_zeros_lose_nothing_and_change_no_other() -> None:
     assert torch.equal(rounding_error(weight, None, None, grid), plain)
 
 
-@pytest.mark.parametrize("grid", [Grid(4, 16, levels=Levels.nf4), Grid(3, 16, symmetric=True), Grid(4, 16, range_floor=0.1)])
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 16, levels=Levels.nf4), Grid(3, 16, symmetric=True), Grid(4, 16, range_floor=0.1)]
+)
 def test_grids_without_a_kernel_and_floors_follow_the_definition(grid: Grid) -> None:
     compare(matrix(16, 64), scales(16, 64, grid), grid)
 
@@ -94,7 +104,12 @@ def test_a_limit_cuts_the_matrix_at_it() -> None:
     found = scales(16, 64, grid)
     limit = 0.5 * largest(weight, found, grid)
     result, bound = divide(cut(weight, *found, limit), *found), limit.repeat_interleave(16, 1)
-    torch.testing.assert_close(result, divide(weight, *found).double().clamp(-bound.double(), bound.double()).float(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        result,
+        divide(weight, *found).double().clamp(-bound.double(), bound.double()).float(),
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,6 +129,9 @@ def test_every_method_knows_the_error_of_what_it_rounds(method: ScalarMethod) ->
     weight = matrix(32, 64)
     normalized = method.normalize(weight).scaled_by(torch.linspace(0.5, 2, 64))
     limit = 0.7 * by_group(normalized.matrix.abs(), 16).amax(-1)
-    for found, tried in ((method.error(normalized), normalized), (method.error(normalized, limit), normalized.cut_at(limit))):
+    for found, tried in (
+        (method.error(normalized), normalized),
+        (method.error(normalized, limit), normalized.cut_at(limit)),
+    ):
         expected = weight - method.round(replace(tried)).dequantize()
         assert (~torch.isclose(found, expected, rtol=1e-4, atol=1e-7)).sum() <= 4  # ties

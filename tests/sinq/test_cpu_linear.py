@@ -31,7 +31,9 @@ def quantized(grid: Grid, rows: int, columns: int, col_scale: bool = False) -> Q
     tiles = 1 if grid.tiling == 1 else rows // grid.group_size
     scales = torch.rand(tiles, columns, generator=generator) + 0.5
     zero = value.zero()
-    return QuantizedTensor.store(value.codes(), grid, value.scale(), zero if isinstance(zero, Tensor) else None, col_scale=scales)
+    return QuantizedTensor.store(
+        value.codes(), grid, value.scale(), zero if isinstance(zero, Tensor) else None, col_scale=scales
+    )
 
 
 def error(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> float:
@@ -50,13 +52,18 @@ def error(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> floa
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group_size", [8, 16, 24, 32, 64, 128])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_it_is_the_product_with_the_dequantized_matrix(bits: int, group_size: int, dtype: torch.dtype) -> None:
+def test_it_is_the_product_with_the_dequantized_matrix(
+    bits: int, group_size: int, dtype: torch.dtype
+) -> None:
     for rows, groups in ((1, 1), (37, 3), (17, 2), (18, 4)):  # of 2 and 4 some fill a block
         columns = groups * group_size
         value = quantized(Grid(bits=bits, group_size=group_size), rows, columns, col_scale=True)
         for tokens in (1, 2, cpu_linear.FEW, cpu_linear.FEW + 1, 64):
             for bias in (None, torch.randn(rows)):
-                assert error(torch.randn(tokens, columns).to(dtype), value, bias) < TOLERANCE[dtype], (rows, tokens)
+                assert error(torch.randn(tokens, columns).to(dtype), value, bias) < TOLERANCE[dtype], (
+                    rows,
+                    tokens,
+                )
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 20])
@@ -64,7 +71,12 @@ def test_it_is_the_product_with_the_dequantized_matrix(bits: int, group_size: in
 @pytest.mark.parametrize("auxiliary_bits", [8, 16, 32])
 def test_every_way_to_store_scales_and_zeros(tokens: int, symmetric: bool, auxiliary_bits: int) -> None:
     for bits in BITS:
-        value = quantized(Grid(bits=bits, group_size=16, symmetric=symmetric, auxiliary_bits=auxiliary_bits), 19, 112, col_scale=True)
+        value = quantized(
+            Grid(bits=bits, group_size=16, symmetric=symmetric, auxiliary_bits=auxiliary_bits),
+            19,
+            112,
+            col_scale=True,
+        )
         assert error(torch.randn(tokens, 112), value) < 1e-4
 
 

@@ -13,7 +13,14 @@ from sinq.packing import unpack
 from sinq.rounding import divide
 from sinq.sinkhorn import sinkhorn_scales as definition
 
-TILES = [((64, 64), (64, 64)), ((96, 128), (96, 64)), ((128, 192), (64, 64)), ((33, 24), (33, 12)), ((1, 16), (1, 8)), ((7, 20), (7, 10))]
+TILES = [
+    ((64, 64), (64, 64)),
+    ((96, 128), (96, 64)),
+    ((128, 192), (64, 64)),
+    ((33, 24), (33, 12)),
+    ((1, 16), (1, 8)),
+    ((7, 20), (7, 10)),
+]
 
 
 def uneven(rows: int, columns: int, seed: int = 0, spread: float = 0.4) -> Tensor:
@@ -23,20 +30,31 @@ def uneven(rows: int, columns: int, seed: int = 0, spread: float = 0.4) -> Tenso
 
 
 def same_scales(weight: Tensor, tile: tuple[int, int], options: Sinkhorn, tolerance: float = 1e-5) -> None:
-    for ours, theirs in zip(sinkhorn_scales(weight, tile, options), definition(weight, tile, options), strict=True):
+    for ours, theirs in zip(
+        sinkhorn_scales(weight, tile, options), definition(weight, tile, options), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize(("shape", "tile"), TILES)
 @pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("relative_floors", [True, False])
-def test_scales_are_those_of_the_definition(shape: tuple[int, int], tile: tuple[int, int], early_stop: bool, relative_floors: bool) -> None:
+def test_scales_are_those_of_the_definition(
+    shape: tuple[int, int], tile: tuple[int, int], early_stop: bool, relative_floors: bool
+) -> None:
     options = Sinkhorn(early_stop=early_stop, relative_floors=relative_floors)
     for seed in range(5):
         same_scales(uneven(*shape, seed=seed), tile, options)
 
 
-@given(st.integers(1, 40), st.integers(1, 4), st.integers(2, 20), st.integers(0, 2**31), st.floats(0, 2), st.floats(-4, 4))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(2, 20),
+    st.integers(0, 2**31),
+    st.floats(0, 2),
+    st.floats(-4, 4),
+)
 @settings(max_examples=60, deadline=None)
 def test_without_the_early_stop_scales_agree_whatever_the_matrix(
     rows: int, groups: int, width: int, seed: int, spread: float, log_size: float
@@ -55,7 +73,9 @@ def test_without_the_early_stop_scales_agree_whatever_the_matrix(
 
 def _imbalance(weight: Tensor, row: Tensor, col: Tensor) -> Tensor:
     groups = divide(weight, row, col).double().reshape(len(weight), row.shape[1], -1)
-    stds = [torch.cat([part.std(1), part.std(0)]) if len(part) > 1 else part.std(1) for part in groups.unbind(1)]
+    stds = [
+        torch.cat([part.std(1), part.std(0)]) if len(part) > 1 else part.std(1) for part in groups.unbind(1)
+    ]
     return torch.stack([s.max() / s.min() for s in stds])
 
 
@@ -89,7 +109,9 @@ def test_any_float_type_and_any_strides(dtype: torch.dtype) -> None:
     st.integers(0, 999),
 )
 @settings(max_examples=80, deadline=None)
-def test_rounding_is_the_definitions(bits: int, rows: int, groups: int, size: int, scaled: bool, auxiliary_bits: int, seed: int) -> None:
+def test_rounding_is_the_definitions(
+    bits: int, rows: int, groups: int, size: int, scaled: bool, auxiliary_bits: int, seed: int
+) -> None:
     weight = uneven(rows, groups * size, seed)
     weight[0, :size] = 0
     weight[-1, -size:] = 3.0
@@ -103,7 +125,14 @@ def test_rounding_is_the_definitions(bits: int, rows: int, groups: int, size: in
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid(4, 64, range_floor=1e-1), Grid(4, 64, tiling=2), Grid(8, 32), Grid(4, 64, symmetric=True), Grid(4, 64, levels=Levels.nf4)]
+    "grid",
+    [
+        Grid(4, 64, range_floor=1e-1),
+        Grid(4, 64, tiling=2),
+        Grid(8, 32),
+        Grid(4, 64, symmetric=True),
+        Grid(4, 64, levels=Levels.nf4),
+    ],
 )
 def test_sinq_is_the_same_with_either_kernel(grid: Grid) -> None:
     weight = uneven(192, 128)
@@ -111,7 +140,9 @@ def test_sinq_is_the_same_with_either_kernel(grid: Grid) -> None:
     with using(Kernel.reference):
         slow = SINQ(grid).quantize(weight)
     assert (fast.codes() != slow.codes()).float().mean() < 1e-3  # ties
-    assert torch.linalg.norm(fast.dequantize() - slow.dequantize()) < 1e-2 * torch.linalg.norm(weight - slow.dequantize())
+    assert torch.linalg.norm(fast.dequantize() - slow.dequantize()) < 1e-2 * torch.linalg.norm(
+        weight - slow.dequantize()
+    )
 
 
 def test_auto_is_the_fast_kernel_and_another_can_be_asked_for() -> None:
@@ -123,7 +154,10 @@ def test_auto_is_the_fast_kernel_and_another_can_be_asked_for() -> None:
 
 
 def test_a_kernel_that_cannot_run_is_refused() -> None:
-    with using(Kernel.cpu), pytest.raises(ValueError, match="kernel=cpu cannot run on cuda here; possible are auto, reference"):
+    with (
+        using(Kernel.cpu),
+        pytest.raises(ValueError, match="kernel=cpu cannot run on cuda here; possible are auto, reference"),
+    ):
         chosen(torch.device("cuda"))
 
 

@@ -24,7 +24,9 @@ def matrix(rows: int, columns: int, size: float, seed: int = 0) -> Tensor:
 
 def scales(rows: int, columns: int, group_size: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
-    return torch.rand(rows, columns // group_size, generator=generator) + 0.5, torch.rand(1, columns, generator=generator) + 0.5
+    return torch.rand(rows, columns // group_size, generator=generator) + 0.5, torch.rand(
+        1, columns, generator=generator
+    ) + 0.5
 
 
 def both(function, *arguments) -> tuple:  # type: ignore[no-untyped-def]
@@ -44,10 +46,15 @@ def compare(found: tuple, expected: tuple, shape: tuple[int, int], bits: int, to
     assert (~same).sum() <= max(2, groups / 50)
 
 
-@pytest.mark.parametrize("options", [PACKAGE, HalfQuadratic(), HalfQuadratic(beta=3.0, growth=1.3, norm=0.5), HalfQuadratic(norm=1.0)])
+@pytest.mark.parametrize(
+    "options",
+    [PACKAGE, HalfQuadratic(), HalfQuadratic(beta=3.0, growth=1.3, norm=0.5), HalfQuadratic(norm=1.0)],
+)
 @pytest.mark.parametrize("size", [0.02, 1.0])
 @pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
-def test_refinement_is_the_defined_one(rows: int, columns: int, group_size: int, size: float, options: HalfQuadratic) -> None:
+def test_refinement_is_the_defined_one(
+    rows: int, columns: int, group_size: int, size: float, options: HalfQuadratic
+) -> None:
     grid, weight = Grid(3, group_size), matrix(rows, columns, size)
     for row_scale, col_scale in ((None, None), scales(rows, columns, group_size)):
         found, expected = both(refine_scaled, weight, row_scale, col_scale, grid, options, True)
@@ -70,7 +77,14 @@ def test_refinement_of_any_matrix(seed: int, bits: int, tiling: int, size: float
 
 @pytest.mark.parametrize("function", ["refine", "unbiased"])
 def test_odd_groups(function: str) -> None:
-    weight = torch.cat([torch.zeros(1, 32), torch.full((1, 32), 0.3), 1000 + torch.arange(32)[None] / 3200, 1e-23 * matrix(1, 32, 1.0)])
+    weight = torch.cat(
+        [
+            torch.zeros(1, 32),
+            torch.full((1, 32), 0.3),
+            1000 + torch.arange(32)[None] / 3200,
+            1e-23 * matrix(1, 32, 1.0),
+        ]
+    )
     weight = torch.cat([weight, matrix(5, 32, 1.0)])
     grid = Grid(4, 32)
     if function == "refine":
@@ -95,7 +109,9 @@ def test_unbiased_rounding_is_the_defined_one(rows: int, columns: int, group_siz
 def test_column_magnitudes_are_the_defined_ones(tiling: int) -> None:
     weight = matrix(96, 64, 0.05) * torch.linspace(0.1, 3, 64)
     weight[:, 5], weight[3] = 0, 0
-    found, expected = both(column_magnitudes, weight, Grid(group_size=32, tiling=tiling).tile((96, 64)), 1.0, 3)
+    found, expected = both(
+        column_magnitudes, weight, Grid(group_size=32, tiling=tiling).tile((96, 64)), 1.0, 3
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 

@@ -14,7 +14,9 @@ from sinq.kernels.dispatch import Fast, imported
 MODULES = (
     "sinq.kernels.quantize", "baselines.gptq", "baselines.aqlm", "baselines.additive_kmeans", "baselines.additive_search",
 )  # fmt: skip
-FUNCTIONS = {f"{m}.{name}": f for m in MODULES for name, f in vars(import_module(m)).items() if isinstance(f, Fast)}
+FUNCTIONS = {
+    f"{m}.{name}": f for m in MODULES for name, f in vars(import_module(m)).items() if isinstance(f, Fast)
+}
 
 
 def doubled(x: Tensor, times: int = 1) -> Tensor:
@@ -50,7 +52,10 @@ def test_what_is_not_covered_is_computed_by_the_definition(monkeypatch: pytest.M
 
 
 def test_it_looks_like_its_definition() -> None:
-    assert (slowly_doubled.__name__, slowly_doubled.__doc__) == ("slowly_doubled", "Add x to itself again and again.")
+    assert (slowly_doubled.__name__, slowly_doubled.__doc__) == (
+        "slowly_doubled",
+        "Add x to itself again and again.",
+    )
     assert inspect.signature(slowly_doubled) == inspect.signature(slowly_doubled.definition)
 
 

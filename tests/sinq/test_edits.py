@@ -143,7 +143,10 @@ def test_hooks_that_a_library_keeps_for_itself_are_no_change(tmp_path: Path) -> 
     ("content", "message"),
     [
         ({"name": "os.system", "version": 1}, "'os.system' is not the name of a known Edit"),
-        ({"name": "widen", "version": 2, "block": 0, "width": 9}, "widen has version 2; this code reads version 1"),
+        (
+            {"name": "widen", "version": 2, "block": 0, "width": 9},
+            "widen has version 2; this code reads version 1",
+        ),
         ({"name": "widen", "version": 1, "blocks": 0}, "widen does not take the options blocks"),
     ],
 )

@@ -20,19 +20,28 @@ def entries() -> list[tuple[str, str]]:
     for file in sorted((SHARED / "golden").glob("*.safetensors")):
         with safe_open(file, "pt") as content:
             found += [
-                (file.name, key.removesuffix(".codes")) for key in list(content.keys()) if key.startswith("sinq") and key.endswith(".codes")
+                (file.name, key.removesuffix(".codes"))
+                for key in list(content.keys())
+                if key.startswith("sinq") and key.endswith(".codes")
             ]
     return found
 
 
 def read(file: str, prefix: str) -> tuple[Tensor, dict[str, Tensor]]:
     with safe_open(SHARED / "golden" / file, "pt") as content:
-        return content.get_tensor("weight"), {key: content.get_tensor(f"{prefix}.{key}") for key in ("codes", "scale", "zero", "col_scale")}
+        return content.get_tensor("weight"), {
+            key: content.get_tensor(f"{prefix}.{key}") for key in ("codes", "scale", "zero", "col_scale")
+        }
 
 
 def method(prefix: str, sinkhorn: Sinkhorn, **grid: float) -> SINQ:
     kind, tiling, bits, group = prefix.split(".")
-    shape = {"bits": int(bits[1:]), "group_size": int(group[1:]), "tiling": int(tiling[0]), "levels": LEVELS[kind]}
+    shape = {
+        "bits": int(bits[1:]),
+        "group_size": int(group[1:]),
+        "tiling": int(tiling[0]),
+        "levels": LEVELS[kind],
+    }
     return SINQ(Grid(**shape, **grid), sinkhorn, refinement=HalfQuadratic() if kind == "sinq_hqq" else None)  # type: ignore[arg-type]
 
 
@@ -40,7 +49,11 @@ def official_matrix(golden: dict[str, Tensor], result: QuantizedTensor) -> Tenso
     """The official dequantization, spelled out."""
     out, columns = result.shape
     codes = golden["codes"].long()
-    levels = codes.float() if result.grid.levels is Levels.uniform else torch.tensor(result.grid.levels.value)[codes]
+    levels = (
+        codes.float()
+        if result.grid.levels is Levels.uniform
+        else torch.tensor(result.grid.levels.value)[codes]
+    )
     groups = levels.reshape(out, -1, result.grid.group_size)
     matrix = ((groups - golden["zero"][..., None]) * golden["scale"][..., None]).reshape(out, columns)
     col_scale = golden["col_scale"].reshape(-1, columns)
@@ -56,7 +69,9 @@ def test_official_constants_give_the_official_matrix(file: str, prefix: str) -> 
     assert same.float().mean() >= 0.9999
     ours, theirs = result.dequantize()[same], official_matrix(golden, result)[same]
     close = torch.isclose(ours, theirs, rtol=1e-5, atol=1e-6 * weight.std().item())
-    assert close.float().mean() >= (0.9995 if "hqq" in prefix else 1)  # one tie moves the refined zero of its group of 64
+    assert close.float().mean() >= (
+        0.9995 if "hqq" in prefix else 1
+    )  # one tie moves the refined zero of its group of 64
 
 
 @needs_golden

@@ -5,26 +5,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRMSNorm
 
-from sinq import Calibration, find_targets
-from sinq.collect import collected, find_groups
+from baselines.gwq import GWQ
+from sinq import Calibration, Context, Grid, Site, SiteKind, collect, find_targets
+from sinq.clock import Clock
 from sinq.gradients import feed_gradients
+from sinq.layer_statistics import dense_statistics, find_groups
 from sinq.layers import Target
-from sinq.plan import Step
 from sinq.statistics import Gradient, SquaredGradient
 from tests.conftest import tiny_model, tiny_tokens
 
 CPU = torch.device("cpu")
-
-
-class Asks:
-    """As much of a method as the collection of statistics needs."""
-
-    true_sequential = False
-
-    def __init__(self, statistic: type[Gradient]) -> None:
-        self.statistic = statistic
 
 
 def fed(model: nn.Module, tokens: Tensor, kind: type[Gradient] = Gradient) -> dict[str, Gradient]:
@@ -93,7 +85,9 @@ def test_sizes_are_added_window_by_window_for_every_architecture(architecture: s
     assert halves is not None
     torch.testing.assert_close(halves[0], first.abs() + third.abs(), **close)
     torch.testing.assert_close(halves[1], second.abs(), **close)
-    torch.testing.assert_close(squares[target.name].total(), first**2 + second**2 + third**2, rtol=1e-3, atol=1e-10)
+    torch.testing.assert_close(
+        squares[target.name].total(), first**2 + second**2 + third**2, rtol=1e-3, atol=1e-10
+    )
 
 
 def test_dropout_plays_no_part() -> None:
@@ -104,7 +98,9 @@ def test_dropout_plays_no_part() -> None:
 
 def test_one_gradient_is_there_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = tiny_model("qwen3-tied"), []
-    monkeypatch.setattr(Gradient, "update", lambda *_: seen.append(sum(p.grad is not None for p in model.parameters())))
+    monkeypatch.setattr(
+        Gradient, "update", lambda *_: seen.append(sum(p.grad is not None for p in model.parameters()))
+    )
     fed(model, tiny_tokens(2))
     assert seen == [0] * 28  # the one that is handed over is the model's no more
 
@@ -116,7 +112,9 @@ class TestTheModelIsLeftAsItWas:
         model.model.layers[1].eval()
         model.model.norm.weight.requires_grad_(True)
         model.model.norm.weight.grad = torch.full_like(model.model.norm.weight, 7.0)
-        model.model.layers[0].mlp.up_proj.weight.grad = torch.full_like(model.model.layers[0].mlp.up_proj.weight, 3.0)
+        model.model.layers[0].mlp.up_proj.weight.grad = torch.full_like(
+            model.model.layers[0].mlp.up_proj.weight, 3.0
+        )
         before = self.state(model)
         yield model
         assert self.state(model) == before
@@ -139,17 +137,31 @@ class TestTheModelIsLeftAsItWas:
             fed(model, tiny_tokens(2, seqlen=1))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "moe"])
+def test_collect_feeds_them_by_name(architecture: str) -> None:
+    model, tokens = tiny_model(architecture), tiny_tokens(2)
+    expected, wanted = fed(model, tokens), {}
+    for target in find_targets(model):
+        shape = (target.numel // target.shape[1], target.shape[1])
+        wanted[Site(SiteKind.gradient, target.name)] = Gradient.for_layer(shape, CPU)
+    collect(model, wanted, tokens)
+    assert all(torch.equal(found.total(), expected[site.module].total()) for site, found in wanted.items())
+
+
 def test_a_store_keeps_them_and_they_are_the_dense_models_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens, store = tiny_model("llama"), tiny_tokens(2), {}
-    steps = [Step(target, Asks(Gradient), {}) for target in find_targets(model)]  # type: ignore[arg-type]
-    groups = find_groups(model, steps, tokens[0])
+    steps = GWQ(Grid(4, 32)).plan(model, Calibration(tokens), Context()).steps
+    groups = find_groups(steps, lambda: pytest.fail("gradients are not shared"))
     assert groups == [[step] for step in steps]
 
     def totals(calibration: Calibration) -> list[Tensor]:
-        return [statistic.total() for _, statistic in collected(model, groups, calibration, CPU, lambda _steps, _block: None)]  # type: ignore[attr-defined]
+        return [one.total() for _, one in dense_statistics(model, groups, calibration, Context(), Clock())]  # type: ignore[attr-defined]
 
     fresh, kept = totals(Calibration(tokens)), totals(Calibration(tokens, sequential=False, store=store))
     assert store.keys() == {f"{step.target.name}.Gradient" for step in steps}
-    monkeypatch.setattr("sinq.collect.feed_gradients", None)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("the model ran again"))
     found = totals(Calibration(tokens, sequential=False, store=store))
-    assert all(torch.equal(one, two) and torch.equal(one, three) for one, two, three in zip(fresh, kept, found, strict=True))
+    assert all(
+        torch.equal(one, two) and torch.equal(one, three)
+        for one, two, three in zip(fresh, kept, found, strict=True)
+    )

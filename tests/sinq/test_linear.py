@@ -49,7 +49,10 @@ def test_buffers_and_value_are_the_same_tensors() -> None:
     for name, buffer in copy.deepcopy(compressed).weight.named_buffers():
         assert buffer.data_ptr() != dict(compressed.weight.named_buffers())[name].data_ptr()
     duplicate = copy.deepcopy(compressed)
-    assert all(duplicate.weight.value.state_dict()[name] is buffer for name, buffer in duplicate.weight.named_buffers())
+    assert all(
+        duplicate.weight.value.state_dict()[name] is buffer
+        for name, buffer in duplicate.weight.named_buffers()
+    )
 
 
 def test_generation_works_with_a_cache() -> None:

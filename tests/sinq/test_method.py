@@ -20,9 +20,13 @@ def test_sinq_beats_rounding_where_columns_differ(bits: int) -> None:
     assert error(SINQ(Grid(bits)), weight) < error(RTN(Grid(bits)), weight)
 
 
-@pytest.mark.parametrize("method", [SINQ(Grid(group_size=32)), RTN(Grid(8, 32)), SINQ(Grid(8, 32))], ids=["sinq4", "rtn8", "sinq8"])
+@pytest.mark.parametrize(
+    "method", [SINQ(Grid(group_size=32)), RTN(Grid(8, 32)), SINQ(Grid(8, 32))], ids=["sinq4", "rtn8", "sinq8"]
+)
 @pytest.mark.parametrize("exponent", [-30, -16, -9, -3, 5, 12])
-def test_the_result_does_not_depend_on_the_scale_of_the_weights(weight: Tensor, method: SINQ | RTN, exponent: int) -> None:
+def test_the_result_does_not_depend_on_the_scale_of_the_weights(
+    weight: Tensor, method: SINQ | RTN, exponent: int
+) -> None:
     plain, scaled = method.quantize(weight), method.quantize(weight * 2.0**exponent)
     assert torch.equal(scaled.codes(), plain.codes())
     torch.testing.assert_close(scaled.dequantize(), plain.dequantize() * 2.0**exponent, rtol=2**-10, atol=0)

@@ -9,7 +9,17 @@ from safetensors import safe_open
 from torch import nn
 
 import sinq
-from sinq import SINQ, CompressedExperts, CompressedLinear, Context, Grid, Layers, OnMisfit, find_targets, stored_tensors
+from sinq import (
+    SINQ,
+    CompressedExperts,
+    CompressedLinear,
+    Context,
+    Grid,
+    Layers,
+    OnMisfit,
+    find_targets,
+    stored_tensors,
+)
 from tests.conftest import tiny_model, tiny_tokens
 
 EIGHT = SINQ(Grid(bits=8, group_size=32))
@@ -60,7 +70,9 @@ def test_the_file_has_the_bytes_that_are_reported(tmp_path: Path) -> None:
     assert size - header == sum(tensor.nbytes for tensor in stored_tensors(model, torch.float16).values())
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         layer = report.layers[0]
-        stored = [file.get_tensor(key) for key in list(file.keys()) if key.startswith(f"{layer.name}.weight.")]
+        stored = [
+            file.get_tensor(key) for key in list(file.keys()) if key.startswith(f"{layer.name}.weight.")
+        ]
     assert sum(tensor.nbytes for tensor in stored) == layer.nbytes
 
 
@@ -83,16 +95,28 @@ def test_an_untied_head_is_compressed_when_asked_for() -> None:
 
 def test_excluded_layers_stay_as_they_are() -> None:
     model = tiny_model("llama")
-    report = EIGHT.compress(model, context=Context(Layers(exclude=("lm_head", "down_proj", "model.layers.0.*"))))
+    report = EIGHT.compress(
+        model, context=Context(Layers(exclude=("lm_head", "down_proj", "model.layers.0.*")))
+    )
     assert {layer.name for layer in report.layers} == {
         f"model.layers.1.{name}"
-        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+        for name in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+        )
     }
     assert isinstance(model.model.layers[1].mlp.down_proj, nn.Linear)
 
 
 def test_a_pattern_that_matches_nothing_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match=r"'donw_proj' matches no layer; layers are named like 'model\.layers\.0\.self_attn\.q_proj'"):
+    with pytest.raises(
+        ValueError,
+        match=r"'donw_proj' matches no layer; layers are named like 'model\.layers\.0\.self_attn\.q_proj'",
+    ):
         EIGHT.compress(tiny_model("llama"), context=Context(Layers(exclude=("donw_proj",))))
     with pytest.raises(ValueError, match="no layer to compress"):
         EIGHT.compress(tiny_model("llama"), context=Context(Layers(exclude=("lm_head", "*"))))
@@ -104,7 +128,8 @@ class TestMisfit:
     def test_an_error_lists_layers_and_sizes_before_anything_is_touched(self) -> None:
         model = tiny_model("llama")
         with pytest.raises(
-            ValueError, match=r"group_size=128 does not divide 12 layers: 12 like model\.layers\.0.*64.* on_misfit=shrink\|skip"
+            ValueError,
+            match=r"group_size=128 does not divide 12 layers: 12 like model\.layers\.0.*64.* on_misfit=shrink\|skip",
         ):
             self.method.compress(model)
         assert not any(isinstance(module, CompressedLinear) for module in model.modules())
@@ -120,8 +145,12 @@ class TestMisfit:
         assert len(report.layers) == 2
 
     def test_nothing_left_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="leaves nothing to compress: group_size=100 does not divide 14 layers"):
-            SINQ(Grid(group_size=100)).compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.skip)))
+        with pytest.raises(
+            ValueError, match="leaves nothing to compress: group_size=100 does not divide 14 layers"
+        ):
+            SINQ(Grid(group_size=100)).compress(
+                tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.skip))
+            )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -137,7 +166,9 @@ def test_experts_of_unknown_layout_are_refused() -> None:
     del model.model.layers[0].mlp.experts.is_transposed
     with pytest.raises(ValueError, match=r"gate_up_proj is a 3-D parameter .* layers\.exclude"):
         EIGHT.compress(model)
-    EIGHT.compress(model, context=Context(Layers(exclude=("lm_head", "gate_up_proj", "mlp.experts.down_proj"))))
+    EIGHT.compress(
+        model, context=Context(Layers(exclude=("lm_head", "gate_up_proj", "mlp.experts.down_proj")))
+    )
 
 
 def test_experts_are_dense_only_while_they_run() -> None:
@@ -151,7 +182,9 @@ def test_experts_are_dense_only_while_they_run() -> None:
     assert isinstance(experts.gate_up_proj, CompressedExperts)
 
 
-@pytest.mark.parametrize(("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "edits": []}', "format 99")])
+@pytest.mark.parametrize(
+    ("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "edits": []}', "format 99")]
+)
 def test_a_folder_that_is_not_ours_is_refused(text: str | None, named: str, tmp_path: Path) -> None:
     if text:
         (tmp_path / "sinq.json").write_text(text)
@@ -166,5 +199,7 @@ def test_a_checkpoint_may_only_name_compressed_weights(tmp_path: Path) -> None:
     layout = json.loads((tmp_path / "sinq.json").read_text())
     layout["edits"][0]["weight"]["name"] = "subprocess.Popen"
     (tmp_path / "sinq.json").write_text(json.dumps(layout))
-    with pytest.raises(ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"):
+    with pytest.raises(
+        ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"
+    ):
         sinq.load(tmp_path)

@@ -44,7 +44,11 @@ def test_options_that_have_their_defaults_are_left_out_at_every_depth() -> None:
     assert described(Around(Leaf(several=(1,)))) == {
         "name": "around", "version": 1, "inner": {"name": "leaf", "version": 2, "several": [1]},
     }  # fmt: skip
-    assert described(SINQ(Grid(levels=Levels.nf4), refinement=None)) == {"name": "sinq", "version": 1, "grid": {"levels": "nf4"}}
+    assert described(SINQ(Grid(levels=Levels.nf4), refinement=None)) == {
+        "name": "sinq",
+        "version": 1,
+        "grid": {"levels": "nf4"},
+    }
     assert described(SINQ(refinement=HalfQuadratic()))["refinement"] == {}  # not the default, which is none
 
 
@@ -67,7 +71,9 @@ def test_a_new_option_with_a_neutral_default_changes_no_description_and_a_versio
 
     assert described(make(1, ("old", 0))) == described(make(1, ("old", 0), ("new", 0)))
     assert described(make(2, ("old", 0))) != described(make(1, ("old", 0)))
-    assert described(make(1, ("old", 0), ("new", 1))) == described(make(1, ("old", 0)))  # the *default* of a new option is neutral
+    assert described(make(1, ("old", 0), ("new", 1))) == described(
+        make(1, ("old", 0))
+    )  # the *default* of a new option is neutral
 
 
 @pytest.mark.parametrize(("root", "name"), [(Root, "leaf"), (Method, "sinq"), (CompressedWeight, "scalar")])

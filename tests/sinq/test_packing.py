@@ -8,7 +8,9 @@ from sinq.packing import pack, unpack
 
 @given(st.sampled_from(BITS), st.integers(1, 7), st.integers(1, 43), st.integers(0, 2**31))
 def test_unpacking_gives_the_codes_back(bits: int, rows: int, columns: int, seed: int) -> None:
-    codes = torch.randint(2**bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    codes = torch.randint(
+        2**bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     packed = pack(codes, bits)
     assert packed.numel() == -(-codes.numel() // 8) * bits
     assert torch.equal(unpack(packed, bits, (rows, columns)), codes)

@@ -12,7 +12,11 @@ from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder, sharing_clone
 
 CPU = torch.device("cpu")
-REWRITING = {"presinq": PreSINQ(Keep()), "no o": PreSINQ(Keep(), output_projection=False), "residual": ResidualHadamard(Keep(), seed=1)}
+REWRITING = {
+    "presinq": PreSINQ(Keep()),
+    "no o": PreSINQ(Keep(), output_projection=False),
+    "residual": ResidualHadamard(Keep(), seed=1),
+}
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -38,7 +42,10 @@ def test_every_parameter_that_is_rewritten_matters(decoder: str, method: Rewriti
     before = dense(tokens).logits
     clone = sharing_clone(dense)
     method.rewrite(clone, CPU, silent)
-    old, new = dict(dense.named_parameters(remove_duplicate=False)), dict(clone.named_parameters(remove_duplicate=False))
+    old, new = (
+        dict(dense.named_parameters(remove_duplicate=False)),
+        dict(clone.named_parameters(remove_duplicate=False)),
+    )
     assert old.keys() == new.keys()
     for name in [name for name in old if new[name] is not old[name]]:
         assert new[name].shape == old[name].shape
@@ -55,14 +62,21 @@ def test_columns_that_share_inputs_are_balanced_together() -> None:
     layer = model.model.layers[0]
 
     def spreads() -> list[float]:
-        output = layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 16))  # (kv head, query head of it, channel)
+        output = layer.self_attn.o_proj.weight.unflatten(
+            1, (2, 2, 16)
+        )  # (kv head, query head of it, channel)
         stacks = [
-            torch.cat([layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]),
+            torch.cat(
+                [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]
+            ),
             torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight]),
             layer.mlp.down_proj.weight,
             torch.cat([output[:, :, 0], output[:, :, 1]]).flatten(1),
         ]
-        columns = [(groups / groups.std(2, keepdim=True)).std(0) for groups in (stack.unflatten(1, (-1, 16)) for stack in stacks)]
+        columns = [
+            (groups / groups.std(2, keepdim=True)).std(0)
+            for groups in (stack.unflatten(1, (-1, 16)) for stack in stacks)
+        ]
         return [(std.amax(1) / std.amin(1)).mean().item() for std in columns]
 
     assert min(spreads()) > 2
@@ -83,11 +97,16 @@ def test_column_scales_are_sinkhorns_with_geometric_mean_one(weight: torch.Tenso
 def test_experts_are_balanced_each_for_itself(weight: torch.Tensor) -> None:
     method = PreSINQ(RTN(Grid(group_size=48)))  # does not divide 128, but three experts side by side
     experts = torch.stack([weight, weight.flip(1), weight**2])
-    assert torch.equal(method.column_scale(experts), torch.stack([method.column_scale(expert) for expert in experts]))
+    assert torch.equal(
+        method.column_scale(experts), torch.stack([method.column_scale(expert) for expert in experts])
+    )
 
 
 def test_a_group_size_that_does_not_fit_is_left_to_the_inner_method(weight: torch.Tensor) -> None:
-    assert torch.equal(PreSINQ(RTN(Grid(group_size=60))).column_scale(weight), PreSINQ(RTN(Grid(group_size=32))).column_scale(weight))
+    assert torch.equal(
+        PreSINQ(RTN(Grid(group_size=60))).column_scale(weight),
+        PreSINQ(RTN(Grid(group_size=32))).column_scale(weight),
+    )
     with pytest.raises(ValueError, match="group_size=60 does not divide"):
         PreSINQ(RTN(Grid(group_size=60))).compress(random_decoder("llama"))
 
@@ -134,6 +153,8 @@ def test_options_and_needs_are_those_of_the_inner_method() -> None:
 
 
 def test_the_time_of_folding_counts_and_layers_are_passed_on() -> None:
-    report = PreSINQ(Keep()).compress(random_decoder("llama"), context=Context(Layers(exclude=("lm_head", "down_proj"))))
+    report = PreSINQ(Keep()).compress(
+        random_decoder("llama"), context=Context(Layers(exclude=("lm_head", "down_proj")))
+    )
     assert report.seconds_quantize > sum(layer.seconds for layer in report.layers) > 0
     assert not any("down_proj" in layer.name for layer in report.layers)

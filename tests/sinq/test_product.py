@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sinq import CompressedExperts, CompressedLinear, CompressedWeight, Grid, Kernel, QuantizedTensor, SparseOutliers, using
+from sinq import (
+    CompressedExperts,
+    CompressedLinear,
+    CompressedWeight,
+    Grid,
+    Kernel,
+    QuantizedTensor,
+    SparseOutliers,
+    using,
+)
 from sinq.additive import AdditiveTensor
 from sinq.codebooks import Codebooks
 from sinq.kernels.product import Choice, dequantized, kernel_of, product
@@ -93,7 +102,9 @@ def test_a_gradient_runs_the_definition(tracked: str) -> None:
 def additive(bits: int) -> AdditiveTensor:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(2**bits, (6, 4, 1), generator=generator)
-    return AdditiveTensor.store(codes, torch.randn(1, 2**bits, 8, generator=generator), torch.ones(6), Codebooks(1, bits, 8))
+    return AdditiveTensor.store(
+        codes, torch.randn(1, 2**bits, 8, generator=generator), torch.ones(6), Codebooks(1, bits, 8)
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +118,11 @@ def additive(bits: int) -> AdditiveTensor:
 def test_a_refused_value_is_dequantized_whatever_wraps_it(value: CompressedWeight, reason: str) -> None:
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(6, 32, dtype=torch.bool)
-    for whole in (value, Rotated(Rotation.random(32, seed=0), value), SparseOutliers.store(value, torch.ones(6, 32), mask)):
+    for whole in (
+        value,
+        Rotated(Rotation.random(32, seed=0), value),
+        SparseOutliers.store(value, torch.ones(6, 32), mask),
+    ):
         assert kernel_of(whole, CPU) == Choice("reference", (reason,))
         assert torch.equal(product(whole, x), x @ whole.dequantize().T)
 
@@ -134,7 +149,9 @@ def test_a_model_lists_the_choices_of_its_layers() -> None:
     experts = CompressedExperts([value, value], transposed=False, dtype=torch.float32)
     model = nn.ModuleList([CompressedLinear(value, None), nn.Linear(2, 2), experts])
     assert [choice.kernel for choice in choices(model)] == ["cpu", "reference"]
-    assert [reason.split(" for")[0] for choice in choices(model) for reason in choice.refusals] == ["fused experts are dequantized"]
+    assert [reason.split(" for")[0] for choice in choices(model) for reason in choice.refusals] == [
+        "fused experts are dequantized"
+    ]
 
 
 def test_a_compiled_graph_holds_compositions_and_types_from_elsewhere() -> None:

@@ -42,13 +42,17 @@ def test_one_large_weight_hardly_moves_its_column() -> None:
 
 def test_error_has_no_part_along_a_constant_nor_along_the_group(weight: Tensor) -> None:
     scale, zero = narrow(weight, GRID, 0.9)
-    levels = groups((weight.reshape(96, -1, 32) / scale[..., None] + zero[..., None]).round().clamp(0, 7).reshape(96, 128))
+    levels = groups(
+        (weight.reshape(96, -1, 32) / scale[..., None] + zero[..., None]).round().clamp(0, 7).reshape(96, 128)
+    )
     counts = torch.rand(1, 4, 32, generator=torch.Generator().manual_seed(0)) + 0.1
     counts /= counts.mean(-1, keepdim=True)
     scale, zero = unbiased(weight, scale, zero, GRID, counts=counts)
     error = counts * ((levels - zero[..., None]) * scale[..., None] - groups(weight))
     size = groups(weight).square().sum(-1)
-    torch.testing.assert_close((error * groups(weight)).sum(-1) / size, torch.zeros_like(size), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        (error * groups(weight)).sum(-1) / size, torch.zeros_like(size), rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(error.mean(-1) / size.sqrt(), torch.zeros_like(size), rtol=0, atol=1e-5)
 
 
@@ -69,7 +73,9 @@ def test_groups_keep_their_mean(weight: Tensor, bits: int) -> None:
     method = SINQRefined(replace(GRID, bits=bits))
     col_scale = method.normalize(weight).col_scale
     assert col_scale is not None
-    error = (groups((method.quantize(weight).dequantize() - weight) / col_scale) / groups(col_scale).square()).mean(-1)
+    error = (
+        groups((method.quantize(weight).dequantize() - weight) / col_scale) / groups(col_scale).square()
+    ).mean(-1)
     error = error / groups(col_scale).pow(-2).mean(-1)
     assert (error.abs() / groups(weight / col_scale).std(-1)).max() < 1e-4
 
@@ -80,7 +86,10 @@ def test_groups_keep_their_mean(weight: Tensor, bits: int) -> None:
 def test_outputs_on_unseen_inputs_are_better_than_with_sinq(layer: str, bits: int) -> None:
     with safe_open(SHARED / "golden" / f"{layer}.safetensors", "pt") as content:
         weight, inputs = content.get_tensor("weight"), content.get_tensor("activations_heldout").float()
-    refined, plain = (inputs @ (method(Grid(bits=bits)).quantize(weight).dequantize() - weight).T for method in (SINQRefined, SINQ))
+    refined, plain = (
+        inputs @ (method(Grid(bits=bits)).quantize(weight).dequantize() - weight).T
+        for method in (SINQRefined, SINQ)
+    )
     assert refined.norm() < 0.95 * plain.norm()
 
 
@@ -92,8 +101,12 @@ def test_scales_of_rows_and_columns_do_not_matter(weight: Tensor, tiling: int) -
     plain = method.quantize(weight)
     scaled = method.quantize(weight * row)
     assert (scaled.codes() == plain.codes()).float().mean() > 0.999
-    torch.testing.assert_close(scaled.dequantize() / row, plain.dequantize(), rtol=0, atol=0.05 * weight.abs().max().item())
-    by_column = replace(method, passes=30, influence=0.0)  # rows and columns balance each other: it takes passes to forget the start
+    torch.testing.assert_close(
+        scaled.dequantize() / row, plain.dequantize(), rtol=0, atol=0.05 * weight.abs().max().item()
+    )
+    by_column = replace(
+        method, passes=30, influence=0.0
+    )  # rows and columns balance each other: it takes passes to forget the start
     plain, scaled = by_column.quantize(weight), by_column.quantize(weight * column)
     assert (scaled.codes() == plain.codes()).float().mean() > 0.999
 
@@ -101,7 +114,12 @@ def test_scales_of_rows_and_columns_do_not_matter(weight: Tensor, tiling: int) -
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(
     ("row", "tolerance"),
-    [(torch.zeros(32), 0.0), (torch.full((32,), 0.3), 1e-3), (1000 + torch.arange(32) / 3200, 1e-3), (torch.eye(32)[5], 0.1)],
+    [
+        (torch.zeros(32), 0.0),
+        (torch.full((32,), 0.3), 1e-3),
+        (1000 + torch.arange(32) / 3200, 1e-3),
+        (torch.eye(32)[5], 0.1),
+    ],
     ids=["zeros", "constant", "narrow and far from 0", "one weight"],
 )
 def test_degenerate_groups(row: Tensor, tolerance: float, bits: int) -> None:
@@ -135,7 +153,9 @@ def test_refuses_grids_without_fractional_zeros(change: dict) -> None:
         SINQRefined(replace(Grid(), **change))
 
 
-@pytest.mark.parametrize("change", [{"range_share": 0.0}, {"range_share": 1.1}, {"norm": 0.0}, {"passes": 0}, {"steps": -1}])
+@pytest.mark.parametrize(
+    "change", [{"range_share": 0.0}, {"range_share": 1.1}, {"norm": 0.0}, {"passes": 0}, {"steps": -1}]
+)
 def test_names_the_option_that_is_wrong(change: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}="):
         SINQRefined(**change)

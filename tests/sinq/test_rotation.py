@@ -7,7 +7,20 @@ from sinq import CompressedLinear, Grid, NotApplicable, QuantizedTensor
 from sinq.kernels.product import kernel_of
 from sinq.rotation import Rotated, Rotation, factors, hadamard
 
-SIZES = {576: 36, 1536: 12, 5120: 20, 17408: 68, 14336: 28, 9728: 76, 11008: 344, 18944: 148, 53248: 52, 4096: 64, 1: 1, 2: 2}
+SIZES = {
+    576: 36,
+    1536: 12,
+    5120: 20,
+    17408: 68,
+    14336: 28,
+    9728: 76,
+    11008: 344,
+    18944: 148,
+    53248: 52,
+    4096: 64,
+    1: 1,
+    2: 2,
+}
 """Inputs of layers of real models, and the order of the first Kronecker factor."""
 UNKNOWN = {92, 116, 156, 172, 184, 188}
 """Multiples of 4 up to 200 that neither construction reaches, also not with powers of two (Paley 1933; 116 and 172 are Williamson's)."""
@@ -95,14 +108,23 @@ class TestRotated:
         assert torch.equal(again.dequantize(), twice.dequantize())
 
     def test_only_compressed_weights_are_rebuilt(self, value: Rotated) -> None:
-        with pytest.raises(ValueError, match=r"'subprocess.Popen' is not the name of a known CompressedWeight; known are additive, "):
-            Rotated.from_state({"inner": {"name": "subprocess.Popen", "version": 1, "config": {}}}, value.state_dict())
+        with pytest.raises(
+            ValueError,
+            match=r"'subprocess.Popen' is not the name of a known CompressedWeight; known are additive, ",
+        ):
+            Rotated.from_state(
+                {"inner": {"name": "subprocess.Popen", "version": 1, "config": {}}}, value.state_dict()
+            )
 
 
 def test_the_product_turns_x_and_reads_the_codes_of_what_is_inside() -> None:
     generator = torch.Generator().manual_seed(0)
     inner = QuantizedTensor.round(torch.randn(96, 576, generator=generator), Grid())
-    value, x, bias = Rotated(Rotation.random(576, seed=0), inner), torch.randn(3, 576, generator=generator), torch.randn(96)
+    value, x, bias = (
+        Rotated(Rotation.random(576, seed=0), inner),
+        torch.randn(3, 576, generator=generator),
+        torch.randn(96),
+    )
     layer = CompressedLinear(value, bias)
     exact = x.double() @ value.dequantize(torch.float64).T + bias
     assert layer.kernel == kernel_of(inner, x.device).kernel == "cpu"

@@ -11,7 +11,10 @@ from sinq.grid import BITS
 from sinq.rounding import centre, level_table
 
 GRIDS = [
-    *(Grid(bits=b, group_size=16, symmetric=s, auxiliary_bits=32) for b, s in itertools.product(BITS, (False, True))),
+    *(
+        Grid(bits=b, group_size=16, symmetric=s, auxiliary_bits=32)
+        for b, s in itertools.product(BITS, (False, True))
+    ),
     *(Grid(bits=4, group_size=16, levels=Levels.nf4, symmetric=s, auxiliary_bits=32) for s in (False, True)),
     Grid(bits=3, group_size=16, levels=Levels.nf3, auxiliary_bits=32),
 ]
@@ -39,8 +42,16 @@ def test_the_nearest_of_all_levels_is_taken(grid: Grid) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(BITS), st.sampled_from([8, 16, 32]), st.floats(-50, 50), st.floats(1e-6, 1e3), st.integers(0, 999))
-def test_no_weight_is_further_off_than_half_a_step(bits: int, auxiliary_bits: int, offset: float, size: float, seed: int) -> None:
+@given(
+    st.sampled_from(BITS),
+    st.sampled_from([8, 16, 32]),
+    st.floats(-50, 50),
+    st.floats(1e-6, 1e3),
+    st.integers(0, 999),
+)
+def test_no_weight_is_further_off_than_half_a_step(
+    bits: int, auxiliary_bits: int, offset: float, size: float, seed: int
+) -> None:
     weight = size * (gaussian(4, 32, seed) + offset)
     scale, zero = choose(weight, grid := Grid(bits=bits, group_size=16, auxiliary_bits=auxiliary_bits))
     assert zero is not None
@@ -74,7 +85,9 @@ def test_symmetric_is_not_handicapped() -> None:
 def test_a_constant_group_is_kept(bits: int, auxiliary_bits: int, value: float) -> None:
     weight = gaussian()
     weight[2, 16:32] = value
-    result = QuantizedTensor.round(weight, Grid(bits=bits, group_size=16, auxiliary_bits=auxiliary_bits)).dequantize()
+    result = QuantizedTensor.round(
+        weight, Grid(bits=bits, group_size=16, auxiliary_bits=auxiliary_bits)
+    ).dequantize()
     torch.testing.assert_close(result[2, 16:32], weight[2, 16:32], rtol=0.01, atol=1e-7)
 
 
@@ -97,7 +110,9 @@ def test_a_group_size_that_does_not_divide_is_named() -> None:
 def test_half_precision_weights_are_rounded_in_float32() -> None:
     half = gaussian().to(torch.bfloat16)
     grid = Grid(group_size=16)
-    assert torch.equal(QuantizedTensor.round(half, grid).dequantize(), QuantizedTensor.round(half.float(), grid).dequantize())
+    assert torch.equal(
+        QuantizedTensor.round(half, grid).dequantize(), QuantizedTensor.round(half.float(), grid).dequantize()
+    )
 
 
 def test_the_official_floor_is_an_option() -> None:

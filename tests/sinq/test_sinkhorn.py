@@ -12,7 +12,9 @@ from sinq.sinkhorn import to_tiles
 
 def lognormal(rows: int, columns: int, seed: int, spread: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    scales = (spread * torch.randn(rows, 1, generator=generator)).exp() * (spread * torch.randn(1, columns, generator=generator)).exp()
+    scales = (spread * torch.randn(rows, 1, generator=generator)).exp() * (
+        spread * torch.randn(1, columns, generator=generator)
+    ).exp()
     return torch.randn(rows, columns, generator=generator) * scales
 
 
@@ -39,7 +41,9 @@ def by_hand(tile: np.ndarray, options: Sinkhorn) -> tuple[np.ndarray, np.ndarray
         previous = score
         moved = []
         for log, std in ((u, rows), (v, columns)):
-            step = (std.clip(options.std_min, options.std_max) / target).clip(options.step_min, options.step_max)
+            step = (std.clip(options.std_min, options.std_max) / target).clip(
+                options.step_min, options.step_max
+            )
             moved.append((log + np.log(step)).clip(options.log_min, options.log_max))
         u, v = moved
     return np.exp(best[0]), np.exp(best[1])
@@ -48,13 +52,17 @@ def by_hand(tile: np.ndarray, options: Sinkhorn) -> tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("early_stop", [True, False])
 @pytest.mark.parametrize("iterations", [1, 2, 5, 8])
-def test_every_tile_agrees_with_the_algorithm_in_float64(relative: bool, early_stop: bool, iterations: int) -> None:
+def test_every_tile_agrees_with_the_algorithm_in_float64(
+    relative: bool, early_stop: bool, iterations: int
+) -> None:
     options = Sinkhorn(iterations=iterations, relative_floors=relative, early_stop=early_stop)
     weight = lognormal(24, 32, seed=3)
     row_scale, col_scale = sinkhorn_scales(weight, (12, 16), options)
     for i in range(2):
         for j in range(2):
-            rows, columns = by_hand(weight[12 * i : 12 * i + 12, 16 * j : 16 * j + 16].double().numpy(), options)
+            rows, columns = by_hand(
+                weight[12 * i : 12 * i + 12, 16 * j : 16 * j + 16].double().numpy(), options
+            )
             np.testing.assert_allclose(row_scale[12 * i : 12 * i + 12, j], rows, rtol=2e-5)
             np.testing.assert_allclose(col_scale[i, 16 * j : 16 * j + 16], columns, rtol=2e-5)
 
@@ -71,7 +79,9 @@ def test_the_imbalance_never_rises(rows: int, columns: int, spread: float, seed:
 @given(st.integers(-20, 20), st.integers(0, 100))
 def test_scales_do_not_depend_on_the_scale_of_the_weights(exponent: int, seed: int) -> None:
     weight = 0.02 * lognormal(16, 24, seed)
-    for scaled, plain in zip(sinkhorn_scales(weight * 2.0**exponent, (16, 24)), sinkhorn_scales(weight, (16, 24)), strict=True):
+    for scaled, plain in zip(
+        sinkhorn_scales(weight * 2.0**exponent, (16, 24)), sinkhorn_scales(weight, (16, 24)), strict=True
+    ):
         assert torch.equal(scaled, plain)
 
 
@@ -132,7 +142,9 @@ def test_tiles_are_in_row_major_order() -> None:
     assert torch.equal(to_tiles(matrix, (2, 3))[1], torch.tensor([[3, 4, 5], [9, 10, 11]]))
 
 
-@pytest.mark.parametrize("options", [{"iterations": 0}, {"step_min": 3.0}, {"log_min": 11.0}, {"std_min": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"iterations": 0}, {"step_min": 3.0}, {"log_min": 11.0}, {"std_min": -1.0}]
+)
 def test_meaningless_constants_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Sinkhorn(**options)

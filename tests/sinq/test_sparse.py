@@ -14,9 +14,14 @@ from sinq.rotation import Rotated, Rotation
 from tests.forked import fork
 
 
-def made(rows: int = 96, columns: int = 576, share: float = 0.01, bits: int = 3) -> tuple[SparseOutliers, Tensor, Tensor]:
+def made(
+    rows: int = 96, columns: int = 576, share: float = 0.01, bits: int = 3
+) -> tuple[SparseOutliers, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    weight, mask = torch.randn(rows, columns, generator=generator), torch.rand(rows, columns, generator=generator) < share
+    weight, mask = (
+        torch.randn(rows, columns, generator=generator),
+        torch.rand(rows, columns, generator=generator) < share,
+    )
     inner = QuantizedTensor.round(weight.masked_fill(mask, 0.0), Grid(bits, 64), {"odd": 1.0})
     return SparseOutliers.store(inner, weight, mask, {"kept": 2.0}), weight, mask
 
@@ -31,7 +36,9 @@ def test_it_is_the_weight_in_float16_where_the_mask_says_and_the_inner_value_els
 
 def test_parts_are_added_where_the_inner_value_is_not_0() -> None:
     value, weight, mask = made()
-    other = SparseOutliers(QuantizedTensor.round(weight, Grid(3, 64)), value.values, value.columns, value.row_starts)
+    other = SparseOutliers(
+        QuantizedTensor.round(weight, Grid(3, 64)), value.values, value.columns, value.row_starts
+    )
     rows, columns = mask.nonzero().T.tolist()
     expected = other.inner.dequantize()
     for i, j in zip(rows, columns, strict=True):
@@ -44,7 +51,9 @@ def test_every_byte_is_counted() -> None:
     outliers = int(mask.sum())
     assert outliers > 400
     assert value.nbytes == value.inner.nbytes + 4 * outliers + 4 * 97
-    assert value.bits_per_weight == pytest.approx(3 + 32 / 64 + 32 * outliers / mask.numel() + 32 * 97 / mask.numel())
+    assert value.bits_per_weight == pytest.approx(
+        3 + 32 / 64 + 32 * outliers / mask.numel() + 32 * 97 / mask.numel()
+    )
     assert value.notes == {"odd": 1.0, "kept": 2.0}
 
 
@@ -68,11 +77,18 @@ def test_columns_are_as_wide_as_they_must(columns: int, dtype: torch.dtype) -> N
     torch.testing.assert_close(product(value, x), x @ value.dequantize().T, rtol=1e-3, atol=0.1)
 
 
-@pytest.mark.parametrize("shape", [(576,), (1, 576), (2, 3, 576), (40, 576)])  # few rows and many take other ways in the inner kernel
+@pytest.mark.parametrize(
+    "shape", [(576,), (1, 576), (2, 3, 576), (40, 576)]
+)  # few rows and many take other ways in the inner kernel
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
-def test_the_sum_of_the_products_is_the_product_with_the_sum(shape: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sum_of_the_products_is_the_product_with_the_sum(
+    shape: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     value, _, _ = made(share=share)
-    x, bias = torch.randn(shape, generator=torch.Generator().manual_seed(1)), torch.randn(96, generator=torch.Generator().manual_seed(2))
+    x, bias = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)),
+        torch.randn(96, generator=torch.Generator().manual_seed(2)),
+    )
     exact = x.double() @ value.dequantize(torch.float64).T + bias
     monkeypatch.setattr(SparseOutliers, "dequantize", None)
     layer = CompressedLinear(value, bias)

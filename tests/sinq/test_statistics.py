@@ -95,8 +95,13 @@ def test_hidden_states_come_back_as_they_were(dtype: torch.dtype) -> None:
     states = [torch.randn(1, 5, 8).to(dtype) for _ in range(4)]
     for one in states:
         hidden.append(one)
-    assert all(torch.equal(back, one) and back.dtype == dtype for back, one in zip(hidden, states, strict=True))
-    assert all(torch.equal(back, one * 2) for back, one in zip(hidden.through(lambda one: one * 2), states, strict=True))
+    assert all(
+        torch.equal(back, one) and back.dtype == dtype for back, one in zip(hidden, states, strict=True)
+    )
+    assert all(
+        torch.equal(back, one * 2)
+        for back, one in zip(hidden.through(lambda one: one * 2), states, strict=True)
+    )
 
 
 def test_hidden_states_are_not_in_memory() -> None:

@@ -28,26 +28,35 @@ from tests.forked import fork
 METHOD = SINQ(Grid(bits=4, group_size=16))
 
 
-def checkpoint(folder: Path, architecture: str = "llama", shard: str = "40KB", dtype: torch.dtype = torch.float32) -> Path:
+def checkpoint(
+    folder: Path, architecture: str = "llama", shard: str = "40KB", dtype: torch.dtype = torch.float32
+) -> Path:
     """A Hugging Face folder with a tiny model, its weights in several files."""
     tiny_model(architecture).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
-def compressed(folder: Path, method: LayerMethod = METHOD, layers: Layers | None = None) -> dict[str, torch.Tensor]:
+def compressed(
+    folder: Path, method: LayerMethod = METHOD, context: Context = Context()
+) -> dict[str, torch.Tensor]:
     """What compressing in memory would save."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    method.compress(model, context=Context(layers or Layers()))
+    method.compress(model, context=context)
     return stored_tensors(model)
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
-    assert all(found[name].dtype == expected[name].dtype and torch.equal(found[name], expected[name]) for name in expected)
+    assert all(
+        found[name].dtype == expected[name].dtype and torch.equal(found[name], expected[name])
+        for name in expected
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_writes_what_compressing_in_memory_saves(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_it_writes_what_compressing_in_memory_saves(
+    architecture: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     source = checkpoint(tmp_path / "dense", architecture, dtype=dtype)
     assert len(list(source.glob("*.safetensors"))) > 1
     report = sinq.stream(source, tmp_path / "small", METHOD)
@@ -60,15 +69,17 @@ def test_it_writes_what_compressing_in_memory_saves(architecture: str, dtype: to
     told = METHOD.compress(in_memory)
     with torch.no_grad():  # or the one in memory would run the definition, which has gradients
         assert torch.equal(model(tiny_tokens()).logits, in_memory(tiny_tokens()).logits)
-    assert [replace(layer, seconds=0) for layer in report.layers] == [replace(layer, seconds=0) for layer in told.layers]
+    assert [replace(layer, seconds=0) for layer in report.layers] == [
+        replace(layer, seconds=0) for layer in told.layers
+    ]
 
 
 def test_one_file_and_layer_choices_are_the_same_too(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "moe", shard="1GB")
-    layers = Layers(exclude=("lm_head", "down_proj"), on_misfit=OnMisfit.shrink)
+    context = Context(Layers(exclude=("lm_head", "down_proj"), on_misfit=OnMisfit.shrink))
     for index, method in enumerate((RTN(Grid(3, 48)), Hadamard(RTN(Grid(4, 32))))):
-        report = sinq.stream(source, tmp_path / str(index), method, Context(layers))
-        assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, layers))
+        report = sinq.stream(source, tmp_path / str(index), method, context)
+        assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, context))
         assert not any("down_proj" in layer.name for layer in report.layers)
     (source / "tokenizer_config.json").write_text("{}")
     sinq.stream(source, tmp_path / "with", METHOD)
@@ -81,7 +92,9 @@ def mapped(folder: Path) -> list[tuple[int, int]]:
     return [(int(start, 16), int(end, 16)) for start, end in (line.split()[0].split("-") for line in lines)]
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what a process has mapped")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="this system does not say what a process has mapped"
+)
 
 
 @needs_proc
@@ -96,7 +109,11 @@ def test_what_is_loaded_are_views_of_the_files(tmp_path: Path) -> None:
         places = mapped(folder)
         tensors = stored_tensors(loaded)
         assert any(name.endswith("codes") for name in tensors)
-        outside = [name for name, tensor in tensors.items() if not any(start <= tensor.data_ptr() < end for start, end in places)]
+        outside = [
+            name
+            for name, tensor in tensors.items()
+            if not any(start <= tensor.data_ptr() < end for start, end in places)
+        ]
         assert outside == []
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         loaded.lm_head.weight.data.zero_()  # in memory, not in the file
@@ -159,7 +176,9 @@ def test_work_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     resumed, kept, finished = printed(tmp_path / "work", kill_and_resume, source, tmp_path / "small", 3)
     assert resumed >= 1
-    assert finished - 1 <= kept <= finished  # the last may have taken its name just before the journal was to say so
+    assert (
+        finished - 1 <= kept <= finished
+    )  # the last may have taken its name just before the journal was to say so
     with sinq.using(sinq.Kernel.reference):
         expected = compressed(source)
         report = sinq.stream(source, tmp_path / "small", METHOD)
@@ -182,14 +201,18 @@ def stopped(source: Path, target: Path) -> Path:
     return target
 
 
-def test_what_is_finished_is_not_made_again_and_reported_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_not_made_again_and_reported_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = checkpoint(tmp_path / "dense")
     target = stopped(source, tmp_path / "small")
     with pytest.raises(FileNotFoundError, match=r"has no sinq\.json"):
         sinq.load(target)
     made = []
     honest = SINQ.quantize
-    monkeypatch.setattr(SINQ, "quantize", lambda self, weight, statistic=None: made.append(1) or honest(self, weight))
+    monkeypatch.setattr(
+        SINQ, "quantize", lambda self, weight, statistic=None: made.append(1) or honest(self, weight)
+    )
     report = sinq.stream(source, target, METHOD)
     assert len(made) == 7  # the second block's
     assert report == sinq.stream(source, target, METHOD)
@@ -212,7 +235,9 @@ def test_leftovers_of_other_work_are_refused(tmp_path: Path) -> None:
 
 def test_methods_that_need_more_than_a_matrix_are_refused(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
-    with pytest.raises(NotApplicable, match=r"GPTQ needs the Hessian of each layer's inputs; use stream=false"):
+    with pytest.raises(
+        NotApplicable, match=r"GPTQ needs the Hessian of each layer's inputs; use stream=false"
+    ):
         sinq.stream(source, tmp_path / "small", GPTQ(Grid(group_size=16)))
     with pytest.raises(NotApplicable, match="PreSINQ needs the whole model"):
         sinq.stream(source, tmp_path / "small", PreSINQ(METHOD))
@@ -245,13 +270,18 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     change(source, UP, torch.zeros(64, 64))
-    with pytest.raises(ValueError, match=rf"{re.escape(UP)} is \[64, 64\] in .*model-0.*; the model has it as \[128, 64\]"):
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(UP)} is \[64, 64\] in .*model-0.*; the model has it as \[128, 64\]"
+    ):
         sinq.stream(source, tmp_path / "a", METHOD)
     change(source, UP, None)
     with pytest.raises(ValueError, match=rf"do not fit LlamaForCausalLM: missing \['{re.escape(UP)}'\]"):
         sinq.stream(source, tmp_path / "b", METHOD)
     shard_of(source, UP).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{shard_of(source, UP).name} is missing; model\.safetensors\.index\.json lists it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"{shard_of(source, UP).name} is missing; model\.safetensors\.index\.json lists it",
+    ):
         sinq.stream(source, tmp_path / "c", METHOD)
     with pytest.raises(ValueError, match=r"no config\.json"):
         sinq.stream(tmp_path / "nowhere", tmp_path / "d", METHOD)
@@ -266,7 +296,10 @@ def test_tensors_of_no_model_and_untied_ones_are_named(tmp_path: Path) -> None:
     save_file(tensors | {"lm_head.weight": torch.ones(96, 64)}, source / "model.safetensors")
     with pytest.raises(ValueError, match=r"lm_head\.weight.* differ, but the configuration ties them"):
         sinq.stream(source, tmp_path / "small", METHOD)
-    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, source / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        source / "model.safetensors",
+    )
     sinq.stream(source, tmp_path / "small", METHOD)
     assert_same(stored_tensors(sinq.load(tmp_path / "small")), compressed(source))
 
@@ -274,14 +307,19 @@ def test_tensors_of_no_model_and_untied_ones_are_named(tmp_path: Path) -> None:
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "moe")
     change(source, "model.layers.0.mlp.experts.2.up_proj.weight", None)
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj cannot be made of 7 tensors"):
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.0\.mlp\.experts\.gate_up_proj cannot be made of 7 tensors"
+    ):
         sinq.stream(source, tmp_path / "small", METHOD)
 
 
 def test_a_file_cut_short_is_named_wherever_it_is(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     sinq.stream(source, tmp_path / "small", METHOD)
-    for folder, act in ((tmp_path / "small", sinq.load), (source, lambda path: sinq.stream(path, tmp_path / "other", METHOD))):
+    for folder, act in (
+        (tmp_path / "small", sinq.load),
+        (source, lambda path: sinq.stream(path, tmp_path / "other", METHOD)),
+    ):
         path = sorted(folder.glob("*.safetensors"))[1]
         path.write_bytes(path.read_bytes()[:-8])
         with pytest.raises(ValueError, match=rf"{path.name} cannot be read.* incomplete or damaged"):
@@ -303,7 +341,13 @@ def anonymous_bytes() -> int:
 
 
 def save_llama(folder: Path, depth: int) -> None:
-    config = LlamaConfig(vocab_size=4096, hidden_size=256, intermediate_size=1024, num_hidden_layers=depth, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+    )
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="20MB")
 
 
@@ -330,7 +374,9 @@ def test_memory_is_that_of_a_layer_however_many_there_are(tmp_path: Path) -> Non
     measured = []
     for depth in (3, 10):
         printed(tmp_path / "work", save_llama, tmp_path / str(depth), depth)
-        measured += printed(tmp_path / "work", measure_stream, tmp_path / str(depth), tmp_path / f"{depth}-small")
+        measured += printed(
+            tmp_path / "work", measure_stream, tmp_path / str(depth), tmp_path / f"{depth}-small"
+        )
     shallow, low, deep, high = measured
     assert deep > shallow + 28 * 2**20
     assert high < 0.6 * deep

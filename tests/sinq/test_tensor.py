@@ -14,8 +14,12 @@ def relative_error(weight: Tensor, result: QuantizedTensor) -> float:
 @pytest.mark.parametrize("tiling", [1, 2])
 @pytest.mark.parametrize("levels", [Levels.uniform, Levels.nf4])
 @pytest.mark.parametrize("auxiliary_bits", [8, 16, 32])
-def test_dequantize_is_the_formula_of_the_design(weight: Tensor, tiling: int, levels: Levels, auxiliary_bits: int) -> None:
-    result = SINQ(Grid(bits=4, group_size=32, tiling=tiling, levels=levels, auxiliary_bits=auxiliary_bits)).quantize(weight)
+def test_dequantize_is_the_formula_of_the_design(
+    weight: Tensor, tiling: int, levels: Levels, auxiliary_bits: int
+) -> None:
+    result = SINQ(
+        Grid(bits=4, group_size=32, tiling=tiling, levels=levels, auxiliary_bits=auxiliary_bits)
+    ).quantize(weight)
     codes, scale, zero, col_scale = result.codes(), result.scale(), result.zero(), result.col_scale()
     assert isinstance(zero, Tensor)
     assert col_scale is not None
@@ -23,7 +27,9 @@ def test_dequantize_is_the_formula_of_the_design(weight: Tensor, tiling: int, le
     height = weight.shape[0] // len(col_scale)
     dense = result.dequantize()
     for i, j in ((0, 0), (5, 127), (95, 64), (40, 33)):
-        expected = (table[int(codes[i, j])] - zero[i, j // 32]) * scale[i, j // 32] * col_scale[i // height, j]
+        expected = (
+            (table[int(codes[i, j])] - zero[i, j // 32]) * scale[i, j // 32] * col_scale[i // height, j]
+        )
         torch.testing.assert_close(dense[i, j], expected)
 
 
@@ -33,10 +39,14 @@ def test_bits_per_weight_is_what_is_stored(bits: int, auxiliary_bits: int) -> No
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
     grid = Grid(bits, 64, auxiliary_bits=auxiliary_bits)
     plain, dual = RTN(grid).quantize(weight), SINQ(grid).quantize(weight)
-    per_group = 32 if auxiliary_bits == 16 else 8 + 8 + 32 / 32  # scale and zero; a byte each and a (low, step) pair per 32 scales
+    per_group = (
+        32 if auxiliary_bits == 16 else 8 + 8 + 32 / 32
+    )  # scale and zero; a byte each and a (low, step) pair per 32 scales
     assert plain.bits_per_weight == pytest.approx(bits + per_group / 64)
     assert dual.bits_per_weight == pytest.approx(bits + per_group / 64 + 16 / 256)
-    assert plain.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in plain.state_dict().values())
+    assert plain.nbytes == sum(
+        tensor.numel() * tensor.element_size() for tensor in plain.state_dict().values()
+    )
 
 
 def test_symmetric_stores_no_zero(weight: Tensor) -> None:
@@ -46,7 +56,9 @@ def test_symmetric_stores_no_zero(weight: Tensor) -> None:
 @pytest.mark.parametrize("bits", BITS)
 def test_eight_bit_auxiliaries_cost_little_quality(bits: int) -> None:
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0)) * 0.02
-    with_16, with_8 = (relative_error(weight, SINQ(Grid(bits, auxiliary_bits=a)).quantize(weight)) for a in (16, 8))
+    with_16, with_8 = (
+        relative_error(weight, SINQ(Grid(bits, auxiliary_bits=a)).quantize(weight)) for a in (16, 8)
+    )
     assert with_8 < 1.06 * with_16
 
 
@@ -65,7 +77,9 @@ def test_a_narrow_positive_group_does_not_wreck_the_matrix(levels: Levels) -> No
 def test_scales_too_far_apart_for_float16_are_refused() -> None:
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     weight[0] *= 1e12
-    with pytest.raises(ValueError, match=r"scales from 2\^.* are too far apart for float16; use auxiliary_bits=8 or 32"):
+    with pytest.raises(
+        ValueError, match=r"scales from 2\^.* are too far apart for float16; use auxiliary_bits=8 or 32"
+    ):
         RTN(Grid()).quantize(weight)
     assert relative_error(weight[1:], RTN(Grid(auxiliary_bits=8)).quantize(weight[1:])) < 0.12
 
@@ -78,7 +92,12 @@ def test_a_block_of_equal_scales_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid(3, 32), Grid(levels=Levels.nf4, group_size=32, auxiliary_bits=8), Grid(symmetric=True, group_size=32)]
+    "grid",
+    [
+        Grid(3, 32),
+        Grid(levels=Levels.nf4, group_size=32, auxiliary_bits=8),
+        Grid(symmetric=True, group_size=32),
+    ],
 )
 def test_a_value_is_rebuilt_from_its_configuration_and_tensors(weight: Tensor, grid: Grid) -> None:
     value = SINQ(grid).quantize(weight)

@@ -8,13 +8,22 @@ import torch
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled",
+    ),
 ]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    "name", ["balance bfloat16", "round 3 bits", "linear 3 bits, bfloat16, batch 1", "linear 4 bits, bfloat16, batch 16"]
+    "name",
+    [
+        "balance bfloat16",
+        "round 3 bits",
+        "linear 3 bits, bfloat16, batch 1",
+        "linear 4 bits, bfloat16, batch 16",
+    ],
 )
 def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -> None:
     from sinq.kernels.triton_report import cases, resources
@@ -24,7 +33,9 @@ def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -
     assert found.cubin_bytes > 0
     assert 0 < found.registers * 32 * case.warps <= 65536  # of a multiprocessor, for one program
     assert found.shared_bytes <= 48 * 1024
-    assert found.spill_bytes <= (1024 if name.startswith("balance") else 64)  # blocks half as large, without spills, were slower on an H200
+    assert found.spill_bytes <= (
+        1024 if name.startswith("balance") else 64
+    )  # blocks half as large, without spills, were slower on an H200
 
 
 def test_writing_the_matrix_assembles() -> None:

@@ -19,7 +19,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 COLUMNS = 192
 
 
-def quantized(rows: int, grid: Grid, columns: int = COLUMNS, col_scale: bool = True, size: float = 1.0) -> QuantizedTensor:
+def quantized(
+    rows: int, grid: Grid, columns: int = COLUMNS, col_scale: bool = True, size: float = 1.0
+) -> QuantizedTensor:
     """Random weights that are not centred on 0, and random column scales."""
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(rows, columns, generator=generator) + 0.3) * size
@@ -27,7 +29,9 @@ def quantized(rows: int, grid: Grid, columns: int = COLUMNS, col_scale: bool = T
     scale = torch.rand(tiles, columns, generator=generator) + 0.5 if col_scale else None
     value = QuantizedTensor.round(weight, grid)
     stored = QuantizedTensor.store(value.codes(), grid, value.scale(), _stored_zero(value), col_scale=scale)
-    return QuantizedTensor(grid, stored.shape, {name: tensor.to(DEVICE) for name, tensor in stored.tensors.items()})
+    return QuantizedTensor(
+        grid, stored.shape, {name: tensor.to(DEVICE) for name, tensor in stored.tensors.items()}
+    )
 
 
 def _stored_zero(value: QuantizedTensor) -> Tensor | None:
@@ -41,13 +45,16 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def assert_product(x: Tensor, value: QuantizedTensor, bias: Tensor | None) -> None:
     found = product(value, x, bias)
-    expected = nn.functional.linear(x.double(), value.dequantize().double(), None if bias is None else bias.double())
+    expected = nn.functional.linear(
+        x.double(), value.dequantize().double(), None if bias is None else bias.double()
+    )
     assert (found.dtype, found.shape) == (x.dtype, expected.shape)
     assert (found.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
 
 
 @pytest.mark.parametrize(
-    ("batch", "dtype"), [(1, torch.bfloat16), (5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (19, torch.bfloat16)]
+    ("batch", "dtype"),
+    [(1, torch.bfloat16), (5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (19, torch.bfloat16)],
 )
 @pytest.mark.parametrize("bits", BITS)
 def test_every_number_of_bits(bits: int, batch: int, dtype: torch.dtype) -> None:
@@ -58,13 +65,19 @@ def test_every_number_of_bits(bits: int, batch: int, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("batch", [1, ROWS_OF_KERNEL, ROWS_OF_KERNEL + 1])
 def test_every_way_to_store_scales_and_zeros(auxiliary_bits: int, symmetric: bool, batch: int) -> None:
-    assert_product(inputs(batch, COLUMNS), quantized(9, Grid(3, 24, symmetric=symmetric, auxiliary_bits=auxiliary_bits)), None)
+    assert_product(
+        inputs(batch, COLUMNS),
+        quantized(9, Grid(3, 24, symmetric=symmetric, auxiliary_bits=auxiliary_bits)),
+        None,
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize(("rows", "group_size"), [(1, 32), (16, 8), (45, 32), (33, COLUMNS)])
 def test_rows_and_groups_of_any_number_with_a_bias(rows: int, group_size: int, batch: int) -> None:
-    assert_product(inputs(batch, COLUMNS), quantized(rows, Grid(5, group_size)), inputs(rows, dtype=torch.float16))
+    assert_product(
+        inputs(batch, COLUMNS), quantized(rows, Grid(5, group_size)), inputs(rows, dtype=torch.float16)
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])
@@ -118,7 +131,10 @@ def test_inputs_that_do_not_fit_say_so(x: Tensor) -> None:
 
 def test_the_operation_is_what_torch_wants_of_one() -> None:
     value = quantized(8, Grid(4, 64))
-    tensors = [value.tensors.get(name) for name in ("codes", "scale", "zero", "col_scale", "scale_range", "scale_exponent")]
+    tensors = [
+        value.tensors.get(name)
+        for name in ("codes", "scale", "zero", "col_scale", "scale_range", "scale_exponent")
+    ]
     torch.library.opcheck(triton_linear, (inputs(1, COLUMNS), *tensors, None, 8, 4, 64))
 
 

@@ -27,7 +27,9 @@ def uneven(rows: int, columns: int, dtype: torch.dtype = torch.float32, seed: in
     """A matrix whose rows and columns differ in size by up to 20."""
     generator = torch.Generator().manual_seed(seed)
     row, col = (3 * torch.rand(n, generator=generator) for n in (rows, columns))
-    return (torch.randn(rows, columns, generator=generator) * row.exp()[:, None] * col.exp()).to(DEVICE, dtype)
+    return (torch.randn(rows, columns, generator=generator) * row.exp()[:, None] * col.exp()).to(
+        DEVICE, dtype
+    )
 
 
 def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
@@ -46,7 +48,9 @@ def assert_close(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) 
 )
 def test_scales_are_the_references(shape: tuple[int, int], tile: tuple[int, int], dtype: torch.dtype) -> None:
     weight = uneven(*shape, dtype)
-    assert_close(triton_quantize.sinkhorn_scales(weight, tile, Sinkhorn()), sinkhorn.sinkhorn_scales(weight, tile))
+    assert_close(
+        triton_quantize.sinkhorn_scales(weight, tile, Sinkhorn()), sinkhorn.sinkhorn_scales(weight, tile)
+    )
 
 
 @pytest.mark.parametrize("early_stop", [True, False])
@@ -54,14 +58,23 @@ def test_scales_are_the_references(shape: tuple[int, int], tile: tuple[int, int]
 def test_every_option_means_what_it_does_in_the_reference(early_stop: bool, relative_floors: bool) -> None:
     weight = uneven(32, 32)  # largest deviations are above 5, taken as they are or in units of the tile's
     options = Sinkhorn(7, 0.8, 1.7, -0.2, 2.0, 2e-3, 5.0, early_stop, relative_floors)
-    assert_close(triton_quantize.sinkhorn_scales(weight, (32, 16), options), sinkhorn.sinkhorn_scales(weight, (32, 16), options))
+    assert_close(
+        triton_quantize.sinkhorn_scales(weight, (32, 16), options),
+        sinkhorn.sinkhorn_scales(weight, (32, 16), options),
+    )
 
 
 def test_below_an_absolute_floor_scales_are_the_references_but_for_a_common_factor() -> None:
     # All deviations count as the floor there, so the last steps move everything alike, and rounding picks the best of equal states.
     weight, options = uneven(32, 16) * 1e-4, Sinkhorn(relative_floors=False)
-    found, expected = (kernel(weight, (32, 16), options) for kernel in (triton_quantize.sinkhorn_scales, sinkhorn.sinkhorn_scales))
-    assert_close((found[0] / found[0][0], found[1] / found[1][:, :1]), (expected[0] / expected[0][0], expected[1] / expected[1][:, :1]))
+    found, expected = (
+        kernel(weight, (32, 16), options)
+        for kernel in (triton_quantize.sinkhorn_scales, sinkhorn.sinkhorn_scales)
+    )
+    assert_close(
+        (found[0] / found[0][0], found[1] / found[1][:, :1]),
+        (expected[0] / expected[0][0], expected[1] / expected[1][:, :1]),
+    )
 
 
 def test_a_tile_that_rises_stops_and_the_others_go_on() -> None:
@@ -72,13 +85,17 @@ def test_a_tile_that_rises_stops_and_the_others_go_on() -> None:
 
 
 def _stops_early(tile: Tensor) -> bool:
-    scales = [sinkhorn.sinkhorn_scales(tile, (16, 16), Sinkhorn(early_stop=stop))[0] for stop in (True, False)]
+    scales = [
+        sinkhorn.sinkhorn_scales(tile, (16, 16), Sinkhorn(early_stop=stop))[0] for stop in (True, False)
+    ]
     return not torch.equal(*scales)
 
 
 @pytest.mark.parametrize("offset", [10.0, 1000.0])
 def test_a_common_offset_costs_no_digits(offset: float) -> None:
-    weight = torch.randn(256, 32, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 5, 32) + offset
+    weight = (
+        torch.randn(256, 32, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 5, 32) + offset
+    )
     options = Sinkhorn(iterations=4)
     exact = tuple(scale[0] for scale in sinkhorn._balance(weight.double()[None], options))
     row, col = triton_quantize.sinkhorn_scales(weight.to(DEVICE), (256, 32), options)
@@ -91,7 +108,10 @@ def test_many_blocks_of_rows_and_a_mean_that_jumps_between_them(monkeypatch: pyt
     weight = uneven(128, 16)
     weight[:20] += 300
     options = Sinkhorn(iterations=3)
-    assert_close(triton_quantize.sinkhorn_scales(weight, (128, 16), options), sinkhorn.sinkhorn_scales(weight, (128, 16), options))
+    assert_close(
+        triton_quantize.sinkhorn_scales(weight, (128, 16), options),
+        sinkhorn.sinkhorn_scales(weight, (128, 16), options),
+    )
 
 
 def test_one_iteration_scores_the_weights_and_moves_nothing() -> None:
@@ -103,7 +123,10 @@ def test_one_iteration_scores_the_weights_and_moves_nothing() -> None:
 def test_smallest_tiles(shape: tuple[int, int]) -> None:
     # The columns of one row have no deviation: states differ by a common factor, are equally good, and rounding picks one.
     weight = uneven(*shape)
-    found, expected = triton_quantize.sinkhorn_scales(weight, shape, Sinkhorn()), sinkhorn.sinkhorn_scales(weight, shape)
+    found, expected = (
+        triton_quantize.sinkhorn_scales(weight, shape, Sinkhorn()),
+        sinkhorn.sinkhorn_scales(weight, shape),
+    )
     torch.testing.assert_close(found[0] * found[1], expected[0] * expected[1], rtol=1e-5, atol=0)
 
 
@@ -120,7 +143,10 @@ def test_the_imbalance_reached_is_the_references(rows: int, width: int, across: 
     weight, tile = uneven(rows, width * across, seed=seed), (rows, width)
     reached = [
         imbalance(to_tiles(rounding.divide(weight.double(), *(scale.double() for scale in scales)), tile))
-        for scales in (triton_quantize.sinkhorn_scales(weight, tile, Sinkhorn()), sinkhorn.sinkhorn_scales(weight, tile))
+        for scales in (
+            triton_quantize.sinkhorn_scales(weight, tile, Sinkhorn()),
+            sinkhorn.sinkhorn_scales(weight, tile),
+        )
     ]
     torch.testing.assert_close(*reached, rtol=1e-4, atol=0)
 
@@ -143,8 +169,17 @@ def test_rounding_with_and_without_scales(with_row: bool, with_col: bool, auxili
 
 
 def test_rounding_of_odd_groups() -> None:
-    groups = torch.stack([torch.zeros(16), torch.full((16,), -3.0), 1e6 + torch.linspace(0, 1, 16), -1e6 - torch.linspace(0, 1, 16)])
-    assert_same_rounding(torch.cat([groups, uneven(4, 16).cpu() * 1e-20], dim=1).to(DEVICE), None, None, Grid(4, 16))
+    groups = torch.stack(
+        [
+            torch.zeros(16),
+            torch.full((16,), -3.0),
+            1e6 + torch.linspace(0, 1, 16),
+            -1e6 - torch.linspace(0, 1, 16),
+        ]
+    )
+    assert_same_rounding(
+        torch.cat([groups, uneven(4, 16).cpu() * 1e-20], dim=1).to(DEVICE), None, None, Grid(4, 16)
+    )
 
 
 def assert_same_rounding(weight: Tensor, row: Tensor | None, col: Tensor | None, grid: Grid) -> None:
@@ -165,7 +200,10 @@ def test_weights_that_are_views_or_of_another_type() -> None:
     weight, grid = uneven(32, 32), Grid(4, 16)
     plain = triton_quantize.round_scaled(weight, None, None, grid)
     for same in (weight.T.contiguous().T, weight.double(), torch.nn.Parameter(weight)):
-        assert all(torch.equal(one, other) for one, other in zip(triton_quantize.round_scaled(same, None, None, grid), plain, strict=True))
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(triton_quantize.round_scaled(same, None, None, grid), plain, strict=True)
+        )
 
 
 def test_the_choice_of_kernel_gets_here() -> None:
