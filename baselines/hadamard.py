@@ -27,9 +27,10 @@ from sinq import (
     NotApplicable,
     find_targets,
 )
-from sinq.folding import Place, Rewriting, decoder, with_bias
+from sinq.folding import Place, decoder, with_bias
 from sinq.plan import Plan
 from sinq.progress import Progress
+from sinq.rewriting import Rewriting
 from sinq.rotation import Rotated, Rotation, factors
 from sinq.statistics import InputStatistic
 

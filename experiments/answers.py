@@ -16,13 +16,11 @@ Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there 
 import hashlib
 import string
 from collections.abc import Callable, Sequence
-from math import sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from experiments.compare import LEVEL, bootstrap_interval
+from experiments.intervals import bootstrap_interval, share
 
 Answers = dict[str, dict[str, Any]]
 """By metric: "correct", a letter (0 or 1) per item; "prediction"; "values" per item of metrics that are no accuracy."""
@@ -109,17 +107,3 @@ def _flips_of(metric: str, pairs: list[tuple[Answers, Answers]]) -> dict[str, An
 
 def _both(own: Answers, dense: Answers, kind: str, metric: str) -> list[tuple[str, str]]:
     return list(zip(own[kind][metric], dense[kind][metric], strict=True))
-
-
-def share(happened: "np.ndarray[Any, Any]") -> dict[str, float]:
-    """How often something happened, with Wilson's 95 % interval (Wilson 1927)."""
-    n, count = len(happened), int(happened.sum())
-    z, rate = NormalDist().inv_cdf((1 + LEVEL) / 2), count / n
-    middle, half = rate + z * z / (2 * n), z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return {
-        "value": rate,
-        "low": max(0.0, (middle - half) / scale),
-        "high": min(1.0, (middle + half) / scale),
-        "count": count,
-    }

@@ -15,13 +15,10 @@ import enum
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from experiments.intervals import bootstrap_interval
 from experiments.record import Row
 
-RESAMPLES, LEVEL, SEED = 10_000, 0.95, 0
-AT_ONCE = 2**20
-"""Drawn windows in memory at once."""
 FEWEST_WINDOWS = 6
 """With fewer, even windows that all agree are no evidence: n fair coins fall on one side in 2 of 2ⁿ cases, over 5 % up to n = 5."""
 
@@ -101,20 +98,3 @@ def conditions(row: Row) -> dict[str, object]:
         "windows": perplexity.get("windows"),
         "seqlen": perplexity.get("seqlen"),
     }
-
-
-def bootstrap_interval(values: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (n,), the same at every call."""
-    generator, n = np.random.default_rng(SEED), len(values)
-    at_once = max(1, AT_ONCE // n)
-    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    means = np.concatenate([values[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes])
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-if __name__ == "__main__":
-    from experiments.contrast_table import main  # imports this module
-    from experiments.mistakes import guard
-
-    guard(main)

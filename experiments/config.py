@@ -33,9 +33,10 @@ from experiments.calibration import CalibrationText, NoCalibration
 from experiments.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
 from experiments.instantiation import instantiated
-from experiments.loggers import NoLogger, WandB
+from experiments.loggers import WandB
 from experiments.models import Pretrained, SmolLM2
 from experiments.run import Run
+from experiments.run_logger import NoLogger
 from experiments.search import NoSearch, Search
 from experiments.shared_options import SharedOptions, refuse_untaken
 from experiments.text import StateOfTheUnion

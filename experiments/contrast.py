@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.compare import bootstrap_interval, differences
-from experiments.console import distinct_names, look_up
-from experiments.record import FINISHED, Row, flatten, layers_path, settings
+from experiments.compare import differences
+from experiments.intervals import bootstrap_interval
+from experiments.overview import distinct_names
+from experiments.record import FINISHED, Row, flatten, layers_path, look_up, settings
 
 MADE_BY = ("protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
 """Places that say how a run was made, besides its settings."""

@@ -6,13 +6,10 @@ from typing import Any
 import torch
 
 from experiments.cost import Cost
+from experiments.mistakes import OutOfMemoryError
 from experiments.run import Run
 
 OUT_OF_MEMORY, ERROR = "out of memory", "error"
-
-
-class OutOfMemoryError(MemoryError):
-    """A run needed more memory than there is; the message says how much it had and what to try."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

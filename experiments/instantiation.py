@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.calibration import CalibrationSource
 from experiments.evaluation import Evaluation
-from experiments.loggers import Logger
 from experiments.models import ModelSource
+from experiments.run_logger import Logger
 from experiments.search import NoSearch, Search
 from experiments.text import Text
 from sinq import Layers, Method

@@ -1,7 +1,6 @@
 """Tracking: a logger mirrors finished rows elsewhere. The row is the truth; losing a log loses nothing."""
 
 import logging
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -12,27 +11,12 @@ import pandas as pd
 
 from experiments.extras import advice
 from experiments.record import Row, flatten
+from experiments.run_logger import Logger
 
 if TYPE_CHECKING:
     import PIL.Image
 
 log = logging.getLogger(__name__)
-
-
-class Logger(ABC):
-    """Where finished rows are shown besides the results folder."""
-
-    @abstractmethod
-    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
-        """Mirror one finished row."""
-
-
-@dataclass(frozen=True)
-class NoLogger(Logger):
-    """Nowhere."""
-
-    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -85,3 +85,7 @@ def _tell(message: str, status: int) -> int:
     console.print("[bold red]error:[/]", end=" ")
     console.print(message, markup=False, soft_wrap=True)
     return status
+
+
+class OutOfMemoryError(MemoryError):
+    """A run needed more memory than there is; the message says how much it had and what to try."""

@@ -23,14 +23,14 @@ from experiments.cost import Cost
 from experiments.evaluation import Measurement, Subject
 from experiments.failures import explained, failure
 from experiments.identity import identity, options, run_id
-from experiments.loggers import Logger, NoLogger
 from experiments.meters import peak_memory
 from experiments.provenance import protocol, provenance
 from experiments.record import Row
 from experiments.run import Run
+from experiments.run_logger import Logger, NoLogger
 from experiments.text import tokenize
 from sinq import CompressionReport, Context, NotApplicable, chosen, load, stream, using
-from sinq.linear import choices
+from sinq.experts import choices
 from sinq.named import name_of
 from sinq.progress import Progress, silent
 

@@ -144,3 +144,11 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def as_json(value: Any) -> str:
     """Equal values give equal words."""
     return json.dumps(value, sort_keys=True)
+
+
+def look_up(nested: dict[str, Any], place: str) -> Any:
+    """The value at a dotted place, or None."""
+    value: Any = nested
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

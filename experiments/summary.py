@@ -11,8 +11,9 @@ from time import time
 from psutil import Process
 
 from experiments import record
-from experiments.console import console, decisions, facts, table
+from experiments.console import console
 from experiments.mistakes import MENDABLE, explain
+from experiments.overview import decisions, facts, table
 from experiments.plan import duration
 from experiments.record import Row
 from experiments.tables.show import show as print_table

@@ -15,12 +15,14 @@ from sinq.columns import MixedColumns
 from sinq.context import Context
 from sinq.dual_scale import SINQ
 from sinq.errors import NotApplicable
+from sinq.experts import CompressedExperts
+from sinq.format import CompressedWeight
 from sinq.grid import Grid, Levels
 from sinq.half_quadratic import HalfQuadratic
 from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.layers import Layers, OnMisfit, find_targets
-from sinq.linear import CompressedExperts, CompressedLinear
+from sinq.linear import CompressedLinear
 from sinq.method import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.presinq import PreSINQ
 from sinq.refined import SINQRefined
@@ -32,7 +34,7 @@ from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
 from sinq.sites import Site, SiteKind
 from sinq.sparse import SparseOutliers
 from sinq.stream import stream
-from sinq.tensor import CompressedWeight, QuantizedTensor
+from sinq.tensor import QuantizedTensor
 from sinq.tuned import Tuned
 from sinq.tuning import BlockTuning
 from sinq.walk import BlockView, walk

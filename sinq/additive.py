@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sinq.codebooks import Codebooks
+from sinq.format import CompressedWeight
 from sinq.packing import pack, unpack
-from sinq.tensor import CompressedWeight
 
 BYTE = 8
 EXPONENTS = (-8, 14)

@@ -22,12 +22,12 @@ from sinq.blocks import find_blocks, run_model
 from sinq.calibration import Calibration
 from sinq.clock import Clock, timed
 from sinq.context import Context
+from sinq.format import CompressedWeight
 from sinq.kernels import Kernel, chosen
 from sinq.layer_statistics import Group, collect_in_model, dense_statistics, find_groups
 from sinq.plan import Plan, Step
 from sinq.report import CompressionReport, LayerReport, describe
 from sinq.statistics import Statistic
-from sinq.tensor import CompressedWeight
 from sinq.walk import BlockView, outside_blocks, walk
 
 PROBE_TOKENS = 8

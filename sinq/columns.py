@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from sinq import auxiliary
+from sinq.format import CompressedWeight
 from sinq.grid import BITS, Grid, Levels
 from sinq.packing import pack, unpack
 from sinq.rounding import by_group
-from sinq.tensor import CompressedWeight
 
 COLUMN_BITS = (1, *BITS)
 """Widths a column may have."""

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sinq.linear import CompressedExperts, CompressedLinear, WeightStore
+from sinq.experts import CompressedExperts
+from sinq.format import CompressedWeight, rebuilt, stored_as
+from sinq.linear import CompressedLinear, WeightStore
 from sinq.named import Named, described, named
-from sinq.tensor import CompressedWeight, rebuilt, stored_as
 
 REMEMBERED = "_sinq_edits"
 """Attribute of a model that holds its edits; a deep copy of the model has them too."""

@@ -13,22 +13,14 @@ known are listed by name. Weights lie as (…, out, in) in all of them, fused ex
 Never in place: parameters may be shared with the dense model, so every change puts a new parameter in the old one's place.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sinq.calibration import Calibration
-from sinq.clock import timed
-from sinq.context import Context
 from sinq.errors import NotApplicable
-from sinq.method import Method
-from sinq.progress import Progress
-from sinq.report import CompressionReport
-from sinq.statistics import Statistic
 
 KNOWN = (
     "LlamaForCausalLM",
@@ -159,45 +151,3 @@ def with_bias(place: Place) -> tuple[Place, ...]:
     return (
         (place, Place(place.module, "bias")) if getattr(place.module, "bias", None) is not None else (place,)
     )
-
-
-class Rewriting(Method):
-    """A method that first turns a model into an equal one that is easier to compress, then lets `inner` compress it.
-
-    Subclasses are dataclasses with a field `inner`. The equal model has parameters of its own, beside the dense model's, until `inner`
-    has replaced them. What `inner` reports (errors, imbalance) is of the rewritten matrices; the rewriting's time is added to its own.
-    """
-
-    inner: Method
-
-    @abstractmethod
-    def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
-        """Replace parameters of `model`, keeping its function; the work is done on `device`."""
-
-    @property
-    def statistic(self) -> type[Statistic] | None:
-        return self.inner.statistic
-
-    @property
-    def needs_calibration(self) -> bool:
-        return self.inner.needs_calibration
-
-    def compress(
-        self,
-        model: nn.Module,
-        calibration: Calibration | None = None,
-        context: Context = Context(),
-    ) -> CompressionReport:
-        device = context.device_for(model)
-        _require_finite(model)
-        with torch.no_grad(), timed(device) as clock:
-            self.rewrite(model, device, context.progress)
-        report = self.inner.compress(model, calibration, context)
-        return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
-
-
-def _require_finite(model: nn.Module) -> None:
-    """Refuse here what rewriting would spread from one layer to others."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} has NaN or Inf; repair the checkpoint")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sinq.edits import replace_weights
-from sinq.tensor import CompressedWeight
+from sinq.format import CompressedWeight
 
 HEAD = "lm_head"
 

@@ -11,13 +11,12 @@ the length of one forward pass: it works with any experts implementation, and on
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 
+from sinq.format import CompressedWeight
 from sinq.kernels.product import Choice, kernel_of, product
-from sinq.tensor import CompressedWeight
 
 
 class WeightStore(nn.Module):
@@ -79,67 +78,3 @@ class CompressedLinear(nn.Module):
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight
         return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.3f}, kernel={self.kernel}"
-
-
-class CompressedExperts(nn.ModuleList):
-    """The matrices of a fused expert parameter, one `WeightStore` each.
-
-    Args:
-        weights: one (out, in) value per expert.
-        transposed: whether the model keeps them as (experts, in, out).
-    """
-
-    choice = Choice(
-        refusals=("fused experts are dequantized for the model's code, which reads them as one parameter",)
-    )
-    """No product happens here: the code of the model multiplies."""
-    kernel = choice.kernel
-
-    def __init__(self, weights: list[CompressedWeight], transposed: bool, dtype: torch.dtype) -> None:
-        super().__init__([WeightStore(weight) for weight in weights])
-        self.transposed, self.dtype = transposed, dtype
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self.dtype = fn(
-            torch.zeros(1, dtype=self.dtype)
-        ).dtype  # a cast of the model changes what it computes in
-        return self
-
-    def stores(self) -> list[WeightStore]:
-        """One per expert."""
-        return [store for store in self if isinstance(store, WeightStore)]
-
-    def dense(self) -> Tensor:
-        """The parameter as the model's code expects it, 3-D."""
-        matrices = torch.stack([store.value.dequantize(self.dtype) for store in self.stores()])
-        return matrices.transpose(1, 2) if self.transposed else matrices
-
-    def install(self, owner: nn.Module, parameter: str) -> None:
-        """Take the place of `owner.<parameter>`."""
-        if not any(isinstance(child, CompressedExperts) for child in owner.children()):
-            owner.register_forward_pre_hook(_show_dense)
-            owner.register_forward_hook(_hide_dense, always_call=True)
-        delattr(owner, parameter)
-        owner.register_module(parameter, self)
-
-
-def choices(model: nn.Module) -> list[Choice]:
-    """Return how each compressed layer of a model multiplies, in the order of its modules."""
-    return [
-        module.choice
-        for module in model.modules()
-        if isinstance(module, CompressedLinear | CompressedExperts)
-    ]
-
-
-def _show_dense(owner: nn.Module, args: Any) -> None:
-    for name, child in owner.named_children():
-        if isinstance(child, CompressedExperts):
-            owner.__dict__[name] = child.dense()  # found before the module of that name
-
-
-def _hide_dense(owner: nn.Module, args: Any, output: Any) -> None:
-    for name, child in owner.named_children():
-        if isinstance(child, CompressedExperts):
-            owner.__dict__.pop(name, None)

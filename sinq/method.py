@@ -20,14 +20,13 @@ from sinq.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.calibration import Calibration
 from sinq.context import Context
 from sinq.errors import NotApplicable
-from sinq.format import Format
+from sinq.format import CompressedWeight, Format
 from sinq.grid import Grid
 from sinq.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.named import Named
 from sinq.plan import Plan, plan_layers
 from sinq.report import CompressionReport, LayerReport
 from sinq.statistics import Statistic
-from sinq.tensor import CompressedWeight
 from sinq.walk import BlockView
 
 

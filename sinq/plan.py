@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from sinq.calibration import Calibration
 from sinq.errors import NotApplicable
-from sinq.format import Format, Misfit
+from sinq.format import CompressedWeight, Format, Misfit
 from sinq.layers import Layers, OnMisfit, Target, find_targets
 from sinq.statistics import Statistic
-from sinq.tensor import CompressedWeight
 
 
 class Quantizer(Protocol):

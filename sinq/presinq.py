@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from sinq.errors import NotApplicable
-from sinq.folding import Block, Gated, Norm, Place, Rewriting, decoder, with_bias
+from sinq.folding import Block, Gated, Norm, Place, decoder, with_bias
 from sinq.format import Format
 from sinq.grid import Grid
 from sinq.kernels import sinkhorn_scales
 from sinq.method import Method
 from sinq.progress import Progress
+from sinq.rewriting import Rewriting
 from sinq.sinkhorn import Sinkhorn
 
 

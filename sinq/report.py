@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinq.format import CompressedWeight
 from sinq.grid import Grid
 from sinq.sinkhorn import imbalance, to_tiles
-from sinq.tensor import CompressedWeight, QuantizedTensor
+from sinq.tensor import QuantizedTensor
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from sinq.errors import NotApplicable
+from sinq.format import CompressedWeight, rebuilt, stored_as
 from sinq.packing import pack, unpack
-from sinq.tensor import CompressedWeight, rebuilt, stored_as
 
 SYLVESTER = 64  # powers of two are split into factors up to this: few enough steps, each a product dense enough to be fast
 INNER = "inner_"

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sinq.tensor import CompressedWeight, rebuilt, stored_as
+from sinq.format import CompressedWeight, rebuilt, stored_as
 
 INNER = "inner_"
 NARROW = 1 << 16

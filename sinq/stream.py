@@ -33,6 +33,7 @@ from sinq.context import Context
 from sinq.edits import edit_as_json, edit_from_json, weights_edit
 from sinq.errors import NotApplicable
 from sinq.files import replacing
+from sinq.format import CompressedWeight
 from sinq.journal import Done, resume, write
 from sinq.kernels import chosen
 from sinq.layers import Layers
@@ -41,7 +42,6 @@ from sinq.named import described
 from sinq.plan import Step, require_finite
 from sinq.report import CompressionReport, LayerReport
 from sinq.source import INDEX, Read, Source, shape_of, weight_files
-from sinq.tensor import CompressedWeight
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
 """The name of the decoder block a tensor is of: `model.layers.3`."""

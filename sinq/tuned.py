@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from sinq.calibration import Calibration
 from sinq.clock import timed
 from sinq.context import Context
-from sinq.format import Format
-from sinq.linear import CompressedExperts
+from sinq.experts import CompressedExperts
+from sinq.format import CompressedWeight, Format
 from sinq.method import BlockMethod
 from sinq.plan import Plan
 from sinq.report import LayerReport, describe
 from sinq.statistics import Statistic
-from sinq.tensor import CompressedWeight
 from sinq.tuning import BlockTuning
 from sinq.walk import BlockView
 

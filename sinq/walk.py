@@ -10,6 +10,7 @@ whatever is done to it afterwards, says so by `block.advance()`. One that change
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,17 @@ from torch import Tensor, nn
 from sinq.blocks import HiddenStates, Run, block_at, enter, find_blocks
 from sinq.clock import Clock, timed
 from sinq.context import Context
-from sinq.plan import Step
+from sinq.layers import Target
+
+
+class OnTarget(Protocol):
+    """Work that is planned for one target; a `Step` of a plan is it."""
+
+    @property
+    def target(self) -> Target: ...
+
+
+T = TypeVar("T", bound=OnTarget)
 
 
 @dataclass(eq=False)
@@ -30,7 +41,7 @@ class BlockView:
     module: nn.Module
     """The block itself, to be changed in place."""
     device: torch.device
-    steps: list[Step]
+    steps: list[Any]
     """Those of the walk's steps whose layers are in this block, in the order of the plan."""
     inputs: HiddenStates
     """One tensor (1, seqlen, hidden) for each window."""
@@ -62,7 +73,7 @@ def walk(
     model: nn.Module,
     tokens: Tensor,
     context: Context = Context(),
-    steps: Sequence[Step] = (),
+    steps: Sequence[OnTarget] = (),
     clock: Clock | None = None,
 ) -> Iterator[BlockView]:
     """Visit the decoder blocks in order. The last one is run on its inputs only if the visitor does it.
@@ -89,13 +100,13 @@ def walk(
                 view.inputs.close()
 
 
-def within(module: nn.Module, steps: Sequence[Step]) -> list[Step]:
+def within(module: nn.Module, steps: Sequence[T]) -> list[T]:
     """Return the steps whose layers are in a module."""
     members = set(module.modules())
     return [step for step in steps if step.target.module in members]
 
 
-def outside_blocks(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
+def outside_blocks(model: nn.Module, steps: Sequence[T]) -> list[T]:
     """Return the steps whose layers are in no decoder block."""
     members = {module for block in find_blocks(model) for module in block.modules()}
     return [step for step in steps if step.target.module not in members]

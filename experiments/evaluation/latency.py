@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from experiments.generation import phase_seconds
 from experiments.text import windows
-from sinq.linear import choices
+from sinq.experts import choices
 
 
 @dataclass(frozen=True)

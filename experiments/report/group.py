@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.compare import conditions
-from experiments.console import distinct_names, facts
+from experiments.overview import distinct_names, facts
 from experiments.record import FINISHED, Row, flatten, settings
 from experiments.report.colours import METHODS
 

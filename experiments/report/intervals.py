@@ -1,10 +1,10 @@
 """Differences with intervals: mean NLL against a reference run, paired by window (`experiments/compare.py`); and latency ratios."""
 
 from experiments.compare import Comparison, Verdict
-from experiments.console import look_up
+from experiments.counterpart import compared
+from experiments.record import look_up
 from experiments.report.figures import Intervals, Item
 from experiments.report.group import Entry, Group
-from experiments.results import compared
 
 USUAL = ("sinq", "none")
 """What runs are compared with unless the user names something: the method this project is about, or the dense model."""

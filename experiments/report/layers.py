@@ -9,8 +9,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from experiments.console import look_up
-from experiments.record import Row, layers_path
+from experiments.record import Row, layers_path, look_up
 from experiments.report.figures import HeatMap, HeatMaps
 from experiments.report.group import Group
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import isfinite
 
-from experiments.console import look_up
+from experiments.record import look_up
 from experiments.report.figures import Chart, Line, Point
 from experiments.report.group import Entry, Group
 

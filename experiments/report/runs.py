@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.console import look_up
+from experiments.record import look_up
 from experiments.report.group import Group
 
 Facts = dict[str, str]

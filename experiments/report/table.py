@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.compare import Comparison
-from experiments.console import COLUMNS, cell, look_up
+from experiments.overview import COLUMNS, cell
+from experiments.record import look_up
 from experiments.report.group import Entry, Group, title
 
 Cells = dict[str, "Cell"]

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments import compare
-from experiments.console import look_up
-from experiments.record import Row
+from experiments.record import Row, look_up
 from experiments.tables import match
 from experiments.tables.against import contrasted
 from experiments.tables.cell import Cell, Filled, Verdict

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.calibration import CalibrationSource, CalibrationText
-from experiments.console import look_up
 from experiments.evaluation import Evaluation, Perplexity
 from experiments.mistakes import MENDABLE, explain
 from experiments.mistakes import not_applicable as makes_no_sense
 from experiments.models import DType
-from experiments.record import FINISHED, Row
+from experiments.record import FINISHED, Row, look_up
 from experiments.tables.options import described, overrides, split
 from sinq import named
 

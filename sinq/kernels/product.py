@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from sinq.additive import AdditiveTensor
+from sinq.format import CompressedWeight
 from sinq.kernels.dispatch import Kernel, chosen, imported, reason_for_reference
 from sinq.rotation import Rotated
 from sinq.sparse import SparseOutliers
-from sinq.tensor import CompressedWeight, QuantizedTensor
+from sinq.tensor import QuantizedTensor
 
 Multiply = Callable[[Any, Tensor, Tensor | None], Tensor]
 """From a value (out, in), x (..., in) and a bias (out,) in the dtype of x, or None: x Ŵᵀ + b, (..., out) in the dtype of x."""

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import record, results
-from experiments.compare import Comparison, Verdict, bootstrap_interval, compare
+from experiments import counterpart, record, results
+from experiments.compare import Comparison, Verdict, compare
+from experiments.intervals import bootstrap_interval
 from experiments.record import Row
 
 NOISE = np.random.default_rng(1)
@@ -135,34 +136,34 @@ def test_methods_are_compared_at_their_own_bits() -> None:
         row("rtn", HARD + 0.2, 3),
         row("none", HARD, None),
     ]
-    found = results.compared(rows, "sinq")
+    found = counterpart.compared(rows, "sinq")
     assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, None, 0.1, -0.1, None]
 
 
 def test_a_wrapped_method_has_the_bits_of_the_inner_one() -> None:
     wrapped = row("awq", HARD + 0.2, None, inner={"grid": {"bits": 3, "group_size": 64}})
-    (comparison, *_) = results.compared([wrapped, row("sinq", HARD, 4), row("sinq", HARD + 0.1, 3)], "sinq")
+    (comparison, *_) = counterpart.compared([wrapped, row("sinq", HARD, 4), row("sinq", HARD + 0.1, 3)], "sinq")
     assert comparison is not None
     assert comparison.delta_nll == pytest.approx(0.1)
 
 
 def test_a_method_that_chooses_bits_is_matched_by_no_others_bits() -> None:
     mixed = row("mixed", HARD + 0.2, None, inner={"grid": {"bits": 4, "group_size": 64}})
-    assert results.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
     mixed["options"]["method"]["bits"] = [2, 3, 4]
-    assert results.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
 
 
 @pytest.mark.parametrize("name", ["sinq 4-bit g64", "id-sinq-4"])
 def test_a_row_named_itself_stands_beside_all_others(name: str) -> None:
     rows = [row("sinq", HARD, 4), row("rtn", HARD + 0.2, 3), row("none", HARD - 0.1, None)]
-    found = results.compared(rows, name)
+    found = counterpart.compared(rows, name)
     assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, 0.2, -0.1]
 
 
 def test_the_dense_model_has_no_bits_to_match() -> None:
     rows = [row("sinq", HARD + 0.1, 4), row("none", HARD, None)]
-    assert [c is not None for c in results.compared(rows, "none")] == [True, False]
+    assert [c is not None for c in counterpart.compared(rows, "none")] == [True, False]
 
 
 def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
@@ -170,7 +171,7 @@ def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
         row("rtn", HARD[:10], 4),
         {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED},
     )
-    assert results.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
+    assert counterpart.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
 
 
 def test_several_rows_of_one_name_are_an_error_that_lists_them() -> None:
@@ -178,21 +179,21 @@ def test_several_rows_of_one_name_are_an_error_that_lists_them() -> None:
     with pytest.raises(
         ValueError, match=r"--against sinq means several rows beside id-rtn-4 .*: a \(.*=16\); b \(.*=4\)"
     ):
-        results.compared(rows, "sinq")
-    assert [c is not None for c in results.compared(rows, "a")] == [False, True, True]
+        counterpart.compared(rows, "sinq")
+    assert [c is not None for c in counterpart.compared(rows, "a")] == [False, True, True]
 
 
 def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
     with pytest.raises(
         ValueError, match="--against hqq names no row; give a run id or one of: rtn, rtn 4-bit g64"
     ):
-        results.compared([row("rtn")], "hqq")
+        counterpart.compared([row("rtn")], "hqq")
 
 
 def test_the_table_shows_them() -> None:
     rows = [row(), row("rtn", HARD + 0.1)]
     shown = results.beside(
-        results.overview(record.tabulate(rows), results.QUALITY), results.compared(rows, "sinq"), "sinq"
+        results.overview(record.tabulate(rows), results.QUALITY), counterpart.compared(rows, "sinq"), "sinq"
     ).fillna("–")
     assert list(shown["ΔNLL to sinq"]) == ["–", "+0.1000"]
     assert list(shown["95 %"]) == ["–", "+0.1000 … +0.1000"]

@@ -12,8 +12,9 @@ from baselines.gptq import GPTQ
 from experiments import record
 from experiments.cost import Cost
 from experiments.evaluation import Evaluation, Measurement, Perplexity, Subject
-from experiments.failures import OUT_OF_MEMORY, OutOfMemoryError, ran_out_of_memory, what_to_try
+from experiments.failures import OUT_OF_MEMORY, ran_out_of_memory, what_to_try
 from experiments.identity import identity, run_id
+from experiments.mistakes import OutOfMemoryError
 from experiments.models import DType, Pretrained
 from experiments.pipeline import Setting, execute
 from experiments.run import Run

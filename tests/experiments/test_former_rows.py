@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from baselines.aqlm import AQLM
-from experiments import record, results
+from experiments import counterpart, record
 from experiments.former_rows import CLASSES, from_schema_1
 from experiments.identity import options
 from experiments.tables import match
@@ -63,7 +63,7 @@ def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None
 
 
 def test_they_are_compared_with_one_another() -> None:
-    found = results.compared(rows(), "sinq")
+    found = counterpart.compared(rows(), "sinq")
     by_name = {row["name"]: comparison for row, comparison in zip(rows(), found, strict=True)}
     assert by_name["gptq 4-bit g32"] is not None
     assert by_name["asinq 3-bit g32"] is None  # other bits

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from experiments.config import register
 from experiments.instantiation import KINDS, instantiated
-from experiments.loggers import NoLogger
+from experiments.run_logger import NoLogger
 from sinq import Layers
 from tests.conftest import ROOT
 
@@ -25,7 +25,7 @@ PRINT, RTN = "builtins.print", "baselines.rtn.RTN"
         ("sweep", {"_target_": PRINT}, "it must name a dataclass that is a NoSearch or Search$"),
         (
             "method",
-            {"_target_": "experiments.loggers.NoLogger"},
+            {"_target_": "experiments.run_logger.NoLogger"},
             "it must name a dataclass that is a Method$",
         ),
         ("method", {"_target_": "sinq.LayerMethod"}, "dataclass that is a Method$"),  # abstract
@@ -44,7 +44,7 @@ def test_other_targets_are_refused_and_not_called(part: str, node: Any, message:
 
 
 def test_known_parts_are_instantiated() -> None:
-    targets = {"logger": "experiments.loggers.NoLogger", "layers": "sinq.layers.Layers"}
+    targets = {"logger": "experiments.run_logger.NoLogger", "layers": "sinq.layers.Layers"}
     config = OmegaConf.create({name: {"_target_": target} for name, target in targets.items()})
     assert (instantiated(config, "logger"), instantiated(config, "layers")) == (NoLogger(), Layers())
 

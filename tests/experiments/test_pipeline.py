@@ -15,7 +15,6 @@ from baselines.dense import Dense
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments import models, record
-from experiments.console import distinct_names
 from experiments.evaluation import (
     Evaluation,
     Latency,
@@ -28,6 +27,7 @@ from experiments.evaluation import (
 )
 from experiments.identity import identity, run_id
 from experiments.models import Pretrained
+from experiments.overview import distinct_names
 from experiments.pipeline import Setting, execute
 from experiments.run import Run
 from experiments.text import StateOfTheUnion

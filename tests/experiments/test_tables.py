@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from experiments import compare, record
 from experiments.config import Config, Experiment
 from experiments.experiment import grids
+from experiments.intervals import bootstrap_interval
 from experiments.record import Row
 from experiments.tables import cells, options, spec
 from experiments.tables.cells import Verdict, fill
@@ -291,7 +292,7 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     rows = [row(method, nll, method=method) for method, nll in measured.items()]
     dense, own, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
     assert [cell.verdict for cell in (dense, own, elsewhere)] == [Verdict.not_applicable] * 3
-    low, high = compare.bootstrap_interval(shifts)
+    low, high = bootstrap_interval(shifts)
     assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (
         pytest.approx(shifts.mean()),
         pytest.approx(low),

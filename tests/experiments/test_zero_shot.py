@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baselines.rtn import RTN
 from experiments import questions, record
-from experiments.answers import answers, flips, share
+from experiments.answers import answers, flips
 from experiments.evaluation import Size, Subject, ZeroShot
 from experiments.identity import identity
+from experiments.intervals import share
 from experiments.models import LoadedModel, Pretrained, load, sparing_clone
 from experiments.pipeline import Setting, execute
 from experiments.run import Run

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sinq import CompressedLinear, Grid, QuantizedTensor, choose
 from sinq.columns import ColumnLevels, MixedColumns
+from sinq.format import rebuilt, stored_as
 from sinq.kernels.product import Choice
 from sinq.rounding import positions
-from sinq.tensor import rebuilt, stored_as
 
 WIDTHS = (1, 2, 3, 4)
 GRID = Grid(2, 32)

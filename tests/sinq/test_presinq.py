@@ -5,9 +5,9 @@ from baselines.dense import Dense
 from baselines.hadamard import ResidualHadamard
 from baselines.rtn import RTN
 from sinq import SINQ, Context, Grid, Layers, NotApplicable, Sinkhorn
-from sinq.folding import Rewriting
 from sinq.presinq import PreSINQ
 from sinq.progress import silent
+from sinq.rewriting import Rewriting
 from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder, sharing_clone
 

@@ -18,8 +18,8 @@ from sinq import (
 )
 from sinq.additive import AdditiveTensor
 from sinq.codebooks import Codebooks
+from sinq.experts import choices
 from sinq.kernels.product import Choice, dequantized, kernel_of, product
-from sinq.linear import choices
 from sinq.rotation import Rotated, Rotation
 
 CPU = torch.device("cpu")
