@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from sinq import CompressedWeight, LayerWrapper, Normalized, ScalarMethod
-from sinq.rounding import by_group
-from sinq.statistics import Inputs, Statistic
+from sinq.calibration.statistics import Inputs, Statistic
+from sinq.formats.rounding import by_group
 
 CLIPS = tuple(1 - step / 20 for step in range(10))
 TINY = 1e-4

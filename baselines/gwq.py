@@ -1,7 +1,7 @@
 """GWQ (arXiv 2411.00850): keep the weights with the largest gradients of the language-model loss in float16, round the rest.
 
     A = Σ |∂ℓ/∂W|       over calibration windows, ℓ: mean next-token cross-entropy, of the dense model
-    outliers            the `share` of a layer's weights with the largest A; kept as float16(W), sparse (`sinq/sparse.py`)
+    outliers            the `share` of a layer's weights with the largest A; kept as float16(W), sparse (`sinq/formats/sparse_outliers.py`)
     the others          min-max rounding in groups, as RTN, with ranges that do not see the outliers
 
 An outlier's place in the rounded matrix is rounded as a weight of 0, and so decodes to exactly 0: the dense and the sparse part are added
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from sinq import Grid, LayerMethod, Levels, Normalized, NotApplicable, SparseOutliers
-from sinq.rounding import by_group
-from sinq.statistics import Gradient, SquaredGradient, Statistic
+from sinq.calibration.statistics import Gradient, SquaredGradient, Statistic
+from sinq.formats.rounding import by_group
 
 
 class Score(enum.Enum):

@@ -1,4 +1,4 @@
-"""Rotation before quantization: outliers are spread over a whole row by a random-sign Hadamard matrix (`sinq/rotation.py`).
+"""Rotation before quantization: outliers are spread over a whole row by a random-sign Hadamard matrix (`sinq/formats/rotation.py`).
 
 Two places to rotate:
 
@@ -27,12 +27,12 @@ from sinq import (
     NotApplicable,
     find_targets,
 )
-from sinq.folding import Place, decoder, with_bias
-from sinq.plan import Plan
-from sinq.progress import Progress
-from sinq.rewriting import Rewriting
-from sinq.rotation import Rotated, Rotation, factors
-from sinq.statistics import InputStatistic
+from sinq.calibration.statistics import InputStatistic
+from sinq.common.progress import Progress
+from sinq.formats.rotation import Rotated, Rotation, factors
+from sinq.methods.plan import Plan
+from sinq.methods.rewriting import Rewriting
+from sinq.model.decoder import Place, decoder, with_bias
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """HQQ: half-quadratic quantization (Badri & Shaji 2023, https://mobiusml.github.io/hqq_blog/), as its own package does it.
 
 Scales come from the extremes of each group, as in round to nearest; the zero-points then become fractions that make the error sparse
-(`sinq/half_quadratic.py`). On the package's own outputs this gives the same matrix, bit by bit, with `Grid(auxiliary_bits=32)`; its
+(`sinq/algorithms/half_quadratic.py`). On the package's own outputs this gives the same matrix, bit by bit, with `Grid(auxiliary_bits=32)`; its
 other scales and zeros are float16, as here by default.
 """
 

@@ -3,17 +3,19 @@
 import hydra
 from omegaconf import DictConfig
 
-from experiments import config, console, mistakes, sweep
-from experiments.cache import conf_dir
+from experiments import config
+from experiments.common import console, errors
+from experiments.common.paths import conf_dir
+from experiments.sweeps import jobs
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _job(cfg: DictConfig) -> None:
-    sweep.job(cfg)
+    jobs.job(cfg)
 
 
 def main() -> None:
     """Run the command line; a mistake ends the process with one line and exit status 1."""
     console.set_up()
     config.register()
-    mistakes.guard(_job)
+    errors.guard(_job)

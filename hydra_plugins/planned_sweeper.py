@@ -2,7 +2,7 @@
 Hydra takes sweepers from a package of this name only.
 
 Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
-which runs that share a model or a text follow each other, and hands over to `experiments/sweep.py`, which plans and launches.
+which runs that share a model or a text follow each other, and hands over to `experiments/sweeps/jobs.py`, which plans and launches.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments import sweep
-from experiments.experiment import grids
+from experiments.sweeps import jobs
+from experiments.sweeps.experiment import grids
 
 
 class PlannedSweeper(BasicSweeper):
@@ -23,10 +23,10 @@ class PlannedSweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
-        parser, jobs, launched = OverridesParser.create(config_loader=loader), [], 0
+        parser, begun, launched = OverridesParser.create(config_loader=loader), [], 0
         for grid in grids(config, [*self._parse_config(), *arguments]):
-            (batch,) = self.split_arguments(sweep.ordered(parser.parse_overrides(grid)), None)
-            jobs += [list(job) for job in batch if job not in jobs]
+            (batch,) = self.split_arguments(jobs.ordered(parser.parse_overrides(grid)), None)
+            begun += [list(job) for job in batch if job not in begun]
 
         def launch(chosen: Sequence[Sequence[str]]) -> None:
             nonlocal launched
@@ -35,4 +35,4 @@ class PlannedSweeper(BasicSweeper):
             for result in results:
                 _ = result.return_value  # raises what a job, against its habit, let through
 
-        sweep.run([loader.load_sweep_config(config, job) for job in jobs], config, launch)
+        jobs.run([loader.load_sweep_config(config, job) for job in begun], config, launch)

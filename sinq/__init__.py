@@ -7,37 +7,37 @@ sinq.save(model, folder)
 model = sinq.load(folder)
 """
 
-from sinq.additive import AdditiveTensor
-from sinq.calibration import Calibration
-from sinq.checkpoint import load, save, stored_tensors
-from sinq.collect import collect
-from sinq.columns import MixedColumns
-from sinq.context import Context
-from sinq.dual_scale import SINQ
-from sinq.errors import NotApplicable
-from sinq.experts import CompressedExperts
-from sinq.format import CompressedWeight
-from sinq.grid import Grid, Levels
-from sinq.half_quadratic import HalfQuadratic
+from sinq.algorithms.half_quadratic import HalfQuadratic
+from sinq.algorithms.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
+from sinq.calibration.collect import collect
+from sinq.calibration.data import Calibration
+from sinq.calibration.sites import Site, SiteKind
+from sinq.checkpoint.folder import load, save, stored_tensors
+from sinq.checkpoint.stream import stream
+from sinq.common.errors import NotApplicable
+from sinq.formats.additive import AdditiveTensor
+from sinq.formats.base import CompressedWeight
+from sinq.formats.grid import Grid, Levels
+from sinq.formats.mixed_columns import MixedColumns
+from sinq.formats.rotation import Rotated, Rotation
+from sinq.formats.rounding import assign, choose
+from sinq.formats.scalar import QuantizedTensor
+from sinq.formats.sparse_outliers import SparseOutliers
 from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
-from sinq.layers import Layers, OnMisfit, find_targets
-from sinq.linear import CompressedLinear
-from sinq.method import BlockMethod, LayerMethod, LayerWrapper, Method
-from sinq.presinq import PreSINQ
-from sinq.refined import SINQRefined
-from sinq.report import CompressionReport, LayerReport
-from sinq.rotation import Rotated, Rotation
-from sinq.rounding import assign, choose
-from sinq.scalar import Normalized, ScalarMethod
-from sinq.sinkhorn import Sinkhorn, imbalance, sinkhorn_scales
-from sinq.sites import Site, SiteKind
-from sinq.sparse import SparseOutliers
-from sinq.stream import stream
-from sinq.tensor import QuantizedTensor
-from sinq.tuned import Tuned
-from sinq.tuning import BlockTuning
-from sinq.walk import BlockView, walk
+from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
+from sinq.methods.presinq import PreSINQ
+from sinq.methods.report import CompressionReport, LayerReport
+from sinq.methods.scalar import Normalized, ScalarMethod
+from sinq.methods.sinq import SINQ
+from sinq.methods.sinq_refined import SINQRefined
+from sinq.methods.tuned import Tuned
+from sinq.model.context import Context
+from sinq.model.experts import CompressedExperts
+from sinq.model.linear import CompressedLinear
+from sinq.model.targets import Layers, OnMisfit, find_targets
+from sinq.model.walk import BlockView, walk
+from sinq.training.block_tuning import BlockTuning
 
 __all__ = [
     "SINQ",

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sinq import clock
+from sinq.common import timing
 
 
 class FakeClock:
@@ -19,7 +19,7 @@ class FakeClock:
 
     @classmethod
     def installed(cls, monkeypatch: pytest.MonkeyPatch) -> "FakeClock":
-        """A clock that `sinq.clock` reads until the test ends."""
+        """A clock that `sinq.common.timing` reads until the test ends."""
         fake = cls()
-        monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: fake.now))
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: fake.now))
         return fake

@@ -9,8 +9,8 @@ from numba.core.registry import cpu_target
 
 NAMES = (
     "run",
-    "experiments.experiment",
-    "experiments.results",
+    "experiments.sweeps.experiment",
+    "experiments.results.listing",
     "experiments.bench.__main__",
     "hydra._internal.core_plugins.basic_launcher",
     "hydra_plugins.planned_sweeper",

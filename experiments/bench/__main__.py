@@ -2,7 +2,7 @@
 
     python -m experiments.bench                                                      every suite, several minutes
     python -m experiments.bench --suite linear --bits 4,3 --threads 2
-    python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq        how to have them: peers.py
+    python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq        how to have them: manager.py
 
 Cases are made one after the other and forgotten when they are measured, so only one case's weights are in memory. On CUDA the
 suites are the same with larger shapes.
@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
-from experiments.bench import case, decode, linear, models, options, peers, quantize, table
-from experiments.console import console, set_up
-from experiments.files import atomic_write
-from experiments.mistakes import guard
-from experiments.provenance import provenance
+from experiments.bench import case, listing, models, options
+from experiments.bench.peers import manager
+from experiments.bench.suites import decode, linear, quantize
+from experiments.common.console import console, set_up
+from experiments.common.errors import guard
+from experiments.common.files import atomic_write
+from experiments.runs.provenance import provenance
 from sinq import Grid
 
 QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
@@ -43,14 +45,14 @@ def main(words: list[str] | None = None) -> Path:
 def measured(chosen: options.Options) -> list[dict[str, Any]]:
     """The results of all cases, each shown as soon as it is there."""
     device, results = torch.device(chosen.device), []
-    with peers.started(dict(chosen.peers), chosen.threads) as running:
+    with manager.started(dict(chosen.peers), chosen.threads) as running:
         for one in cases(chosen, running, device):
             results.append(case.run(one, chosen.rounds, device, chosen.copied * options.MEGABYTE))
-            console.print(table.terminal(results[-1]))
+            console.print(listing.terminal(results[-1]))
     return results
 
 
-def cases(chosen: options.Options, running: peers.Peers, device: torch.device) -> Iterator[case.Case]:
+def cases(chosen: options.Options, running: manager.Peers, device: torch.device) -> Iterator[case.Case]:
     """The cases of the suites chosen, in their order."""
     on_cuda = device.type == "cuda"
     grids = [Grid(bits=bits, group_size=chosen.group_size) for bits in chosen.bits or QUANTIZE_BITS]
@@ -76,7 +78,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
     folder.mkdir(parents=True)
     plot.draw(report["cases"], folder / "bench.png")
-    (folder / "bench.md").write_text(table.markdown(report))
+    (folder / "bench.md").write_text(listing.markdown(report))
     with atomic_write(folder / "bench.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode())
 

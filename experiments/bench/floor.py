@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from experiments.bench.timing import Contender, Timing, clocked
-from sinq.linear import WeightStore
+from sinq.model.linear import WeightStore
 
 NAME = "copy"
 COPIED = 256 * 2**20

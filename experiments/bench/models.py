@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from experiments import smollm2
-from experiments.models import DType, Pretrained, SmolLM2, load
+from experiments.models import smollm2
+from experiments.models.source import DType, Pretrained, SmolLM2, load
 
 AUTO, EMBEDDED, RANDOM = "auto", "smollm2", "random"
 SHAPE = LlamaConfig(

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.bench.models import AUTO
-from experiments.bench.peer_worker import PEERS
-from experiments.bench.quantize import Shape
-from sinq.grid import BITS
+from experiments.bench.peers.worker import PEERS
+from experiments.bench.suites.quantize import Shape
+from sinq.formats.grid import BITS
 
 T = TypeVar("T")
 SUITES = ("quantize", "quantize-model", "linear", "decode")

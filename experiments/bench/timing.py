@@ -14,7 +14,7 @@ from statistics import median, quantiles
 
 import torch
 
-from experiments.meters import seconds
+from experiments.common.meters import seconds
 
 REPLAYS = 20
 """Of a CUDA graph in one sample: one alone is shorter than what an event can resolve."""

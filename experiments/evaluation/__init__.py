@@ -6,7 +6,7 @@ from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
-from experiments.evaluation.zero_shot import ZeroShot
+from experiments.evaluation.zero_shot.evaluation import ZeroShot
 
 __all__ = [
     "Evaluation",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.meters import Peak
-from experiments.models import LoadedModel
+from experiments.common.meters import Peak
+from experiments.models.source import LoadedModel
 from sinq import CompressionReport
-from sinq.named import Named
-from sinq.progress import Progress
+from sinq.common.named import Named
+from sinq.common.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.cache import cache_dir
+from experiments.common.files import atomic_write
+from experiments.common.paths import cache_dir
 from experiments.evaluation.base import Subject
 from experiments.evaluation.logits import See
-from experiments.files import atomic_write
 
 FORMAT = 1
 """To be raised when the file's layout changes, so that old files are not read."""

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
+from experiments.data.text import windows
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from experiments.generation import phase_seconds
-from experiments.text import windows
-from sinq.experts import choices
+from experiments.evaluation.generation import phase_seconds
+from sinq.model.experts import choices
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from experiments.data.text import windows
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from experiments.text import windows
 from sinq import CompressedLinear, LayerReport
-from sinq.layers import Target, linear_places
+from sinq.model.targets import Target, linear_places
 
 TOLERANCE = 1e-4
 """By which share the error of a weight may differ from the reported one: sums in another order, on another device."""

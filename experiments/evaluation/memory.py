@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from experiments.common.meters import Peak, peak_memory
+from experiments.data.text import windows
 from experiments.evaluation.base import Evaluation, Measurement, Subject
-from experiments.meters import Peak, peak_memory
-from experiments.text import windows
 from sinq import stored_tensors
 
 

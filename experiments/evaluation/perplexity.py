@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experiments.data.text import windows
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from experiments.evaluation.divergence import Distance, Reference
 from experiments.evaluation.logits import See, head_is_plain, ignore, read_window
-from experiments.text import windows
 
 
 @dataclass(frozen=True)

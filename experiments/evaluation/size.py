@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from experiments.evaluation.base import Evaluation, Measurement, Subject
 from sinq import stored_tensors
-from sinq.layers import linear_places, output_head
+from sinq.model.targets import linear_places, output_head
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.console import console
-from experiments.files import atomic_write
-from experiments.mistakes import guard
+from experiments.common.console import console
+from experiments.common.errors import guard
+from experiments.common.files import atomic_write
 
 if TYPE_CHECKING:
     from experiments.report.page import Report
@@ -74,7 +74,7 @@ def main() -> None:
 
 def kinds_of(words: str) -> tuple[str, ...]:
     """Return the kinds of file that `--format` names. Raises `ValueError` for one there is not."""
-    from experiments.report.paper import KINDS
+    from experiments.report.render_matplotlib import KINDS
 
     kinds = tuple(words.split(","))
     for kind in kinds:
@@ -90,7 +90,7 @@ def figures(
     themes: tuple[str, ...] = ("light",),
 ) -> list[Path]:
     """Write every figure of a report as `<group>_<figure>.<kind>`, dark ones with `-dark`; return their paths."""
-    from experiments.report import paper
+    from experiments.report import render_matplotlib
     from experiments.report.colours import THEMES
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def figures(
         for section in report.sections
         for figure in section.figures
         for theme in themes
-        for path in paper.save(
+        for path in render_matplotlib.save(
             figure, folder / _stem(section.group.key, figure.key, theme), THEMES[theme], kinds
         )
     ]

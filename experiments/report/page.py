@@ -9,17 +9,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments import record
-from experiments.compare import Comparison
-from experiments.contrast import matching
-from experiments.record import Row
-from experiments.report import intervals, layers, pareto, timing
+from experiments.compare.difference import matching
+from experiments.compare.paired import Comparison
+from experiments.report import durations, forest, heat_maps, pareto
 from experiments.report.colours import rules
-from experiments.report.drawing import draw
+from experiments.report.comparable import Group, groups
+from experiments.report.conditions import Facts, about
 from experiments.report.figures import Figure
-from experiments.report.group import Group, groups
-from experiments.report.runs import Facts, about
-from experiments.report.table import Table, table
+from experiments.report.render_svg import draw
+from experiments.report.run_table import Table, table
+from experiments.results import record
+from experiments.results.record import Row
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
         )
     rows = chosen(rows, only)
     found_groups = groups(rows)
-    if against and not any(intervals.reference(group, against) for group in found_groups):
+    if against and not any(forest.reference(group, against) for group in found_groups):
         known = sorted(
             {
                 entry.row["choices"].get("method", entry.row["name"])
@@ -106,7 +106,7 @@ def _compared(
     for group in found:
         compared[group.key] = {}
         try:
-            compared[group.key] = intervals.comparisons(group, against)
+            compared[group.key] = forest.comparisons(group, against)
         except ValueError as error:
             obstacles[group.key] = str(error)
     return compared, obstacles
@@ -115,9 +115,9 @@ def _compared(
 def _section(
     group: Group, results_dir: Path, compared: dict[str, Comparison], against: str | None, obstacle: str
 ) -> Section:
-    forest = intervals.forest(group, compared, intervals.reference(group, against))
-    single = [figure for figure in (forest, timing.time(group)) if figure]
-    figures = (*pareto.charts(group), *single, *intervals.latency(group), *layers.maps(group, results_dir))
+    differences = forest.forest(group, compared, forest.reference(group, against))
+    single = [figure for figure in (differences, durations.time(group)) if figure]
+    figures = (*pareto.charts(group), *single, *forest.latency(group), *heat_maps.maps(group, results_dir))
     return Section(group, about(group), figures, obstacle)
 
 
@@ -131,7 +131,7 @@ def html(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         draw=draw,
-        is_map=lambda figure: isinstance(figure, layers.HeatMaps),
+        is_map=lambda figure: isinstance(figure, heat_maps.HeatMaps),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=Markup(rules() + (assets / "page.css").read_text()),
         script=Markup((assets / "page.js").read_text()),

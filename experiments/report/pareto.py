@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from math import isfinite
 
-from experiments.record import look_up
+from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Chart, Line, Point
-from experiments.report.group import Entry, Group
+from experiments.results.record import look_up
 
 SIZES: tuple[tuple[str, str, str, float], ...] = (
     ("bits", "size.bits_per_weight", "bits per weight of the linear layers, scales included", 1),

@@ -10,7 +10,7 @@ Nothing is run: a cell without a run shows the command that makes it.
 import argparse
 from pathlib import Path
 
-from experiments.mistakes import guard
+from experiments.common.errors import guard
 from experiments.tables import spec
 from experiments.tables.formats import Format
 from experiments.tables.show import show, write

@@ -3,8 +3,8 @@
 import enum
 from dataclasses import dataclass
 
-from experiments.compare import Comparison
-from experiments.record import Row
+from experiments.compare.paired import Comparison
+from experiments.results.record import Row
 from experiments.tables.spec import Table
 
 

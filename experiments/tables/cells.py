@@ -3,7 +3,7 @@
 In this order, because each step decides whether the next makes sense: all runs on one model and text must have been measured alike, or the
 table is refused; the dense model must agree with the paper, or no other value of its column is judged; then each value is set beside the
 paper's. The best value of a column is marked only when the paired interval says it is better than every other of its section
-(`experiments/compare.py`), so only perplexities ever are.
+(`experiments/compare/paired.py`), so only perplexities ever are.
 """
 
 import json
@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from experiments import compare
-from experiments.record import Row, look_up
+from experiments.config.options import command, split
+from experiments.results.record import Row, look_up
 from experiments.tables import match
 from experiments.tables.against import contrasted
 from experiments.tables.cell import Cell, Filled, Verdict
-from experiments.tables.options import command, split
 from experiments.tables.spec import Column, Line, Table
 
 PERPLEXITY = "perplexity.value"

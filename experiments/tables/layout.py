@@ -7,8 +7,8 @@ something is not compared, is a numbered note below.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.compare import Comparison
-from experiments.compare import Verdict as Outcome
+from experiments.compare.paired import Comparison
+from experiments.compare.paired import Verdict as Outcome
 from experiments.tables.cell import Cell, Filled, Verdict
 from experiments.tables.spec import Column, Table
 

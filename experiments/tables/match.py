@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.calibration import CalibrationSource, CalibrationText
+from experiments.common.errors import MENDABLE, explain
+from experiments.common.errors import not_applicable as makes_no_sense
+from experiments.config.options import described, overrides, split
 from experiments.evaluation import Evaluation, Perplexity
-from experiments.mistakes import MENDABLE, explain
-from experiments.mistakes import not_applicable as makes_no_sense
-from experiments.models import DType
-from experiments.record import FINISHED, Row, look_up
-from experiments.tables.options import described, overrides, split
-from sinq import named
+from experiments.models.source import DType
+from experiments.results.record import FINISHED, Row, look_up
+from experiments.runs.calibration import CalibrationSource, CalibrationText
+from sinq.common import named
 
 OPEN = ("tasks", "batch_size", "rounds")
 """Options of an evaluation that do not change what is measured, only how much else, or how often."""

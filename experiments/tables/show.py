@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from experiments import record
-from experiments.console import console
-from experiments.files import atomic_write
-from experiments.record import Row, look_up
+from experiments.common.console import console
+from experiments.common.files import atomic_write
+from experiments.results import record
+from experiments.results.record import Row, look_up
 from experiments.tables import cells, spec
 from experiments.tables.cell import Filled
 from experiments.tables.formats import Format, render, terminal

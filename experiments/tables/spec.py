@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.cache import conf_dir
+from experiments.common.paths import conf_dir
 
 FOLDER = conf_dir() / "tables"
 

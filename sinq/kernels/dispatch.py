@@ -2,7 +2,7 @@
 
 A function that costs time has a *definition* in plain torch, which runs on any device. `fast` names its faster versions:
 
-    @fast(cpu="sinq.kernels.cpu_quantize:round_scaled", triton="sinq.kernels.triton_quantize:round_scaled")
+    @fast(cpu="sinq.kernels.cpu.quantize:round_scaled", triton="sinq.kernels.triton.quantize:round_scaled")
     def round_scaled(weight, row_scale, col_scale, grid): ...       # the definition
 
 A call runs the version that suits the device of its first argument, and the definition where there is none. A version

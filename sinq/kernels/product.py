@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinq.additive import AdditiveTensor
-from sinq.format import CompressedWeight
+from sinq.formats.additive import AdditiveTensor
+from sinq.formats.base import CompressedWeight
+from sinq.formats.rotation import Rotated
+from sinq.formats.scalar import QuantizedTensor
+from sinq.formats.sparse_outliers import SparseOutliers
 from sinq.kernels.dispatch import Kernel, chosen, imported, reason_for_reference
-from sinq.rotation import Rotated
-from sinq.sparse import SparseOutliers
-from sinq.tensor import QuantizedTensor
 
 Multiply = Callable[[Any, Tensor, Tensor | None], Tensor]
 """From a value (out, in), x (..., in) and a bias (out,) in the dtype of x, or None: x Ŵᵀ + b, (..., out) in the dtype of x."""
@@ -113,8 +113,8 @@ def kernel_of_device(value: CompressedWeight, device: torch.device, modules: dic
     return Choice(kernel.value, multiply=imported(f"{modules[kernel]}:product"))
 
 
-SCALAR = {Kernel.cpu: "sinq.kernels.cpu_linear", Kernel.triton: "sinq.kernels.triton_linear"}
-ADDITIVE = {Kernel.cpu: "sinq.kernels.cpu_additive"}
+SCALAR = {Kernel.cpu: "sinq.kernels.cpu.linear", Kernel.triton: "sinq.kernels.triton.linear"}
+ADDITIVE = {Kernel.cpu: "sinq.kernels.cpu.additive"}
 
 
 @kernel_of.register

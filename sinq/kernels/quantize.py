@@ -13,13 +13,14 @@ and they return packed codes (see `packing.py`) with the scale and zero of each 
 
 from torch import Tensor
 
-from sinq import half_quadratic, rounding, sinkhorn, unbiased
-from sinq.grid import Grid, Levels
-from sinq.half_quadratic import HalfQuadratic
+from sinq.algorithms import half_quadratic, sinkhorn, unbiased_scales
+from sinq.algorithms.half_quadratic import HalfQuadratic
+from sinq.algorithms.unbiased_scales import Unbiased
+from sinq.formats import rounding
+from sinq.formats.grid import Grid, Levels
+from sinq.formats.packing import pack
+from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.dispatch import fast
-from sinq.packing import pack
-from sinq.tensor import QuantizedTensor
-from sinq.unbiased import Unbiased
 
 
 def _is_affine(
@@ -39,20 +40,20 @@ def _has_norm_1(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes
 
 
 sinkhorn_scales = fast(
-    cpu="sinq.kernels.cpu_quantize:sinkhorn_scales",
-    triton="sinq.kernels.triton_quantize:sinkhorn_scales",
+    cpu="sinq.kernels.cpu.quantize:sinkhorn_scales",
+    triton="sinq.kernels.triton.quantize:sinkhorn_scales",
 )(sinkhorn.sinkhorn_scales)
-"""SINQ's row and column scales: see `sinq.sinkhorn.sinkhorn_scales`."""
+"""SINQ's row and column scales: see `sinq.algorithms.sinkhorn.sinkhorn_scales`."""
 
-column_magnitudes = fast(cpu="sinq.kernels.cpu_unbiased:column_magnitudes", covers=_has_norm_1)(
-    unbiased.column_magnitudes
+column_magnitudes = fast(cpu="sinq.kernels.cpu.unbiased:column_magnitudes", covers=_has_norm_1)(
+    unbiased_scales.column_magnitudes
 )
-"""Refined SINQ's column scales: see `sinq.unbiased.column_magnitudes`."""
+"""Refined SINQ's column scales: see `sinq.algorithms.unbiased_scales.column_magnitudes`."""
 
 
 @fast(
-    cpu="sinq.kernels.cpu_quantize:round_scaled",
-    triton="sinq.kernels.triton_quantize:round_scaled",
+    cpu="sinq.kernels.cpu.quantize:round_scaled",
+    triton="sinq.kernels.triton.quantize:round_scaled",
     covers=_is_affine,
 )
 def round_scaled(
@@ -67,7 +68,7 @@ def round_scaled(
     return pack(rounding.assign(matrix, scale, zero, grid), grid.bits), scale, zero
 
 
-@fast(cpu="sinq.kernels.cpu_refine:refine_scaled")
+@fast(cpu="sinq.kernels.cpu.refine:refine_scaled")
 def refine_scaled(
     weight: Tensor,
     row_scale: Tensor | None,
@@ -90,7 +91,7 @@ def refine_scaled(
     return pack(codes, grid.bits), 1 / inverse, zero
 
 
-@fast(cpu="sinq.kernels.cpu_unbiased:round_unbiased", covers=_is_uniform)
+@fast(cpu="sinq.kernels.cpu.unbiased:round_unbiased", covers=_is_uniform)
 def round_unbiased(
     weight: Tensor,
     row_scale: Tensor | None,
@@ -98,13 +99,13 @@ def round_unbiased(
     grid: Grid,
     options: Unbiased,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round M with unbiased scales and zeros: `sinq.unbiased.round_unbiased` and `pack`."""
+    """Round M with unbiased scales and zeros: `sinq.algorithms.unbiased_scales.round_unbiased` and `pack`."""
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
-    codes, scale, zero = unbiased.round_unbiased(matrix, col_scale, grid, options)
+    codes, scale, zero = unbiased_scales.round_unbiased(matrix, col_scale, grid, options)
     return pack(codes, grid.bits), scale, zero
 
 
-@fast(cpu="sinq.kernels.cpu_error:rounding_error", covers=_is_affine)
+@fast(cpu="sinq.kernels.cpu.error:rounding_error", covers=_is_affine)
 def rounding_error(
     weight: Tensor,
     row_scale: Tensor | None,

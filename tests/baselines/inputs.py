@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
 
 
 def seen(inputs: Tensor) -> Hessian:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines import additive_kernel
-from baselines.additive_kmeans import kmeans, residual_kmeans
-from baselines.additive_search import Problem, search, sweep
-from baselines.aqlm import AQLM, Fit
+from baselines.aqlm import AQLM, cpu
+from baselines.aqlm.beam_search import Problem, search, sweep
+from baselines.aqlm.kmeans import kmeans, residual_kmeans
+from baselines.aqlm.method import Fit
 from sinq import Calibration, Context, Layers, NotApplicable, OnMisfit, Tuned
-from sinq.additive import summed
-from sinq.codebooks import Codebooks
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
+from sinq.formats.additive import summed
+from sinq.formats.codebooks import Codebooks
 from tests.conftest import tiny_model, tiny_tokens
 
 
@@ -64,7 +64,7 @@ def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_sweep_is_the_one_in_loops(beam: int) -> None:
     it, start = problem(6, 16), fit(6, 4, 2, 4, 4)
-    for visit in (sweep.definition, additive_kernel.sweep):
+    for visit in (sweep.definition, cpu.sweep):
         found = visit(
             it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1])
         )
@@ -75,9 +75,7 @@ def test_a_wider_beam_finds_no_worse_codes() -> None:
     it, start, order = problem(64, 32), fit(64, 4, 2, 16, 8), torch.tensor([1, 3, 0, 2])
     losses = []
     for beam in (1, 4):
-        found = additive_kernel.sweep(
-            it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, order
-        )
+        found = cpu.sweep(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, order)
         losses.append(it.row_losses(found, start.codebooks, start.scale).sum())
     assert losses[1] < losses[0]
 
@@ -113,7 +111,7 @@ def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
     for pair in itertools.product(range(4), repeat=2):
         codes = torch.tensor(pair).reshape(1, 2, 1).expand(5, 2, 1)
         losses.append(it.row_losses(codes, start.codebooks, start.scale))
-    for visit in (sweep.definition, additive_kernel.sweep):
+    for visit in (sweep.definition, cpu.sweep):
         found = visit(
             it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0])
         )
@@ -137,7 +135,7 @@ def test_kernel_chooses_as_its_definition(beam: int) -> None:
         beam,
         torch.tensor([2, 0, 1]),
     )
-    found, expected = additive_kernel.sweep(*arguments), sweep.definition(*arguments)
+    found, expected = cpu.sweep(*arguments), sweep.definition(*arguments)
     assert (found == expected).float().mean() > 0.99  # near ties may fall either way
     before = it.row_losses(start.codes, start.codebooks, start.scale)
     assert (it.row_losses(found, start.codebooks, start.scale) <= before * (1 + 1e-5)).all()

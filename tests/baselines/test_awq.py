@@ -19,8 +19,8 @@ from sinq import (
     SINQRefined,
     using,
 )
-from sinq.scalar import ScalarMethod
-from sinq.statistics import Inputs
+from sinq.calibration.statistics import Inputs
+from sinq.methods.scalar import ScalarMethod
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
 from tests.golden import golden_entries, output_error, read_golden
 

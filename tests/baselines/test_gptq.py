@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines.curvature import inverse_factor
 from baselines.gptq import GPTQ, ActOrder
+from baselines.gptq.curvature import inverse_factor
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Levels, assign, choose
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
 from tests.baselines.inputs import correlated, seen, weighted_error
 from tests.conftest import needs_golden, tiny_model, tiny_tokens
 from tests.golden import golden_entries, output_error, read_golden

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines import gptq_kernel
-from baselines.gptq import GPTQ, ActOrder
+from baselines.gptq import GPTQ, ActOrder, cpu
 from sinq import Grid, Kernel, Levels, QuantizedTensor, using
-from sinq.kernels.cpu_quantize import range_limits
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
+from sinq.kernels.cpu.quantize import range_limits
 from tests.baselines.inputs import correlated, seen
 
 SHAPES = [(96, 128, 32, 64), (7, 24, 12, 128), (33, 72, 12, 25), (1, 64, 64, 1)]
@@ -95,8 +94,8 @@ def test_the_kernel_changes_neither_weights_nor_hessian() -> None:
 
 def test_it_runs_where_it_can_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    compiled = gptq_kernel._round_block
-    monkeypatch.setattr(gptq_kernel, "_round_block", lambda *arguments: ran.append(1) or compiled(*arguments))
+    compiled = cpu._round_block
+    monkeypatch.setattr(cpu, "_round_block", lambda *arguments: ran.append(1) or compiled(*arguments))
     for grid, blocks in (
         (Grid(4, 16), 1),
         (Grid(4, 16, symmetric=True), 0),

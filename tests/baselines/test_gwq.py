@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.allocation import Budget
 from baselines.gwq import GWQ, Score
 from baselines.hadamard import Hadamard
 from baselines.mixed import Mixed
+from baselines.mixed.knapsack import Budget
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Levels, NotApplicable, QuantizedTensor
-from sinq.statistics import Gradient, SquaredGradient
+from sinq.calibration.statistics import Gradient, SquaredGradient
 from tests.conftest import tiny_model, tiny_tokens
 
 GRID = Grid(bits=3, group_size=16)

@@ -11,9 +11,9 @@ from baselines.dense import Dense
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
 from sinq import SINQ, CompressedWeight, Context, Grid, LayerMethod, Layers, NotApplicable, stored_tensors
-from sinq.progress import silent
-from sinq.rotation import Rotation
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
+from sinq.common.progress import silent
+from sinq.formats.rotation import Rotation
 from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder
 

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baselines import column_bits, column_graph
-from baselines.column_gnn import ColumnGNN, Task, Training, trained_logits
 from baselines.gptq import GPTQ, ActOrder
-from baselines.mgptq import MGPTQ, Allocator
+from baselines.mgptq import MGPTQ
+from baselines.mgptq import budget as allocation
+from baselines.mgptq import graph as column_graph
+from baselines.mgptq.method import Allocator
+from baselines.mgptq.network import ColumnGNN, Task, Training, trained_logits
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Kernel, Levels, NotApplicable, using
-from sinq.columns import MixedColumns
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
+from sinq.formats.mixed_columns import MixedColumns
 from tests.baselines.inputs import correlated, seen, weighted_error
 from tests.conftest import tiny_model, tiny_tokens
 
@@ -57,7 +59,7 @@ def test_the_budget_is_met_to_the_last_bit_and_near_the_best(seed: int, columns:
         .sort(1, descending=True)
         .values
     )
-    index = column_bits.within(cost, WIDTHS, allowed / columns)
+    index = allocation.within(cost, WIDTHS, allowed / columns)
     assert int(WIDTHS[index].sum()) <= allowed
     assert int(WIDTHS[index].sum()) == allowed  # more bits always cost less here, and steps are of one bit
     tried = (torch.tensor(each) for each in product(range(4), repeat=columns))
@@ -76,7 +78,7 @@ def test_where_each_further_bit_gains_less_it_is_the_best(seed: int, columns: in
         .values
     )
     cost = -torch.cat([torch.zeros(columns, 1, dtype=torch.float64), gains.cumsum(1)], dim=1)
-    index = column_bits.within(cost, WIDTHS, allowed / columns)
+    index = allocation.within(cost, WIDTHS, allowed / columns)
     best = (
         gains.flatten().sort(descending=True).values[: allowed - columns].sum()
     )  # greedy is exact on concave gains
@@ -84,7 +86,7 @@ def test_where_each_further_bit_gains_less_it_is_the_best(seed: int, columns: in
 
 
 def test_a_cost_that_rises_with_bits_leaves_none_of_the_budget_unspent() -> None:
-    index = column_bits.within(torch.arange(4.0).repeat(5, 1), WIDTHS, 2.6)
+    index = allocation.within(torch.arange(4.0).repeat(5, 1), WIDTHS, 2.6)
     assert int(WIDTHS[index].sum()) == 13
 
 
@@ -93,7 +95,7 @@ def test_what_rounding_a_column_costs_is_its_definition() -> None:
         torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)),
         torch.rand(5, 5).triu() + torch.eye(5),
     )
-    table = column_bits.separable(errors, factor.double())
+    table = allocation.separable(errors, factor.double())
     for j in range(5):
         for b in range(4):
             assert table[j, b].item() == pytest.approx(

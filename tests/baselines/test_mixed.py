@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from baselines.allocation import Budget, allocate
 from baselines.mixed import Mixed
+from baselines.mixed.knapsack import Budget, allocate
+from baselines.mixed.sensitivity import damages, predict, price, swapped
 from baselines.rtn import RTN
-from baselines.sensitivity import damages, predict, price, swapped
 from sinq import (
     SINQ,
     Calibration,
@@ -28,8 +28,8 @@ from sinq import (
     OnMisfit,
     QuantizedTensor,
 )
-from sinq.plan import Step
-from sinq.statistics import Hessian
+from sinq.calibration.statistics import Hessian
+from sinq.methods.plan import Step
 from tests.conftest import tiny_model, tiny_tokens
 
 GRID = Grid(group_size=32)

@@ -6,7 +6,7 @@ import torch
 
 from baselines.rtn import RTN
 from sinq import Grid, Levels
-from sinq.grid import BITS
+from sinq.formats.grid import BITS
 from tests.conftest import needs_golden
 from tests.golden import golden_entries, read_golden
 

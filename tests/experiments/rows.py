@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments import record
-from experiments.record import Row
+from experiments.results import record
+from experiments.results.record import Row
 
 HARD = 3 + np.random.default_rng(1).normal(0, 0.5, 20)  # what makes a window hard is hard for everyone
 SHIFTS = {"none": 0.0, "sinq": 0.1, "rtn": 0.2, "hqq": 0.15}

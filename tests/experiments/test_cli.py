@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import record
-from experiments.compare import Verdict
+from experiments.compare.paired import Verdict
+from experiments.results import record
 from tests import forked
 from tests.conftest import ROOT
 from tests.forked import Forked
@@ -61,8 +61,10 @@ def run_by_the_system(tiny_folder: Path, tmp_path: Path) -> Callable[..., "subpr
 
 
 def results_of(folder: Path, *words: str) -> Forked:
-    """`python -m experiments.results --results <folder>`, when it has ended."""
-    done = forked.run(folder.parent / "work", ("-m", "experiments.results", "--results", str(folder), *words))
+    """`python -m experiments.results.listing --results <folder>`, when it has ended."""
+    done = forked.run(
+        folder.parent / "work", ("-m", "experiments.results.listing", "--results", str(folder), *words)
+    )
     done.done()
     return done
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import loggers, mistakes
-from experiments.loggers import WandB
+from experiments import tracking
+from experiments.common import errors
+from experiments.tracking import WandB
 from tests import forked
 from tests.experiments.rows import finished, store
 
@@ -86,17 +87,17 @@ def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.Captur
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     with pytest.raises(SystemExit) as done:
-        mistakes.guard(lambda: missing("matplotlib.axes"))
+        errors.guard(lambda: missing("matplotlib.axes"))
     assert done.value.code == 1
     said = capsys.readouterr().out
     assert said == "error: matplotlib is not installed; install it with pip install 'sinq-harness[report]'\n"
     with pytest.raises(ModuleNotFoundError, match="nothing"):
-        mistakes.guard(lambda: missing("sinq.nothing"))
+        errors.guard(lambda: missing("sinq.nothing"))
 
 
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"sinq-harness\[wandb\]'.* logger=none"):
         WandB()

@@ -19,12 +19,12 @@ from llvmlite.binding import get_host_cpu_name
 from torch import nn
 
 from experiments import models
+from experiments.config.options import described
+from experiments.data.text import tokenize, windows
 from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
-from experiments.tables.options import described
-from experiments.text import tokenize, windows
 from sinq import Calibration, Context
-from sinq.linear import WeightStore
+from sinq.model.linear import WeightStore
 from tests.conftest import ROOT, needs_data
 
 FILE = ROOT / "tests/frozen/numbers.json"

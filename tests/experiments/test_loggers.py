@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from wandb.proto import wandb_internal_pb2 as pb
 
-from experiments.config import register
-from experiments.loggers import WandB
-from experiments.record import flatten
+from experiments.config.build import register
+from experiments.results.record import flatten
+from experiments.tracking import WandB
 from tests.conftest import ROOT
 from tests.experiments.rows import finished, layers
 

@@ -9,8 +9,8 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 import sinq
-from experiments.config import build, register
-from experiments.models import sparing_clone
+from experiments.config.build import build, register
+from experiments.models.source import sparing_clone
 from sinq import Calibration, CompressionReport, Context, Layers, Method, find_targets
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from experiments.evaluation import Subject
-from experiments.models import LoadedModel
+from experiments.models.source import LoadedModel
 from sinq import CompressionReport
-from sinq.progress import silent
+from sinq.common.progress import silent
 from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
 
 

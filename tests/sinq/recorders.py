@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sinq import Grid, LayerMethod, QuantizedTensor
-from sinq.statistics import Hessian, Inputs, Statistic
+from sinq.calibration.statistics import Hessian, Inputs, Statistic
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,230 @@
+"""AQLM's loops on a processor. `aqlm.py`, `additive_kmeans.py` and `additive_search.py` have the definitions.
+
+A search of codes is many products of few numbers, so vectors lie side by side: codebooks are turned over to (M, g, 2^B), and a register
+holds the scores of several vectors. Rows do not know of each other and are shared out to threads; sixteen are taken together, so that the
+slice of the Hessian they all need stays in cache. A hypothesis is a row's error, its codes and its gain; those that go on stay where they
+lie if they can, since most of the time most do.
+"""
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from sinq.formats.additive import summed
+from sinq.kernels.cpu.threads import array, torch_threads
+
+FAST = {"reassoc", "contract", "nsz"}
+ROWS = 16
+"""Rows that share a slice of the Hessian while it is in cache."""
+POINTS = 1024
+"""Points of k-means that one thread takes at a time."""
+
+
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """See `additive_kmeans.nearest`."""
+    codes = np.empty(len(points), np.int64)
+    half = array(centroids.square().sum(1) / 2)
+    with torch_threads():
+        _nearest(array(points), array(centroids.T), half, codes)
+    return torch.from_numpy(codes)
+
+
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
+def _nearest(points, turned, half, codes):  # type: ignore[no-untyped-def]
+    count = len(points)
+    for chunk in prange(-(-count // POINTS)):
+        scores = np.empty(len(half), np.float32)
+        for i in range(chunk * POINTS, min(count, (chunk + 1) * POINTS)):
+            for c in range(len(half)):
+                scores[c] = half[c]
+            _subtract(scores, turned, points[i])
+            codes[i] = _smallest(scores)
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
+def _subtract(scores, turned, vector):  # type: ignore[no-untyped-def]
+    """scores[c] −= Σ_k turned[k, c] · vector[k]; four k at a time, so that scores are read and written less."""
+    width, whole = len(vector), len(vector) // 4 * 4
+    for k in range(0, whole, 4):
+        a, b, c, d = vector[k], vector[k + 1], vector[k + 2], vector[k + 3]
+        first, second, third, fourth = turned[k], turned[k + 1], turned[k + 2], turned[k + 3]
+        for i in range(len(scores)):
+            scores[i] -= first[i] * a + second[i] * b + third[i] * c + fourth[i] * d
+    for k in range(whole, width):
+        for i in range(len(scores)):
+            scores[i] -= turned[k, i] * vector[k]
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
+def _smallest(scores):  # type: ignore[no-untyped-def]
+    """The place of the smallest: its value first, which takes a few at a time."""
+    low = scores[0]
+    for i in range(len(scores)):
+        low = min(low, scores[i])
+    for i in range(len(scores)):
+        if scores[i] == low:
+            return i
+    return 0
+
+
+def sweep(
+    weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor
+) -> Tensor:
+    """See `additive_search.sweep`."""
+    width = codebooks.shape[2]
+    error = array(weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])
+    blocks = (
+        hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    )  # H[G, G] of each group
+    own = torch.einsum("mck,jkl,mcl->jmc", codebooks, blocks, codebooks)
+    found = codes.to(torch.int32).numpy().copy()
+    turned = array(codebooks.transpose(1, 2))
+    with torch_threads():
+        _sweep(
+            error,
+            array(hessian),
+            found,
+            array(codebooks),
+            turned,
+            array(own),
+            array(scale),
+            beam,
+            order.numpy(),
+        )
+    return torch.from_numpy(found).long()
+
+
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
+def _sweep(error, hessian, codes, codebooks, turned, own, scale, beam, order):  # type: ignore[no-untyped-def]
+    rows, columns = error.shape
+    groups, count, (vectors, width) = codes.shape[1], codes.shape[2], codebooks.shape[1:]
+    for chunk in prange(-(-rows // ROWS)):
+        first, lanes = chunk * ROWS, min(ROWS, rows - chunk * ROWS)
+        errors, held = (
+            np.empty((lanes, beam, columns), np.float32),
+            np.empty((lanes, beam, groups, count), np.int32),
+        )
+        gains, alive = np.zeros((lanes, beam), np.float32), np.ones(lanes, np.int32)
+        errors[:, 0], held[:, 0] = error[first : first + lanes], codes[first : first + lanes]
+        scores, slope, products = (
+            np.empty(vectors, np.float32),
+            np.empty(width, np.float32),
+            np.empty((beam, width), np.float32),
+        )
+        for j in order:
+            start = j * width
+            block = hessian[start : start + width]
+            for lane in range(lanes):
+                for b in range(alive[lane]):
+                    for k in range(width):
+                        products[b, k] = _dot(errors[lane, b], block[k])
+                for m in range(count):
+                    alive[lane] = _visit(
+                        errors[lane], held[lane], gains[lane], alive[lane], products, scores, slope, block[:, start : start + width],
+                        codebooks[m], turned[m], own[j, m], scale[first + lane], j, m, start,
+                    )  # fmt: skip
+        for lane in range(lanes):
+            codes[first + lane] = held[lane, _smallest(gains[lane, : alive[lane]])]
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
+def _visit(  # type: ignore[no-untyped-def]
+    errors, held, gains, alive, products, scores, slope, block, codebook, turned, own, scale, j, m, start
+):
+    """Choose the vector of codebook m in group j for the hypotheses of a row: how many there are afterwards."""
+    beam, width, squared = len(gains), len(slope), scale * scale
+    best = np.full(beam, np.inf, np.float32)
+    parents, chosen, filled = np.zeros(beam, np.int32), np.zeros(beam, np.int32), 0
+    for b in range(alive):
+        present = held[b, j, m]
+        for k in range(width):
+            inner = np.float32(0)
+            for i in range(width):
+                inner += block[k, i] * codebook[present, i]
+            slope[k] = np.float32(2) * scale * (products[b, k] + scale * inner)
+        for c in range(len(scores)):
+            scores[c] = squared * own[c]
+        _subtract(scores, turned, slope)
+        base = gains[b] - scores[present]
+        filled = _insert(best, parents, chosen, filled, gains[b], b, present)  # ties stay with what is there
+        for c in range(len(scores)):
+            if base + scores[c] < best[beam - 1] and c != present:
+                filled = _insert(best, parents, chosen, filled, base + scores[c], b, c)
+    _go_on(errors, held, gains, products, best[:filled], parents, chosen, block, codebook, scale, j, m, start)
+    return filled
+
+
+@njit(error_model="numpy", cache=True)
+def _insert(best, parents, chosen, filled, value, parent, code):  # type: ignore[no-untyped-def]
+    """Put a pair in its place in the list of the best, ascending: how many it has then."""
+    if filled == len(best) and not value < best[filled - 1]:
+        return filled
+    place = min(filled, len(best) - 1)
+    while place > 0 and best[place - 1] > value:
+        best[place], parents[place], chosen[place] = best[place - 1], parents[place - 1], chosen[place - 1]
+        place -= 1
+    best[place], parents[place], chosen[place] = value, parent, code
+    return min(filled + 1, len(best))
+
+
+@njit(fastmath=FAST, error_model="numpy", cache=True)
+def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook, scale, j, m, start):  # type: ignore[no-untyped-def]
+    """The chosen pairs become the hypotheses: the first of a parent takes its place, others that of one that has ended."""
+    count, width = len(best), codebook.shape[1]
+    places, taken, used = (
+        np.full(count, -1, np.int32),
+        np.zeros(len(gains), np.bool_),
+        np.zeros(len(gains), np.bool_),
+    )
+    for k in range(count):
+        if not used[parents[k]]:
+            used[parents[k]], taken[parents[k]], places[k] = True, True, parents[k]
+    free = 0
+    for k in range(count):
+        if places[k] < 0:
+            while taken[free]:
+                free += 1
+            taken[free], places[k] = True, free
+            errors[free], held[free], products[free] = (
+                errors[parents[k]],
+                held[parents[k]],
+                products[parents[k]],
+            )
+    for k in range(count):
+        b = places[k]
+        gains[b] = best[k]
+        present = held[b, j, m]
+        if chosen[k] == present:
+            continue
+        held[b, j, m] = chosen[k]
+        for i in range(width):
+            moved = scale * (codebook[chosen[k], i] - codebook[present, i])
+            errors[b, start + i] -= moved
+            for k2 in range(width):
+                products[b, k2] -= moved * block[i, k2]
+
+
+def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
+    """See `aqlm.scatter`."""
+    sums = np.zeros((codes.shape[1], vectors, gradient.shape[1]), np.float32)
+    with torch_threads():
+        _scatter(array(gradient), codes.numpy(), sums)
+    return torch.from_numpy(sums)
+
+
+@njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
+def _scatter(gradient, codes, sums):  # type: ignore[no-untyped-def]
+    for m in prange(len(sums)):  # each codebook by one thread, in order: the same sums every time
+        for i in range(len(codes)):
+            row = sums[m, codes[i, m]]
+            for k in range(len(row)):
+                row[k] += gradient[i, k]

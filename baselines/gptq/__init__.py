@@ -1,0 +1,5 @@
+"""GPTQ (arXiv 2210.17323): rounding with error feedback."""
+
+from baselines.gptq.method import GPTQ, ActOrder
+
+__all__ = ["GPTQ", "ActOrder"]

@@ -1,0 +1,1 @@
+"""Other packages, timed beside ours in processes of their own."""

@@ -1,0 +1,1 @@
+"""What the bench times: quantizing, products, decoding."""

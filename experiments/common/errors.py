@@ -1,0 +1,91 @@
+"""Errors a user can mend, in a line or two: what is wrong, its value, what would be accepted. A traceback only when asked for."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
+
+from experiments.common import extras
+from experiments.common.console import console
+from sinq import NotApplicable
+
+
+class OutOfMemoryError(MemoryError):
+    """A run needed more memory than there is; the message says how much it had and what to try."""
+
+
+MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
+"""Kinds of error that are the user's to mend; others are this program's and show their traceback."""
+
+
+def not_applicable(error: BaseException | None) -> bool:
+    """Whether an error is a `NotApplicable`, as such or as the cause of what Hydra made of it."""
+    return isinstance(error, NotApplicable) or (error is not None and not_applicable(error.__cause__))
+
+
+def explain(error: BaseException) -> str:
+    """The message for a person."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name} does not exist; choose one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"override {error.override!r} cannot be read: {_first_line(error)}"
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return explain(error.__cause__)
+    if isinstance(error, InterpolationResolutionError):
+        return _first_line(error).rpartition("while resolving interpolation: ")[2]
+    if isinstance(error, ModuleNotFoundError) and (advice := extras.advice(error.name)):
+        return advice
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_option(cause)
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key or 'configuration'}: {_first_line(cause)}"
+    return _first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else str(error)
+
+
+def _unknown_option(error: OmegaConfBaseException) -> str:
+    siblings = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = ", ".join(str(key) for key in siblings if not str(key).startswith("_"))
+    return f"there is no option {error.full_key}" + (f"; there are: {known}" if known else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def guard(main: Callable[[], object]) -> None:
+    """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(_tell("interrupted; the run under way was not recorded", 130))
+    except MENDABLE as error:
+        if traceback_wanted:
+            raise
+        sys.exit(_tell(explain(error), 1))
+    except ModuleNotFoundError as error:
+        if traceback_wanted or extras.advice(error.name) is None:
+            raise
+        sys.exit(_tell(explain(error), 1))
+
+
+def _tell(message: str, status: int) -> int:
+    console.print("[bold red]error:[/]", end=" ")
+    console.print(message, markup=False, soft_wrap=True)
+    return status

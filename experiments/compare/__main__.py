@@ -1,0 +1,116 @@
+"""Two runs side by side, printed."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from experiments.common.console import console
+from experiments.common.errors import guard
+from experiments.compare.difference import Difference, changes, layers, metrics, select
+from experiments.compare.paired import compare, differences
+from experiments.results import record
+from experiments.results.record import Row
+
+HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), which layers changed.
+
+    python -m experiments.compare method=sinq,bits=4 method=rtn,bits=4
+    python -m experiments.compare 3f2a 9c41 --results other/folder --layers 3
+"""
+
+
+def main() -> None:
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare", description=HELP, formatter_class=how
+    )
+    parser.add_argument(
+        "one",
+        metavar="A",
+        help="a run's id, or its beginning; its name; or a query, such as method=sinq,bits=4",
+    )
+    parser.add_argument("other", metavar="B", help="the same; differences are B − A")
+    parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
+    parser.add_argument(
+        "--layers", type=int, default=10, metavar="N", help="how many layers are listed; default: 10"
+    )
+    options = parser.parse_args()
+    rows, unreadable = record.read(options.results)
+    for name, reason in unreadable.items():
+        console.print(
+            f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True
+        )
+    show(select(rows, options.one), select(rows, options.other), options.results, options.layers)
+
+
+def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
+    """Print everything that is known of the difference."""
+    console.print(f"A {one['run_id']}  {one['name']}\nB {other['run_id']}  {other['name']}\n", markup=False)
+    console.print(
+        _table(
+            "what was different",
+            ("", "A", "B"),
+            [(place, _cell(a), _cell(b)) for place, a, b in changes(one, other)],
+        )
+    )
+    headings = ("", "A", "B", "B − A", "95 %")
+    console.print(
+        _table(
+            "what came out", headings, [_line(each) for each in metrics(one, other) if each.one != each.other]
+        )
+    )
+    console.print(_verdict(one, other), markup=False, soft_wrap=True)
+    _show_layers(layers(one, other, results_dir), most)
+
+
+def _line(each: Difference) -> tuple[str, ...]:
+    interval = "" if each.interval is None else f"{each.interval[0]:+.4g} … {each.interval[1]:+.4g}"
+    return each.name, _cell(each.one), _cell(each.other), f"{each.other - each.one:+.4g}", interval
+
+
+def _verdict(one: Row, other: Row) -> str:
+    obstacles = differences(one, other)
+    if obstacles:
+        return f"What was measured on text is not compared: {'; '.join(obstacles)}"
+    return f"B against A, by mean NLL: {compare(other, one).verdict.value}"
+
+
+def _show_layers(table: pd.DataFrame, most: int) -> None:
+    if table.empty:
+        console.print("\nThe runs have no layers in common that were compressed in both.")
+        return
+    first, *others = dict.fromkeys(table.columns.get_level_values(0))
+    change = table[first, "difference"]
+    console.print(
+        f"\n{len(table)} layers in common; {first} is lower in B in {(change < 0).mean():.0%} of them"
+    )
+    console.print(f"B − A is {change.mean():+.4g} on average", markup=False)
+    columns = [(first, "one"), (first, "other"), *((each, "difference") for each in (first, *others))]
+    headings = ("", f"{first}\nA", "\nB", "\nB − A", *(f"{each}\nB − A" for each in others))
+    lines = [
+        (str(name), *(_cell(value) for value in values))
+        for name, values in table[columns].head(most).T.items()
+    ]
+    console.print(_table(f"the {min(most, len(table))} that changed most", headings, lines))
+
+
+def _table(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
+    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        view.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
+    for line in lines or [("nothing", *[""] * (len(headings) - 1))]:
+        view.add_row(*line)
+    return view
+
+
+def _cell(value: Any) -> str:
+    return (
+        "–" if value is None or pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value)
+    )
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,64 @@
+"""The row that another one is compared with: same protocol, same bits, the method one names."""
+
+from typing import Any
+
+import pandas as pd
+
+from experiments.compare.paired import Comparison, compare, differences
+from experiments.results.overview import distinct_names
+from experiments.results.record import Row
+
+
+def compared(rows: list[Row], name: str) -> list[Comparison | None]:
+    """Every row against its counterpart of that name; None for one that has none, or is one itself.
+
+    Raises:
+        ValueError: no row has the name, or a row has several counterparts; the message lists them.
+    """
+    named = [row for row in rows if name in (row["run_id"], *_names(row))]
+    if not named:
+        known = sorted({each for row in rows for each in _names(row)})
+        raise ValueError(f"--against {name} names no row; give a run id or one of: {', '.join(known)}")
+    return [None if row in named else _against(row, named, name) for row in rows]
+
+
+def _against(row: Row, named: list[Row], name: str) -> Comparison | None:
+    fitting = [other for other in named if _counterpart(row, other, name)]
+    if len(fitting) > 1:
+        which = "; ".join(
+            f"{other['run_id']} ({its})" for other, its in zip(fitting, distinct_names(fitting), strict=True)
+        )
+        raise ValueError(
+            f"--against {name} means several rows beside {row['run_id']} ({row['name']}): {which}. Give a run id"
+        )
+    return compare(row, fitting[0]) if fitting else None
+
+
+def _counterpart(row: Row, other: Row, name: str) -> bool:
+    chosen_by_method = name not in (other["run_id"], other["name"])
+    return not differences(row, other) and not (chosen_by_method and _size(other) not in (None, _size(row)))
+
+
+def _names(row: Row) -> list[str]:
+    """A row's own name, and that of its method."""
+    return [row["name"], *([row["choices"]["method"]] if "method" in row["choices"] else [])]
+
+
+def _size(row: Row) -> tuple[int, int] | None:
+    """Bits and group size of a row's method, or of the method inside it; None for one without a grid, or that chooses bits itself."""
+    method: dict[str, Any] | None = row["options"]["method"]
+    while method is not None and "grid" not in method and "bits" not in method:
+        method = method.get("inner")
+    return (
+        None if method is None or "bits" in method else (method["grid"]["bits"], method["grid"]["group_size"])
+    )
+
+
+def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) -> pd.DataFrame:
+    """An overview with the comparisons as columns."""
+    cells = {
+        f"ΔNLL to {name}": [None if c is None else f"{c.delta_nll:+.4f}" for c in comparisons],
+        "95 %": [None if c is None else f"{c.low:+.4f} … {c.high:+.4f}" for c in comparisons],
+        "verdict": [None if c is None else c.verdict.value for c in comparisons],
+    }
+    return pd.concat([view, pd.DataFrame(cells, index=view.index)], axis="columns")

@@ -1,0 +1,5 @@
+"""From YAML to objects, and options as data."""
+
+from experiments.config.build import build, register
+
+__all__ = ["build", "register"]

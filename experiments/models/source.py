@@ -1,0 +1,183 @@
+"""Models: where they come from, and what a run needs to know about a loaded one.
+
+A source is a small frozen dataclass; `load` turns it into a `LoadedModel` once per process, so that a sweep loads a model once. The
+dense model is never changed: `sparing_clone` copies its module tree while sharing every tensor, and compression replaces
+modules of the copy.
+"""
+
+import copy
+import enum
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from experiments.common.files import atomic_write
+from experiments.common.paths import cache_dir
+from experiments.models import smollm2
+
+CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+"""The files of a hub's repository that make a checkpoint."""
+
+
+class DType(enum.Enum):
+    """The number format a model computes in. auto: float32 on a CPU, bfloat16 on an accelerator."""
+
+    auto = None
+    float32 = torch.float32
+    bfloat16 = torch.bfloat16
+    float16 = torch.float16
+
+    def on(self, device: torch.device) -> torch.dtype:
+        """The format meant for a device."""
+        return self.value or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ModelSource(ABC):
+    """Something a causal language model can be loaded from."""
+
+    dtype: DType = DType.auto
+
+    @abstractmethod
+    def location(self) -> tuple[str, str | None]:
+        """A local folder or hub id, and a revision. May download."""
+
+    def folder(self) -> Path:
+        """The local folder of the files. May download."""
+        path, revision = self.location()
+        return (
+            Path(path)
+            if Path(path).is_dir()
+            else Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
+        )
+
+    @abstractmethod
+    def identity(self) -> dict[str, str | None]:
+        """What makes this model this model, wherever its files are."""
+
+
+@dataclass(frozen=True)
+class SmolLM2(ModelSource):
+    """The embedded default (see `smollm2.py`)."""
+
+    def location(self) -> tuple[str, str | None]:
+        return str(smollm2.folder()), None
+
+    def identity(self) -> dict[str, str | None]:
+        return {"name": "smollm2", "sha256": smollm2.SHA256}
+
+
+@dataclass(frozen=True)
+class Pretrained(ModelSource):
+    """Any Hugging Face causal language model: a hub id, or a local folder."""
+
+    path: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder")
+
+    def location(self) -> tuple[str, str | None]:
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path, self.revision
+
+    def identity(self) -> dict[str, str | None]:
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return {"name": folder.name, "fingerprint": fingerprint(folder)}
+        return {"name": self.path, "revision": self.revision}
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of all configuration and weight files of a model's folder."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
+    return hashlib.sha256("".join(f"{file.name}:{_file_hash(file)}" for file in files).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file's content, kept in the cache until the file changes: large models take minutes to read."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    known = cache_dir() / "hashes" / key
+    if not known.exists():
+        with file.open("rb") as content, atomic_write(known) as out:
+            out.write(hashlib.file_digest(content, "sha256").hexdigest().encode())
+    return known.read_text()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stored_dtype: torch.dtype
+    """The number format of the checkpoint: what the dense model costs on disk."""
+    commit: str | None = None
+    """The hub's commit the files are of; None for a local folder."""
+    identity: Mapping[str, str | None] = field(default_factory=lambda: {"unknown": uuid4().hex})
+    """What makes it this model (`ModelSource.identity`); one made by hand is like no other."""
+
+    @property
+    def context(self) -> int:
+        """Longest input the model was made for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """A hash of all that decides how text becomes tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        state = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def load(source: ModelSource, device: torch.device) -> LoadedModel:
+    """The model of a source, on a device, in evaluation mode.
+
+    Raises:
+        ValueError: it cannot be had; the message says why and what to do.
+    """
+    path, revision = source.location()
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=source.dtype.on(device))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model {path} cannot be loaded: {reason} Check model.path; without a network it must be a local folder"
+        ) from error
+    model.requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        config.dtype or torch.float32,
+        getattr(config, "_commit_hash", None),
+        source.identity(),
+    )
+
+
+def sparing_clone(model: nn.Module) -> nn.Module:
+    """A copy of a module tree that shares every parameter and buffer with the original."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

@@ -1,0 +1,63 @@
+"""What was run on what: one entry per group, with code, machine and dates of its runs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.report.comparable import Group
+from experiments.results.record import look_up
+
+Facts = dict[str, str]
+"""Heading → words."""
+
+
+def about(group: Group) -> Facts:
+    """The conditions that all runs of a group share, and what made them."""
+    first, rows = group.rows[0], group.rows
+    protocol = first["protocol"]
+    return {
+        "runs": f"{len(rows)}, {_when(rows)}",
+        "model": _pairs(first["identity"]["model"]),
+        "text": f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens, fingerprint {protocol['fingerprint']}",
+        "protocol": _protocol(first),
+        "code": _several(_commit(row) for row in rows),
+        "machine": _several(_machine(row) for row in rows),
+        "packages": _several(_pairs(look_up(row, "provenance.packages") or {}) for row in rows),
+    }
+
+
+def _protocol(row: dict[str, Any]) -> str:
+    perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
+    windows = f"{perplexity['windows']} windows of {perplexity['seqlen']} tokens; " if perplexity else ""
+    bos = f"; BOS {protocol['bos']}" if "bos" in protocol else ""
+    return (
+        f"{windows}{protocol['dtype']} on {row['identity']['device']}{bos}; tokenizer {protocol['tokenizer']}"
+    )
+
+
+def _commit(row: dict[str, Any]) -> str:
+    code = look_up(row, "provenance.code") or {}
+    return f"{(code.get('commit') or 'unknown')[:10]}{' with changes' if code.get('changed') else ''}"
+
+
+def _machine(row: dict[str, Any]) -> str:
+    made = row.get("provenance", {})
+    threads = f"{made.get('torch_threads', '?')} of {made.get('cpu_count', '?')} threads"
+    return f"{made.get('device', 'unknown')}, {threads}, {made.get('platform', '')}"
+
+
+def _when(rows: list[dict[str, Any]]) -> str:
+    dates = sorted(day[:10] for row in rows if (day := look_up(row, "provenance.finished_at")))
+    return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value)[:16]}" for key, value in values.items() if value is not None)
+
+
+def _several(words: Iterable[str]) -> str:
+    """Each once, with how often if there are several."""
+    every = list(words)
+    unlike = list(dict.fromkeys(every))
+    return (
+        unlike[0] if len(unlike) == 1 else "; ".join(f"{each} ({every.count(each)} runs)" for each in unlike)
+    )

@@ -1,0 +1,104 @@
+"""Layers as heat maps: kinds of layer down, decoder blocks across, one map per run, one scale for all.
+
+A layer's place is read from its name: the first number in it is the block, what comes after it the kind. Where several layers share
+both (experts of a mixture, after their numbers are taken out) the map has their mean.
+"""
+
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+
+from experiments.report.comparable import Group
+from experiments.report.figures import HeatMap, HeatMaps
+from experiments.results.record import Row, layers_path, look_up
+
+Layers = dict[str, float]
+"""Name → value."""
+Place = tuple[str, str]
+"""Kind of layer, and block."""
+OUTSIDE = "–"
+"""Block of a layer that is in none, such as the head."""
+
+METRICS: tuple[tuple[str, str, bool, str], ...] = (
+    ("relative_error", "Error of the weights, layer by layer", False, "‖W − Ŵ‖ / ‖W‖."),
+    ("output_error", "Error of the outputs, layer by layer", False, "Relative error of each layer's output on held-out text."),
+    ("imbalance_after", "Imbalance as the rounding sees it", True,
+     "Largest over smallest standard deviation of rows and columns, scales divided out; 1 is balanced."),
+)  # fmt: skip
+"""Key, title, logarithmic, note."""
+
+
+def maps(group: Group, results_dir: Path) -> list[HeatMaps]:
+    """One figure per metric that any run has."""
+    return figures(
+        [(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries]
+    )
+
+
+def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
+    """The same, of runs given by name and metrics."""
+    return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
+
+
+def read(row: Row, results_dir: Path) -> pd.DataFrame:
+    """The table of layers beside a row; empty where there is none."""
+    path = layers_path(results_dir, row["run_id"])
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
+    """Metric → layers of a run, from its table and from the row itself."""
+    found = {
+        key: _column(table.set_index("name")[key])
+        for key in ("relative_error", "imbalance_after")
+        if key in table
+    }
+    return found | {"output_error": look_up(row.get("samples", {}), "layer_error.relative_error") or {}}
+
+
+def _column(values: "pd.Series[float]") -> Layers:
+    return {str(name): float(value) for name, value in values.dropna().items()}
+
+
+def place(name: str) -> Place:
+    """("self_attn.q_proj", "3") of "model.layers.3.self_attn.q_proj"."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return name, OUTSIDE
+    return ".".join(part for part in parts[numbers[0] + 1 :] if not part.isdigit()), parts[numbers[0]]
+
+
+def _figure(
+    runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
+) -> HeatMaps | None:
+    placed = {name: _placed(found[key]) for name, found in runs if found.get(key)}
+    if not placed:
+        return None
+    every = list(dict.fromkeys(where for values in placed.values() for where in values))
+    kinds = tuple(dict.fromkeys(kind for kind, _ in every))
+    blocks = tuple(
+        sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
+    )
+    drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in placed.items())
+    return HeatMaps(key, title, _short(kinds), blocks, drawn, log, note)
+
+
+def _grid(
+    values: dict[Place, float], kinds: tuple[str, ...], blocks: tuple[str, ...]
+) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(values.get((kind, block)) for block in blocks) for kind in kinds)
+
+
+def _placed(layers: Layers) -> dict[Place, float]:
+    together: dict[Place, list[float]] = {}
+    for name, value in layers.items():
+        together.setdefault(place(name), []).append(value)
+    return {where: fmean(values) for where, values in together.items()}
+
+
+def _short(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The last parts of the kinds, if they still tell them apart."""
+    last = tuple(kind.rpartition(".")[2] for kind in kinds)
+    return last if len(set(last)) == len(kinds) else kinds

@@ -1,0 +1,92 @@
+"""The comparison table: one line per finished run, each cell with what is shown and what it is sorted by."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.compare.paired import Comparison
+from experiments.report.comparable import Entry, Group, title
+from experiments.results.overview import COLUMNS, cell
+from experiments.results.record import look_up
+
+Cells = dict[str, "Cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Words, and the number or text they are sorted by (None: last)."""
+
+    words: str
+    sort: float | str | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of the table."""
+
+    run_id: str
+    filters: dict[str, str]
+    """What the page's menus choose by."""
+    cells: Cells
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings in order, and which of them are numbers."""
+
+    headings: dict[str, bool]
+    records: tuple[Record, ...]
+    menus: dict[str, tuple[str, ...]]
+
+
+def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
+    """All finished runs of all groups. `compared` is by run id; columns nobody has a value in are left out."""
+    records = tuple(
+        _record(group, entry, compared.get(entry.row["run_id"]))
+        for group in groups
+        for entry in group.entries
+    )
+    every = list(dict.fromkeys(heading for record in records for heading in record.cells))
+    used = [heading for heading in every if any(record.cells[heading].sort is not None for record in records)]
+    numbers = {
+        heading: not any(isinstance(record.cells[heading].sort, str) for record in records)
+        for heading in used
+    }
+    names = records[0].filters if records else {}
+    return Table(
+        numbers,
+        records,
+        {name: tuple(sorted({record.filters[name] for record in records})) for name in names},
+    )
+
+
+def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record:
+    row = entry.row
+    filters = {"method": row["choices"].get("method", row["name"]), "model and text": title(row)}
+    cells = {
+        "run": Cell(entry.name, entry.name),
+        "model and text": Cell(group.title, group.title),
+        **{
+            heading.replace("\n", " "): _metric(row["metrics"], place, style)
+            for heading, place, style in COLUMNS
+        },
+        **_against(comparison),
+        "id": Cell(row["run_id"], row["run_id"]),
+    }
+    return Record(row["run_id"], filters, cells)
+
+
+def _against(comparison: Comparison | None) -> Cells:
+    if comparison is None:
+        return {heading: Cell("–", None) for heading in ("ΔNLL", "95 %", "verdict")}
+    return {
+        "ΔNLL": Cell(f"{comparison.delta_nll:+.3f}", comparison.delta_nll),
+        "95 %": Cell(f"[{comparison.low:+.3f}, {comparison.high:+.3f}]", comparison.low),
+        "verdict": Cell(comparison.verdict.value, comparison.verdict.value),
+    }
+
+
+def _metric(metrics: dict[str, Any], place: str, style: str) -> Cell:
+    value = look_up(metrics, place)
+    if isinstance(value, dict):  # a speed, shown with its ratio to the dense model
+        return Cell(cell(value, style), value.get("tokens_per_second", value["dense_tokens_per_second"]))
+    return Cell(cell(value, style), value)

@@ -1,0 +1,1 @@
+"""Many runs: jobs, the plan, experiments that fill a table, the summary."""

@@ -1,0 +1,50 @@
+"""Experiments: sweeps as data, `conf/experiment/<name>.yaml`. `python run.py experiment=<name>` does what is missing
+and prints its table.
+
+An experiment is a list of grids; each is a set of options, of which a list means "each of these in turn":
+
+    table: bits
+    experiment:
+      runs: [{method: none}, {method: [rtn, sinq], bits: [2, 3, 4]}, {method: gptq, calibration: wikitext2, bits: [3, 4]}]
+
+With a table and no runs of its own, its runs are those that the table's cells lack: `python run.py experiment=paper
+table=<name>` does this for any table of `conf/tables/`. Options of the command line are added to every run, and come
+before the experiment's.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import options
+from experiments.results import record
+from experiments.tables import cells, spec
+
+
+def grids(config: DictConfig, arguments: Sequence[str]) -> list[list[str]]:
+    """The arguments of every grid of a sweep, those of the command line last so that they win.
+
+    Raises:
+        ValueError: the table is not named or does not exist, or several rows fit one of its cells.
+    """
+    table = _table(config)
+    experiment: Any = OmegaConf.to_object(config.experiment)
+    if experiment.runs:
+        return [[*options.sweep(run), *arguments] for run in experiment.runs]
+    if table is None:
+        return [list(arguments)]
+    return [[*options.overrides(run), *arguments] for run in _lacking(table, config)]
+
+
+def _table(config: DictConfig) -> spec.Table | None:
+    if config.table == "":
+        raise ValueError(f"table is missing; give table=<name>, one of {', '.join(spec.names())}")
+    return None if config.table is None else spec.load(config.table)
+
+
+def _lacking(table: spec.Table, config: DictConfig) -> list[dict[str, Any]]:
+    """Options of runs that the table's cells lack; of all its runs where `force` is set."""
+    rows = [] if config.force else record.read(Path(config.results_dir).expanduser())[0]
+    return cells.missing(table, rows)

@@ -1,0 +1,175 @@
+"""The plan of a sweep: what each of its runs is before any is started, and what those to do will cost by what like ones did.
+
+A run is like another when it has the same model, kind of method, text, evaluations and device. The median of their seconds and the
+largest of their peaks are the estimate; where there is no like run, it is unknown, and the plan says so. Loading the model and
+measuring a dense baseline are not in it.
+
+Launchers that send runs to other machines (Slurm, Ray) may meet another device there, so that neither a run's id nor whether it is possible
+is certain here: then every run is sent, and finds its row, or refuses, there.
+"""
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+
+from experiments.common.console import console
+from experiments.common.errors import MENDABLE, explain, not_applicable
+from experiments.config.build import build
+from experiments.results import record
+from experiments.results.record import Row
+from experiments.runs.identity import identity, run_id
+from experiments.runs.pipeline import label
+
+HERE = ("basic", "joblib", "submitit_local", "ray_local")
+"""Launchers whose runs stay on this machine."""
+ALIKE = ("model", "text", "evaluation", "device")
+
+
+class State(enum.Enum):
+    """What is to be done about a run."""
+
+    to_do = "to do"
+    found = "found"
+    repeated = "the same as one above"
+    not_applicable = "not applicable"
+    refused = "refused"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One combination of a sweep's options."""
+
+    overrides: tuple[str, ...]
+    state: State
+    name: str = ""
+    run_id: str | None = None
+    reason: str = ""
+    estimate: Estimate | None = None
+
+    options: str = ""
+    """The overrides that are not those of all runs, for people."""
+
+
+def make(configs: Iterable[DictConfig], results_dir: Path) -> list[Item]:
+    """The plan of composed configurations, in their order."""
+    costs = _Costs(record.read(results_dir)[0])
+    items: list[Item] = []
+    for config in configs:
+        items.append(_item(config, results_dir, costs, {item.run_id for item in items} - {None}))
+    common = set[str]().union(*(item.overrides for item in items)) if len(items) > 1 else set()
+    common = common.intersection(*(item.overrides for item in items))
+    return [replace(item, options=", ".join(o for o in item.overrides if o not in common)) for item in items]
+
+
+def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str | None]) -> Item:
+    overrides = tuple(config.hydra.overrides.task)
+    try:
+        run = build(config)
+        parts = identity(run)
+    except MENDABLE as error:
+        return Item(
+            overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error)
+        )
+    name, estimate = run_id(parts), costs.of(parts)
+    if name in above:
+        return Item(overrides, State.repeated, label(run), name)
+    row = record.find(results_dir, name)
+    if row and row["status"] == record.FINISHED and not config.force:
+        return Item(overrides, State.found, label(run), name)
+    return Item(overrides, State.to_do, label(run), name, estimate=estimate)
+
+
+def stays_here(config: DictConfig) -> bool:
+    """Whether the runs are done on this machine, so that the plan knows all about them."""
+    return config.hydra.runtime.choices["hydra/launcher"] in HERE
+
+
+class _Costs:
+    """What finished runs cost."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._of: dict[str, list[Estimate]] = {}
+        for row in rows:
+            if row["status"] == record.FINISHED and "cost" in row:
+                self._of.setdefault(_kind(row["identity"]), []).append(Estimate(**row["cost"]))
+
+    def of(self, parts: dict[str, Any]) -> Estimate | None:
+        """Of a run with this identity; None where there is none like it."""
+        known = self._of.get(_kind(parts))
+        return (
+            Estimate(median(e.seconds for e in known), max(e.peak_memory_bytes for e in known))
+            if known
+            else None
+        )
+
+
+def _kind(parts: dict[str, Any]) -> str:
+    return record.as_json([parts["method"]["name"], *(parts[name] for name in ALIKE)])
+
+
+def show(items: Sequence[Item]) -> None:
+    """Print a plan: a line of each run, and what it comes to."""
+    view = Table(
+        title="plan", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for heading in ("run", "options", "state"):
+        view.add_column(heading)
+    for heading in ("time", "peak"):
+        view.add_column(heading, justify="right")
+    for item in items:
+        view.add_row(item.name or "–", item.options, item.state.value, *_cells(item))
+    console.print(view)
+    console.print(summary(items), markup=False, soft_wrap=True)
+
+
+def _cells(item: Item) -> tuple[str, str]:
+    if item.state is not State.to_do:
+        return "", ""
+    return (
+        ("unknown", "unknown")
+        if item.estimate is None
+        else (duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes))
+    )
+
+
+def summary(items: Sequence[Item]) -> str:
+    """Counts by state, then time and memory of what is to do."""
+    counts = ", ".join(
+        f"{count} {state.value}" for state in State if (count := sum(item.state is state for item in items))
+    )
+    waiting = [item for item in items if item.state is State.to_do]
+    known = [item.estimate for item in waiting if item.estimate]
+    if not waiting:
+        return f"plan: {counts or 'no runs'}"
+    if not known:
+        return f"plan: {counts}; time and memory unknown: no earlier run is like these"
+    unknown = f" and {len(waiting) - len(known)} of unknown cost" if len(known) < len(waiting) else ""
+    peak = memory(max(e.peak_memory_bytes for e in known))
+    return f"plan: {counts}; about {duration(sum(e.seconds for e in known))} one after another{unknown}; peak {peak} each"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def memory(count: int) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

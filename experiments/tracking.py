@@ -1,0 +1,105 @@
+"""Tracking: a logger mirrors finished rows elsewhere. The row is the truth; losing a log loses nothing."""
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from experiments.common.extras import advice
+from experiments.results.record import Row, flatten
+from experiments.runs.logger import Logger
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WandB(Logger):
+    """Weights & Biases: configuration, metrics under the row's own names, tables of layers and windows, and heat maps of the layers.
+
+    Offline runs need no account and no network; they are kept in `<results_dir>/wandb`, one folder per run, and are sent later, from any
+    machine they are copied to, by `wandb login` and `wandb sync <results_dir>/wandb/offline-run-*`.
+    """
+
+    project: str = "sinq"
+    mode: str = "offline"
+    entity: str | None = None
+    group: str | None = None
+    """Runs of one group stand together; `conf/logger/wandb.yaml` makes each sweep one."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise ValueError(
+                f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"
+            )
+        for package in ("wandb", "matplotlib"):  # now, not when a long run has ended
+            if find_spec(package) is None:
+                raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
+
+    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        import wandb
+
+        try:
+            self._log(row, layers, results_dir)
+        except wandb.errors.Error as error:
+            log.info("W&B did not take the run (%s); its row is safe in the results folder", error)
+
+    def _log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        import wandb
+
+        results_dir.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            mode=self.mode,  # type: ignore[arg-type]
+            dir=results_dir,
+            id=row["run_id"],
+            resume="allow",
+            name=row["name"],
+            job_type=row["choices"].get("method"),
+            config={
+                part: row[part]
+                for part in ("run_id", "choices", "identity", "options", "protocol", "provenance")
+            },
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        metrics = flatten({"metrics": row["metrics"]})
+        images = {f"plots.{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
+        run.log(
+            metrics
+            | {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
+            | images
+        )
+        run.summary.update(metrics)
+        run.finish()
+
+
+def _tables(row: Row, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What a row says at length: by layer, and by window of text."""
+    windows = pd.DataFrame(row.get("samples", {}).get("perplexity", {}))
+    tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
+    """The run's heat maps of layers, by name."""
+    import PIL.Image
+
+    from experiments.report import (  # matplotlib takes a while, and most runs start without need of it
+        heat_maps,
+        render_matplotlib,
+    )
+
+    plots: dict[str, PIL.Image.Image] = {}
+    for figure in heat_maps.figures([(row["name"], heat_maps.metrics(row, table))]):
+        file = BytesIO()
+        render_matplotlib.draw(figure).savefig(file, format="png", dpi=120)
+        plots[figure.key] = PIL.Image.open(file)
+    return plots

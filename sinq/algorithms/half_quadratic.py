@@ -1,0 +1,127 @@
+"""Half-quadratic refinement of zero-points (HQQ, Badri & Shaji 2023), on the matrix as it will be rounded.
+
+Rounding leaves an error e = W − Ŵ. HQQ prefers a sparse one: it minimises Σ|e|^p with p < 1, so that few weights are far off and most are
+exact, by alternating two steps that are each in closed form:
+
+    e    ← shrink(W − Ŵ):  |x| − |x|^(p−1)/β, not below 0, with the sign of x
+    zero ← mean over the group of  codes − (W − e)/scale
+
+Scales stay as they are. Which step's zeros are kept, and with which codes, differs between the two published programs:
+
+- SINQ's code for its `sinq_hqq` method (the defaults here): the zeros of the step with the smallest mean |error| of the tile are kept, and
+  the codes are those of the last step. `reround` chooses the codes anew for the zeros that were kept.
+- HQQ's own package (`early_stop=True, reround=True`): all ends at the first step after which the mean |error| of the whole matrix is no
+  smaller; the zeros of that last step are kept. Its options name a growth of β, 1.01 per step, but hqq 0.2.8 leaves β as it is.
+
+Weights are multiplied by 1/scale, before the zero is added, as the package does: weights that come from a 4-bit grid often lie exactly
+between two codes, and there the order of operations decides. In this order the package's outputs are met on every weight.
+
+Where |e| ≤ β^(−1/(2−p)), `shrink` gives 0: on weights much smaller than 0.1 the refinement is a search for the mean error of zero.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinq.formats.grid import Grid
+from sinq.formats.rounding import by_group, choose, nearest
+
+
+@dataclass(frozen=True)
+class HalfQuadratic:
+    """Options of the refinement."""
+
+    steps: int = 20
+    norm: float = 0.7
+    """p of the error's norm."""
+    beta: float = 10.0
+    growth: float = 1.0
+    """β is multiplied by this after each step."""
+    early_stop: bool = False
+    """Stop once the mean |error| of the whole matrix no longer falls, and keep the last zeros rather than each tile's best."""
+    reround: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"refinement.steps={self.steps} is not possible; it must be ≥ 1")
+        if not 0 < self.norm <= 1:
+            raise ValueError(f"refinement.norm={self.norm} is not possible; it must be above 0 and at most 1")
+        if self.beta <= 0:
+            raise ValueError(f"refinement.beta={self.beta} is not possible; it must be above 0")
+        if self.growth < 1:
+            raise ValueError(f"refinement.growth={self.growth} is not possible; it must be ≥ 1")
+
+
+def inverse_scale(weight: Tensor, grid: Grid) -> Tensor:
+    """1/scale of each group, as far apart as its extremes: float32 (out, in) → (out, in / group_size)."""
+    low, high = by_group(weight, grid.group_size).aminmax(dim=-1)
+    top, (scale, _) = 2**grid.bits - 1, choose(weight, grid)
+    return torch.where(
+        scale == (high - low) / top, (high - low).reciprocal() * top, 1 / scale
+    )  # rounded once, where nothing widened the scale
+
+
+def refine(
+    weight: Tensor, inverse: Tensor, zero: Tensor, grid: Grid, options: HalfQuadratic
+) -> tuple[Tensor, Tensor]:
+    """Codes and zeros for given scales.
+
+    Args:
+        weight: float32 (out, in).
+        inverse: 1/scale, (out, in / group_size).
+        zero: where to start, (out, in / group_size).
+
+    Returns:
+        codes uint8 (out, in), and zeros float32 (out, in / group_size), which are no whole numbers.
+    """
+    groups, wide = by_group(weight, grid.group_size), inverse[..., None]
+    positions = groups * wide
+
+    def step(zero: Tensor, beta: float, moving: Tensor) -> tuple[Tensor, Tensor]:
+        codes = nearest(positions + zero[..., None], grid)
+        error = groups - (codes - zero[..., None]) / wide
+        return (codes - positions + shrink(error, options.norm, beta) * wide).mean(-1), error.abs().sum(-1)
+
+    zero_of_codes, zero = alternate(step, zero, grid.tile((weight.shape[0], weight.shape[1]))[0], options)
+    return nearest(positions + zero_of_codes[..., None], grid).reshape(weight.shape), zero
+
+
+Step = Callable[[Tensor, float, Tensor], tuple[Tensor, Tensor]]
+"""From zeros, β, and which groups still move: the next zeros, and Σ|error| of each group with the present ones. All but β are
+(out, in / group_size); what is given for groups that do not move is not looked at."""
+
+
+def alternate(step: Step, zero: Tensor, height: int, options: HalfQuadratic) -> tuple[Tensor, Tensor]:
+    """Zeros by which codes are rounded and zeros to be kept, from a start, (out, in / group_size), with tiles of `height` rows.
+
+    With a fixed β a group whose zero came out as it went in is done.
+    """
+    height = len(zero) if options.early_stop else height
+    used, kept, beta = zero, zero, options.beta
+    moving, size = torch.ones_like(zero, dtype=torch.bool), torch.zeros_like(zero)
+    smallest = torch.full_like(zero[::height], torch.inf, dtype=torch.float64)
+    for _ in range(options.steps):
+        used = zero
+        moved, found = step(zero, beta, moving)
+        zero, size = torch.where(moving, moved, zero), torch.where(moving, found, size)
+        beta *= options.growth
+        total = size.reshape(-1, height, zero.shape[1]).sum(1, dtype=torch.float64)
+        total = total.sum().expand_as(smallest) if options.early_stop else total
+        better = total < smallest
+        smallest = torch.minimum(total, smallest)
+        kept = (
+            zero if options.early_stop else torch.where(better.repeat_interleave(height, dim=0), zero, kept)
+        )
+        if options.growth == 1:
+            moving = zero != used
+        if not moving.any() or (options.early_stop and not better.all()):
+            break
+    return kept if options.reround else used, kept
+
+
+def shrink(error: Tensor, norm: float, beta: float) -> Tensor:
+    """|x| − |x|^(norm−1)/beta, not below 0, with the sign of x; any shape."""
+    magnitude = error.abs().clamp(1e-5, 1e5)
+    return (magnitude - magnitude.pow(norm - 1) / beta).clamp_min(0) * error.sign()

@@ -1,0 +1,121 @@
+"""The value of additive quantization: packed codes, codebooks and row scales of one matrix (`codebooks.py` has the formula).
+
+Codes lie as (out, in/g, M), row by row. Up to 8 bits they are one stream of B bits each (`packing.py`); above, their low bytes are one
+tensor and what is left of them another, so a code of 12 bits costs 12 bits.
+
+Codebooks and scales are float16. Weights so small or so large that the scales would leave float16's full precision are stored with an
+exponent common to all rows, one more byte.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sinq.formats.base import CompressedWeight
+from sinq.formats.codebooks import Codebooks
+from sinq.formats.packing import pack, unpack
+
+BYTE = 8
+EXPONENTS = (-8, 14)
+"""Of the largest scale, between which it is stored as it is: scales up to 2⁶ smaller keep float16's full precision then."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdditiveTensor(CompressedWeight):
+    """Codes, codebooks and scales of one matrix, as they are stored.
+
+    tensors: `codes` uint8 packed, and `codes_high` where a code has more than 8 bits; `codebooks` float16 (M, 2^B, g); `scale` float16
+    (out,), with `scale_exponent` where needed.
+    """
+
+    name: ClassVar[str] = "additive"
+
+    format: Codebooks
+    shape: tuple[int, int]
+    tensors: dict[str, Tensor]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def store(
+        cls,
+        codes: Tensor,
+        codebooks: Tensor,
+        scale: Tensor,
+        format: Codebooks,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Pack codes, and round codebooks and scales.
+
+        Args:
+            codes: integers (out, in / g, M) below 2^B.
+            codebooks: floating (M, 2^B, g).
+            scale: floating (out,), ≥ 0.
+        """
+        bits, shape = format.bits_per_codebook, (codes.shape[0], codes.shape[1] * format.group)
+        tensors = {"codes": pack((codes & 255).to(torch.uint8), min(bits, BYTE))}
+        if bits > BYTE:
+            tensors["codes_high"] = pack((codes >> BYTE).to(torch.uint8), bits - BYTE)
+        tensors["codebooks"] = codebooks.to(torch.float16)
+        largest = scale.abs().amax().item()
+        exponent = int(torch.tensor(largest).log2().floor()) if largest > 0 else 0
+        exponent = 0 if EXPONENTS[0] <= exponent < EXPONENTS[1] else exponent
+        tensors["scale"] = (scale.float() * 2.0**-exponent).to(torch.float16)
+        if exponent:
+            tensors["scale_exponent"] = torch.tensor([exponent], dtype=torch.int8, device=scale.device)
+        return cls(format, shape, tensors, notes or {})
+
+    @property
+    def group_size(self) -> int:
+        return self.format.group
+
+    def codes(self) -> Tensor:
+        """int64 (out, in / g, M)."""
+        bits, places = (
+            self.format.bits_per_codebook,
+            (self.shape[0], self.shape[1] // self.format.group, self.format.codebooks),
+        )
+        codes = unpack(self.tensors["codes"], min(bits, BYTE), places).long()
+        return (
+            codes
+            if bits <= BYTE
+            else codes | unpack(self.tensors["codes_high"], bits - BYTE, places).long() << BYTE
+        )
+
+    def codebooks(self) -> Tensor:
+        """float32 (M, 2^B, g)."""
+        return self.tensors["codebooks"].float()
+
+    def scale(self) -> Tensor:
+        """float32 (out,)."""
+        scale = self.tensors["scale"].float()
+        return (
+            scale * torch.exp2(self.tensors["scale_exponent"].float())
+            if "scale_exponent" in self.tensors
+            else scale
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (summed(self.codes(), self.codebooks()).reshape(self.shape) * self.scale()[:, None]).to(dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.shape), "format": asdict(self.format), "notes": dict(self.notes)}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        rows, columns = config["shape"]
+        return cls(Codebooks(**config["format"]), (rows, columns), tensors, config["notes"])
+
+
+def summed(codes: Tensor, codebooks: Tensor) -> Tensor:
+    """Σ_m codebooks[m, codes[…, m]]: (…, M) and (M, 2^B, g) → (…, g), differentiable in the codebooks."""
+    count, vectors, width = codebooks.shape
+    first = torch.arange(count, device=codes.device) * vectors
+    rows = (codes + first).reshape(-1, count)
+    table = codebooks.reshape(-1, width)
+    return torch.nn.functional.embedding_bag(rows, table, mode="sum").reshape(*codes.shape[:-1], width)

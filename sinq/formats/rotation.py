@@ -1,0 +1,216 @@
+"""Random-sign Hadamard rotations of a layer's inputs, and the compressed weight that undoes one.
+
+A Hadamard matrix H has entries ±1 and orthogonal rows: H·Hᵀ = n·I. With random signs s, Q = H·diag(s)/√n is orthogonal and mixes every
+input with every other, so a few large weights are spread over a whole row and the row looks Gaussian (QuIP#, arXiv 2402.04396;
+QuaRot, arXiv 2404.00456). Rounding W·Qᵀ in place of W is then easier, and Ŵ = round(W·Qᵀ)·Q.
+
+H is a Kronecker product: Sylvester's 2^k, and one factor of Paley's two constructions for the rest of n (576 = 16·36, 1536 = 128·12).
+A product with H is one small dense product per factor, n·Σ(factors) operations a row where H itself would take n².
+
+Not covered: orders that need other constructions (92, 116, 156 are the first): those sizes are refused. A product rotates x where the
+inner weight has a fast one (`kernels/product.py`); elsewhere a `Rotated` layer dequantizes, and so rotates, its whole weight at every call.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import sqrt
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sinq.common.errors import NotApplicable
+from sinq.formats.base import CompressedWeight, rebuilt, stored_as
+from sinq.formats.packing import pack, unpack
+
+SYLVESTER = 64  # powers of two are split into factors up to this: few enough steps, each a product dense enough to be fast
+INNER = "inner_"
+
+
+@lru_cache
+def factors(size: int) -> tuple[int, ...]:
+    """Hadamard orders whose product is `size`: the smallest factor that is not a power of two first, then powers of two up to 64.
+
+    Raises:
+        NotApplicable: there is no Hadamard matrix of this size among Sylvester's and Paley's.
+    """
+    twos = size & -size
+    candidates = (size // twos << k for k in range(twos.bit_length()))
+    first = next((order for order in candidates if order == 1 or _paley_field(order)), None)
+    if first is None:
+        raise NotApplicable(
+            f"no Hadamard matrix is known here for {size} inputs; sizes are a power of two times one of Paley's orders"
+        )
+    rest, parts = size // first, [first] if first > 1 else []
+    while rest > 1:
+        parts.append(min(rest, SYLVESTER))
+        rest //= parts[-1]
+    return tuple(parts)
+
+
+@lru_cache
+def hadamard(order: int) -> Tensor:
+    """A Hadamard matrix, float32 (order, order) of ±1: Sylvester's where `order` is a power of two, else Paley's."""
+    if order & (order - 1) == 0:
+        return (
+            torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard(order // 2))
+            if order > 1
+            else torch.ones(1, 1)
+        )
+    field = _paley_field(order)
+    if field is None:
+        raise NotApplicable(f"neither of Paley's constructions gives a Hadamard matrix of order {order}")
+    conference = _conference(*field)
+    identity = torch.eye(len(conference))
+    if len(conference) == order:  # Paley I
+        return identity + conference
+    return torch.kron(conference, torch.tensor([[1.0, 1.0], [1.0, -1.0]])) + torch.kron(
+        identity, torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+    )
+
+
+def _paley_field(order: int) -> tuple[int, int] | None:
+    """p and k of the field GF(p^k) that Paley's construction of this order needs: q + 1 for q ≡ 3, 2·(q + 1) for q ≡ 1 (mod 4)."""
+    for size, remainder in ((order - 1, 3), (order // 2 - 1, 1)):
+        if order % 4 == 0 and size % 4 == remainder and (field := _prime_power(size)):
+            return field
+    return None
+
+
+def _prime_power(size: int) -> tuple[int, int] | None:
+    """p and k with p^k = size and p prime."""
+    prime = next((p for p in range(2, int(sqrt(size)) + 1) if size % p == 0), size)
+    exponent = 0
+    while size > 1 and size % prime == 0:
+        size, exponent = size // prime, exponent + 1
+    return (prime, exponent) if size == 1 and exponent else None
+
+
+def _conference(prime: int, exponent: int) -> Tensor:
+    """Paley's matrix (q + 1, q + 1): χ(a − b) for field elements a, b, with a border of ones, antisymmetric where q ≡ 3 (mod 4).
+
+    χ is 1 for squares, −1 for the others, 0 for zero: the powers of a generator are squares and not in turn.
+    """
+    size, place = prime**exponent, torch.tensor([prime**j for j in range(exponent)])
+    character = torch.zeros(size)
+    character[(torch.tensor(_powers_of_generator(prime, exponent)) * place).sum(1)] = torch.tensor(
+        [1.0, -1.0]
+    ).repeat(size // 2)
+    digits = torch.arange(size)[:, None] // place % prime
+    differences = (((digits[:, None] - digits[None]) % prime) * place).sum(2)
+    matrix = torch.zeros(size + 1, size + 1)
+    matrix[0, 1:] = 1.0
+    matrix[1:, 0] = 1.0 if size % 4 == 1 else -1.0
+    matrix[1:, 1:] = character[differences]
+    return matrix
+
+
+def _powers_of_generator(prime: int, exponent: int) -> list[tuple[int, ...]]:
+    """All q − 1 elements of GF(p^k) but zero, as powers of one of them: coefficients of polynomials in x, lowest first.
+
+    Times x is a shift with feedback. Feedback whose cycle has the full length is a primitive polynomial; it is found by trying.
+    """
+    one = (1,) + (0,) * (exponent - 1)
+    for feedback in product(range(prime), repeat=exponent):
+        cycle: dict[tuple[int, ...], None] = {}
+        element = one
+        while any(element) and element not in cycle:
+            cycle[element] = None
+            shifted, top = (0, *element[:-1]), element[-1]
+            element = tuple(
+                (digit + top * back) % prime for digit, back in zip(shifted, feedback, strict=True)
+            )
+        if len(cycle) == prime**exponent - 1:
+            return list(cycle)
+    raise AssertionError(f"GF({prime}^{exponent}) has no generator")
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Q = H·diag(signs)/√n. A vector x becomes Q·x; a matrix W that reads x becomes W·Qᵀ, so that W·Qᵀ·Q·x = W·x."""
+
+    signs: Tensor
+    """n bits packed into uint8, 1 for −1."""
+    size: int
+
+    @classmethod
+    def random(cls, size: int, seed: int, device: torch.device | str = "cpu") -> Self:
+        """The rotation of `size` inputs that a seed stands for, the same on any device."""
+        factors(size)
+        bits = torch.randint(2, (size,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        return cls(pack(bits, 1).to(device), size)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Each row x of (..., n) becomes Q·x: rows·Qᵀ, float32."""
+        return _product(rows.float() * self._scaled_signs(), transposed=False)
+
+    def undo(self, rows: Tensor) -> Tensor:
+        """Each row y of (..., n) becomes Qᵀ·y: rows·Q, float32; the inverse of `apply`."""
+        return _product(rows.float(), transposed=True) * self._scaled_signs()
+
+    def matrix(self) -> Tensor:
+        """Q, float32 (n, n)."""
+        return self.undo(torch.eye(self.size, device=self.signs.device))
+
+    def _scaled_signs(self) -> Tensor:
+        return (1.0 - 2.0 * unpack(self.signs, 1, (self.size,)).float()) / sqrt(self.size)
+
+
+def _product(rows: Tensor, transposed: bool) -> Tensor:
+    """H·x (Hᵀ·x if transposed) for each row x of (..., n), one Kronecker factor at a time.
+
+    Each step multiplies the last axis and moves it to the front, so that after all of them the axes are in order again.
+    """
+    size = rows.shape[-1]
+    result = rows.reshape(-1, size)
+    for order in reversed(factors(size)):
+        matrix = hadamard(order).to(rows.device)
+        result = (
+            (result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T))
+            .transpose(1, 2)
+            .reshape(-1, size)
+        )
+    return result.reshape(rows.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated(CompressedWeight):
+    """A compressed weight of rotated inputs, and the rotation: W ≈ inner · Q.
+
+    tensors: those of `inner`, their names prefixed, and `signs`, one bit per input (1 / out_features bits per weight), so that what a
+    file means does not depend on a random number generator.
+    """
+
+    name: ClassVar[str] = "rotated"
+
+    rotation: Rotation
+    inner: CompressedWeight
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        return self.inner.shape
+
+    @property
+    def notes(self) -> Mapping[str, float]:  # type: ignore[override]
+        return self.inner.notes
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.rotation.undo(self.inner.dequantize()).to(dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"signs": self.rotation.signs} | {
+            INNER + name: tensor for name, tensor in self.inner.state_dict().items()
+        }
+
+    def config(self) -> dict[str, Any]:
+        return {"inner": stored_as(self.inner)}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        state = {
+            name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)
+        }
+        inner = rebuilt(config["inner"], state)
+        return cls(Rotation(tensors["signs"], inner.shape[1]), inner)

@@ -1,0 +1,152 @@
+"""Rounding to a grid: choose a scale and a zero-point per group, then the nearest code.
+
+Two pure functions, so that methods can put their own work between them:
+
+    scale, zero = choose(weight, grid)             # what the extremes (or the mean and the extremes) of each group ask for
+    codes = assign(weight, scale, zero, grid)      # nearest level
+
+Ranges, per group of `grid.group_size` weights of a row:
+- uniform: [min, max] → scale = (max − min)/(2^bits − 1), zero = −round(min/scale). Zero is a whole number but not confined to
+  [0, 2^bits − 1], so a group far from 0 keeps its resolution (SINQ's code does the same).
+- uniform, symmetric: scale = max|w|/2^(bits−1), all 2^bits levels from −2^(bits−1) to 2^(bits−1) − 1. A largest weight that is
+  positive is cut by one step; the finer step is worth it (relative error of a Gaussian at 2 bits 0.41, against 0.71 without
+  the lowest level).
+- tables: scale = max|w − mean|, zero = −mean/scale; symmetric: scale = max|w|, as bitsandbytes has it.
+
+A zero must survive being stored (exactly up to 2048 in float16, one byte with 8-bit auxiliaries). Where a narrow group far from 0
+would need a larger one, its range is widened until it does not, so that one odd group never costs the others anything.
+"""
+
+import torch
+from torch import Tensor
+
+from sinq.formats.grid import Grid, Levels
+
+TABLE_ZERO_STEP = 1 / 64  # resolution of a zero-point of an NF table in one byte: −2 … 1.98
+
+
+def by_group(matrix: Tensor, group_size: int) -> Tensor:
+    """(out, in) → (out, in / group_size, group_size). Raises `ValueError` if the size does not divide."""
+    if matrix.shape[1] % group_size:
+        raise ValueError(
+            f"group_size={group_size} does not divide a matrix of {matrix.shape[0]}×{matrix.shape[1]}"
+        )
+    return matrix.reshape(matrix.shape[0], -1, group_size)
+
+
+def divide(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Tensor:
+    """W / (row ⊗ col): row_scale (out, in/group), col_scale (out/tile, in) → (out, in); a scale that is None is 1."""
+    rows, columns = weight.shape
+    if col_scale is not None:
+        weight = (weight.reshape(len(col_scale), -1, columns) / col_scale[:, None, :]).reshape(rows, columns)
+    return (
+        weight
+        if row_scale is None
+        else (weight.reshape(rows, row_scale.shape[1], -1) / row_scale[..., None]).reshape(rows, columns)
+    )
+
+
+def multiply(matrix: Tensor, row_scale: Tensor | None, col_scale: Tensor | None) -> Tensor:
+    """The inverse of `divide`."""
+    return divide(
+        matrix, None if row_scale is None else 1 / row_scale, None if col_scale is None else 1 / col_scale
+    )
+
+
+def cut(weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, limit: Tensor) -> Tensor:
+    """W (out, in) such that every group of W / (row ⊗ col) is cut at ± its limit, (out, in / group_size)."""
+    groups = by_group(divide(weight, row_scale, col_scale), weight.shape[1] // limit.shape[1])
+    excess = groups - groups.clamp(-limit[..., None], limit[..., None])
+    return weight - multiply(excess.reshape(weight.shape), row_scale, col_scale)
+
+
+def choose(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero of each group of a float32 (out, in) matrix: both (out, in / group_size); zero is None if symmetric."""
+    groups = by_group(weight, grid.group_size)
+    if grid.levels is not Levels.uniform:
+        return _choose_table(groups, grid)
+    return _choose_symmetric(groups, grid) if grid.symmetric else _choose_range(groups, grid)
+
+
+def assign(weight: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid) -> Tensor:
+    """The nearest code of each weight, uint8 (out, in), given scales and zeros (out, in / group_size)."""
+    return nearest(positions(weight, scale, centre(grid) if zero is None else zero), grid)
+
+
+def positions(weight: Tensor, scale: Tensor, zero: Tensor | float) -> Tensor:
+    """w/scale + zero, (out, in), with scale and zero (out, in / group_size): what is rounded to a level."""
+    groups = by_group(weight, weight.shape[1] // scale.shape[1])
+    return (groups / scale[..., None] + (zero[..., None] if isinstance(zero, Tensor) else zero)).reshape(
+        weight.shape
+    )
+
+
+def nearest(position: Tensor, grid: Grid) -> Tensor:
+    """The codes, uint8, whose levels are nearest to positions w/scale + zero of any shape (which may be overwritten)."""
+    if grid.levels is Levels.uniform:
+        return position.round_().clamp_(0, 2**grid.bits - 1).to(torch.uint8)
+    table = level_table(grid, position.device)
+    return torch.bucketize(position, (table[1:] + table[:-1]) / 2).to(torch.uint8)
+
+
+def level(codes: Tensor, grid: Grid) -> Tensor:
+    """The values that codes stand for before zero and scale, float32."""
+    return codes.float() if grid.levels is Levels.uniform else level_table(grid, codes.device)[codes.int()]
+
+
+def level_table(grid: Grid, device: torch.device) -> Tensor:
+    """The value of each code, float32 (2^bits,)."""
+    if grid.levels is Levels.uniform:
+        return torch.arange(2**grid.bits, dtype=torch.float32, device=device)
+    return torch.tensor(grid.levels.value, dtype=torch.float32, device=device)
+
+
+def centre(grid: Grid) -> float:
+    """The zero-point of a symmetric grid, which is not stored."""
+    return float(2 ** (grid.bits - 1)) if grid.levels is Levels.uniform else 0.0
+
+
+def zero_limits(grid: Grid) -> tuple[float, float]:
+    """Smallest and largest zero that is stored without loss."""
+    if grid.auxiliary_bits == 8:
+        middle = 2 ** (grid.bits - 1) if grid.levels is Levels.uniform else 0
+        step = 1 if grid.levels is Levels.uniform else TABLE_ZERO_STEP
+        return middle - 128 * step, middle + 127 * step
+    largest = 2.0**11 if grid.auxiliary_bits == 16 else 2.0**24
+    return -largest, largest
+
+
+def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    low, high = groups.aminmax(dim=-1)
+    top = 2**grid.bits - 1
+    scale = (high - low).clamp_min(grid.range_floor) / top
+    scale = torch.where(scale > 0, scale, low.abs())  # a constant group is one step away from 0, and exact
+    zero = -torch.round(low / torch.where(scale > 0, scale, 1.0))
+    smallest, largest = zero_limits(grid)
+    scale = torch.where(
+        zero < smallest, high / (top - smallest), torch.where(zero > largest, -low / largest, scale)
+    )
+    return nonzero(scale), zero.clamp(smallest, largest)
+
+
+def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:
+    half = 2 ** (grid.bits - 1)
+    return nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor / 2) / half), None
+
+
+def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    if grid.symmetric:
+        return nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor)), None
+    mean = groups.mean(-1)
+    scale = (groups - mean[..., None]).abs().amax(-1).clamp_min(grid.range_floor)
+    _, largest = zero_limits(grid)
+    scale = nonzero(torch.maximum(scale, mean.abs() / largest))
+    zero = -mean / scale
+    return scale, (zero / TABLE_ZERO_STEP).round() * TABLE_ZERO_STEP if grid.auxiliary_bits == 8 else zero
+
+
+def nonzero(scale: Tensor) -> Tensor:
+    """Positive scales for groups of zeros too: any is exact; this one does not widen the range of scales to be stored."""
+    alive = scale > 0
+    smallest = torch.where(alive, scale, torch.inf).amin()
+    return torch.where(alive, scale, torch.where(smallest.isfinite(), smallest, 1.0))

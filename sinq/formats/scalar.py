@@ -1,0 +1,146 @@
+"""What a compressed weight is: the protocol all methods produce, and the one value all scalar quantizers produce.
+
+`CompressedWeight` is the whole contract between a method and everything behind it (linear layers, checkpoints, size accounting):
+a shape, `dequantize`, and the tensors and plain configuration it is rebuilt from. `nbytes` and `bits_per_weight` are sums over those
+tensors, so they cannot disagree with what is saved.
+
+`QuantizedTensor` is the value of RTN, SINQ, HQQ, GPTQ, AWQ, NF4 …: packed codes, scales and zeros per group, and column scales
+per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scale are the same field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sinq.formats import stored_scales
+from sinq.formats.base import CompressedWeight
+from sinq.formats.grid import Grid, Levels
+from sinq.formats.packing import pack, unpack
+from sinq.formats.rounding import assign, by_group, centre, choose, level
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor(CompressedWeight):
+    """Codes, scales, zeros and column scales of one matrix, as they are stored.
+
+    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`);
+    `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if there is one.
+    """
+
+    name: ClassVar[str] = "scalar"
+
+    grid: Grid
+    shape: tuple[int, int]
+    tensors: dict[str, Tensor]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def store(
+        cls,
+        codes: Tensor,
+        grid: Grid,
+        scale: Tensor,
+        zero: Tensor | None,
+        *,
+        col_scale: Tensor | None = None,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Pack codes and round scales to how the grid stores them.
+
+        Args:
+            codes: uint8 (out, in).
+            scale, zero: (out, in/group_size); zero None if the grid is symmetric.
+            col_scale: (out/tile rows, in).
+        """
+        shape = codes.shape[0], codes.shape[1]
+        return cls.store_packed(
+            pack(codes, grid.bits), shape, grid, scale, zero, col_scale=col_scale, notes=notes
+        )
+
+    @classmethod
+    def store_packed(
+        cls,
+        packed: Tensor,
+        shape: tuple[int, int],
+        grid: Grid,
+        scale: Tensor,
+        zero: Tensor | None,
+        *,
+        row_scale: Tensor | None = None,
+        col_scale: Tensor | None = None,
+        notes: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Round scales to how the grid stores them, beside codes that are packed already.
+
+        Args:
+            scale, zero, col_scale: as for `store`.
+            row_scale: (out, in/group_size), by which `scale` is multiplied; None for 1.
+        """
+        whole = scale if row_scale is None else scale * row_scale
+        tensors = {"codes": packed} | stored_scales.store_scale(whole, grid.auxiliary_bits)
+        if zero is not None:
+            tensors["zero"] = stored_scales.store_zero(zero, grid)
+        if col_scale is not None:
+            tensors["col_scale"] = col_scale.to(torch.float32 if grid.auxiliary_bits == 32 else torch.float16)
+        return cls(grid, shape, tensors, notes or {})
+
+    @classmethod
+    def round(cls, weight: Tensor, grid: Grid, notes: Mapping[str, float] | None = None) -> Self:
+        """A matrix (out, in), rounded to nearest in float32."""
+        weight = weight.float()
+        scale, zero = choose(weight, grid)
+        return cls.store(assign(weight, scale, zero, grid), grid, scale, zero, notes=notes)
+
+    def codes(self) -> Tensor:
+        """uint8 (out, in)."""
+        return unpack(self.tensors["codes"], self.grid.bits, self.shape)
+
+    def scale(self) -> Tensor:
+        """float32 (out, in / group_size)."""
+        return stored_scales.load_scale(self.tensors)
+
+    def zero(self) -> Tensor | float:
+        """float32 (out, in / group_size), or the constant of a symmetric grid."""
+        return (
+            stored_scales.load_zero(self.tensors["zero"], self.grid)
+            if "zero" in self.tensors
+            else centre(self.grid)
+        )
+
+    def col_scale(self) -> Tensor | None:
+        """float32 (out / tile rows, in)."""
+        return self.tensors["col_scale"].float() if "col_scale" in self.tensors else None
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        codes, zero = self.codes(), self.zero()
+        groups = by_group(level(codes, self.grid), self.grid.group_size)
+        groups.sub_(zero[..., None] if isinstance(zero, Tensor) else zero).mul_(self.scale()[..., None])
+        matrix = groups.reshape(self.shape)
+        col_scale = self.col_scale()
+        if col_scale is not None:
+            tiles = matrix.reshape(len(col_scale), -1, self.shape[1])
+            matrix = tiles.mul_(col_scale[:, None, :]).reshape(self.shape)
+        return matrix.to(dtype)
+
+    @property
+    def group_size(self) -> int:
+        return self.grid.group_size
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "grid": asdict(self.grid) | {"levels": self.grid.levels.name},
+            "notes": dict(self.notes),
+        }
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        grid = Grid(**(config["grid"] | {"levels": Levels[config["grid"]["levels"]]}))
+        rows, columns = config["shape"]
+        return cls(grid, (rows, columns), tensors, config["notes"])

@@ -1,0 +1,92 @@
+"""How scales and zeros are stored: in float16, or one byte each.
+
+Float16 holds numbers from 2⁻¹⁴ to 2¹⁵ in full precision. Where the scales of a matrix do not lie in between (weights of std 10⁻⁴ and
+less), they are multiplied by a power of two, which is stored in one more byte, so that tiny weights lose nothing.
+
+One byte for a *scale*: its log2, affine in blocks of 32 consecutive scales (row-major) with a float16 (low, step) per block, so
+1.125 bytes a scale. Logarithmic, because what matters is the relative error, and it is the same for every scale of a block.
+
+One byte for a *zero*: a whole number around the grid's centre, exactly (`rounding.choose` sees to it that it fits). There is no range
+shared between groups, so one narrow group cannot cost the others their resolution, which it does in the official release.
+"""
+
+import torch
+from torch import Tensor
+
+from sinq.formats.grid import Grid, Levels
+from sinq.formats.rounding import TABLE_ZERO_STEP
+
+BLOCK = 32
+HALF_MIN, HALF_MAX = -14, 14
+"""Exponents of float16: smallest normal, and the largest that stays finite after rounding up."""
+
+
+def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
+    """Positive float32 scales of any shape → the tensors kept for them."""
+    if bits == 32:
+        return {"scale": scale}
+    if bits == 16:
+        return _store_half(scale)
+    blocks = _blocks(scale.log2())
+    low = blocks.amin(1).to(torch.float16).float()
+    step = ((blocks.amax(1) - low).clamp_min(0) / 255).to(torch.float16).float()
+    codes = ((blocks - low[:, None]) / torch.where(step > 0, step, 1.0)[:, None]).round().clamp(0, 255)
+    ranges = torch.stack([low, step], dim=1).to(torch.float16)
+    return {
+        "scale": codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape),
+        "scale_range": ranges,
+    }
+
+
+def _store_half(scale: Tensor) -> dict[str, Tensor]:
+    smallest, largest = scale.aminmax()
+    low, high = int(smallest.log2().floor()), int(largest.log2().floor())
+    if high - low > HALF_MAX - HALF_MIN:
+        raise ValueError(
+            f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32"
+        )
+    exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 wherever that will do
+    tensors = {"scale": (scale * 2.0**-exponent).to(torch.float16)}
+    return tensors | (
+        {"scale_exponent": torch.tensor([exponent], dtype=torch.int8, device=scale.device)}
+        if exponent
+        else {}
+    )
+
+
+def load_scale(tensors: dict[str, Tensor]) -> Tensor:
+    """The inverse of `store_scale`: float32."""
+    stored = tensors["scale"]
+    if "scale_exponent" in tensors:
+        return stored.float() * torch.exp2(tensors["scale_exponent"].float())
+    if "scale_range" not in tensors:
+        return stored.float()
+    low, step = tensors["scale_range"].float().repeat_interleave(BLOCK, dim=0)[: stored.numel()].unbind(1)
+    return torch.exp2(low + stored.reshape(-1) * step).reshape(stored.shape)
+
+
+def store_zero(zero: Tensor, grid: Grid) -> Tensor:
+    """Zeros as `rounding.choose` gives them → float16, float32, or int8 around the grid's centre."""
+    if grid.auxiliary_bits == 8:
+        offset, step = _zero_byte(grid)
+        return ((zero - offset) / step).round().to(torch.int8)
+    return zero.to(torch.float16 if grid.auxiliary_bits == 16 else torch.float32)
+
+
+def load_zero(stored: Tensor, grid: Grid) -> Tensor:
+    """The inverse of `store_zero`: float32."""
+    if grid.auxiliary_bits == 8:
+        offset, step = _zero_byte(grid)
+        return stored.float() * step + offset
+    return stored.float()
+
+
+def _zero_byte(grid: Grid) -> tuple[float, float]:
+    return (2.0 ** (grid.bits - 1), 1.0) if grid.levels is Levels.uniform else (0.0, TABLE_ZERO_STEP)
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """(any shape) → (blocks, 32); the last block is filled up with its last value, which changes no range."""
+    flat = values.reshape(-1)
+    missing = -flat.numel() % BLOCK
+    return torch.cat([flat, flat[-1:].expand(missing)]).reshape(-1, BLOCK)

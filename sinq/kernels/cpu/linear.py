@@ -1,0 +1,140 @@
+"""x Ŵᵀ on a processor, from packed codes.
+
+Few rows of x (decoding) go through `codes.multiply`, which never writes the matrix and rounds x to 16 bits. Many rows (prefill) are
+torch's product with pieces of the matrix, widened to float32 and used while they lie in cache. Sums of pieces are float32 whatever the
+dtype of x: on processors without instructions for bfloat16 its product is slower than that of float32, and never more exact.
+
+Nothing is prepared or kept beside the value: codes, scales and zeros are read where they are, so a layer that was moved, copied or loaded
+needs nothing done to it. Not covered: tables of levels, and groups that are no multiple of 8.
+"""
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinq.formats.grid import Levels
+from sinq.formats.scalar import QuantizedTensor
+from sinq.kernels.cpu import llvm_vectors
+from sinq.kernels.cpu.arguments import BITS, COLUMNS, FIRST, LAST, ROWS, TILE, Y
+from sinq.kernels.cpu.codes import Kernel, multiply, widen
+from sinq.kernels.cpu.openmp import parallel
+
+FEW = 16
+"""Up to so many rows of x, the matrix is not written."""
+PIECE = 1 << 18
+"""Weights widened at a time, 1 MiB: a core's cache."""
+SMALL = 1 << 18
+"""Multiplications below which a second thread does not pay."""
+OPTIONAL = ("zero", "col_scale", "scale_range", "scale_exponent")
+
+
+def refusal(value: QuantizedTensor) -> str | None:
+    """Return the reason why `product` cannot take a value, or None where it can."""
+    grid = value.grid
+    if grid.levels is not Levels.uniform:
+        return f"levels={grid.levels.name} is a table"
+    if grid.group_size % 8:
+        return f"group_size={grid.group_size} is no multiple of 8"
+    return None if parallel() is not None else "torch has no OpenMP here"
+
+
+def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
+
+    Raises:
+        ValueError: x has another number of features than the matrix.
+    """
+    stored = value.tensors
+    rest = [stored.get(name) for name in OPTIONAL]
+    arguments: tuple[Any, ...] = (
+        x,
+        stored["codes"],
+        stored["scale"],
+        *rest,
+        value.shape[0],
+        value.grid.bits,
+        value.grid.group_size,
+    )
+    result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
+    return result if bias is None else result + bias
+
+
+def _linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    col_scale: Tensor | None,
+    scale_range: Tensor | None,
+    scale_exponent: Tensor | None,
+    rows: int,
+    bits: int,
+    group_size: int,
+) -> Tensor:
+    columns = x.shape[-1]
+    if columns != scale.shape[1] * group_size:
+        raise ValueError(f"x has {columns} features; the matrix takes {scale.shape[1] * group_size}")
+    inputs = x.detach().float().contiguous()
+    tokens = inputs.numel() // columns
+    tile = rows if col_scale is None else rows // len(col_scale)
+    numbers = [bits, rows, columns, group_size, tile, tokens, 8 * scale.element_size(), 0, rows]
+    addresses = [
+        0 if tensor is None else tensor.data_ptr()
+        for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)
+    ]
+    outputs = torch.empty(*x.shape[:-1], rows)
+    fields = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
+    if tokens <= FEW:
+        _run(multiply(), fields, tokens * rows * columns)
+    else:
+        _by_pieces(inputs.reshape(tokens, columns), col_scale, fields, outputs.view(tokens, rows))
+    return outputs.to(x.dtype)
+
+
+def _by_pieces(inputs: Tensor, col_scale: Tensor | None, fields: list[int], outputs: Tensor) -> None:
+    rows, columns, tile = fields[ROWS], fields[COLUMNS], fields[TILE]
+    step = min(tile, max(1, PIECE // columns))
+    arranged, last_tile = inputs, -1
+    piece = torch.empty(step, _arrange(inputs[:1], fields[BITS]).shape[1])
+    for first in range(0, rows, tile):
+        for start in range(first, first + tile, step):
+            if start // tile != last_tile:
+                last_tile = start // tile
+                scaled = inputs if col_scale is None else inputs * col_scale[last_tile].float()
+                arranged = _arrange(scaled, fields[BITS])
+            end = min(start + step, first + tile)
+            fields[FIRST], fields[LAST], fields[Y] = (
+                start,
+                end,
+                piece.data_ptr(),
+            )
+            _run(widen(), fields, (end - start) * columns)
+            outputs[:, start:end] = arranged @ piece[: end - start].T
+
+
+def _arrange(x: Tensor, bits: int) -> Tensor:
+    """(tokens, columns) → (tokens, blocks · codes · lanes) divided by factors, as `codes.widen` lays out the matrix."""
+    each = llvm_vectors.codes_per_lane(bits)
+    block = each * llvm_vectors.WIDTH
+    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % block)).view(len(x), -1, llvm_vectors.WIDTH, each)
+    factors = torch.tensor([llvm_vectors.factor(code, bits) for code in range(each)])
+    return (filled / factors).transpose(2, 3).reshape(len(x), -1)
+
+
+def _run(kernel: Kernel, fields: list[int], work: int) -> None:
+    start, packed = parallel(), array("q", fields)
+    assert start is not None  # or `refusal` has a reason
+    start(kernel.address, packed.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
+
+
+_operator = torch.library.custom_op("sinq::cpu_linear", _linear, mutates_args=())
+"""The same function as one node of a compiled graph."""
+
+
+@_operator.register_fake
+def _shape(x: Tensor, *arguments: object) -> Tensor:
+    rows = arguments[-3]
+    assert isinstance(rows, int | torch.SymInt)
+    return x.new_empty(*x.shape[:-1], rows)

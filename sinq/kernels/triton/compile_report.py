@@ -1,0 +1,223 @@
+"""What the CUDA compiler makes of the Triton kernels: registers, spilled bytes and shared memory. Needs no device.
+
+    python -m sinq.kernels.triton.compile_report
+
+A spill is a register that did not fit and goes through memory: bytes written and read back, summed over the kernel's code. The shapes are
+those of a large layer (groups of 64). A kernel that compiles here may still be slow; only a device can tell.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime import JITFunction
+
+from sinq.kernels.triton.dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
+from sinq.kernels.triton.linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
+from sinq.kernels.triton.quantize import BALANCE_EACH, BALANCE_ELEMENTS, ROUND_EACH, ROUND_ELEMENTS, warps_for
+from sinq.kernels.triton.round import round_groups
+from sinq.kernels.triton.sinkhorn import balance
+from sinq.kernels.triton.vector import multiply_vector
+
+TARGETS = (80, 90)
+"""Compute capabilities: A100, and H100 or H200."""
+GROUP = 64
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+ALIGNED = ("height", "columns", "rows")
+"""Whole-number arguments that are multiples of 16 in these shapes, as pointers are."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel and what it is compiled for: types of its arguments, values of its constants (None: an argument that is not there)."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one thread (registers, spilled bytes) and one program (shared bytes) of a compiled kernel need."""
+
+    kernel: str
+    capability: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    cubin_bytes: int
+
+
+def compiled(case: Case, capability: int) -> CompiledKernel:
+    """The kernel for a compute capability. Raises `ValueError` under TRITON_INTERPRET, where there is nothing to compile."""
+    if not isinstance(case.kernel, JITFunction):
+        raise ValueError(f"{case.name} is interpreted: unset TRITON_INTERPRET")
+    names = case.kernel.arg_names
+    signature = {name: case.types.get(name, "constexpr") for name in names}
+    constants = {name: case.constants.get(name) for name in names if name not in case.types}
+    aligned = [
+        k
+        for k, name in enumerate(names)
+        if signature[name].startswith("*") or (name in ALIGNED and name in case.types)
+    ]
+    source = ASTSource(case.kernel, signature, constants, {(k,): [["tt.divisibility", 16]] for k in aligned})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": case.warps})
+
+
+def resources(case: Case, capability: int) -> Resources:
+    """Compile, and ask ptxas what it took."""
+    kernel = compiled(case, capability)
+    log = assemble(kernel.asm["ptx"], capability)
+    spilled = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log))
+    registers = max(int(count) for count in re.findall(r"Used (\d+) registers", log))
+    return Resources(
+        case.name, capability, registers, spilled, kernel.metadata.shared, len(kernel.asm["cubin"])
+    )
+
+
+def assemble(ptx: str, capability: int) -> str:
+    """What ptxas says about a program. Raises `RuntimeError` with its complaint if it does not assemble."""
+    target = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [
+            get_ptxas(capability).path,
+            "-v",
+            f"-arch={target}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".cubin")),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ptxas for {target}: {done.stdout}{done.stderr}")
+    return done.stderr
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel as it is launched for a large layer; all bits where bits matter."""
+    for dtype in (torch.bfloat16, torch.float32):
+        yield _balance(dtype)
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield _round(bits)
+    for bits in (2, 3, 4, 5, 6, 8):
+        yield linear_case(bits, torch.bfloat16, batch=1)
+        yield linear_case(bits, torch.bfloat16, batch=ROWS_OF_KERNEL)
+    for dtype in (torch.float16, torch.float32):
+        yield linear_case(4, dtype, batch=1)
+        yield linear_case(4, dtype, batch=ROWS_OF_KERNEL)
+    yield linear_case(4, torch.bfloat16, batch=1, symmetric=True)
+    yield linear_case(4, torch.bfloat16, batch=None)
+
+
+def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: bool = False) -> Case:
+    """The product with `batch` rows of x, or with None writing the matrix; 4096 in-features, float16 auxiliaries, column scales."""
+    pointer = POINTERS[dtype]
+    types = {"codes": "*i32", "scale": "*fp16", "col_scale": "*fp16", "out": pointer, "rows": "i32"} | (
+        {} if symmetric else {"zero": "*fp16"}
+    )
+    constants = {
+        "WORDS_PER_ROW": 512,
+        "GROUP_WORDS": GROUP // 8,
+        "BITS": bits,
+        "ZERO": (ZERO_CONSTANT if symmetric else ZERO_STORED).value,
+    }
+    name = f"{bits} bits, {str(dtype).removeprefix('torch.')}"
+    if batch is None:
+        return Case(
+            f"dequantize {name}",
+            dequantize_block,
+            types,
+            constants | {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16},
+            4,
+        )
+    name = f"linear {name}, batch {batch}{', symmetric' if symmetric else ''}"
+    if batch == 1:
+        form, warps = vector_form((4096, 4096), bits, GROUP, constants["ZERO"])
+        return Case(name, multiply_vector, types | {"x": pointer}, form, warps)
+    rows, words, warps = blocks(dtype)
+    constants |= {
+        "BATCH": ROWS_OF_KERNEL,
+        "OPERAND": _type(pointer),
+        "BLOCK_ROWS": rows,
+        "BLOCK_WORDS": words,
+    }
+    return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
+
+
+def _balance(dtype: torch.dtype) -> Case:
+    vectors = {"scratch": "*fp32", "row_scale": "*fp32", "col_scale": "*fp32"}
+    numbers = dict.fromkeys(("step_min", "step_max", "log_min", "log_max", "std_min", "std_max"), "fp32")
+    types = (
+        {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"}
+        | vectors
+        | numbers
+    )
+    sizes = {
+        "WIDTH": GROUP,
+        "PADDED_WIDTH": GROUP,
+        "BLOCK_ROWS": BALANCE_ELEMENTS // GROUP,
+        "EARLY_STOP": True,
+        "RELATIVE": True,
+    }
+    return Case(
+        f"balance {str(dtype).removeprefix('torch.')}",
+        balance,
+        types,
+        sizes,
+        warps_for(BALANCE_ELEMENTS, BALANCE_EACH),
+    )
+
+
+def _round(bits: int) -> Case:
+    unit = {1: "*u8", 2: "*i16", 4: "*i32", 8: "*i64"}[bits & -bits]
+    vectors = dict.fromkeys(("row_scale", "col_scale", "scale", "zero"), "*fp32")
+    numbers = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32") | dict.fromkeys(
+        ("rows", "columns", "tile_rows"), "i32"
+    )
+    sizes = {
+        "BITS": bits,
+        "GROUP": GROUP,
+        "WORDS": GROUP // 8,
+        "BLOCK_ROWS": ROUND_ELEMENTS // GROUP,
+        "PACK": True,
+    }
+    return Case(
+        f"round {bits} bits",
+        round_groups,
+        {"weight": "*bf16", "packed": unit} | vectors | numbers,
+        sizes,
+        warps_for(ROUND_ELEMENTS, ROUND_EACH),
+    )
+
+
+def _type(pointer: str) -> tl.dtype:
+    return tl.dtype(pointer.removeprefix("*"))
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{'kernel':42} {'target':>6} {'registers':>9} {'spilled B':>9} {'shared B':>8}")
+    for case in cases():
+        for capability in TARGETS:
+            found = resources(case, capability)
+            print(
+                f"{found.kernel:42} {f'sm_{capability}':>6} {found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Methods that first turn a model into an equal one that is easier to compress."""
+
+from abc import abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sinq.calibration.data import Calibration
+from sinq.calibration.statistics import Statistic
+from sinq.common.progress import Progress
+from sinq.common.timing import timed
+from sinq.methods.base import Method
+from sinq.methods.report import CompressionReport
+from sinq.model.context import Context
+
+
+class Rewriting(Method):
+    """A method that first turns a model into an equal one that is easier to compress, then lets `inner` compress it.
+
+    Subclasses are dataclasses with a field `inner`. The equal model has parameters of its own, beside the dense model's, until `inner`
+    has replaced them. What `inner` reports (errors, imbalance) is of the rewritten matrices; the rewriting's time is added to its own.
+    """
+
+    inner: Method
+
+    @abstractmethod
+    def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
+        """Replace parameters of `model`, keeping its function; the work is done on `device`."""
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        return self.inner.statistic
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.inner.needs_calibration
+
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
+        device = context.device_for(model)
+        _require_finite(model)
+        with torch.no_grad(), timed(device) as clock:
+            self.rewrite(model, device, context.progress)
+        report = self.inner.compress(model, calibration, context)
+        return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
+
+
+def _require_finite(model: nn.Module) -> None:
+    """Refuse here what rewriting would spread from one layer to others."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"{name} has NaN or Inf; repair the checkpoint")

@@ -1,0 +1,72 @@
+"""SINQ: Sinkhorn-Normalized Quantization (arXiv 2509.22944).
+
+A scale per row and group, and a scale per column of each tile, found by the iteration of `sinkhorn.py`; then round to nearest, or
+HQQ's refinement of the zero-points (`half_quadratic.py`), on the balanced matrix.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sinq.algorithms.half_quadratic import HalfQuadratic
+from sinq.algorithms.sinkhorn import Sinkhorn
+from sinq.common.errors import NotApplicable
+from sinq.formats.grid import Grid, Levels
+from sinq.formats.scalar import QuantizedTensor
+from sinq.kernels import sinkhorn_scales
+from sinq.methods.scalar import Normalized, ScalarMethod
+
+
+@dataclass(frozen=True)
+class SINQ(ScalarMethod):
+    """Sinkhorn-Normalized Quantization (arXiv 2509.22944): balance row and column deviations, then round to nearest."""
+
+    name: ClassVar[str] = "sinq"
+
+    grid: Grid = Grid()
+    sinkhorn: Sinkhorn = Sinkhorn()
+    kurtosis_gate: float | None = None
+    """Round to nearest, without Sinkhorn, matrices whose kurtosis is above this. The paper has no gate; the release has 5."""
+
+    refinement: HalfQuadratic | None = None
+    """HQQ's refinement of the zero-points of the normalized matrix."""
+
+    def __post_init__(self) -> None:
+        grid = self.grid
+        if self.refinement is not None and (
+            grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform
+        ):
+            raise NotApplicable(
+                "refinement moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
+            )
+        if self.kurtosis_gate is not None and self.kurtosis_gate <= 0:
+            raise ValueError(
+                f"kurtosis_gate={self.kurtosis_gate} is not possible; it must be above 0, or null for no gate"
+            )
+
+    def normalize(self, weight: Tensor) -> Normalized:
+        if self.kurtosis_gate is not None:
+            measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
+            if measured > self.kurtosis_gate:
+                return Normalized(weight, notes={"gated_by_kurtosis": measured})
+        row_scale, col_scale = sinkhorn_scales(
+            weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.sinkhorn
+        )
+        return Normalized(weight, row_scale, col_scale)
+
+    def only_rounds(self, normalized: Normalized) -> bool:
+        return self.refinement is None or normalized.row_scale is None  # a gated matrix is only rounded
+
+    def round(self, normalized: Normalized) -> QuantizedTensor:
+        if self.refinement is None or self.only_rounds(normalized):
+            return normalized.rounded(self.grid)
+        return normalized.refined(self.grid, self.refinement)
+
+
+def kurtosis(weight: Tensor, variance_floor: float = 0.0) -> float:
+    """E[(w − μ)⁴] / var² over the whole matrix; 3 for a Gaussian. The release floors var at 1e-6, in absolute terms."""
+    centred = weight.float() - weight.float().mean()
+    variance = centred.square().mean().clamp_min(max(variance_floor, torch.finfo(torch.float32).tiny))
+    return ((centred / variance.sqrt()) ** 4).mean().item()

@@ -1,0 +1,1 @@
+"""A transformers model as this library sees it: targets, blocks, decoder graph, the modules put in, edits, the walk."""

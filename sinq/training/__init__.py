@@ -1,0 +1,1 @@
+"""Training of what is stored: tuning a block after its layers are compressed."""

@@ -1,0 +1,113 @@
+"""Tuning a block after its layers are compressed: codes stay, the numbers beside them move.
+
+A compressed block still has numbers that are not codes: codebooks and scales of its layers, gains of its norms, biases. They are
+trained by Adam until the block's output is near that of the *dense* block on the same inputs, and these inputs went through the
+compressed blocks before it (AQLM, arXiv 2401.06118; the last step of most methods below 3 bits).
+
+    minimize  mean (block_q(X) − block_fp(X))²      over all tensors that `CompressedWeight.tunable` names, and parameters of one dimension
+
+Training is in float32, one window at a time, gradients summed over a batch. The last windows are held out: after each epoch the loss on
+them is measured on numbers *as they are stored* (rounded back to their own dtype), and what was best there is kept. The start counts as a
+candidate, so on held-out windows a block is never worse than before; with one window nothing is held out and the trained one is measured.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from sinq.model.blocks import HiddenStates
+from sinq.model.walk import BlockView
+from sinq.training.trained_numbers import TrainedNumbers
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """Mean squared errors on the windows held out, before and after, and the epoch that was kept (0: the start)."""
+
+    before: float
+    after: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class BlockTuning:
+    """Options of tuning. Defaults are those of AQLM's published recipe, but for the batch, which there is 32 windows of 4,096 tokens."""
+
+    epochs: int = 10
+    """At most so many passes over the windows."""
+    patience: int = 3
+    """Passes without a better loss on the windows held out, after which it stops."""
+    batch: int = 4
+    """Windows of a step."""
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    validation: float = 0.125
+    """Share of the windows that is held out; at least one window is, and at least one is not."""
+    seed: int = 0
+    """Of the order of windows."""
+
+    def __post_init__(self) -> None:
+        for option in ("epochs", "patience", "batch"):
+            if getattr(self, option) < 1:
+                raise ValueError(f"tuning.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"tuning.learning_rate={self.learning_rate} is not possible; it must be above 0")
+        if not 0 < self.validation < 1:
+            raise ValueError(
+                f"tuning.validation={self.validation} is not possible; it must be between 0 and 1"
+            )
+
+    def tune(self, block: BlockView, targets: HiddenStates) -> TuningResult:
+        """Train the numbers of a block in place (its values and parameters are replaced; none is written to).
+
+        Args:
+            targets: outputs of the dense block on `block.inputs`.
+        """
+        numbers, training, held_out = TrainedNumbers(block.module), *self._split(len(block.inputs))
+        generator = torch.Generator().manual_seed(self.seed)
+        optimizer = torch.optim.Adam(numbers.leaves, self.learning_rate, self.betas)
+        kept, best = 0, numbers.rounded()
+        before = after = _stored_loss(block, targets, numbers, held_out)
+        for epoch in range(1, self.epochs + 1):
+            order = [training[k] for k in torch.randperm(len(training), generator=generator).tolist()]
+            for start in range(0, len(order), self.batch):
+                _step(block, targets, numbers, order[start : start + self.batch], optimizer)
+            loss = _stored_loss(block, targets, numbers, held_out)
+            if loss < after:
+                best, kept, after = numbers.rounded(), epoch, loss
+            elif epoch - kept >= self.patience:
+                break
+        numbers.store(best)
+        return TuningResult(before, after, kept)
+
+    def _split(self, count: int) -> tuple[range, range]:
+        """Windows to train on, and those held out; the same one for both if there is only one."""
+        held = min(max(1, round(self.validation * count)), count - 1)
+        return range(count - held), range(count - held, count) if held else range(count)
+
+
+def _stored_loss(block: BlockView, targets: HiddenStates, numbers: TrainedNumbers, windows: range) -> float:
+    """Mean squared error of windows, of the block as it would be stored."""
+    with torch.no_grad(), numbers.computing([number.float() for number in numbers.rounded()]):
+        return sum(_error(block, targets, index).item() for index in windows) / len(windows)
+
+
+def _step(
+    block: BlockView,
+    targets: HiddenStates,
+    numbers: TrainedNumbers,
+    windows: list[int],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Take one step down the mean error of some windows."""
+    optimizer.zero_grad()
+    with torch.enable_grad(), numbers.computing(numbers.leaves):
+        for index in windows:
+            (_error(block, targets, index) / len(windows)).backward()
+    optimizer.step()
+
+
+def _error(block: BlockView, targets: HiddenStates, index: int) -> torch.Tensor:
+    """Mean squared error of one window, computed in float32."""
+    output = block.run(block.inputs[index], torch.float32)
+    return torch.nn.functional.mse_loss(output, targets[index].to(output))

@@ -1,0 +1,109 @@
+"""Numbers of a compressed block that can be trained: those stored beside codes, and parameters of one dimension.
+
+Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given numbers for a
+while, and `TrainedNumbers.store` makes them the block's own. What the block had before is never written to: a dense
+model may share it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from sinq.model.linear import WeightStore
+
+
+class Owner(Protocol):
+    """A module that has numbers to train."""
+
+    stored: dict[str, Tensor]
+    """The numbers as the module had them at first, by name."""
+
+    def compute_with(self, numbers: dict[str, Tensor]) -> None:
+        """Let the module compute in float32 with these numbers, through which gradients reach them."""
+
+    def restore(self) -> None:
+        """Undo `compute_with`."""
+
+    def store(self, numbers: dict[str, Tensor]) -> None:
+        """Make numbers, in the dtypes of `stored`, the module's own."""
+
+
+class ValueNumbers:
+    """Scales, zeros, codebooks … of a compressed value; codes are not among them."""
+
+    def __init__(self, module: WeightStore) -> None:
+        self._module, self._value = module, module.value
+        tensors = self._value.state_dict()
+        self.stored = {name: tensors[name] for name in self._value.tunable()}
+
+    def compute_with(self, numbers: dict[str, Tensor]) -> None:
+        self._module.value = self._value.with_tensors(numbers)
+
+    def restore(self) -> None:
+        self._module.value = self._value
+
+    def store(self, numbers: dict[str, Tensor]) -> None:
+        self._module.hold(self._value.with_tensors(numbers))
+
+
+class ParameterNumbers:
+    """Gains and biases of an ordinary module: its parameters of one dimension.
+
+    Its other parameters only change their dtype while it computes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._all = {name: p for name, p in module.named_parameters(recurse=False) if p.is_floating_point()}
+        self.stored: dict[str, Tensor] = {name: p for name, p in self._all.items() if p.ndim == 1}
+
+    def compute_with(self, numbers: dict[str, Tensor]) -> None:
+        for name, parameter in self._all.items():
+            wide = numbers.get(name, parameter.detach().float())
+            self._module._parameters[name] = wide  # type: ignore[assignment]  # gradients would stop at a Parameter
+
+    def restore(self) -> None:
+        self._module._parameters.update(self._all)
+
+    def store(self, numbers: dict[str, Tensor]) -> None:
+        for name, number in numbers.items():
+            self._module._parameters[name] = nn.Parameter(number, requires_grad=False)
+
+
+class TrainedNumbers:
+    """All numbers of a block that are trained, in one order."""
+
+    def __init__(self, block: nn.Module) -> None:
+        modules = list(block.modules())
+        self._owners: list[Owner] = [ValueNumbers(m) for m in modules if isinstance(m, WeightStore)]
+        self._owners += [ParameterNumbers(m) for m in modules if not isinstance(m, WeightStore)]
+        self._stored = [number for owner in self._owners for number in owner.stored.values()]
+        self.leaves = [number.detach().float().clone().requires_grad_() for number in self._stored]
+
+    def rounded(self) -> list[Tensor]:
+        """Copies of the leaves, rounded to the dtypes they are stored in."""
+        pairs = zip(self.leaves, self._stored, strict=True)
+        return [leaf.detach().to(stored.dtype, copy=True) for leaf, stored in pairs]
+
+    @contextmanager
+    def computing(self, numbers: Sequence[Tensor]) -> Iterator[None]:
+        """Let the block compute in float32 with these numbers, in the order of `leaves`, within the context."""
+        try:
+            for owner, own in self._by_owner(numbers):
+                owner.compute_with(own)
+            yield
+        finally:
+            for owner in self._owners:
+                owner.restore()
+
+    def store(self, numbers: Sequence[Tensor]) -> None:
+        """Make numbers, rounded to the dtypes they are stored in, the block's own."""
+        for owner, own in self._by_owner(numbers):
+            owner.store(own)
+
+    def _by_owner(self, numbers: Sequence[Tensor]) -> Iterator[tuple[Owner, dict[str, Tensor]]]:
+        remaining = iter(numbers)
+        for owner in self._owners:
+            yield owner, {name: next(remaining) for name in owner.stored}

@@ -1,0 +1,204 @@
+"""Comparisons of rows: the interval against other ways to get it, how often it covers the truth, and which rows may be compared."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.common.intervals import bootstrap_interval
+from experiments.compare import counterpart
+from experiments.compare.paired import Comparison, Verdict, compare
+from experiments.results import listing, record
+from experiments.results.record import Row
+
+NOISE = np.random.default_rng(1)
+HARD = 3 + NOISE.normal(0, 0.5, 20)  # what makes a window hard is hard for everyone
+
+
+def row(
+    name: str = "sinq", nll: Any = HARD, bits: int | None = 4, run_id: str | None = None, **method: Any
+) -> Row:
+    """A finished row, as the pipeline records it."""
+    grid = {} if bits is None else {"grid": {"bits": bits, "group_size": 64}}
+    nll = [float(value) for value in nll]
+    return {
+        "run_id": run_id or f"id-{name}-{bits}",
+        "name": name if bits is None else f"{name} {bits}-bit g64",
+        "choices": {"method": name},
+        "status": record.FINISHED,
+        "identity": {
+            "model": {"name": "m", "sha256": "1", "dtype": "float32"},
+            "device": "cpu",
+            "method": {**grid, **method},
+        },
+        "options": {"method": {**grid, **method}},
+        "metrics": {
+            "perplexity": {"value": 1.0, "windows": len(nll), "seqlen": 2048, "kl": 0.02, "flip_rate": 0.1}
+        },
+        "samples": {"perplexity": {"window_nll": nll}},
+        "protocol": {
+            "fingerprint": "f",
+            "tokens": 9,
+            "tokenizer": "t",
+            "bos": "none",
+            "dtype": "float32",
+            "model_commit": None,
+        },
+    }
+
+
+def test_all_possible_resamples_give_the_same_interval() -> None:
+    values = np.array([0.1, -0.2, 0.4, 0.05, 0.3])
+    every = values[np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)].mean(
+        1
+    )  # 5⁵ ways to draw five windows
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.01)
+
+
+def test_it_is_the_plain_loop() -> None:
+    values = NOISE.normal(0.1, 1, 30)
+    generator = np.random.default_rng(7)
+    means = sorted(np.mean([values[generator.integers(30)] for _ in range(30)]) for _ in range(4000))
+    assert bootstrap_interval(values) == pytest.approx((means[100], means[3900]), abs=0.03)
+
+
+def test_many_windows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = NOISE.normal(size=50)
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr("experiments.compare.AT_ONCE", 50 * 333)
+    assert bootstrap_interval(values) == whole  # the generator's numbers come in the same order
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(2).normal(0.3, 1, (300, 60))
+    covered = [low <= 0.3 <= high for low, high in (bootstrap_interval(values, 1000) for values in draws)]
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def test_pairs_show_what_means_hide() -> None:
+    """A difference of a hundredth of the spread between windows."""
+    changed = HARD + 0.005 + np.random.default_rng(3).normal(0, 0.002, 20)
+    comparison = compare(row("rtn", changed), row())
+    assert comparison.verdict is Verdict.worse
+    assert comparison.delta_nll == pytest.approx(np.mean(changed) - np.mean(HARD))
+    assert comparison.low < comparison.delta_nll < comparison.high
+    assert compare(row(), row("rtn", changed)).verdict is Verdict.better
+    assert compare(row(), row("rtn", changed)).high == pytest.approx(-comparison.low, abs=2e-4)
+
+
+def test_equal_rows_are_not_distinguishable() -> None:
+    for count in (4, 20):
+        same = compare(row(nll=HARD[:count]), row(nll=HARD[:count]))
+        assert same == Comparison(0.0, 0.0, 0.0, count)
+        assert same.verdict is Verdict.not_distinguishable
+    noise = np.random.default_rng(4).normal(0, 0.1, 20)
+    assert compare(row("rtn", HARD + noise - noise.mean()), row()).verdict is Verdict.not_distinguishable
+
+
+def test_a_handful_of_windows_proves_nothing() -> None:
+    shift = np.linspace(0.1, 0.2, 20)
+    assert compare(row("rtn", (HARD + shift)[:5]), row(nll=HARD[:5])).verdict is Verdict.too_few_windows
+    assert compare(row("rtn", (HARD + shift)[:6]), row(nll=HARD[:6])).verdict is Verdict.worse
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("protocol", "fingerprint"), "g", "text is f and g"),
+        (("protocol", "tokens"), 8, "number of tokens is 9 and 8"),
+        (("protocol", "tokenizer"), "u", "tokenizer is t and u"),
+        (("protocol", "bos"), "added once", "bos is none and added once"),
+        (("protocol", "dtype"), "bfloat16", "dtype is float32 and bfloat16"),
+        (("protocol", "model_commit"), "c", "commit is None and c"),
+        (("identity", "device"), "cuda", "device is cpu and cuda"),
+        (("identity", "model", "name"), "n", "model is .* and "),
+        (("metrics", "perplexity", "seqlen"), 512, "seqlen is 2048 and 512"),
+        (("metrics", "perplexity", "windows"), 19, "windows is 20 and 19"),
+        (("samples",), {}, "id-rtn-4 has no finite perplexity"),
+        (("samples", "perplexity", "window_nll"), [float("nan")] * 20, "id-rtn-4 has no finite perplexity"),
+    ],
+)
+def test_rows_of_different_protocols_are_refused(place: tuple[str, ...], value: Any, message: str) -> None:
+    other = copy.deepcopy(row("rtn"))
+    inside = other
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    with pytest.raises(ValueError, match=f"rows id-sinq-4 and id-rtn-4 cannot be compared: {message}"):
+        compare(row(), other)
+
+
+def test_methods_are_compared_at_their_own_bits() -> None:
+    rows = [
+        row("sinq", HARD, 4),
+        row("sinq", HARD + 0.3, 3),
+        row("rtn", HARD + 0.1, 4),
+        row("rtn", HARD + 0.2, 3),
+        row("none", HARD, None),
+    ]
+    found = counterpart.compared(rows, "sinq")
+    assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, None, 0.1, -0.1, None]
+
+
+def test_a_wrapped_method_has_the_bits_of_the_inner_one() -> None:
+    wrapped = row("awq", HARD + 0.2, None, inner={"grid": {"bits": 3, "group_size": 64}})
+    (comparison, *_) = counterpart.compared(
+        [wrapped, row("sinq", HARD, 4), row("sinq", HARD + 0.1, 3)], "sinq"
+    )
+    assert comparison is not None
+    assert comparison.delta_nll == pytest.approx(0.1)
+
+
+def test_a_method_that_chooses_bits_is_matched_by_no_others_bits() -> None:
+    mixed = row("mixed", HARD + 0.2, None, inner={"grid": {"bits": 4, "group_size": 64}})
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
+    mixed["options"]["method"]["bits"] = [2, 3, 4]
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
+
+
+@pytest.mark.parametrize("name", ["sinq 4-bit g64", "id-sinq-4"])
+def test_a_row_named_itself_stands_beside_all_others(name: str) -> None:
+    rows = [row("sinq", HARD, 4), row("rtn", HARD + 0.2, 3), row("none", HARD - 0.1, None)]
+    found = counterpart.compared(rows, name)
+    assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, 0.2, -0.1]
+
+
+def test_the_dense_model_has_no_bits_to_match() -> None:
+    rows = [row("sinq", HARD + 0.1, 4), row("none", HARD, None)]
+    assert [c is not None for c in counterpart.compared(rows, "none")] == [True, False]
+
+
+def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
+    elsewhere, failed = (
+        row("rtn", HARD[:10], 4),
+        {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED},
+    )
+    assert counterpart.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
+
+
+def test_several_rows_of_one_name_are_an_error_that_lists_them() -> None:
+    rows = [row(iterations=16, run_id="a"), row(iterations=4, run_id="b"), row("rtn", HARD + 0.1)]
+    with pytest.raises(
+        ValueError, match=r"--against sinq means several rows beside id-rtn-4 .*: a \(.*=16\); b \(.*=4\)"
+    ):
+        counterpart.compared(rows, "sinq")
+    assert [c is not None for c in counterpart.compared(rows, "a")] == [False, True, True]
+
+
+def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
+    with pytest.raises(
+        ValueError, match="--against hqq names no row; give a run id or one of: rtn, rtn 4-bit g64"
+    ):
+        counterpart.compared([row("rtn")], "hqq")
+
+
+def test_the_table_shows_them() -> None:
+    rows = [row(), row("rtn", HARD + 0.1)]
+    shown = listing.beside(
+        listing.overview(record.tabulate(rows), listing.QUALITY), counterpart.compared(rows, "sinq"), "sinq"
+    ).fillna("–")
+    assert list(shown["ΔNLL to sinq"]) == ["–", "+0.1000"]
+    assert list(shown["95 %"]) == ["–", "+0.1000 … +0.1000"]
+    assert list(shown["verdict"]) == ["–", "worse"]
+    assert list(shown["KL"]) == [0.02, 0.02]

@@ -1,0 +1,113 @@
+"""Two runs side by side: which are meant, and what their difference is, against numbers worked out here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.common.console import console
+from experiments.compare import __main__, difference
+from tests.experiments.rows import failed, finished, layers, store
+
+ROWS = [
+    finished("none"),
+    finished("sinq"),
+    finished("sinq", 3),
+    finished("rtn"),
+    finished("sinq", text="u"),
+    failed(),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "run_id"),
+    [
+        ("sinq3t", "sinq3t"),
+        ("rtn", "rtn4t"),
+        ("rtn 4-bit g64", "rtn4t"),
+        ("method=sinq,bits=3", "sinq3t"),
+        ("method=sinq,method.grid.bits=4,text=t", "sinq4t"),
+        ("method=none", "none4t"),
+    ],
+)
+def test_a_run_is_known_by_id_name_or_query(words: str, run_id: str) -> None:
+    assert difference.select(ROWS, words)["run_id"] == run_id
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("method=sinq,bits=4", r"means 2 of the finished runs; it may be: sinq4t \(.*\); sinq4u"),
+        ("method=awq", "means none of the finished runs; there are: none4t"),
+        ("bit=4", r"bit in bit=4 is nothing that a run was chosen by; there are: .*bits"),
+        ("broken", "broken means none"),
+    ],
+)
+def test_what_means_no_run_or_several_is_refused(words: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        difference.select(ROWS, words)
+
+
+def test_settings_are_what_differs_and_nothing_else() -> None:
+    assert difference.changes(finished("sinq"), finished("sinq", 3)) == [("method.grid.bits", 4, 3)]
+    assert difference.changes(finished(), finished()) == []
+    assert ("method.grid.bits", None, 4) in difference.changes(finished("none"), finished("sinq"))
+
+
+def test_metrics_are_subtracted_and_windows_give_the_interval() -> None:
+    one, other = finished("sinq"), finished("rtn")
+    one["metrics"]["perplexity"]["nll"], other["metrics"]["perplexity"]["nll"] = (
+        np.mean(row["samples"]["perplexity"]["window_nll"]) for row in (one, other)
+    )
+    found = {each.name: each for each in difference.metrics(one, other)}
+    nll = found["perplexity.nll"]
+    assert nll.interval is not None
+    assert nll.interval[0] < nll.other - nll.one < nll.interval[1]
+    assert nll.interval[0] > 0.09  # RTN is made 0.1 worse, give or take 0.005 / √20 twice
+    assert found["perplexity.kl"].interval == pytest.approx((0, 0))
+    assert found["size.bits_per_weight"].interval is None
+    assert "latency.kernel" not in found
+
+
+def test_numbers_of_another_protocol_are_left_out() -> None:
+    names = {each.name for each in difference.metrics(finished("sinq"), finished("sinq", text="u"))}
+    assert "size.bits_per_weight" in names
+    assert not [name for name in names if name.startswith("perplexity.")]
+
+
+def test_layers_come_with_the_largest_change_first(tmp_path: Path) -> None:
+    one, other = store(tmp_path, finished("sinq"), finished("sinq", 3))
+    table = difference.layers(one, other, tmp_path)
+    expected = (layers(other).set_index("name") - layers(one).set_index("name"))[
+        "relative_error"
+    ].sort_values(ascending=False)
+    assert list(table.index) == list(expected.index)
+    assert np.allclose(table["relative_error", "difference"], expected)
+    assert difference.layers(one, finished("none"), tmp_path).empty
+
+
+def test_output_errors_are_compared_where_both_have_them(tmp_path: Path) -> None:
+    one, other = store(tmp_path, finished("sinq"), finished("rtn"))
+    name = "model.layers.1.mlp.down_proj"
+    one["samples"]["layer_error"], other["samples"]["layer_error"] = (
+        {"relative_error": {name: value}} for value in (0.1, 0.4)
+    )
+    table = difference.layers(one, other, tmp_path)
+    assert table.columns[0] == ("output_error", "one")
+    assert table.loc[name, ("output_error", "difference")] == pytest.approx(0.3)
+    assert table.index[0] == name
+
+
+def test_everything_is_printed(tmp_path: Path) -> None:
+    one, other = store(tmp_path, finished("sinq"), finished("rtn"))
+    with console.capture() as captured:
+        __main__.show(one, other, tmp_path, 2)
+    text = captured.get()
+    assert all(
+        words in text
+        for words in ("what was different", "method.name", "by mean NLL: worse", "6 layers in common")
+    )
+    assert text.count("model.layers.") == 2
+    with console.capture() as captured:
+        __main__.show(one, finished("sinq", text="u"), tmp_path, 2)
+    assert "not compared: text is t and u" in captured.get()

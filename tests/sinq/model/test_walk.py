@@ -1,0 +1,126 @@
+"""The walk through blocks: what it shows, that it advances through what a block has become, and what a method of blocks has to write."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from baselines.rtn import RTN
+from sinq import BlockMethod, BlockView, Calibration, Context, Grid, LayerReport, NotApplicable
+from sinq.model import walk
+from sinq.model.blocks import find_blocks
+from tests.conftest import tiny_model, tiny_tokens
+
+TOKENS = tiny_tokens(3)
+
+
+def block_inputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
+    """What each block is given in an ordinary forward pass, (windows, seqlen, hidden)."""
+    caught: list[list[Tensor]] = [[] for _ in find_blocks(model)]
+    handles = [
+        block.register_forward_pre_hook(lambda _, args, into=into: into.append(args[0]))
+        for block, into in zip(find_blocks(model), caught, strict=True)
+    ]
+    for window in tokens:
+        model(window[None])
+    for handle in handles:
+        handle.remove()
+    return [torch.cat(states) for states in caught]
+
+
+def double(block: nn.Module) -> None:
+    """Double all a block adds to its inputs, by its last norms."""
+    for parameter in block.parameters():
+        if parameter.ndim == 1:
+            parameter.mul_(2)
+
+
+@torch.no_grad()
+def test_a_visitor_that_changes_nothing_sees_the_model_as_it_is(architecture: str) -> None:
+    model, expected = tiny_model(architecture), block_inputs(tiny_model(architecture), TOKENS)
+    for block in walk(model, TOKENS):
+        assert block.module is find_blocks(model)[block.index]
+        assert torch.equal(torch.cat(list(block.inputs)), expected[block.index])
+    assert block.index == len(expected) - 1
+
+
+@torch.no_grad()
+def test_it_advances_through_what_a_block_has_become() -> None:
+    model, changed = tiny_model("llama"), tiny_model("llama")
+    double(find_blocks(changed)[0])
+    seen = []
+    for block in walk(model, TOKENS):
+        seen.append(torch.cat(list(block.inputs)))
+        double(block.module)
+    assert torch.equal(seen[1], block_inputs(changed, TOKENS)[1])
+    assert not torch.equal(seen[1], block_inputs(tiny_model("llama"), TOKENS)[1])
+
+
+@torch.no_grad()
+def test_what_was_settled_before_a_change_stays() -> None:
+    model, seen = tiny_model("llama"), []
+    for block in walk(model, TOKENS):
+        seen.append(torch.cat(list(block.inputs)))
+        settled = block.advance()
+        double(block.module)
+        assert block.advance() is settled
+    assert torch.equal(seen[1], block_inputs(tiny_model("llama"), TOKENS)[1])
+
+
+@torch.no_grad()
+def test_every_step_is_shown_with_its_block_and_nowhere_else() -> None:
+    model = tiny_model("llama")
+    steps = RTN(Grid(4, 32)).plan(model, None, Context()).steps
+    for block in walk(model, TOKENS, steps=steps):
+        assert [step.target.name for step in block.steps] == [
+            step.target.name for step in steps if f".layers.{block.index}." in step.target.name
+        ]
+        assert len(block.steps) == 7
+
+
+@torch.no_grad()
+def test_a_visitor_that_fails_leaves_nothing_behind() -> None:
+    model = tiny_model("llama")
+    blocks = walk(model, TOKENS)
+    next(blocks)
+    with pytest.raises(KeyError):
+        blocks.throw(KeyError())
+    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+
+
+@dataclass(frozen=True)
+class WithoutMlp(BlockMethod):
+    """Drops the MLP of a block where that changes its output by less than a share: a third party's method, whole."""
+
+    share: float
+
+    def compress_block(self, block: BlockView) -> list[LayerReport]:
+        before = block.outputs()
+        mlp, block.module.mlp = block.module.mlp, nn.Identity()
+        block.module.mlp.forward = torch.zeros_like
+        change = sum(
+            (new - old).norm() / old.norm() for new, old in zip(block.outputs(), before, strict=True)
+        ) / len(before)
+        if change > self.share:
+            block.module.mlp = mlp
+            return []
+        return [LayerReport(f"block {block.index}", 0, 0, 0, 0.0, change.item(), None, None, 0.0, None, {})]
+
+
+def test_a_method_of_blocks_is_its_compress_block() -> None:
+    model, dense, calibration = tiny_model("llama"), tiny_model("llama"), Calibration(TOKENS)
+    assert WithoutMlp(0.0).compress(model, calibration).layers == ()
+    assert torch.equal(model(TOKENS).logits, dense(TOKENS).logits)
+    report = WithoutMlp(1.0).compress(model, calibration)
+    assert [layer.name for layer in report.layers] == ["block 0", "block 1"]
+    assert report.seconds_statistics > 0
+    assert not torch.equal(model(TOKENS).logits, dense(TOKENS).logits)
+    assert WithoutMlp(1.0).needs_calibration
+    with pytest.raises(NotApplicable, match="WithoutMlp needs calibration text"):
+        WithoutMlp(1.0).compress(model)
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has no ModuleList of blocks"):
+        next(walk(nn.Linear(2, 2), TOKENS))
