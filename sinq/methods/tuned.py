@@ -51,7 +51,7 @@ class Tuned(BlockMethod):
         with timed(block.device) as clock:
             result = self.tuning.tune(block, targets)
         notes = {"block_tuned": result.after / result.before} if result.epoch else {"tuning_kept_start": 1.0}
-        share = clock.seconds / sum(report.out_features * report.in_features for report in reports)
+        share = clock.seconds / max(1, sum(report.out_features * report.in_features for report in reports))
         compressed = _compressed(block)
         pairs = ((report, dense.get(report.name), compressed.get(report.name)) for report in reports)
         return [_after_tuning(*pair, share, notes) for pair in pairs]
