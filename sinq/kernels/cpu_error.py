@@ -26,8 +26,15 @@ def rounding_error(
     """See `sinq.kernels.quantize.rounding_error`; uniform levels with a zero-point."""
     matrix, scale, zero = _divided(weight, row_scale, col_scale, grid, limit)
     shape, codeless = (weight.shape[0], weight.shape[1]), torch.empty(0, dtype=torch.uint8)
-    scales = {"row_scale": row_scale, "col_scale": col_scale}
-    stored = QuantizedTensor.store_packed(codeless, shape, grid, scale, zero, **scales)
+    stored = QuantizedTensor.store_packed(
+        codeless,
+        shape,
+        grid,
+        scale,
+        zero,
+        row_scale=row_scale,
+        col_scale=col_scale,
+    )
     return _rounded_in_place(matrix, weight, scale, zero, stored)
 
 
