@@ -154,6 +154,7 @@ def test_a_model_lists_the_choices_of_its_layers() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
 def test_a_compiled_graph_holds_compositions_and_types_from_elsewhere() -> None:
     generator = torch.Generator().manual_seed(0)
     inner, weight = QuantizedTensor.round(torch.randn(6, 64), Grid()), torch.randn(6, 64, generator=generator)
