@@ -8,7 +8,7 @@ Every function here has a *definition* in plain torch, which runs on any device,
 Which one runs is a property of the runtime, not of a method: `auto` takes what suits the tensor's device, and `using` forces one for a
 while. A case that a fast version does not cover (tables of levels, say) is computed by the definition, which gives the same result.
 
-Compiled kernels are kept on disk by the content of all they were compiled from (`cache.py`), so nothing is ever to be cleaned.
+Compiled kernels are kept on disk by the content of all they were compiled from (`cache.py`): there is nothing to clean.
 """
 
 from sinq.kernels.choice import Kernel, chosen, using
