@@ -1,8 +1,9 @@
 """Tests of Triton kernels, called in a process in which Triton interprets them.
 
-Without a GPU, kernels run in Triton's interpreter, which must be chosen before Triton is imported, and for a
-whole process. So tests marked `interpreted` are collected, chosen and reported like all others, but their functions
-are called by a second session of pytest, in a process of its own that waits for the next. With CUDA they run here.
+Without a GPU, kernels run in Triton's interpreter, which must be chosen before Triton is imported, and for
+a whole process. So tests marked `interpreted` are collected, chosen and reported like all others, but their
+functions are called by a second session of pytest, in a process of its own that waits for the next. With
+CUDA they run here.
 """
 
 import os

@@ -1,13 +1,14 @@
 """Compiled kernels on disk, found by the content of all that was compiled into them.
 
-Numba renews a cached function when its own file changes, not when a file does whose functions or constants it
-compiles in, and finds it by the path of its file: a second checkout compiles everything again. Here the place is
+Numba renews a cached function when its own file changes, not when a file does whose functions or constants
+it compiles in, and finds it by the path of its file: a second checkout compiles everything again. Here the
+place is
 
     <cache_dir()>/<module>-<digest>/
 
-where the digest is of the module's file, of every file of ours that it imports, directly or not, and of the versions
-of Numba and llvmlite. Numba itself tells apart signatures, processors and versions of Python. Only imports at the top
-of a file count: a kernel can take nothing from any other.
+where the digest is of the module's file, of every file of ours that it imports, directly or not, and of the
+versions of Numba and llvmlite. Numba itself tells apart signatures, processors and versions of Python. Only
+imports at the top of a file count: a kernel can take nothing from any other.
 """
 
 import ast
@@ -40,7 +41,7 @@ def cache_dir() -> Path:
 
 
 def install_locator() -> None:
-    """Make Numba look here first. To be called before a kernel is decorated; a second call changes nothing."""
+    """Make Numba look here first. Call it before a kernel is decorated; again changes nothing."""
     if KernelLocator not in CacheImpl._locator_classes:
         CacheImpl._locator_classes.insert(0, KernelLocator)
 
@@ -53,7 +54,7 @@ class KernelLocator(_CacheLocator):
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self | None:
-        """Return the place of a function; None (Numba then asks its own locators) for others' and where none can be made."""
+        """Return the place of a function; None, so that Numba chooses, for others' or where none can be made."""
         module = py_func.__module__
         if module.partition(".")[0] not in PACKAGES:
             return None
@@ -100,7 +101,7 @@ def sources(root: Path, module: str) -> dict[str, Path]:
 
 
 def _imported(root: Path, file: Path) -> Iterator[Path | None]:
-    """Yield the files of what a file imports at its top; `from a import b` means a.b, or else what a holds."""
+    """Yield files that a file imports at its top; `from a import b` means a.b, or else what a holds."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.Import):
             yield from (_file(root, alias.name) for alias in node.names)
