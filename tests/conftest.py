@@ -4,10 +4,9 @@ import os
 from copy import deepcopy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
-if workers := os.environ.get(
-    "PYTEST_XDIST_WORKER_COUNT"
-):  # read when torch is: workers that share cores would spin for each other
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Read when torch is imported. Threads of workers that share cores would spin, waiting for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 from pathlib import Path
 
@@ -33,9 +32,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ["SINQ_DATA"]).parent if os.environ.get("SINQ_DATA") else ROOT.parent / "shared"
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SINQ_DATA", str(SHARED / "data"))
-os.environ["NUMBA_CACHE_DIR"] = str(
-    cache_dir()
-)  # tests move SINQ_CACHE for what runs derive, not for compiled kernels
+os.environ["NUMBA_CACHE_DIR"] = str(cache_dir())  # which tests that move SINQ_CACHE do not mean
 
 needs_golden = pytest.mark.skipif(
     not (SHARED / "golden").is_dir(), reason=f"golden files are not at {SHARED / 'golden'}"

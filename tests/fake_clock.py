@@ -1,4 +1,4 @@
-"""A clock that goes only when it is told to: rulers of time are tested with it to the last digit, on however busy a machine."""
+"""A clock that goes only when it is told to: rulers of time are tested with it on however busy a machine."""
 
 from types import SimpleNamespace
 

@@ -1,8 +1,9 @@
 """Tests of Triton kernels, called in a process in which Triton interprets them.
 
-Without a GPU, kernels run in Triton's interpreter, which must be chosen before Triton is imported, and for a whole
-process. So tests marked `interpreted` are collected, chosen and reported like all others, but their functions are called
-by a second session of pytest, in a process of its own that waits for the next. With CUDA they run on the device, here.
+Without a GPU, kernels run in Triton's interpreter, which must be chosen before Triton is imported, and for
+a whole process. So tests marked `interpreted` are collected, chosen and reported like all others, but their
+functions are called by a second session of pytest, in a process of its own that waits for the next. With
+CUDA they run here.
 """
 
 import os
@@ -74,10 +75,8 @@ class Server:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what became of a phase of a test."""
-        reason = (
-            report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-        )  # a tuple: of a skip
-        self._outcomes.append((report.outcome, reason))
+        skipped = isinstance(report.longrepr, tuple)  # (file, line, reason)
+        self._outcomes.append((report.outcome, report.longrepr[2] if skipped else report.longreprtext))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:

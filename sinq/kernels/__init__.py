@@ -11,7 +11,7 @@ forces one for a while. A case that a fast version does not cover (tables of lev
 which gives the same result. `dispatch.py` has the mechanism, `quantize.py` the functions that quantize, and `product.py`
 the products with what was quantized.
 
-Compiled kernels are kept on disk by the content of all they were compiled from (`cache.py`), so nothing is ever to be cleaned.
+Compiled kernels are kept on disk by the content of all they were compiled from (`cache.py`): there is nothing to clean.
 """
 
 from sinq.kernels.dispatch import Kernel, chosen, fast, using

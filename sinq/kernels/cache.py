@@ -1,13 +1,14 @@
 """Compiled kernels on disk, found by the content of all that was compiled into them.
 
-Numba renews a cached function when its own file changes, not when a file changes whose functions or constants it
-compiles in, and finds it by the path of its file, so that a second checkout compiles everything again. Here the place is
+Numba renews a cached function when its own file changes, not when a file does whose functions or constants
+it compiles in, and finds it by the path of its file: a second checkout compiles everything again. Here the
+place is
 
     <cache_dir()>/<module>-<digest>/
 
-where the digest is of the module's file, of every file of ours that it imports, directly or not, and of the versions of
-Numba and llvmlite. Numba itself tells apart signatures, processors and versions of Python. Only imports at the top of a
-file count: a kernel can take nothing from any other.
+where the digest is of the module's file, of every file of ours that it imports, directly or not, and of the
+versions of Numba and llvmlite. Numba itself tells apart signatures, processors and versions of Python. Only
+imports at the top of a file count: a kernel can take nothing from any other.
 """
 
 import ast
@@ -30,18 +31,17 @@ KEPT = 4
 
 
 def cache_dir() -> Path:
-    """Return `$NUMBA_CACHE_DIR`, else `$SINQ_CACHE/kernels`, else `sinq-harness/kernels` in the user's cache folder."""
+    """Return `$NUMBA_CACHE_DIR`, or `$SINQ_CACHE/kernels`, or `sinq-harness/kernels` in the user's caches."""
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(chosen).expanduser()
     if chosen := os.environ.get("SINQ_CACHE"):
         return Path(chosen).expanduser() / "kernels"
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "sinq-harness/kernels"
-    )
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    return caches / "sinq-harness/kernels"
 
 
 def install_locator() -> None:
-    """Make Numba look here first. Call it before the first kernel is decorated; a second call changes nothing."""
+    """Make Numba look here first. Call it before a kernel is decorated; again changes nothing."""
     if KernelLocator not in CacheImpl._locator_classes:
         CacheImpl._locator_classes.insert(0, KernelLocator)
 
@@ -54,7 +54,7 @@ class KernelLocator(_CacheLocator):
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self | None:
-        """Return the place of a function; None, and Numba asks its own locators, for others' and where none can be written."""
+        """Return the place of a function; None, so that Numba chooses, for others' or where none can be made."""
         module = py_func.__module__
         if module.partition(".")[0] not in PACKAGES:
             return None
@@ -101,14 +101,13 @@ def sources(root: Path, module: str) -> dict[str, Path]:
 
 
 def _imported(root: Path, file: Path) -> Iterator[Path | None]:
-    """Yield the files of what a file imports at its top; `from a import b` means the module a.b, or else what a holds."""
+    """Yield files that a file imports at its top; `from a import b` means a.b, or else what a holds."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.Import):
             yield from (_file(root, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (
-                _file(root, f"{node.module}.{alias.name}") or _file(root, node.module) for alias in node.names
-            )
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (_file(root, name) or _file(root, node.module) for name in names)
 
 
 @cache

@@ -16,7 +16,7 @@ from numba import types
 
 from sinq.kernels.cache import install_locator
 
-install_locator()  # here, since the kernels that run on torch's threads import this file before they are decorated
+install_locator()  # here: kernels that run on torch's threads import this file before they are decorated
 
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 """For compiled code: which of the running threads this is."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinq.kernels.cache import install_locator
 
-install_locator()  # here, since every file of kernels that has no loop of `openmp` imports this one
+install_locator()  # here: all other kernels import this file before they are decorated
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found wherever their files lie, made anew when anything changes that they were compiled from."""
+"""Compiled kernels on disk: found wherever their files lie, made anew when anything they are made of changes."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def test_a_change_in_a_file_that_is_compiled_in_is_seen_and_a_copy_is_compiled_o
 
 
 def cached_functions() -> list[str]:
-    """Functions of ours that Numba keeps on disk, by module and name, of a list of files that no one has to write."""
+    """Functions that Numba keeps on disk, as `module:name`, of all files of ours."""
     texts = {
         file: file.read_text() for name in cache.PACKAGES for file in sorted((ROOT / name).rglob("*.py"))
     }
