@@ -32,7 +32,7 @@ from sinq.common.progress import Progress
 from sinq.formats.rotation import Rotated, Rotation, factors
 from sinq.methods.plan import Plan
 from sinq.methods.rewriting import Rewriting
-from sinq.model.decoder import Place, decoder, with_bias
+from sinq.model.decoder import ParameterRef, decoder, with_bias
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class ResidualHadamard(Rewriting):
                     _rotate_outputs(part, rotation, device)
 
 
-def _rotate_outputs(place: Place, rotation: Rotation, device: torch.device) -> None:
+def _rotate_outputs(place: ParameterRef, rotation: Rotation, device: torch.device) -> None:
     """W (…, out, in) or a bias (out,) becomes Q·W."""
     values = place.read(device)
     place.write(rotation.apply(values) if place.name == "bias" else rotation.apply(values.mT).mT.contiguous())

@@ -18,4 +18,4 @@ def main() -> None:
     """Run the command line; a mistake ends the process with one line and exit status 1."""
     console.set_up()
     config.register()
-    errors.guard(_job)
+    errors.run_cli(_job)

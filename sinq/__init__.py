@@ -27,7 +27,7 @@ from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.methods.presinq import PreSINQ
-from sinq.methods.report import CompressionReport, LayerReport
+from sinq.methods.report import CompressionReport, Decision, PartReport
 from sinq.methods.scalar import Normalized, ScalarMethod
 from sinq.methods.sinq import SINQ
 from sinq.methods.sinq_refined import SINQRefined
@@ -52,11 +52,11 @@ __all__ = [
     "CompressedWeight",
     "CompressionReport",
     "Context",
+    "Decision",
     "Grid",
     "HalfQuadratic",
     "Kernel",
     "LayerMethod",
-    "LayerReport",
     "LayerWrapper",
     "Layers",
     "Levels",
@@ -65,6 +65,7 @@ __all__ = [
     "Normalized",
     "NotApplicable",
     "OnMisfit",
+    "PartReport",
     "PreSINQ",
     "QuantizedTensor",
     "Rotated",

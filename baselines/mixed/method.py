@@ -24,7 +24,7 @@ from baselines.mixed.sensitivity import damages, extra_bytes, predict, price
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
-from sinq.methods.plan import Step
+from sinq.methods.plan import LayerPlan
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Mixed(Method):
     def choose(
         self,
         model: nn.Module,
-        steps: Sequence[Step],
+        steps: Sequence[LayerPlan],
         calibration: Calibration,
         context: Context,
     ) -> dict[str, int]:
@@ -131,7 +131,7 @@ def _first(windows: Tensor, tokens: int) -> Tensor:
     return windows[:count, :tokens]
 
 
-def _extra_bytes(steps: Sequence[Step], place: torch.device) -> np.ndarray:
+def _extra_bytes(steps: Sequence[LayerPlan], place: torch.device) -> np.ndarray:
     """What each target takes beyond its price, (targets,): measured on the first matrix of each shape and grid."""
     known: dict[object, int] = {}
     extra = []

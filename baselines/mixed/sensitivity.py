@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sinq import SINQ, CompressedWeight, Context, LayerMethod, ScalarMethod
 from sinq.formats.grid import Grid
-from sinq.methods.plan import Quantizer, Step
+from sinq.methods.plan import LayerPlan, Quantizer
 from sinq.model.blocks import find_blocks
 from sinq.model.targets import Target
 from sinq.model.walk import outside_blocks, walk
@@ -74,7 +74,7 @@ def predict(
     return shrunk[:, None] * squared_error
 
 
-def price(step: Step, widths: Sequence[int], place: torch.device) -> Price:
+def price(step: LayerPlan, widths: Sequence[int], place: torch.device) -> Price:
     """Bytes and errors of a target, rounded to every width; bytes are those of the step's method, errors those of its proxy."""
     matrices = [matrix.to(place).float() for matrix in step.target.matrices().values()]
     rounded = round_target(step, widths, place)
@@ -111,7 +111,9 @@ def proxy(method: Quantizer) -> LayerMethod:
     return SINQ(method.format)
 
 
-def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict[int, list[CompressedWeight]]:
+def round_target(
+    step: LayerPlan, widths: Iterable[int], place: torch.device
+) -> dict[int, list[CompressedWeight]]:
     """A target's matrices at every width, by the proxy of the step's method. What does not depend on the width is done once."""
     method = proxy(step.method)
     at = {bits: method.with_grid(replace(method.grid, bits=bits)) for bits in widths}
@@ -125,7 +127,7 @@ def round_target(step: Step, widths: Iterable[int], place: torch.device) -> dict
 @torch.no_grad()
 def damages(
     model: nn.Module,
-    steps: Sequence[Step],
+    steps: Sequence[LayerPlan],
     probes: Sequence[int],
     tokens: Tensor,
     context: Context,
@@ -159,7 +161,7 @@ def damages(
 
 
 def _with_each(
-    steps: Iterable[Step], probes: Sequence[int], place: torch.device, run: Callable[[], T]
+    steps: Iterable[LayerPlan], probes: Sequence[int], place: torch.device, run: Callable[[], T]
 ) -> dict[Variant, T]:
     """What `run` gives while one target is rounded, for every variant."""
     results = {}

@@ -21,7 +21,7 @@ from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
 from experiments.bench.suites import decode, linear, quantize
 from experiments.common.console import console, set_up
-from experiments.common.errors import guard
+from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 from experiments.runs.provenance import provenance
 from sinq import Grid
@@ -74,7 +74,7 @@ def cases(chosen: options.Options, running: manager.Peers, device: torch.device)
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write the report as JSON, Markdown and a picture."""
-    from experiments.bench import plot  # matplotlib is an extra; `guard` says how to install it
+    from experiments.bench import plot  # matplotlib is an extra; `run_cli` says how to install it
 
     folder.mkdir(parents=True)
     plot.draw(report["cases"], folder / "bench.png")
@@ -84,4 +84,4 @@ def write(report: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    guard(main)
+    run_cli(main)

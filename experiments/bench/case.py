@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from experiments.bench import floor
-from experiments.bench.timing import Absent, Contender, Timing, measure
+from experiments.bench.timing import Implementation, Skipped, Timing, measure
 
 Result = dict[str, Any]
 
@@ -25,10 +25,10 @@ class Case:
 
     suite: str
     name: str
-    contenders: Sequence[Contender]
+    contenders: Sequence[Implementation]
     baseline: str
     """The name of the contender all others are compared with."""
-    absent: Sequence[Absent] = ()
+    absent: Sequence[Skipped] = ()
     tokens: int | None = None
     """That are processed once the work is done; None where it is not about tokens."""
 

@@ -11,7 +11,7 @@ And on small shapes the data may still lie in a cache; the copy, larger than mos
 import torch
 from torch import nn
 
-from experiments.bench.timing import Contender, Timing, clocked
+from experiments.bench.timing import Implementation, Timing, clocked
 from sinq.model.linear import WeightStore
 
 NAME = "copy"
@@ -19,10 +19,10 @@ COPIED = 256 * 2**20
 """Bytes read and again written by one copy: more than the caches of most machines."""
 
 
-def copy(device: torch.device, nbytes: int = COPIED) -> Contender:
+def copy(device: torch.device, nbytes: int = COPIED) -> Implementation:
     """Copying so many bytes, which moves twice as many."""
     source, target = (torch.ones(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
-    return Contender(NAME, clocked(lambda: target.copy_(source), device), 2 * nbytes)
+    return Implementation(NAME, clocked(lambda: target.copy_(source), device), 2 * nbytes)
 
 
 def bandwidth(copying: Timing) -> float:

@@ -21,7 +21,7 @@ REPLAYS = 20
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """Somebody who does a case's work."""
 
     name: str
@@ -37,7 +37,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Absent:
+class Skipped:
     """Somebody who cannot take part, and why."""
 
     name: str
@@ -52,7 +52,7 @@ class PeerError(ValueError):
 class Timing:
     """What a contender took."""
 
-    contender: Contender
+    contender: Implementation
     first_seconds: float
     samples: tuple[float, ...]
     """Seconds, one per counted round."""
@@ -71,7 +71,7 @@ class Timing:
         return low, high
 
 
-def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Timing], list[Absent]]:
+def measure(contenders: Sequence[Implementation], rounds: int) -> tuple[list[Timing], list[Skipped]]:
     """Time contenders in turn: one round to warm up, then `rounds` that count.
 
     Returns:
@@ -87,13 +87,13 @@ def measure(contenders: Sequence[Contender], rounds: int) -> tuple[list[Timing],
     return [Timing(one, first[one.name], tuple(samples[one.name])) for one in fit], failed
 
 
-def _first_calls(contenders: Sequence[Contender]) -> tuple[dict[str, float], list[Absent]]:
+def _first_calls(contenders: Sequence[Implementation]) -> tuple[dict[str, float], list[Skipped]]:
     first, failed = {}, []
     for contender in contenders:
         try:
             first[contender.name] = contender.seconds()
         except PeerError as error:
-            failed.append(Absent(contender.name, str(error)))
+            failed.append(Skipped(contender.name, str(error)))
     return first, failed
 
 

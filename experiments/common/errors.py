@@ -27,7 +27,7 @@ class OutOfMemoryError(MemoryError):
     """A run needed more memory than there is; the message says how much it had and what to try."""
 
 
-MENDABLE = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
 """Kinds of error that are the user's to mend; others are this program's and show their traceback."""
 
 
@@ -67,7 +67,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def guard(main: Callable[[], object]) -> None:
+def run_cli(main: Callable[[], object]) -> None:
     """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
@@ -75,7 +75,7 @@ def guard(main: Callable[[], object]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(_tell("interrupted; the run under way was not recorded", 130))
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         if traceback_wanted:
             raise
         sys.exit(_tell(explain(error), 1))

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.common.console import console
-from experiments.common.errors import guard
+from experiments.common.errors import run_cli
 from experiments.compare.difference import Difference, changes, layers, metrics, select
 from experiments.compare.paired import compare, differences
 from experiments.results import record
@@ -113,4 +113,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    guard(main)
+    run_cli(main)

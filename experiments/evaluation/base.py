@@ -16,7 +16,7 @@ from sinq.common.progress import Progress
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationContext:
     """A compressed model and what it is measured against and on."""
 
     model: PreTrainedModel
@@ -51,11 +51,11 @@ class Evaluation(Named, ABC):
         """What the numbers depend on beside the options, by content: part of a run's identity. Raises `ValueError` if it cannot be had."""
         return {}
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
 
     @abstractmethod
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         """Measure."""
 
     def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:

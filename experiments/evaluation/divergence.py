@@ -26,8 +26,8 @@ from torch import Tensor
 
 from experiments.common.files import atomic_write
 from experiments.common.paths import cache_dir
-from experiments.evaluation.base import Subject
-from experiments.evaluation.logits import See
+from experiments.evaluation.base import EvaluationContext
+from experiments.evaluation.logits import LogProbSink
 
 FORMAT = 1
 """To be raised when the file's layout changes, so that old files are not read."""
@@ -102,7 +102,7 @@ class Reference:
     top_k: int
 
     @classmethod
-    def of(cls, subject: Subject, windows: Tensor, top_k: int) -> Self:
+    def of(cls, subject: EvaluationContext, windows: Tensor, top_k: int) -> Self:
         """The one for these windows (n, seqlen), known by all that decides its content; k is the vocabulary where that is smaller."""
         loaded = subject.loaded
         k = min(top_k, loaded.model.config.get_text_config().vocab_size)
@@ -129,7 +129,7 @@ class Reference:
         )
 
     @contextmanager
-    def create(self) -> Iterator[See]:
+    def create(self) -> Iterator[LogProbSink]:
         """Write the file: call what this gives with log-probabilities (positions, vocabulary), in order; they are overwritten.
 
         The file is there when the block ends well. Two processes may write it at once; the last one's stays, and they are the same.

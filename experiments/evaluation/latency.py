@@ -14,7 +14,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.generation import phase_seconds
 from sinq.model.experts import choices
 
@@ -36,7 +36,7 @@ class Latency(Evaluation):
                     f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
                 )
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         if self.prompt_tokens + self.decode_tokens > subject.loaded.context:
             raise ValueError(
                 f"evaluation.latency: prompt_tokens={self.prompt_tokens} and decode_tokens={self.decode_tokens} do not fit the model's"
@@ -44,7 +44,7 @@ class Latency(Evaluation):
             )
         windows(subject.tokens, self.prompt_tokens, 1)
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         prompt = windows(subject.tokens, self.prompt_tokens, 1).to(subject.device)
         models = {"dense": subject.loaded.model} | ({} if subject.is_dense else {"compressed": subject.model})
         samples: dict[str, dict[str, list[float]]] = {

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, Measurement, Subject
-from sinq import CompressedLinear, LayerReport
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
+from sinq import CompressedLinear, PartReport
 from sinq.model.targets import Target, linear_places
 
 TOLERANCE = 1e-4
@@ -71,14 +71,14 @@ class LayerError(Evaluation):
         if self.seqlen < 1:
             raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         self._windows(subject)
 
-    def _windows(self, subject: Subject) -> Tensor:
+    def _windows(self, subject: EvaluationContext) -> Tensor:
         return windows(subject.tokens, min(self.seqlen, subject.loaded.context), self.windows)
 
     @torch.inference_mode()
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         """Nothing for a dense model."""
         if subject.is_dense:
             return Measurement({})
@@ -97,12 +97,12 @@ class LayerError(Evaluation):
         )
 
 
-def _pair(subject: Subject) -> tuple[dict[str, _Pair], "Counter[str]"]:
+def _pair(subject: EvaluationContext) -> tuple[dict[str, _Pair], "Counter[str]"]:
     """Layers that can be compared, and how many cannot for which reason."""
     places = {place.name: place for place in linear_places(subject.loaded.model)}
     modules = dict(subject.model.named_modules())
     pairs, left_out = {}, Counter[str]()
-    for layer in subject.report.layers:
+    for layer in subject.report.parts:
         module, place = modules.get(layer.name), places.get(layer.name)
         if not isinstance(module, CompressedLinear) or place is None:
             left_out["not one linear layer"] += 1
@@ -113,9 +113,9 @@ def _pair(subject: Subject) -> tuple[dict[str, _Pair], "Counter[str]"]:
     return pairs, left_out
 
 
-def _stands_for_the_dense_weight(pair: _Pair, layer: LayerReport) -> bool:
+def _stands_for_the_dense_weight(pair: _Pair, layer: PartReport) -> bool:
     weight, approximation = _weights(pair)
-    if weight.shape != approximation.shape:
+    if weight.shape != approximation.shape or layer.relative_error is None:
         return False
     error, norm = (
         torch.linalg.vector_norm(weight - approximation).item(),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 POSITIONS_AT_ONCE = 256
 PROBE_TOKENS = 8
 
-See = Callable[[Tensor], None]
+LogProbSink = Callable[[Tensor], None]
 """Is given log-probabilities, float32 (positions, vocabulary), in the order of positions; may overwrite them."""
 
 

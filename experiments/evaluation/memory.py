@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak, peak_memory
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from sinq import stored_tensors
 
 
@@ -32,10 +32,10 @@ class Memory(Evaluation):
                 f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1"
             )
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1)
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         prompt = windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1).to(
             subject.device
         )

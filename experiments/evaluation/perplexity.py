@@ -4,7 +4,7 @@ Windows of `seqlen` tokens that do not overlap; within each, seqlen − 1 target
 another window. NLL in float32, sums in float64. Every window's mean is kept, so that two models can be compared window by window.
 
 With `top_k`, the dense model's run keeps what it predicted, and that of a compressed one reports `kl` (mean nats per token, a lower bound
-of the exact divergence) and `flip_rate` (share of positions whose most probable token is another one). See `divergence.py`.
+of the exact divergence) and `flip_rate` (share of positions whose most probable token is another one). LogProbSink `divergence.py`.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.divergence import Distance, Reference
-from experiments.evaluation.logits import See, head_is_plain, ignore, read_window
+from experiments.evaluation.logits import LogProbSink, head_is_plain, ignore, read_window
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Perplexity(Evaluation):
                 f"evaluation.perplexity.top_k={self.top_k} is not possible; it must be ≥ 1, or null for no divergence"
             )
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         self._windows(subject)
 
-    def _windows(self, subject: Subject) -> Tensor:
+    def _windows(self, subject: EvaluationContext) -> Tensor:
         return windows(subject.tokens, min(self.seqlen, subject.loaded.context), self.windows)
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         chosen = self._windows(subject)
         reference = None if self.top_k is None else Reference.of(subject, chosen, self.top_k)
         chunked = head_is_plain(subject.model, chosen[:1].to(subject.device))
@@ -81,7 +81,11 @@ class Perplexity(Evaluation):
 
 
 def _read(
-    subject: Subject, model: PreTrainedModel, chosen: Tensor, chunked: bool, see: See = ignore
+    subject: EvaluationContext,
+    model: PreTrainedModel,
+    chosen: Tensor,
+    chunked: bool,
+    see: LogProbSink = ignore,
 ) -> list[float]:
     """Mean NLL of every window."""
     label = "perplexity, dense" if model is subject.loaded.model else "perplexity, compressed"
@@ -91,7 +95,7 @@ def _read(
     ]
 
 
-def _keep(subject: Subject, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
+def _keep(subject: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
     """Mean NLL of every window under the dense model, whose predictions are kept if they are not yet."""
     if reference.exists:
         return _read(subject, subject.loaded.model, chosen, chunked)
@@ -99,7 +103,9 @@ def _keep(subject: Subject, chosen: Tensor, chunked: bool, reference: Reference)
         return _read(subject, subject.loaded.model, chosen, chunked, see)
 
 
-def _compare(subject: Subject, chosen: Tensor, chunked: bool, reference: Reference) -> dict[str, list[float]]:
+def _compare(
+    subject: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference
+) -> dict[str, list[float]]:
     """Mean NLL, mean KL and share of flips of every window."""
     samples: dict[str, list[float]] = {"window_nll": [], "window_kl": [], "window_flips": []}
     for number, window in enumerate(subject.progress(chosen, "perplexity, compressed", len(chosen))):
@@ -126,7 +132,7 @@ def _summary(samples: dict[str, list[float]], reference: Reference | None) -> di
 
 
 @torch.inference_mode()
-def window_nll(model: PreTrainedModel, ids: Tensor, chunked: bool = True, see: See = ignore) -> float:
+def window_nll(model: PreTrainedModel, ids: Tensor, chunked: bool = True, see: LogProbSink = ignore) -> float:
     """Mean NLL in nats of the tokens of one window, (1, seqlen), after its first.
 
     Args:

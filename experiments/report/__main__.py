@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.common.console import console
-from experiments.common.errors import guard
+from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> None:
         help="of figures; names of dark ones end in -dark",
     )
     options = parser.parse_args()
-    from experiments.report import page  # matplotlib is an extra; `guard` says how to install it
+    from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
 
     kinds = kinds_of(options.format)
     report = page.collect(options.results, options.against, options.only)
@@ -110,4 +110,4 @@ def _stem(group: str, figure: str, theme: str) -> str:
 
 
 if __name__ == "__main__":
-    guard(main)
+    run_cli(main)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from experiments.report.comparable import Group
-from experiments.results.record import look_up
+from experiments.results.record import get_path
 
 Facts = dict[str, str]
 """Heading → words."""
@@ -21,7 +21,7 @@ def about(group: Group) -> Facts:
         "protocol": _protocol(first),
         "code": _several(_commit(row) for row in rows),
         "machine": _several(_machine(row) for row in rows),
-        "packages": _several(_pairs(look_up(row, "provenance.packages") or {}) for row in rows),
+        "packages": _several(_pairs(get_path(row, "provenance.packages") or {}) for row in rows),
     }
 
 
@@ -35,7 +35,7 @@ def _protocol(row: dict[str, Any]) -> str:
 
 
 def _commit(row: dict[str, Any]) -> str:
-    code = look_up(row, "provenance.code") or {}
+    code = get_path(row, "provenance.code") or {}
     return f"{(code.get('commit') or 'unknown')[:10]}{' with changes' if code.get('changed') else ''}"
 
 
@@ -46,7 +46,7 @@ def _machine(row: dict[str, Any]) -> str:
 
 
 def _when(rows: list[dict[str, Any]]) -> str:
-    dates = sorted(day[:10] for row in rows if (day := look_up(row, "provenance.finished_at")))
+    dates = sorted(day[:10] for row in rows if (day := get_path(row, "provenance.finished_at")))
     return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown"
 
 

@@ -4,7 +4,7 @@ from experiments.compare.counterpart import compared
 from experiments.compare.paired import Comparison, Verdict
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Intervals, Item
-from experiments.results.record import look_up
+from experiments.results.record import get_path
 
 USUAL = ("sinq", "none")
 """What runs are compared with unless the user names something: the method this project is about, or the dense model."""
@@ -82,10 +82,10 @@ def _latency(group: Group, phase: str) -> Intervals | None:
 
 
 def _ratio(entry: Entry, phase: str) -> Item | None:
-    speed = look_up(entry.row["metrics"], f"latency.{phase}") or {}
+    speed = get_path(entry.row["metrics"], f"latency.{phase}") or {}
     if "ratio" not in speed:
         return None
-    seconds = look_up(entry.row.get("samples", {}), f"latency.seconds.{phase}") or {
+    seconds = get_path(entry.row.get("samples", {}), f"latency.seconds.{phase}") or {
         "dense": [],
         "compressed": [],
     }

@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.report.comparable import Group
 from experiments.report.figures import HeatMap, HeatMaps
-from experiments.results.record import Row, layers_path, look_up
+from experiments.results.record import Row, get_path, layers_path
 
 Layers = dict[str, float]
 """Name → value."""
@@ -54,7 +54,7 @@ def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
         for key in ("relative_error", "imbalance_after")
         if key in table
     }
-    return found | {"output_error": look_up(row.get("samples", {}), "layer_error.relative_error") or {}}
+    return found | {"output_error": get_path(row.get("samples", {}), "layer_error.relative_error") or {}}
 
 
 def _column(values: "pd.Series[float]") -> Layers:

@@ -5,7 +5,7 @@ from math import isfinite
 
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Chart, Line, Point
-from experiments.results.record import look_up
+from experiments.results.record import get_path
 
 SIZES: tuple[tuple[str, str, str, float], ...] = (
     ("bits", "size.bits_per_weight", "bits per weight of the linear layers, scales included", 1),
@@ -25,7 +25,10 @@ def charts(group: Group) -> list[Chart]:
 
 def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Chart | None:
     def point(entry: Entry) -> Point | None:
-        size, value = look_up(entry.row["metrics"], place), look_up(entry.row["metrics"], "perplexity.value")
+        size, value = (
+            get_path(entry.row["metrics"], place),
+            get_path(entry.row["metrics"], "perplexity.value"),
+        )
         if size is None or value is None or not isfinite(value):
             return None
         hint = (
@@ -37,7 +40,7 @@ def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Cha
     lines = _lines(compressed, point)
     if not lines:
         return None
-    dense = look_up(group.dense.row["metrics"], "perplexity.value") if group.dense else None
+    dense = get_path(group.dense.row["metrics"], "perplexity.value") if group.dense else None
     level = ("dense", dense) if dense is not None and isfinite(dense) else None
     missing = [entry.name for entry in compressed if point(entry) is None]
     every = [point for line in lines for point in line.points]

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.compare.paired import Comparison
 from experiments.report.comparable import Entry, Group, title
 from experiments.results.overview import COLUMNS, cell
-from experiments.results.record import look_up
+from experiments.results.record import get_path
 
 Cells = dict[str, "Cell"]
 
@@ -86,7 +86,7 @@ def _against(comparison: Comparison | None) -> Cells:
 
 
 def _metric(metrics: dict[str, Any], place: str, style: str) -> Cell:
-    value = look_up(metrics, place)
+    value = get_path(metrics, place)
     if isinstance(value, dict):  # a speed, shown with its ratio to the dense model
         return Cell(cell(value, style), value.get("tokens_per_second", value["dense_tokens_per_second"]))
     return Cell(cell(value, style), value)

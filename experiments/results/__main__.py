@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from experiments.common.console import console
-from experiments.common.errors import guard
+from experiments.common.errors import run_cli
 from experiments.compare.counterpart import beside, compared
 from experiments.results import record
 from experiments.results.listing import QUALITY, as_table, overview
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guard(main)
+    run_cli(main)

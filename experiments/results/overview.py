@@ -5,7 +5,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from experiments.results.record import Row, flatten, look_up, settings
+from experiments.results.record import Row, flatten, get_path, settings
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ppl", "perplexity.value", "number"),
@@ -25,14 +25,16 @@ def table(rows: list[Row], title: str) -> Table:
     """Rows side by side: dense ones first, then in the order given. Columns nobody has are left out."""
     ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
     shown = [
-        column for column in COLUMNS if any(look_up(row["metrics"], column[1]) is not None for row in ordered)
+        column
+        for column in COLUMNS
+        if any(get_path(row["metrics"], column[1]) is not None for row in ordered)
     ]
     view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     view.add_column("run", no_wrap=True)
     for heading, _, _ in shown:
         view.add_column(heading, justify="right", no_wrap=True)
     for name, row in zip(distinct_names(ordered), ordered, strict=True):
-        view.add_row(name, *(cell(look_up(row["metrics"], place), style) for _, place, style in shown))
+        view.add_row(name, *(cell(get_path(row["metrics"], place), style) for _, place, style in shown))
     return view
 
 
@@ -92,5 +94,5 @@ def facts(row: Row) -> str:
 
 def decisions(row: Row) -> str:
     """What was decided for the user, or an empty line."""
-    taken = look_up(row["metrics"], "compression.decisions") or {}
+    taken = get_path(row["metrics"], "compression.decisions") or {}
     return ", ".join(f"{kind}: {count} layers" for kind, count in taken.items())

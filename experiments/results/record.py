@@ -146,7 +146,7 @@ def as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def look_up(nested: dict[str, Any], place: str) -> Any:
+def get_path(nested: dict[str, Any], place: str) -> Any:
     """The value at a dotted place, or None."""
     value: Any = nested
     for key in place.split("."):

@@ -9,9 +9,8 @@ text and evaluations.
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -20,7 +19,7 @@ from baselines.dense import Dense
 from experiments import models
 from experiments.common.meters import peak_memory
 from experiments.data.text import tokenize
-from experiments.evaluation import Measurement, Subject
+from experiments.evaluation import EvaluationContext, Measurement
 from experiments.results import record
 from experiments.results.record import Row
 from experiments.runs.claims import claim
@@ -37,7 +36,7 @@ from sinq.model.experts import choices
 
 
 @dataclass(frozen=True)
-class Setting:
+class Execution:
     """Where and how runs are executed: nothing here changes a number."""
 
     results_dir: Path
@@ -49,7 +48,7 @@ class Setting:
     """Wait for a run that another process is at work on; otherwise that is a `claims.BusyError`."""
 
 
-def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None) -> Row:
+def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = None) -> Row:
     """The finished row of a run: found, or measured and recorded now.
 
     Args:
@@ -82,12 +81,12 @@ def execute(run: Run, setting: Setting, config: Mapping[str, Any] | None = None)
     return row
 
 
-def _finished(setting: Setting, name: str) -> Row | None:
+def _finished(setting: Execution, name: str) -> Row | None:
     found = record.find(setting.results_dir, name)
     return found if found and found["status"] == record.FINISHED else None
 
 
-def _attempt(run: Run, row: Row, setting: Setting, keep: bool) -> tuple[Row, pd.DataFrame]:
+def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, pd.DataFrame]:
     """Measure; on failure record why, unless a finished row is to be kept: a forced run that fails does not cost the row there is."""
     cost = Cost(run.torch_device)
     try:
@@ -117,12 +116,12 @@ def label(run: Run) -> str:
     return method if stored is None else f"{method} {stored.label}"
 
 
-def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.DataFrame]:
+def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, pd.DataFrame]:
     device = run.torch_device
     loaded = models.load(run.model, device)
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
-    subject = Subject(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    subject = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
     for evaluation in run.evaluation.values():
         evaluation.check(subject)
     compression: dict[str, Any] = {}
@@ -145,7 +144,7 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
         for key, evaluation in run.evaluation.items():
             of_dense = Measurement(dense["metrics"][key], dense["samples"].get(key, {}))
             metrics[key] |= evaluation.against_dense(measured[key], of_dense)
-    layers = pd.json_normalize([asdict(layer) for layer in subject.report.layers])
+    layers = pd.DataFrame([part.as_row() for part in subject.report.parts])
     finished = {
         "status": record.FINISHED,
         "dense_run_id": dense["run_id"] if dense else None,
@@ -158,7 +157,7 @@ def _measure(run: Run, row: Row, setting: Setting, cost: Cost) -> tuple[Row, pd.
     return row | finished, layers
 
 
-def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
+def _dense(run: Run, setting: Execution, config: Mapping[str, Any] | None) -> Row:
     """The row of the same run without compression."""
     as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
@@ -168,7 +167,7 @@ def _dense(run: Run, setting: Setting, config: Mapping[str, Any] | None) -> Row:
     )
 
 
-def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
+def _compress(run: Run, dense: EvaluationContext, setting: Execution) -> EvaluationContext:
     model: Any = models.sparing_clone(dense.loaded.model)
     calibration = run.calibration.load(dense.loaded) if run.method.needs_calibration else None
     with peak_memory(dense.device) as peak:
@@ -176,7 +175,7 @@ def _compress(run: Run, dense: Subject, setting: Setting) -> Subject:
     return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)
 
 
-def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
+def _streamed(run: Run, dense: EvaluationContext, setting: Execution, name: str) -> EvaluationContext:
     """Compressed from file to file. The files stay, so a run that failed later, or was killed here, goes on from them."""
     folder = setting.results_dir / "checkpoints" / name
     if setting.force and folder.exists():
@@ -189,18 +188,18 @@ def _streamed(run: Run, dense: Subject, setting: Setting, name: str) -> Subject:
     return replace(dense, model=model, report=report, quantize_peak=peak)
 
 
-def _compression_metrics(subject: Subject) -> dict[str, Any]:
+def _compression_metrics(subject: EvaluationContext) -> dict[str, Any]:
     report = subject.report
     return {
         "kernel": chosen(subject.device).value,
         "kernel_refusals": dict(
             Counter(reason for choice in choices(subject.model) for reason in choice.refusals)
         ),
-        "layers": len(report.layers),
+        "layers": len(report.parts),
         "decisions": report.decisions,
         "skipped": list(report.skipped),
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
         "seconds_compile": report.seconds_compile,
-        "relative_error_mean": fmean(layer.relative_error for layer in report.layers),
+        "relative_error_mean": report.relative_error_mean,
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.data.text import Passage
+from experiments.data.text import Document
 from experiments.models.source import LoadedModel
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "hydra-core", "numpy")
@@ -32,7 +32,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def protocol(loaded: LoadedModel, passage: Passage, tokens: torch.Tensor) -> dict[str, Any]:
+def protocol(loaded: LoadedModel, passage: Document, tokens: torch.Tensor) -> dict[str, Any]:
     """What must be equal before two perplexities may be compared (with windows and seqlen, which are in the metrics)."""
     bos = loaded.tokenizer.bos_token_id
     return {

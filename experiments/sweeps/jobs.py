@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.console import bar, console, set_up
-from experiments.common.errors import MENDABLE, explain, guard, not_applicable
+from experiments.common.errors import USER_ERRORS, explain, not_applicable, run_cli
 from experiments.common.files import atomic_write
 from experiments.config.build import build, choices, register
 from experiments.config.instantiation import instantiated
@@ -30,7 +30,7 @@ from experiments.results import record
 from experiments.results.former_rows import without_paths
 from experiments.results.record import Row
 from experiments.runs.claims import BusyError
-from experiments.runs.pipeline import Setting, execute
+from experiments.runs.pipeline import Execution, execute
 from experiments.runs.search import METRICS, Search
 from experiments.sweeps import plan
 from experiments.sweeps.plan import Item, State
@@ -56,7 +56,7 @@ def job(config: DictConfig) -> None:
         )  # paths are meant from where the sweep was started; workers of a cluster begin elsewhere
         _job_of_sweep(config, Path(hydra.sweep.dir) / str(hydra.job.num))
         return
-    guard(lambda: _single(config))
+    run_cli(lambda: _single(config))
 
 
 def _single(config: DictConfig) -> None:
@@ -116,7 +116,7 @@ def _run(config: DictConfig, wait: bool) -> Row:
 def _execute(config: DictConfig, wait: bool) -> Row:
     """The row of a configuration that has Hydra's part."""
     run = build(config)
-    setting = Setting(
+    setting = Execution(
         Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait
     )
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -135,7 +135,7 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> None:
         outcome = {BUSY: str(error)}
     except Exception as error:  # noqa: BLE001 - a job must not stop the others; it is reported here and in the summary
         outcome = {NOT_APPLICABLE if not_applicable(error) else FAILED: explain(error)}
-        if not isinstance(error, MENDABLE):
+        if not isinstance(error, USER_ERRORS):
             traceback.print_exc()
     with record.writing(folder), atomic_write(folder / OUTCOME) as file:
         file.write(json.dumps(outcome).encode())

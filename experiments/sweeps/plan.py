@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from experiments.common.console import console
-from experiments.common.errors import MENDABLE, explain, not_applicable
+from experiments.common.errors import USER_ERRORS, explain, not_applicable
 from experiments.config.build import build
 from experiments.results import record
 from experiments.results.record import Row
@@ -81,7 +81,7 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
     try:
         run = build(config)
         parts = identity(run)
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         return Item(
             overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error)
         )

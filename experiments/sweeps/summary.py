@@ -11,7 +11,7 @@ from time import time
 from psutil import Process
 
 from experiments.common.console import console
-from experiments.common.errors import MENDABLE, explain
+from experiments.common.errors import USER_ERRORS, explain
 from experiments.results import record
 from experiments.results.overview import decisions, facts, table
 from experiments.results.record import Row
@@ -61,7 +61,7 @@ def _show_table(name: str, results_dir: Path) -> bool:
     """Print an experiment's table; whether that was possible."""
     try:
         print_table(name, results_dir)
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         console.print(f"table {name}: {explain(error)}", markup=False, soft_wrap=True)
         return False
     return True

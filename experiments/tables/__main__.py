@@ -10,7 +10,7 @@ Nothing is run: a cell without a run shows the command that makes it.
 import argparse
 from pathlib import Path
 
-from experiments.common.errors import guard
+from experiments.common.errors import run_cli
 from experiments.tables import spec
 from experiments.tables.formats import Format
 from experiments.tables.show import show, write
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guard(main)
+    run_cli(main)

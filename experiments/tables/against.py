@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments import compare
-from experiments.tables.cell import Cell, Verdict
+from experiments.tables.cell import Cell, Judgement
 from experiments.tables.spec import Line, Table
 
 
@@ -36,10 +36,10 @@ def _contrasted(cell: Cell, line: Line, reference: Cell | None) -> Cell:
     if cell.row is None:
         return cell
     if cell is reference or reference is None:
-        return Cell(Verdict.not_applicable)
+        return Cell(Judgement.not_applicable)
     if reference.row is None:
-        return Cell(Verdict.unjudged, row=cell.row, note="what it is set against is not measured")
+        return Cell(Judgement.unjudged, row=cell.row, note="what it is set against is not measured")
     if obstacles := compare.differences(cell.row, reference.row):
-        return Cell(Verdict.unjudged, row=cell.row, note="; ".join(obstacles))
+        return Cell(Judgement.unjudged, row=cell.row, note="; ".join(obstacles))
     comparison = compare.compare(cell.row, reference.row)
-    return replace(cell, ours=comparison.delta_nll, comparison=comparison, verdict=Verdict.unjudged)
+    return replace(cell, ours=comparison.delta_nll, comparison=comparison, verdict=Judgement.unjudged)

@@ -8,7 +8,7 @@ from experiments.results.record import Row
 from experiments.tables.spec import Table
 
 
-class Verdict(enum.Enum):
+class Judgement(enum.Enum):
     """What may be said of a cell."""
 
     reproduced = "inside the tolerance"
@@ -24,7 +24,7 @@ class Verdict(enum.Enum):
 class Cell:
     """One figure, in the unit of its column."""
 
-    verdict: Verdict
+    verdict: Judgement
     paper: float | None = None
     ours: float | None = None
     row: Row | None = None
@@ -36,7 +36,7 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours less the paper's, where the two may be compared."""
-        if self.ours is None or self.paper is None or self.verdict is Verdict.refused:
+        if self.ours is None or self.paper is None or self.verdict is Judgement.refused:
             return None
         return self.ours - self.paper
 

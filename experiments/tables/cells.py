@@ -13,10 +13,10 @@ from typing import Any
 
 from experiments import compare
 from experiments.config.options import command, split
-from experiments.results.record import Row, look_up
+from experiments.results.record import Row, get_path
 from experiments.tables import match
 from experiments.tables.against import contrasted
-from experiments.tables.cell import Cell, Filled, Verdict
+from experiments.tables.cell import Cell, Filled, Judgement
 from experiments.tables.spec import Column, Line, Table
 
 PERPLEXITY = "perplexity.value"
@@ -44,7 +44,7 @@ def missing(table: Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
     lacking: dict[str, dict[str, Any]] = {}
     for line in table.rows:
         for column in table.columns:
-            if _cell(table, line, column, rows).verdict is Verdict.missing:
+            if _cell(table, line, column, rows).verdict is Judgement.missing:
                 options = table.options(line, column)
                 lacking[command(options)] = options
     return list(lacking.values())
@@ -54,13 +54,13 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     paper = line.paper[table.columns.index(column)] if line.paper else None
     refused = line.refused or column.refused
     if refused:
-        return Cell(Verdict.refused if paper is not None else Verdict.unjudged, paper, note=refused)
+        return Cell(Judgement.refused if paper is not None else Judgement.unjudged, paper, note=refused)
     if line.baseline and (column.relative or column.against):
-        return Cell(Verdict.not_applicable, paper)
+        return Cell(Judgement.not_applicable, paper)
     options, metric = table.options(line, column), column.metric or table.metric
-    wanted = match.Wanted.of(options, metric)
+    wanted = match.CellQuery.of(options, metric)
     if reason := match.not_applicable(wanted):
-        return Cell(Verdict.not_applicable, paper, note=reason)
+        return Cell(Judgement.not_applicable, paper, note=reason)
     fitting, near = match.find(rows, wanted)
     if len(fitting) > 1:
         ids = ", ".join(f"{row['run_id']} ({row['provenance']['device']})" for row in fitting)
@@ -68,10 +68,10 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
             f"{_place(line, column)}: several runs fit: {ids}. Choose with --where <place>=<value>, or delete one"
         )
     if not fitting:
-        return Cell(Verdict.missing, paper, note="; ".join([command(options), *near]))
+        return Cell(Judgement.missing, paper, note="; ".join([command(options), *near]))
     (row,) = fitting
-    value = column.scale * sum(look_up(row["metrics"], place) for place in (metric, *column.add))
-    return _measured(Cell(Verdict.unjudged, paper, value, row), table, line, column)
+    value = column.scale * sum(get_path(row["metrics"], place) for place in (metric, *column.add))
+    return _measured(Cell(Judgement.unjudged, paper, value, row), table, line, column)
 
 
 def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:
@@ -80,21 +80,21 @@ def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:
     if cell.paper is None or cell.ours is None or cell.row is None:
         return cell
     if reason := column.incomparable or table.incomparable:
-        return replace(cell, verdict=Verdict.refused, note=reason)
+        return replace(cell, verdict=Judgement.refused, note=reason)
     wrong = _foreign(cell.row, table.protocol_of(column))
     if wrong:
-        return replace(cell, verdict=Verdict.refused, note=f"run {cell.row['run_id']}: {'; '.join(wrong)}")
+        return replace(cell, verdict=Judgement.refused, note=f"run {cell.row['run_id']}: {'; '.join(wrong)}")
     if tolerance is None:
         return cell
     inside = abs(cell.ours - cell.paper) <= tolerance * abs(cell.paper)
-    return replace(cell, verdict=Verdict.reproduced if inside else Verdict.differs)
+    return replace(cell, verdict=Judgement.reproduced if inside else Judgement.differs)
 
 
 def _foreign(row: Row, protocol: Mapping[str, Any]) -> list[str]:
     """What of a row's protocol is not the paper's."""
     found = []
     for place, accepted in protocol.items():
-        own, allowed = look_up(row, place), accepted if isinstance(accepted, list) else [accepted]
+        own, allowed = get_path(row, place), accepted if isinstance(accepted, list) else [accepted]
         if own not in allowed:
             found.append(f"{place} is {own}, the paper's {' or '.join(map(str, allowed))}")
     return found
@@ -130,7 +130,7 @@ def _check_baseline(table: Table, column: Column, cells: Sequence[Cell]) -> str:
         if line.baseline and cell.paper is not None:
             if cell.ours is None:
                 return f"{where}: the dense model is not measured, so nothing of it is judged; {cell.note}"
-            if cell.verdict is Verdict.differs:
+            if cell.verdict is Judgement.differs:
                 size = f"{100 * (cell.ours / cell.paper - 1):+.1f} %"
                 return f"{where}: the dense model has {cell.ours:.2f}, the paper's {cell.paper:.2f} ({size}); nothing of it is judged"
     return ""
@@ -138,9 +138,9 @@ def _check_baseline(table: Table, column: Column, cells: Sequence[Cell]) -> str:
 
 def _trusted(line: Line, cells: Sequence[Cell], checks: Sequence[str]) -> list[Cell]:
     """A line's cells, with no judgement where the column's dense model was found wrong."""
-    judged = (Verdict.reproduced, Verdict.differs)
+    judged = (Judgement.reproduced, Judgement.differs)
     return [
-        replace(cell, verdict=Verdict.untrusted)
+        replace(cell, verdict=Judgement.untrusted)
         if check and not line.baseline and cell.verdict in judged
         else cell
         for cell, check in zip(cells, checks, strict=True)

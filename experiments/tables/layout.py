@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from experiments.compare.paired import Comparison
 from experiments.compare.paired import Verdict as Outcome
-from experiments.tables.cell import Cell, Filled, Verdict
+from experiments.tables.cell import Cell, Filled, Judgement
 from experiments.tables.spec import Column, Table
 
-SIGNS = {Verdict.reproduced: "✓", Verdict.differs: "✗", Verdict.untrusted: "?", Verdict.refused: "≠"}
+SIGNS = {Judgement.reproduced: "✓", Judgement.differs: "✗", Judgement.untrusted: "?", Judgement.refused: "≠"}
 ABSENT = "–"
 DECIDED, UNDECIDED = (Outcome.better, Outcome.worse), "≈"
 

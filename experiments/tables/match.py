@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.common.errors import MENDABLE, explain
+from experiments.common.errors import USER_ERRORS, explain
 from experiments.common.errors import not_applicable as makes_no_sense
-from experiments.config.options import described, overrides, split
+from experiments.config.options import overrides, run_of, split
 from experiments.evaluation import Evaluation, Perplexity
 from experiments.models.source import DType
-from experiments.results.record import FINISHED, Row, look_up
+from experiments.results.record import FINISHED, Row, get_path
 from experiments.runs.calibration import CalibrationSource, CalibrationText
 from sinq.common import named
 
@@ -22,37 +22,37 @@ OPEN = ("tasks", "batch_size", "rounds")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CellQuery:
     """What a row must be to fill a cell."""
 
     subject: tuple[str, ...]
     """Options of model, text and evaluation."""
-    treatment: tuple[str, ...]
+    method_options: tuple[str, ...]
     """Options of the method."""
     metric: str
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], metric: str) -> "Wanted":
-        subject, treatment = split(options)
-        return cls(overrides(subject), overrides(treatment), metric)
+    def of(cls, options: Mapping[str, Any], metric: str) -> "CellQuery":
+        subject, method_options = split(options)
+        return cls(overrides(subject), overrides(method_options), metric)
 
 
-def not_applicable(wanted: Wanted) -> str:
+def not_applicable(wanted: CellQuery) -> str:
     """Why there can be no such run; empty where there can.
 
     Raises:
         HydraException, ValueError: an option is a mistake.
     """
     try:
-        described(wanted.treatment)
-    except MENDABLE as error:
+        run_of(wanted.method_options)
+    except USER_ERRORS as error:
         if not makes_no_sense(error):
             raise
         return explain(error)
     return ""
 
 
-def find(rows: Iterable[Row], wanted: Wanted) -> tuple[list[Row], list[str]]:
+def find(rows: Iterable[Row], wanted: CellQuery) -> tuple[list[Row], list[str]]:
     """The rows that match; and, of those that nearly do, why not."""
     near = [row for row in _same_subject(rows, wanted) if _same_treatment(row, wanted)]
     obstacles = {row["run_id"]: _obstacles(row, wanted) for row in near}
@@ -62,11 +62,11 @@ def find(rows: Iterable[Row], wanted: Wanted) -> tuple[list[Row], list[str]]:
     ]
 
 
-def _same_subject(rows: Iterable[Row], wanted: Wanted) -> list[Row]:
+def _same_subject(rows: Iterable[Row], wanted: CellQuery) -> list[Row]:
     finished = [row for row in rows if row["status"] == FINISHED]
     if not finished:
         return []  # nothing to compose for
-    run = described(wanted.subject)
+    run = run_of(wanted.subject)
     model = {
         part: value for part, value in run.model.identity().items() if value is not None
     }  # any revision where none is pinned
@@ -82,8 +82,8 @@ def _within(part: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
     return all(key in whole and whole[key] == value for key, value in part.items())
 
 
-def _same_treatment(row: Row, wanted: Wanted) -> bool:
-    run, identity = described(wanted.treatment), row["identity"]
+def _same_treatment(row: Row, wanted: CellQuery) -> bool:
+    run, identity = run_of(wanted.method_options), row["identity"]
     if identity["method"] != named.described(run.method):
         return False
     if not run.method.changes_model:
@@ -103,10 +103,10 @@ def _recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "text": identity["text"]["name"]} if identity else {}
 
 
-def _obstacles(row: Row, wanted: Wanted) -> list[str]:
+def _obstacles(row: Row, wanted: CellQuery) -> list[str]:
     """Why a row of the same run cannot fill the cell."""
-    run = described(wanted.subject)
-    found = [] if look_up(row["metrics"], wanted.metric) is not None else [f"it has no {wanted.metric}"]
+    run = run_of(wanted.subject)
+    found = [] if get_path(row["metrics"], wanted.metric) is not None else [f"it has no {wanted.metric}"]
     dtype = row["identity"]["model"]["dtype"]
     if run.model.dtype is not DType.auto and run.model.dtype.name != dtype:
         found.append(f"dtype is {dtype}, not {run.model.dtype.name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.common.console import console
 from experiments.common.files import atomic_write
 from experiments.results import record
-from experiments.results.record import Row, look_up
+from experiments.results.record import Row, get_path
 from experiments.tables import cells, spec
 from experiments.tables.cell import Filled
 from experiments.tables.formats import Format, render, terminal
@@ -51,9 +51,9 @@ def chosen(rows: list[Row], where: list[str]) -> list[Row]:
             raise ValueError(
                 f"--where {condition} is no condition; write <place>=<value>, such as identity.device=cpu"
             )
-        if rows and all(look_up(row, place) is None for row in rows):
+        if rows and all(get_path(row, place) is None for row in rows):
             raise ValueError(
                 f"--where {condition}: no row has {place}; places are as in a row's file, such as identity.device"
             )
-        rows = [row for row in rows if str(look_up(row, place)) == value]
+        rows = [row for row in rows if str(get_path(row, place)) == value]
     return rows

@@ -115,7 +115,7 @@ def save_layout(changes: Sequence[Edit], folder: Path) -> None:
 def load(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """Read a model that `save` or `stream` wrote, for inference: no parameter asks for a gradient (kernels have none).
+    """TensorReader a model that `save` or `stream` wrote, for inference: no parameter asks for a gradient (kernels have none).
 
     Args:
         dtype: of the tensors that are not compressed, and so of the computation; by default as saved.

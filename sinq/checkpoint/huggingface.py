@@ -38,12 +38,12 @@ TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 """Buffers that older checkpoints hold and models make themselves."""
 
-Read = Callable[[str], Tensor]
+TensorReader = Callable[[str], Tensor]
 """From the name of a model's tensor to the tensor, on the CPU."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where one tensor of a model lies: one stored tensor, or several and what makes one of them."""
 
     keys: tuple[str, ...]
@@ -142,7 +142,7 @@ class Source:
         return {name: stored[name] for name in first.values()}
 
     @contextmanager
-    def reading(self) -> Iterator[Read]:
+    def reading(self) -> Iterator[TensorReader]:
         """A reader that opens every file once, and closes them at the end; tensors that are kept keep their file mapped."""
         with ExitStack() as stack:
             file = cache(lambda path: stack.enter_context(opened(path)))
@@ -160,7 +160,7 @@ class Source:
                         f"{name} and {other} differ, but the configuration ties them; set tie_word_embeddings to false there"
                     )
 
-    def _match(self) -> tuple[dict[str, Stored], list[str]]:
+    def _match(self) -> tuple[dict[str, StoredTensor], list[str]]:
         """Where the model's tensors lie, and stored ones the model has no use for."""
         rules = get_model_conversion_mapping(self._model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -174,10 +174,12 @@ class Source:
             if name not in self._expected:
                 unknown += [] if self._is_ignored(key) else [key]
             elif pattern is None:
-                found[name] = Stored((key,))
+                found[name] = StoredTensor((key,))
             else:
-                before = found.get(name, Stored((), (), by_pattern[pattern]))
-                found[name] = Stored((*before.keys, key), (*before.patterns, pattern), before.conversion)
+                before = found.get(name, StoredTensor((), (), by_pattern[pattern]))
+                found[name] = StoredTensor(
+                    (*before.keys, key), (*before.patterns, pattern), before.conversion
+                )
         return found, unknown
 
     def _is_ignored(self, key: str) -> bool:
@@ -187,7 +189,7 @@ class Source:
             {key, f"{self._model.base_model_prefix}.{key}"} & buffers
         )
 
-    def _read(self, name: str, get: Read) -> Tensor:
+    def _read(self, name: str, get: TensorReader) -> Tensor:
         stored = self._stored[name]
         tensors = [get(key) for key in stored.keys]
         tensor = tensors[0] if stored.conversion is None else self._convert(name, stored, tensors)
@@ -198,7 +200,7 @@ class Source:
             )
         return tensor
 
-    def _convert(self, name: str, stored: Stored, tensors: list[Tensor]) -> Tensor:
+    def _convert(self, name: str, stored: StoredTensor, tensors: list[Tensor]) -> Tensor:
         conversion = copy.deepcopy(stored.conversion)
         assert conversion is not None
         for key, pattern, tensor in zip(stored.keys, stored.patterns, tensors, strict=True):

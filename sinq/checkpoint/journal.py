@@ -19,7 +19,7 @@ JOURNAL = "stream.json"
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedShard:
     """One finished file."""
 
     nbytes: int
@@ -31,7 +31,7 @@ class Done:
     """Their reports."""
 
 
-def resume(folder: Path, identity: dict[str, Any]) -> dict[str, Done]:
+def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
     """What is done in a folder, by file name. The folder is made, or cleared of half-written files.
 
     Args:
@@ -53,7 +53,7 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, Done]:
     _refuse_other(folder, journal, identity)
     for scratch in folder.glob(f".*{SCRATCH}"):
         scratch.unlink()
-    done = {name: Done(**it) for name, it in journal["done"].items()}
+    done = {name: FinishedShard(**it) for name, it in journal["done"].items()}
     return {
         name: it
         for name, it in done.items()
@@ -61,7 +61,7 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, Done]:
     }
 
 
-def write(folder: Path, identity: dict[str, Any], done: dict[str, Done]) -> None:
+def write(folder: Path, identity: dict[str, Any], done: dict[str, FinishedShard]) -> None:
     """Replace the journal of a folder."""
     content = {
         "format": FORMAT,

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from sinq.checkpoint.folder import LAYOUT, save_config, save_layout, save_tensors
-from sinq.checkpoint.huggingface import INDEX, Read, Source, shape_of, weight_files
-from sinq.checkpoint.journal import Done, resume, write
+from sinq.checkpoint.huggingface import INDEX, Source, TensorReader, shape_of, weight_files
+from sinq.checkpoint.journal import FinishedShard, resume, write
 from sinq.common.atomic_files import replacing
 from sinq.common.errors import NotApplicable
 from sinq.common.named import described
@@ -37,8 +37,8 @@ from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
 from sinq.methods.base import LayerMethod, Method
 from sinq.methods.block_loop import quantize_matrices
-from sinq.methods.plan import Step, require_finite
-from sinq.methods.report import CompressionReport, LayerReport
+from sinq.methods.plan import LayerPlan, require_finite
+from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
 from sinq.model.edits import edit_as_json, edit_from_json, weights_edit
 from sinq.model.targets import Layers
@@ -50,12 +50,12 @@ BESIDE = (".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """One file to be written: the model's tensors in it, the names they are stored under in the source, and the steps for some."""
 
     file: str
     names: tuple[tuple[str, str], ...]
-    steps: dict[str, Step]
+    steps: dict[str, LayerPlan]
 
 
 def stream(
@@ -95,7 +95,7 @@ def stream(
         save_config(model.config, model.dtype, target)
         _copy_beside(source, target)
         _finish(target, ordered)
-    reports = tuple(LayerReport(**layer) for it in ordered.values() for layer in it.layers)
+    reports = tuple(PartReport.from_json(layer) for it in ordered.values() for layer in it.layers)
     return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
 
 
@@ -122,7 +122,7 @@ def _identity(source: Path, method: Method, layers: Layers, place: torch.device)
     }
 
 
-def _pieces(names: dict[str, str], steps: Sequence[Step]) -> list[Piece]:
+def _pieces(names: dict[str, str], steps: Sequence[LayerPlan]) -> list[Shard]:
     """Files to write, in the order of the model.
 
     Args:
@@ -131,7 +131,7 @@ def _pieces(names: dict[str, str], steps: Sequence[Step]) -> list[Piece]:
     by_name = {step.target.tensor_name: step for step in steps}
     groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
     return [
-        Piece(
+        Shard(
             f"model-{k:05d}-of-{len(groups):05d}.safetensors",
             group,
             {name: by_name[name] for name, _ in group if name in by_name},
@@ -145,7 +145,7 @@ def _block(name: str) -> str:
     return match[0] if match else name
 
 
-def _make(piece: Piece, read: Read, target: Path, place: torch.device) -> Done:
+def _make(piece: Shard, read: TensorReader, target: Path, place: torch.device) -> FinishedShard:
     """Write one file, and say what is in it. Tensors live only as long as this call."""
     tensors: dict[str, torch.Tensor] = {}
     changes: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ def _make(piece: Piece, read: Read, target: Path, place: torch.device) -> Done:
         tensors |= _named_tensors(step.target.name, values, experts)
         reports += [asdict(report) for _, report in made]
     save_tensors(tensors, target / piece.file)
-    return Done((target / piece.file).stat().st_size, list(tensors), changes, reports)
+    return FinishedShard((target / piece.file).stat().st_size, list(tensors), changes, reports)
 
 
 def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
@@ -172,7 +172,7 @@ def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) ->
     return {f"{place}.{key}": tensor for place, value in pairs for key, tensor in value.state_dict().items()}
 
 
-def _quantize(step: Step, name: str, matrix: torch.Tensor, place: torch.device) -> Any:
+def _quantize(step: LayerPlan, name: str, matrix: torch.Tensor, place: torch.device) -> Any:
     require_finite(name, matrix)
     (made,) = quantize_matrices([(step, name, matrix)], None, place)
     return made
@@ -193,7 +193,7 @@ def _beside(source: Path) -> Iterable[Path]:
     )
 
 
-def _finish(target: Path, done: dict[str, Done]) -> None:
+def _finish(target: Path, done: dict[str, FinishedShard]) -> None:
     """Write the index of tensors, and last what makes the folder one that `load` takes."""
     files = {name: file for file, it in done.items() for name in it.tensors}
     index = {"metadata": {"total_size": sum(it.nbytes for it in done.values())}, "weight_map": files}

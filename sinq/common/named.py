@@ -48,13 +48,11 @@ def named(root: type[T], name: str) -> type[T]:
         ValueError: there is none; the message lists the names there are.
     """
     known: dict[str, type[T]] = {}
-    cls: Any
-    for cls in _below(root):
-        own = cls.__dict__.get("name")
-        if isinstance(own, str) and _path(known.get(own, cls)) == _path(
-            cls
-        ):  # a class that was refused may still be in memory
-            known[own] = cls
+    for found in _below(root):
+        own = found.__dict__.get("name")
+        refused = own in known and _path(known[own]) != _path(found)  # as a duplicate, and still in memory
+        if isinstance(own, str) and not refused:
+            known[own] = found
     if name not in known:
         raise ValueError(
             f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}"
@@ -109,10 +107,10 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _below(root: type) -> Iterator[Any]:
-    for cls in root.__subclasses__():
-        yield cls
-        yield from _below(cls)
+def _below(root: Any) -> Iterator[Any]:
+    for child in root.__subclasses__():
+        yield child
+        yield from _below(child)
 
 
 def _path(cls: type) -> str:

@@ -16,11 +16,11 @@ from sinq.common.named import Named, name_of, named
 
 
 @dataclass(frozen=True)
-class Misfit:
+class Incompatibility:
     """Why a format does not fit a matrix, and what would, as the parts of a sentence: `why` "3 layers: 3 like x (8×9)" `fitting`."""
 
-    why: str
-    fitting: str
+    reason: str
+    accepted: str
 
 
 class Format(Protocol):
@@ -35,7 +35,7 @@ class Format(Protocol):
         """Rows and columns of the smallest piece that can be compressed alone, of a matrix (out, in)."""
         ...
 
-    def misfit(self, shape: tuple[int, int]) -> Misfit | None:
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
         """Why a matrix (out, in) cannot be stored so; None where it can."""
         ...
 

@@ -13,7 +13,7 @@ codebook of 16 bits costs 27 bits a weight at 576². Codebooks that weigh more t
 
 from dataclasses import dataclass, replace
 
-from sinq.formats.base import Misfit
+from sinq.formats.base import Incompatibility
 
 LARGEST_BITS = 16
 HALF = 16
@@ -67,17 +67,17 @@ class Codebooks:
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
         return shape[0], self.group
 
-    def misfit(self, shape: tuple[int, int]) -> Misfit | None:
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
         if shape[1] % self.group:
             sizes = ", ".join(str(g) for g in range(1, min(shape[1], 64) + 1) if shape[1] % g == 0)
-            return Misfit(f"group={self.group} does not divide", f"take {sizes}")
+            return Incompatibility(f"group={self.group} does not divide", f"take {sizes}")
         if self.codebook_bits() <= self.codebook_share * self.code_bits(shape):
             return None
         less, share = self.shrunk(shape), f"{self.codebook_share:g} of the codes of"
         fitting = (
             f"take up to bits_per_codebook={less.bits_per_codebook}" if less else "take none of this group"
         )
-        return Misfit(
+        return Incompatibility(
             f"codebooks={self.codebooks} of bits_per_codebook={self.bits_per_codebook} weigh more than {share}",
             f"would cost {self.bits_per_weight(shape):.1f} bits per weight and {fitting}",
         )

@@ -17,7 +17,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from sinq.common.errors import NotApplicable
-from sinq.formats.base import Misfit
+from sinq.formats.base import Incompatibility
 
 BITS = (2, 3, 4, 5, 6, 8)
 SMALLEST_GROUP = 2  # one weight alone has no range
@@ -127,11 +127,11 @@ class Grid:
         rows, columns = self.tile(shape)
         return shape[0] % rows == 0 and shape[1] % columns == 0
 
-    def misfit(self, shape: tuple[int, int]) -> Misfit | None:
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
         if self.fits(shape):
             return None
         sizes = [str(size) for size in self.fitting_sizes(shape) if size <= LISTED]
-        return Misfit(
+        return Incompatibility(
             f"group_size={self.group_size} does not divide", f"take {', '.join(sizes) or 'no size'}"
         )
 

@@ -25,7 +25,7 @@ from sinq.formats.grid import Grid
 from sinq.methods.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.methods.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.methods.plan import Plan, plan_layers
-from sinq.methods.report import CompressionReport, LayerReport
+from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
 from sinq.model.walk import BlockView
 
@@ -72,7 +72,7 @@ class BlockMethod(Method):
         return True
 
     @abstractmethod
-    def compress_block(self, block: BlockView) -> list[LayerReport]:
+    def compress_block(self, block: BlockView) -> list[PartReport]:
         """Change `block.module` in place, and say what became of its matrices."""
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
@@ -180,11 +180,11 @@ class LayerMethod(BlockMethod):
             return compress_blocks(model, self, plan, calibration, context)
         return compress_layers(model, plan, calibration, context)
 
-    def compress_block(self, block: BlockView) -> list[LayerReport]:
+    def compress_block(self, block: BlockView) -> list[PartReport]:
         """Collect the statistics of the block's layers, quantize each group of layers that share one, and replace them."""
         groups = groups_in_block(block)
         at_once = [[group] for group in groups] if self.true_sequential else [groups]
-        reports: list[LayerReport] = []
+        reports: list[PartReport] = []
         for some in at_once:
             for group, statistic in zip(some, collect_in_block(block, some), strict=True):
                 reports += compress_group(block.model, group, statistic, block.device)

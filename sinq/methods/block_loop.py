@@ -24,8 +24,8 @@ from sinq.common.timing import Clock, timed
 from sinq.formats.base import CompressedWeight
 from sinq.kernels import Kernel, chosen
 from sinq.methods.layer_statistics import Group, collect_in_model, dense_statistics, find_groups
-from sinq.methods.plan import Plan, Step
-from sinq.methods.report import CompressionReport, LayerReport, describe
+from sinq.methods.plan import LayerPlan, Plan
+from sinq.methods.report import CompressionReport, Decision, PartReport, describe
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.walk import BlockView, outside_blocks, walk
@@ -37,7 +37,7 @@ WARM_UP_ROWS = 16
 class CompressesBlocks(Protocol):
     """The part of a method that `compress_blocks` needs; `BlockMethod` is it."""
 
-    def compress_block(self, block: BlockView) -> list[LayerReport]: ...
+    def compress_block(self, block: BlockView) -> list[PartReport]: ...
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def compress_blocks(
     running = Clock()
     compiling = warm_up(plan.steps, context.device_for(model))
     outside = outside_blocks(model, plan.steps)  # now: layers that were replaced are in no block any more
-    reports: list[LayerReport] = []
+    reports: list[PartReport] = []
     blocks = walk(model, calibration.tokens, context, plan.steps, running)
     for block in context.progress(blocks, "compressing blocks", len(find_blocks(model))):
         reports += method.compress_block(block)
@@ -77,43 +77,41 @@ def compress_layers(
     else:
         groups = _groups(model, plan.steps, calibration.tokens, running)
         work = dense_statistics(model, groups, calibration, context, running)
-    reports: list[LayerReport] = []
+    reports: list[PartReport] = []
     for group, statistic in context.progress(work, "quantizing layers", len(groups)):
         reports += compress_group(model, group, statistic, device)
     return _report(reports, plan, running, compiling)
 
 
-def _report(
-    reports: Sequence[LayerReport], plan: Plan, running: Clock, compiling: float
-) -> CompressionReport:
+def _report(reports: Sequence[PartReport], plan: Plan, running: Clock, compiling: float) -> CompressionReport:
     quantizing = sum(report.seconds for report in reports)
     return CompressionReport(tuple(reports), plan.skipped, running.seconds, quantizing, compiling)
 
 
 def _compress_outside(
     model: nn.Module,
-    outside: Sequence[Step],
+    outside: Sequence[LayerPlan],
     tokens: Tensor,
     context: Context,
     clock: Clock,
-) -> list[LayerReport]:
+) -> list[PartReport]:
     """Compress the layers that are in no block, on statistics of the model as it is now."""
     groups = _groups(model, outside, tokens, clock)
     device = context.device_for(model)
     statistics = collect_in_model(model, groups, device, tokens, clock)
-    reports: list[LayerReport] = []
+    reports: list[PartReport] = []
     for group, statistic in zip(groups, statistics, strict=True):
         reports += compress_group(model, group, statistic, device)
     return reports
 
 
-def _groups(model: nn.Module, steps: Sequence[Step], tokens: Tensor, clock: Clock) -> list[Group]:
+def _groups(model: nn.Module, steps: Sequence[LayerPlan], tokens: Tensor, clock: Clock) -> list[Group]:
     """Find which layers share a statistic by running the model on a few tokens."""
     with timed(next(model.parameters()).device, clock):
         return find_groups(steps, lambda: run_model(model, tokens[0, :PROBE_TOKENS]))
 
 
-def warm_up(steps: Sequence[Step], device: torch.device) -> float:
+def warm_up(steps: Sequence[LayerPlan], device: torch.device) -> float:
     """Quantize a few rows for nothing, so that compiling a kernel is no layer's time; return the seconds it took."""
     if chosen(device) is Kernel.reference or not steps:
         return 0.0
@@ -130,7 +128,7 @@ def compress_group(
     group: Group,
     statistic: Statistic | None,
     device: torch.device,
-) -> list[LayerReport]:
+) -> list[PartReport]:
     """Quantize the matrices of targets that share a statistic, and put the results into the model."""
     reports = []
     for alike in _by_format(group):
@@ -147,8 +145,8 @@ def compress_group(
 
 
 def quantize_matrices(
-    named: Sequence[tuple[Step, str, Tensor]], statistic: Statistic | None, device: torch.device
-) -> list[tuple[CompressedWeight, LayerReport]]:
+    named: Sequence[tuple[LayerPlan, str, Tensor]], statistic: Statistic | None, device: torch.device
+) -> list[tuple[CompressedWeight, PartReport]]:
     """Quantize matrices that share a statistic, on a device; the values lie where the matrices did.
 
     Args:
@@ -156,13 +154,14 @@ def quantize_matrices(
             steps have one format.
     """
     weights = [matrix.to(device, torch.float32).contiguous() for _, _, matrix in named]
-    unseen = {"inputs_never_seen": 1.0} if statistic is not None and statistic.tokens == 0 else {}
+    unseen = statistic is not None and statistic.tokens == 0
+    decisions = (Decision("inputs_never_seen", 1.0),) if unseen else ()
     with timed(device) as clock:
         compressed = named[0][0].method.quantize_together(weights, statistic)
     share = clock.seconds / sum(weight.numel() for weight in weights)
     made = []
     for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
-        report = describe(name, weight, value, share * weight.numel(), step.notes | unseen)
+        report = describe(name, weight, value, share * weight.numel(), (*step.decisions, *decisions))
         made.append((value.to(matrix.device), report))
     return made
 

@@ -23,11 +23,11 @@ from sinq.calibration.data import Calibration
 from sinq.calibration.sites import Site
 from sinq.calibration.statistics import Statistic
 from sinq.common.timing import Clock, timed
-from sinq.methods.plan import Step
+from sinq.methods.plan import LayerPlan
 from sinq.model.context import Context
 from sinq.model.walk import BlockView, outside_blocks, walk
 
-Group = list[Step]
+Group = list[LayerPlan]
 """Steps that share a statistic."""
 
 
@@ -36,7 +36,7 @@ def seen_in_blocks(kind: type[Statistic] | None) -> bool:
     return kind is not None and kind.kind in WATCHED
 
 
-def find_groups(steps: Sequence[Step], run: Callable[[], object]) -> list[Group]:
+def find_groups(steps: Sequence[LayerPlan], run: Callable[[], object]) -> list[Group]:
     """Group steps whose layers see the same tensor while `run` runs, in the order they see it; others come last, each alone.
 
     Where statistics are none, or not seen in blocks, nothing is shared and nothing runs.
@@ -55,7 +55,7 @@ def find_groups(steps: Sequence[Step], run: Callable[[], object]) -> list[Group]
     return groups + [[step] for step in steps if not any(step in group for group in groups)]
 
 
-def _note(seen: list[tuple[Tensor, Group]], step: Step, tensor: Tensor) -> None:
+def _note(seen: list[tuple[Tensor, Group]], step: LayerPlan, tensor: Tensor) -> None:
     group = next((group for known, group in seen if known is tensor), None)
     if group is None:
         seen.append((tensor, [step]))

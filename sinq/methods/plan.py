@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.errors import NotApplicable
-from sinq.formats.base import CompressedWeight, Format, Misfit
+from sinq.formats.base import CompressedWeight, Format, Incompatibility
+from sinq.methods.report import Decision
 from sinq.model.targets import Layers, OnMisfit, Target, find_targets
 
 
@@ -27,24 +28,24 @@ class Quantizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class LayerPlan:
     """A target, the method as it fits that target, and what was decided for it."""
 
     target: Target
     method: Quantizer
-    notes: dict[str, float]
+    decisions: tuple[Decision, ...] = ()
 
-    def with_bits(self, bits: int) -> "Step":
+    def with_bits(self, bits: int) -> "LayerPlan":
         """Return the same step with other bits in its grid."""
         method = self.method.with_format(replace(self.method.format, bits=bits))  # type: ignore[type-var]
-        return Step(self.target, method, self.notes | {f"{bits}_bits": 1.0})
+        return LayerPlan(self.target, method, (*self.decisions, Decision("bits", bits, chosen=True)))
 
 
 @dataclass(frozen=True)
 class Plan:
     """All that is decided before any work."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[LayerPlan, ...] = ()
     """In the order of the model's modules."""
     skipped: tuple[str, ...] = ()
     """Names of the layers left dense because the format does not fit them."""
@@ -67,23 +68,27 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
     """
     targets = find_targets(model, layers.exclude)
     _require_statistic(method, calibration, targets)
-    misfits = {t.name: misfit for t in targets if (misfit := method.format.misfit(t.shape))}
-    if misfits and layers.on_misfit is OnMisfit.error:
-        raise NotApplicable(f"{_explain(targets, misfits)}. Choose another, or on_misfit=shrink|skip")
+    incompatible = {
+        t.name: incompatibility
+        for t in targets
+        if (incompatibility := method.format.incompatibility(t.shape))
+    }
+    if incompatible and layers.on_misfit is OnMisfit.error:
+        raise NotApplicable(f"{_explain(targets, incompatible)}. Choose another, or on_misfit=shrink|skip")
     for target in targets:
         for name, matrix in target.matrices().items():
             if not matrix.is_meta:
                 require_finite(name, matrix)
     steps, skipped = [], []
     for target in targets:
-        if target.name not in misfits:
-            steps.append(Step(target, method, {}))
+        if target.name not in incompatible:
+            steps.append(LayerPlan(target, method))
         elif layers.on_misfit is OnMisfit.skip:
             skipped.append(target.name)
         else:
-            steps.append(_shrink(method, target, misfits[target.name]))
+            steps.append(_shrink(method, target, incompatible[target.name]))
     if not steps:
-        raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, misfits)}")
+        raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, incompatible)}")
     return Plan(tuple(steps), tuple(skipped))
 
 
@@ -100,12 +105,14 @@ def _require_statistic(method: Quantizer, calibration: Calibration | None, targe
         raise NotApplicable(f"{name} needs the {needed}, {reason}")
 
 
-def _explain(targets: list[Target], misfits: Mapping[str, Misfit]) -> str:
+def _explain(targets: list[Target], incompatible: Mapping[str, Incompatibility]) -> str:
     """Layers that do not fit, by reason and by what they would take."""
     found: dict[str, dict[str, list[Target]]] = {}
     for target in targets:
-        if misfit := misfits.get(target.name):
-            found.setdefault(misfit.why, {}).setdefault(misfit.fitting, []).append(target)
+        if incompatibility := incompatible.get(target.name):
+            found.setdefault(incompatibility.reason, {}).setdefault(incompatibility.accepted, []).append(
+                target
+            )
     return "; ".join(_reason(why, alike) for why, alike in found.items())
 
 
@@ -117,19 +124,16 @@ def _reason(why: str, alike: Mapping[str, list[Target]]) -> str:
     return f"{why} {sum(len(same) for same in alike.values())} layers: {'; '.join(parts)}"
 
 
-def _shrink(method: Quantizer, target: Target, misfit: Misfit) -> Step:
+def _shrink(method: Quantizer, target: Target, incompatibility: Incompatibility) -> LayerPlan:
     smaller = method.format.shrunk(target.shape)
     if smaller is None:
         raise NotApplicable(
-            f"{_explain([target], {target.name: misfit})}; use on_misfit=skip or layers.exclude"
+            f"{_explain([target], {target.name: incompatibility})}; use on_misfit=skip or layers.exclude"
         )
     before: Any = method.format
     changed = {name: value for name, value in asdict(smaller).items() if value != getattr(before, name)}  # type: ignore[call-overload]
-    return Step(
-        target,
-        method.with_format(smaller),
-        {f"shrunk_{name}": float(value) for name, value in changed.items()},
-    )
+    decisions = tuple(Decision(f"shrunk_{name}", value, chosen=True) for name, value in changed.items())
+    return LayerPlan(target, method.with_format(smaller), decisions)
 
 
 def require_finite(name: str, matrix: Tensor) -> None:

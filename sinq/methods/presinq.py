@@ -28,7 +28,7 @@ from sinq.formats.grid import Grid
 from sinq.kernels import sinkhorn_scales
 from sinq.methods.base import Method
 from sinq.methods.rewriting import Rewriting
-from sinq.model.decoder import Block, Gated, Norm, Place, decoder, with_bias
+from sinq.model.decoder import Block, Gated, Norm, ParameterRef, decoder, with_bias
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class PreSINQ(Rewriting):
         return (scale / scale.log().mean(1, keepdim=True).exp()).reshape(*several, columns)
 
 
-def _scale_rows(place: Place, scale: Tensor, device: torch.device) -> None:
+def _scale_rows(place: ParameterRef, scale: Tensor, device: torch.device) -> None:
     """Multiply the last rows of a weight (…, out, in), or the last entries of a bias (out,), by scale (…, rows)."""
     values = place.read(device).clone()
     rows = scale.shape[-1]

@@ -1,7 +1,14 @@
-"""What a compression says about itself: one entry per matrix, and totals."""
+"""What a compression says about itself: one entry for each part of the model it changed, and totals.
+
+Most parts are weight matrices, but a part may be anything with a size: heads, neurons, a cache. Sizes are told apart by
+the parameters that are present and those the dense model had there, so that what was pruned is not counted as stored
+in no bits. A report without parts is legal: the dense model's is one.
+"""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,34 +20,88 @@ from sinq.formats.scalar import QuantizedTensor
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One matrix, before and after."""
+class Decision:
+    """Something that was decided for one part, and not by the user: its bits, a smaller group, a raised damping."""
 
     name: str
-    out_features: int
-    in_features: int
+    value: float
+    chosen: bool = False
+    """True if the value *is* the decision (bits=3); otherwise it measures one (9 rows were rounded)."""
+
+    @property
+    def label(self) -> str:
+        """Name for counting parts by: decisions with other chosen values are other decisions."""
+        return f"{self.name}={self.value:g}" if self.chosen else self.name
+
+
+def measured(values: Mapping[str, float]) -> tuple[Decision, ...]:
+    """Return the decisions that a value noted while it was made, by name."""
+    return tuple(Decision(name, value) for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """One part of a model, before and after."""
+
+    kind: str
+    """What the part is: weight, or another word of the method that changed it."""
+    name: str
+    dense_parameters: int
+    """Parameters the dense model has there."""
+    parameters: int
+    """Parameters that are present now, in any number of bits."""
     nbytes: int
-    bits_per_weight: float
-    relative_error: float
-    """‖W − Ŵ‖ / ‖W‖, Frobenius."""
-    imbalance_before: float | None
-    """Mean over tiles of largest/smallest row or column std of W. None for weights without scales."""
-    imbalance_after: float | None
-    """The same of W / (scale · col_scale): the matrix as the rounding sees it."""
+    """Bytes of all that is stored for it."""
+    relative_error: float | None
+    """‖W − Ŵ‖ / ‖W‖, Frobenius; None where the part is no approximation of a matrix."""
     seconds: float
-    """Time in `quantize`, and the layer's share, by its weights, of the time its block was tuned."""
-    group_size: int | None
-    notes: dict[str, float]
-    """Decisions taken for this matrix."""
+    """Time spent on it, and its share, by parameters, of the time its block was tuned."""
+    decisions: tuple[Decision, ...] = ()
+    shape: tuple[int, int] | None = None
+    """(out_features, in_features) of a weight."""
+    group_size: int | None = None
+    imbalance_before: float | None = None
+    """Mean over tiles of largest/smallest row or column std of W. None for weights without scales."""
+    imbalance_after: float | None = None
+    """The same of W / (scale · col_scale): the matrix as the rounding sees it."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored for each parameter that is present; 0 where there is none."""
+        return 8 * self.nbytes / self.parameters if self.parameters else 0.0
+
+    @property
+    def decided(self) -> dict[str, float]:
+        """Name of each decision → its value."""
+        return {decision.name: decision.value for decision in self.decisions}
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the part as a line of a table, all cells plain."""
+        row = asdict(self) | {
+            "decisions": "; ".join(f"{name}={value:g}" for name, value in self.decided.items())
+        }
+        out_features, in_features = row.pop("shape") or (None, None)
+        return row | {
+            "out_features": out_features,
+            "in_features": in_features,
+            "bits_per_weight": self.bits_per_weight,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Return the part that `dataclasses.asdict` gave, after it was a file."""
+        decisions = tuple(Decision(**each) for each in content["decisions"])
+        shape = content["shape"] and (content["shape"][0], content["shape"][1])
+        return cls(**{**content, "decisions": decisions, "shape": shape})
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """All matrices of a model. Times exclude loading and this report's own measurements."""
+    """All changed parts of a model. Times exclude loading and this report's own measurements."""
 
-    layers: tuple[LayerReport, ...] = ()
+    parts: tuple[PartReport, ...] = ()
     skipped: tuple[str, ...] = ()
-    """Layers left dense because the grid does not fit them."""
+    """Layers left dense because the format does not fit them."""
     seconds_statistics: float = 0.0
     seconds_quantize: float = 0.0
     seconds_compile: float = 0.0
@@ -48,31 +109,42 @@ class CompressionReport:
 
     @property
     def decisions(self) -> dict[str, int]:
-        """How many layers each kind of decision was taken for."""
-        counts = Counter(note for layer in self.layers for note in layer.notes)
+        """Count the parts each kind of decision was taken for."""
+        counts = Counter(decision.label for part in self.parts for decision in part.decisions)
         return dict(counts) | ({"skipped": len(self.skipped)} if self.skipped else {})
+
+    @property
+    def relative_error_mean(self) -> float | None:
+        """Mean over parts that have an error; None where none has."""
+        errors = [part.relative_error for part in self.parts if part.relative_error is not None]
+        return sum(errors) / len(errors) if errors else None
 
 
 def describe(
-    name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, notes: dict[str, float]
-) -> LayerReport:
-    """Compare a matrix (out, in) with what it became."""
+    name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, decisions: Sequence[Decision]
+) -> PartReport:
+    """Compare a matrix (out, in) with what it became.
+
+    Args:
+        decisions: taken for it, besides those the value has noted itself.
+    """
     weight = weight.float()
     balance = _imbalances(weight, compressed) if isinstance(compressed, QuantizedTensor) else (None, None)
     norm = torch.linalg.vector_norm(weight).item()
     error = torch.linalg.vector_norm(weight - compressed.dequantize()).item()
-    return LayerReport(
+    return PartReport(
+        kind="weight",
         name=name,
-        out_features=compressed.shape[0],
-        in_features=compressed.shape[1],
+        dense_parameters=weight.numel(),
+        parameters=compressed.shape[0] * compressed.shape[1],
         nbytes=compressed.nbytes,
-        bits_per_weight=compressed.bits_per_weight,
         relative_error=error / norm if norm > 0 else 0.0,
+        seconds=seconds,
+        decisions=(*measured(compressed.notes), *decisions),
+        shape=compressed.shape,
+        group_size=compressed.group_size,
         imbalance_before=balance[0],
         imbalance_after=balance[1],
-        seconds=seconds,
-        group_size=compressed.group_size,
-        notes=dict(compressed.notes) | notes,
     )
 
 

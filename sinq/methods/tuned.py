@@ -11,7 +11,7 @@ from sinq.common.timing import timed
 from sinq.formats.base import CompressedWeight, Format
 from sinq.methods.base import BlockMethod
 from sinq.methods.plan import Plan
-from sinq.methods.report import LayerReport, describe
+from sinq.methods.report import Decision, PartReport, describe, measured
 from sinq.model.context import Context
 from sinq.model.experts import CompressedExperts
 from sinq.model.walk import BlockView
@@ -43,18 +43,19 @@ class Tuned(BlockMethod):
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         return self.inner.plan(model, calibration, context)
 
-    def compress_block(self, block: BlockView) -> list[LayerReport]:
+    def compress_block(self, block: BlockView) -> list[PartReport]:
         targets, dense = block.outputs(), _dense(block)  # before anything is compressed
         reports = self.inner.compress_block(block)
         if not reports:
             return []
         with timed(block.device) as clock:
             result = self.tuning.tune(block, targets)
-        notes = {"block_tuned": result.after / result.before} if result.epoch else {"tuning_kept_start": 1.0}
-        share = clock.seconds / max(1, sum(report.out_features * report.in_features for report in reports))
+        improved = Decision("block_tuned", result.after / result.before)
+        decision = improved if result.epoch else Decision("tuning_kept_start", 1.0)
+        share = clock.seconds / max(1, sum(report.dense_parameters for report in reports))
         compressed = _compressed(block)
         pairs = ((report, dense.get(report.name), compressed.get(report.name)) for report in reports)
-        return [_after_tuning(*pair, share, notes) for pair in pairs]
+        return [_after_tuning(*pair, share, decision) for pair in pairs]
 
 
 def _dense(block: BlockView) -> dict[str, Tensor]:
@@ -75,14 +76,16 @@ def _compressed(block: BlockView) -> dict[str, CompressedWeight]:
 
 
 def _after_tuning(
-    report: LayerReport,
+    report: PartReport,
     dense: Tensor | None,
     compressed: CompressedWeight | None,
     share: float,
-    notes: dict[str, float],
-) -> LayerReport:
+    decision: Decision,
+) -> PartReport:
     """Describe a matrix anew, with its share of the time; what was reported of other things stays."""
-    seconds, notes = report.seconds + share * report.out_features * report.in_features, report.notes | notes
+    seconds, decisions = report.seconds + share * report.dense_parameters, (*report.decisions, decision)
     if dense is None or compressed is None:
-        return replace(report, seconds=seconds, notes=notes)
-    return describe(report.name, dense, compressed, seconds, notes)
+        return replace(report, seconds=seconds, decisions=decisions)
+    noted = {each.name for each in measured(compressed.notes)}
+    own = [each for each in decisions if each.name not in noted]
+    return describe(report.name, dense, compressed, seconds, own)

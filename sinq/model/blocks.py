@@ -19,7 +19,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides its hidden states."""
 
 
-class Run(Protocol):
+class BlockFunction(Protocol):
     """A block as a function of hidden states; `dtype` is what to compute in, if not the block's own."""
 
     def __call__(self, states: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
@@ -103,7 +103,7 @@ def run_model(model: Any, window: Tensor) -> None:
 
 
 @contextmanager
-def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[Run]:
+def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[BlockFunction]:
     """Hold a block on a device for a while, as a function of hidden states (and a dtype, where it is not the block's own)."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]

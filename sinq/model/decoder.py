@@ -33,7 +33,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterRef:
     """A parameter of a module, read and replaced."""
 
     module: nn.Module
@@ -53,14 +53,14 @@ class Place:
 class Norm:
     """A norm's gain, and every matrix whose columns are multiplied by the normed stream."""
 
-    gain: Place
-    matrices: tuple[Place, ...]
+    gain: ParameterRef
+    matrices: tuple[ParameterRef, ...]
     """Those of linear layers and experts."""
-    routers: tuple[Place, ...] = ()
+    routers: tuple[ParameterRef, ...] = ()
     """Those that choose or weigh experts."""
 
     @property
-    def readers(self) -> tuple[Place, ...]:
+    def readers(self) -> tuple[ParameterRef, ...]:
         return self.matrices + self.routers
 
 
@@ -68,18 +68,18 @@ class Norm:
 class Gated:
     """act(gate)·up ─▶ down, dense (2-D) or of experts (3-D)."""
 
-    up: Place
+    up: ParameterRef
     """Its last rows, as many as `down` has columns: all of them, or the second half where gate and up are fused."""
-    down: Place
+    down: ParameterRef
 
 
 @dataclass(frozen=True)
 class Block:
     """One decoder block."""
 
-    value: Place
+    value: ParameterRef
     """The matrix of v, (kv heads · head width, hidden)."""
-    output: Place
+    output: ParameterRef
     """The matrix of o, (hidden, heads · head width); heads that share a kv head are next to each other."""
     head_width: int
     norms: tuple[Norm, Norm]
@@ -90,7 +90,7 @@ class Block:
 class Decoder:
     """A whole model."""
 
-    embedding: Place
+    embedding: ParameterRef
     blocks: tuple[Block, ...]
     final: Norm
     """The last norm, and the head."""
@@ -115,39 +115,53 @@ def decoder(model: Any) -> Decoder:
         )
     body = model.model
     blocks = tuple(_block(layer) for layer in body.layers)
-    return Decoder(Place(body.embed_tokens), blocks, Norm(Place(body.norm), (Place(model.lm_head),)))
+    return Decoder(
+        ParameterRef(body.embed_tokens), blocks, Norm(ParameterRef(body.norm), (ParameterRef(model.lm_head),))
+    )
 
 
 def _block(layer: Any) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
-    inputs = tuple(Place(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    inputs = tuple(ParameterRef(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
     matrices, routers, gated = _mixture(mlp) if hasattr(mlp, "experts") else _dense(mlp)
     norms = (
-        Norm(Place(layer.input_layernorm), inputs),
-        Norm(Place(layer.post_attention_layernorm), matrices, routers),
+        Norm(ParameterRef(layer.input_layernorm), inputs),
+        Norm(ParameterRef(layer.post_attention_layernorm), matrices, routers),
     )
-    return Block(Place(attention.v_proj), Place(attention.o_proj), attention.head_dim, norms, gated)
+    return Block(
+        ParameterRef(attention.v_proj), ParameterRef(attention.o_proj), attention.head_dim, norms, gated
+    )
 
 
-Mlp = tuple[tuple[Place, ...], tuple[Place, ...], tuple[Gated, ...]]
+Mlp = tuple[tuple[ParameterRef, ...], tuple[ParameterRef, ...], tuple[Gated, ...]]
 """Matrices and routers that read the stream, and what is between the matrices."""
 
 
 def _dense(mlp: Any) -> Mlp:
-    return (Place(mlp.gate_proj), Place(mlp.up_proj)), (), (Gated(Place(mlp.up_proj), Place(mlp.down_proj)),)
+    return (
+        (ParameterRef(mlp.gate_proj), ParameterRef(mlp.up_proj)),
+        (),
+        (Gated(ParameterRef(mlp.up_proj), ParameterRef(mlp.down_proj)),),
+    )
 
 
 def _mixture(mlp: Any) -> Mlp:
-    fused = Place(mlp.experts, "gate_up_proj")
-    matrices, gated = (fused,), (Gated(fused, Place(mlp.experts, "down_proj")),)
+    fused = ParameterRef(mlp.experts, "gate_up_proj")
+    matrices, gated = (fused,), (Gated(fused, ParameterRef(mlp.experts, "down_proj")),)
     if not hasattr(mlp, "shared_expert"):
-        return matrices, (Place(mlp.gate),), gated
+        return matrices, (ParameterRef(mlp.gate),), gated
     shared, _, shared_gated = _dense(mlp.shared_expert)
-    return matrices + shared, (Place(mlp.gate), Place(mlp.shared_expert_gate)), gated + shared_gated
+    return (
+        matrices + shared,
+        (ParameterRef(mlp.gate), ParameterRef(mlp.shared_expert_gate)),
+        gated + shared_gated,
+    )
 
 
-def with_bias(place: Place) -> tuple[Place, ...]:
+def with_bias(place: ParameterRef) -> tuple[ParameterRef, ...]:
     """A matrix and, if its layer has one, its bias."""
     return (
-        (place, Place(place.module, "bias")) if getattr(place.module, "bias", None) is not None else (place,)
+        (place, ParameterRef(place.module, "bias"))
+        if getattr(place.module, "bias", None) is not None
+        else (place,)
     )

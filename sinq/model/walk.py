@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sinq.common.timing import Clock, timed
-from sinq.model.blocks import HiddenStates, Run, block_at, enter, find_blocks
+from sinq.model.blocks import BlockFunction, HiddenStates, block_at, enter, find_blocks
 from sinq.model.context import Context
 from sinq.model.targets import Target
 
@@ -45,19 +45,19 @@ class BlockView:
     """Those of the walk's steps whose layers are in this block, in the order of the plan."""
     inputs: HiddenStates
     """One tensor (1, seqlen, hidden) for each window."""
-    run: Run
+    run: BlockFunction
     """The block as a function of hidden states."""
     clock: Clock
     """Time the walk spends running the model."""
     _following: HiddenStates | None = field(default=None, init=False)
 
     def outputs(self) -> HiddenStates:
-        """Run the block as it is now on all its inputs, and keep the results on disk."""
+        """BlockFunction the block as it is now on all its inputs, and keep the results on disk."""
         with torch.no_grad(), timed(self.device, self.clock):
             return self.inputs.through(self.run)
 
     def pass_inputs(self) -> None:
-        """Run the block as it is now on all its inputs, for the sake of hooks."""
+        """BlockFunction the block as it is now on all its inputs, for the sake of hooks."""
         with torch.no_grad(), timed(self.device, self.clock):
             for states in self.inputs:
                 self.run(states)

@@ -207,7 +207,7 @@ def test_what_does_not_fit_can_be_shrunk() -> None:
         tiny_model("qwen3-tied"), Calibration(tiny_tokens()), Context(Layers(on_misfit=OnMisfit.shrink))
     )
     shrunk = {
-        layer.name.split(".")[-1]: layer.notes.get("shrunk_bits_per_codebook") for layer in report.layers
+        layer.name.split(".")[-1]: layer.decided.get("shrunk_bits_per_codebook") for layer in report.parts
     }
     assert shrunk["gate_proj"] is None
     assert shrunk["k_proj"] is not None

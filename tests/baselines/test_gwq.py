@@ -203,7 +203,7 @@ def first_order(method: GWQ | RTN, tokens: Tensor) -> float:
     """Σ |G| · |Ŵ − W| over all layers of a tiny model."""
     dense, model = tiny_model("llama"), tiny_model("llama")
     report, total = method.compress(model, Calibration(tokens)), 0.0
-    for layer in report.layers:
+    for layer in report.parts:
         weight = dense.get_submodule(layer.name).weight.requires_grad_(True)
         (found,) = torch.autograd.grad(dense(tokens, labels=tokens).loss, weight)
         weight.requires_grad_(False)
@@ -261,20 +261,20 @@ def test_fused_experts_have_gradients_of_their_own() -> None:
             found[k].abs() >= found[k].abs().flatten().topk(len(value.values)).values[-1]
         )
         assert kept.sum() >= len(value.values) - 1  # a tie of float rounding
-    assert len([layer for layer in report.layers if ".experts." in layer.name]) == 16
+    assert len([layer for layer in report.parts if ".experts." in layer.name]) == 16
 
 
 @pytest.mark.parametrize("score", [Score.magnitude, Score.random])
 def test_some_scores_need_no_text(score: Score) -> None:
     assert not GWQ(score=score).needs_calibration
-    assert len(GWQ(Grid(4, 32), score=score).compress(tiny_model("llama")).layers) == 14
+    assert len(GWQ(Grid(4, 32), score=score).compress(tiny_model("llama")).parts) == 14
 
 
 def test_it_mixes() -> None:
     method = Mixed(GWQ(Grid(4, 32)), Budget(bits_per_weight=5.5))
     report = method.compress(tiny_model("llama"), Calibration(tiny_tokens(2)))
-    weights = sum(layer.out_features * layer.in_features for layer in report.layers)
-    assert 5 < 8 * sum(layer.nbytes for layer in report.layers) / weights <= 5.5
+    weights = sum(layer.dense_parameters for layer in report.parts)
+    assert 5 < 8 * sum(layer.nbytes for layer in report.parts) / weights <= 5.5
 
 
 def test_what_cannot_be_is_named() -> None:

@@ -397,10 +397,10 @@ def test_channels_never_active_take_the_smallest_width(allocator: Allocator) -> 
 def test_a_whole_model_has_its_budget_in_every_layer() -> None:
     model = tiny_model("llama")
     report = MGPTQ(Grid(2, 32), training=replace(SHORT, steps=3)).compress(model, Calibration(tiny_tokens(2)))
-    for layer in report.layers:
-        weights = layer.out_features * layer.in_features
+    for layer in report.parts:
+        weights = layer.dense_parameters
         assert 8 * layer.nbytes / weights == pytest.approx(
-            2 + 32 / 32 + 2 / layer.out_features, abs=64 / weights
+            2 + 32 / 32 + 2 / layer.shape[0], abs=64 / weights
         )  # bytes are whole
 
 

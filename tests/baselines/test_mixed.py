@@ -29,7 +29,7 @@ from sinq import (
     QuantizedTensor,
 )
 from sinq.calibration.statistics import Hessian
-from sinq.methods.plan import Step
+from sinq.methods.plan import LayerPlan
 from tests.conftest import tiny_model, tiny_tokens
 
 GRID = Grid(group_size=32)
@@ -113,7 +113,7 @@ def log_probabilities(model: Any, tokens: Tensor) -> Tensor:
     return model(tokens).logits.double().log_softmax(-1)
 
 
-def steps_of(model: nn.Module, method: LayerMethod) -> tuple[Step, ...]:
+def steps_of(model: nn.Module, method: LayerMethod) -> tuple[LayerPlan, ...]:
     return method.plan(model, None, Context()).steps
 
 
@@ -208,8 +208,8 @@ def compressed(
 def size(report: CompressionReport) -> float:
     return (
         8
-        * sum(layer.nbytes for layer in report.layers)
-        / sum(layer.out_features * layer.in_features for layer in report.layers)
+        * sum(layer.nbytes for layer in report.parts)
+        / sum(layer.dense_parameters for layer in report.parts)
     )
 
 
@@ -219,21 +219,21 @@ def test_the_budget_is_met_and_each_layer_is_as_the_inner_method_makes_it(
 ) -> None:
     model, dense = tiny_model(architecture), tiny_model(architecture)
     report = compressed(model, RTN(GRID), bits_per_weight)
-    smallest = min(layer.out_features * layer.in_features for layer in report.layers)
-    share = smallest / sum(layer.out_features * layer.in_features for layer in report.layers)
+    smallest = min(layer.dense_parameters for layer in report.parts)
+    share = smallest / sum(layer.dense_parameters for layer in report.parts)
     assert (
         bits_per_weight - (2 * 4 * share if architecture == "moe" else share * 2)
         <= size(report)
         <= bits_per_weight
     )
-    assert sum(count for note, count in report.decisions.items() if note.endswith("_bits")) == len(
-        report.layers
+    assert sum(count for note, count in report.decisions.items() if note.startswith("bits=")) == len(
+        report.parts
     )
     matrices = {
         name: matrix for step in steps_of(dense, RTN(GRID)) for name, matrix in step.target.matrices().items()
     }
-    for layer in report.layers:
-        (bits,) = [int(note.removesuffix("_bits")) for note in layer.notes if note.endswith("_bits")]
+    for layer in report.parts:
+        bits = int(layer.decided["bits"])
         alone = RTN(Grid(bits=bits, group_size=32)).quantize(matrices[layer.name].contiguous())
         assert layer.nbytes == alone.nbytes
 
@@ -252,7 +252,7 @@ class Fat(LayerMethod):
 
 def test_a_calibrated_method_is_budgeted_by_its_own_bytes() -> None:
     report = compressed(tiny_model("llama"), Fat(), 4.9)
-    share = 2 * 64 * 64 / sum(layer.out_features * layer.in_features for layer in report.layers)
+    share = 2 * 64 * 64 / sum(layer.dense_parameters for layer in report.parts)
     assert 4.9 - share <= size(report) <= 4.9
     assert report.seconds_statistics > 0
 
@@ -263,7 +263,7 @@ def test_layers_that_matter_get_more_bits() -> None:
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.get_submodule(f"model.layers.1.{name}").weight.mul_(1e-4)
     report = compressed(model, RTN(GRID), 4.0, bits=(2, 4, 5), probes=(3, 4))
-    bits = {layer.name: layer.bits_per_weight for layer in report.layers}
+    bits = {layer.name: layer.bits_per_weight for layer in report.parts}
     first, second = (
         [value for name, value in bits.items() if f"layers.{block}." in name] for block in (0, 1)
     )
@@ -280,7 +280,7 @@ def test_a_layer_that_does_not_fit_is_shrunk_or_left_dense() -> None:
     )
     model = tiny_model("llama")
     report = compressed(model, RTN(Grid(group_size=128)), 3.5, layers=Layers(on_misfit=OnMisfit.skip))
-    assert {layer.name.rsplit(".", 1)[-1] for layer in report.layers} == {"down_proj"}
+    assert {layer.name.rsplit(".", 1)[-1] for layer in report.parts} == {"down_proj"}
     assert len(report.skipped) == 12
     assert size(report) <= 3.5
 

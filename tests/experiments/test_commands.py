@@ -87,12 +87,12 @@ def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.Captur
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     with pytest.raises(SystemExit) as done:
-        errors.guard(lambda: missing("matplotlib.axes"))
+        errors.run_cli(lambda: missing("matplotlib.axes"))
     assert done.value.code == 1
     said = capsys.readouterr().out
     assert said == "error: matplotlib is not installed; install it with pip install 'sinq-harness[report]'\n"
     with pytest.raises(ModuleNotFoundError, match="nothing"):
-        errors.guard(lambda: missing("sinq.nothing"))
+        errors.run_cli(lambda: missing("sinq.nothing"))
 
 
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(

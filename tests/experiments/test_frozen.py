@@ -10,7 +10,9 @@ Elsewhere sums are taken in another order: sizes are still equal, and perplexiti
 import hashlib
 import json
 from math import exp
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,13 +21,15 @@ from llvmlite.binding import get_host_cpu_name
 from torch import nn
 
 from experiments import models
-from experiments.config.options import described
+from experiments.config.options import run_of
 from experiments.data.text import tokenize, windows
 from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
 from sinq import Calibration, Context
+from sinq.kernels.cache import cache_dir
 from sinq.model.linear import WeightStore
 from tests.conftest import ROOT, needs_data
+from tests.forked import fork
 
 FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
@@ -57,7 +61,7 @@ def machine() -> str:
 def numbers(name: str, bits: int) -> dict[str, Any]:
     """What is frozen of a method at a width."""
     own = () if name in ONE_SIZE else (f"bits={bits}",)
-    run = described((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
+    run = run_of((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
     loaded = models.load(run.model, torch.device("cpu"))
     model: Any = models.sparing_clone(loaded.model)
     of_text = [
@@ -86,21 +90,56 @@ def stored(model: nn.Module) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "nbytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, weights)}
 
 
+def write_numbers(cases: list[tuple[str, int]], file: Path) -> None:
+    """Write what is frozen of these cases to a file."""
+    file.write_text(json.dumps({f"{name} {bits}": numbers(name, bits) for name, bits in cases}))
+
+
+def kernels() -> list[str]:
+    """Return the compiled kernels on disk."""
+    return sorted(str(file) for file in cache_dir().rglob("*.nbc"))
+
+
+def measured(cases: list[tuple[str, int]], folder: Path) -> dict[str, Any]:
+    """Return the numbers of cases, from a process that found all its kernels on disk.
+
+    Numba gives the process that compiles a parallel kernel other machine code than it keeps on disk for all
+    that follow: sums are taken in another order, and a stored scale may differ in its last bit. So a process
+    that compiled is followed by another.
+    """
+    for attempt in range(2):
+        before, file = kernels(), folder / f"numbers-{attempt}.json"
+        process = fork(folder, write_numbers, cases, file)
+        assert process.done() == 0, process.output
+        if kernels() == before:
+            break
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "bits"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+    "cases",
+    [
+        pytest.param(QUICK, id="one width of each method"),
+        pytest.param([case for case in CASES if case not in QUICK], id="the others", marks=pytest.mark.slow),
+    ],
 )
-def test_no_number_moves(name: str, bits: int) -> None:
-    frozen = json.loads(FILE.read_text())
-    found, before = numbers(name, bits), frozen["numbers"][f"{name} {bits}"]
+def test_no_number_moves(cases: list[tuple[str, int]], tmp_path: Path) -> None:
+    frozen, found = json.loads(FILE.read_text()), measured(cases, tmp_path)
+    before = {key: frozen["numbers"][key] for key in found}
+    assert len(found) == len(cases) > 20
     if machine() == frozen["machine"]:
         assert found == before
-    else:
-        assert (found["nbytes"], found["bits_per_weight"]) == (before["nbytes"], before["bits_per_weight"])
-        assert found["perplexity"] == pytest.approx(before["perplexity"], rel=0.02)
+    for key, own in found.items():
+        assert (own["nbytes"], own["bits_per_weight"]) == (
+            before[key]["nbytes"],
+            before[key]["bits_per_weight"],
+        )
+        assert own["perplexity"] == pytest.approx(before[key]["perplexity"], rel=0.02), key
 
 
 if __name__ == "__main__":
-    FILE.parent.mkdir(exist_ok=True)
-    content = {f"{name} {bits}": numbers(name, bits) for name, bits in CASES}
-    FILE.write_text(json.dumps({"machine": machine(), "numbers": content}, indent=1) + "\n")
+    with TemporaryDirectory() as scratch:
+        content = {"machine": machine(), "numbers": measured(CASES, Path(scratch))}
+    FILE.write_text(json.dumps(content, indent=1) + "\n")

@@ -82,7 +82,7 @@ def test_it_is_the_same_every_time_and_after_a_reload(
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
     assert (
-        len(report.layers)
+        len(report.parts)
         == len(find_targets(tiny_model("qwen3-tied"), layers.exclude))
         == (3 if layers is BLOCK else 14)
     )
@@ -93,8 +93,8 @@ def test_it_is_the_same_every_time_and_after_a_reload(
 
 def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(compressed: Compressed) -> None:
     tokens, dense, (model, report) = tiny_tokens(3), tiny_model("qwen3-tied"), compressed
-    weights = sum(layer.out_features * layer.in_features for layer in report.layers)
-    assert 3 < 8 * sum(layer.nbytes for layer in report.layers) / weights < 6
+    weights = sum(layer.dense_parameters for layer in report.parts)
+    assert 3 < 8 * sum(layer.nbytes for layer in report.parts) / weights < 6
     error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(
         dense(tokens).logits
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.evaluation import Subject
+from experiments.evaluation import EvaluationContext
 from experiments.models.source import LoadedModel
 from sinq import CompressionReport
 from sinq.common.progress import silent
@@ -18,12 +18,14 @@ def subject(
     windows: int = 4,
     compressed: torch.nn.Module | None = None,
     report: CompressionReport | None = None,
-) -> Subject:
+) -> EvaluationContext:
     """A tiny model as evaluations get it."""
     loaded = LoadedModel(tiny_model(architecture), tiny_tokenizer(), torch.float32)
     model = compressed if compressed is not None else loaded.model
     tokens = tiny_tokens(windows, 64).reshape(-1)
-    return Subject(model, loaded, tokens, report or CompressionReport(), torch.device("cpu"), silent)  # type: ignore[arg-type]
+    return EvaluationContext(
+        model, loaded, tokens, report or CompressionReport(), torch.device("cpu"), silent
+    )  # type: ignore[arg-type]
 
 
 class Capped(nn.Module):

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from experiments.bench.peers.worker import PEERS
-from experiments.bench.timing import Absent, Contender, PeerError
+from experiments.bench.timing import Implementation, PeerError, Skipped
 
 WORKER = Path(__file__).with_name("worker.py")
 NO_WORKER = {"gptqmodel": "no worker is written for it: it quantizes whole models only, from their files"}
@@ -80,11 +80,11 @@ class Peers:
     """The workers that started, and who did not."""
 
     workers: tuple[Worker, ...] = ()
-    absent: tuple[Absent, ...] = ()
+    absent: tuple[Skipped, ...] = ()
 
     def contenders(
         self, wanted: Collection[str], weights: Sequence[Tensor], bits: int, group_size: int, nbytes: int
-    ) -> tuple[list[Contender], list[Absent]]:
+    ) -> tuple[list[Implementation], list[Skipped]]:
         """The wanted peers as contenders that quantize these matrices, and those that cannot."""
         ready, absent = [], list(self.absent)
         for worker in self.workers:
@@ -93,10 +93,10 @@ class Peers:
             try:
                 worker.prepare(weights, bits, group_size)
             except PeerError as error:
-                absent.append(Absent(title(worker.peer), str(error)))
+                absent.append(Skipped(title(worker.peer), str(error)))
                 continue
             ready.append(
-                Contender(
+                Implementation(
                     title(worker.peer), worker.seconds, nbytes, f"version {worker.version}", is_peer=True
                 )
             )
@@ -116,13 +116,13 @@ def started(folders: Mapping[str, Path], threads: int) -> Iterator[Peers]:
         folders: where a peer is to be imported from; others are looked for in this environment.
         threads: that each may use.
     """
-    workers, absent = [], [Absent(title(name), reason) for name, reason in NO_WORKER.items()]
+    workers, absent = [], [Skipped(title(name), reason) for name, reason in NO_WORKER.items()]
     with ExitStack() as stack:
         for peer in PEERS:
             try:
                 workers.append(stack.enter_context(_running(peer, folders.get(peer), threads)))
             except PeerError as error:
-                absent.append(Absent(title(peer), str(error)))
+                absent.append(Skipped(title(peer), str(error)))
         yield Peers(tuple(workers), tuple(absent))
 
 

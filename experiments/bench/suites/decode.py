@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from experiments.bench.case import Case
 from experiments.bench.floor import model_nbytes
 from experiments.bench.models import Named
-from experiments.bench.timing import Contender
+from experiments.bench.timing import Implementation
 from experiments.common.meters import seconds
 from experiments.evaluation.generation import phase_seconds, prefill
 from experiments.evaluation.latency import kernel
@@ -65,17 +65,17 @@ def compressed(dense: PreTrainedModel, grid: Grid) -> PreTrainedModel:
     return model  # type: ignore[return-value]
 
 
-def _reading(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Contender:
+def _reading(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Implementation:
     def run() -> float:
         return seconds(lambda: prefill(model, prompt), device)
 
-    return Contender(name, run, model_nbytes(model), kernel(model), is_peer=name.startswith("dense"))
+    return Implementation(name, run, model_nbytes(model), kernel(model), is_peer=name.startswith("dense"))
 
 
-def _writing(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Contender:
+def _writing(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Implementation:
     def run() -> float:
         return phase_seconds(model, prompt, DECODE_TOKENS, device)[1]
 
-    return Contender(
+    return Implementation(
         name, run, DECODE_TOKENS * model_nbytes(model), kernel(model), is_peer=name.startswith("dense")
     )

@@ -21,7 +21,7 @@ from baselines.rtn import RTN
 from experiments.bench.case import Case
 from experiments.bench.floor import product_nbytes
 from experiments.bench.suites.quantize import Shape, random_weight
-from experiments.bench.timing import Absent, Contender, graphed
+from experiments.bench.timing import Implementation, Skipped, graphed
 from sinq import SINQ, CompressedLinear, Grid, QuantizedTensor
 
 CPU_SHAPES: tuple[Shape, ...] = ((4096, 4096), (11008, 4096), (4096, 11008))
@@ -61,7 +61,7 @@ def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, devic
     return Case("linear", name, [*reversed(dense), *int4, *ours], baseline, absent)
 
 
-def _dense(name: str, weight: Tensor, x: Tensor) -> Contender:
+def _dense(name: str, weight: Tensor, x: Tensor) -> Implementation:
     def layer() -> Callable[[], object]:
         own = weight.clone()
         return lambda: nn.functional.linear(x, own)
@@ -69,7 +69,7 @@ def _dense(name: str, weight: Tensor, x: Tensor) -> Contender:
     return _contender(name, layer, weight.nbytes, weight, x, is_peer=True)
 
 
-def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Contender:
+def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Implementation:
     value = SINQ(grid).quantize(weight)
 
     def layer() -> CompressedLinear:
@@ -87,10 +87,10 @@ def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Cont
     )
 
 
-def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Contender], list[Absent]]:
+def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implementation], list[Skipped]]:
     if weight.is_cuda or weight.shape[0] % INT4_ROWS or group_size not in INT4_GROUPS:
         needs = f"it needs a processor, rows in multiples of {INT4_ROWS} and groups of {INT4_GROUPS}"
-        return [], [Absent(INT4, needs)]
+        return [], [Skipped(INT4, needs)]
     value = RTN(Grid(bits=INT4_BITS, group_size=group_size)).quantize(weight)
     packed, scales = int4_weight(value, x.dtype)
 
@@ -125,9 +125,9 @@ def _contender(
     kernel: str = "torch",
     peer: str | None = None,
     is_peer: bool = False,
-) -> Contender:
+) -> Implementation:
     """A stack of layers, each made by `layer`."""
     nbytes = product_nbytes(weight_nbytes, len(x), (weight.shape[0], weight.shape[1]), x.itemsize)
     stack = [layer() for _ in range(min(MOST_LAYERS, -(-STACK // weight_nbytes)))]
     whole = graphed(lambda: [work() for work in stack], weight.device)
-    return Contender(name, lambda: whole() / len(stack), nbytes, kernel, peer, is_peer)
+    return Implementation(name, lambda: whole() / len(stack), nbytes, kernel, peer, is_peer)

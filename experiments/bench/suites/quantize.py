@@ -20,7 +20,7 @@ from baselines.rtn import RTN
 from experiments.bench.case import Case
 from experiments.bench.models import Named
 from experiments.bench.peers.manager import Peers, title
-from experiments.bench.timing import Contender, clocked
+from experiments.bench.timing import Implementation, clocked
 from sinq import SINQ, Grid, HalfQuadratic, Kernel, LayerMethod, SINQRefined, chosen, find_targets, using
 from sinq.calibration.statistics import InputStatistic, Statistic
 
@@ -113,12 +113,12 @@ def _check(weights: list[Tensor], grid: Grid) -> None:
             )
 
 
-def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Contender:
+def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Implementation:
     device = weights[0].device
     with using(entry.kernel):
         kernel = entry.kernel.value if entry.kernel is Kernel.reference else f"auto: {chosen(device).value}"
     work = clocked(_work(entry, weights), device)
-    return Contender(entry.name, work, nbytes, kernel, None if entry.peer is None else title(entry.peer))
+    return Implementation(entry.name, work, nbytes, kernel, None if entry.peer is None else title(entry.peer))
 
 
 def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
-from experiments.evaluation.base import Evaluation, Measurement, Subject
+from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.zero_shot import tasks
 from experiments.evaluation.zero_shot.answers import answers, flips, metric_name
 
@@ -49,7 +49,7 @@ class ZeroShot(Evaluation):
     def content(self) -> dict[str, Any]:
         return {"questions": tasks.fingerprints(self.tasks, self.limit, self.shots)}
 
-    def check(self, subject: Subject) -> None:
+    def check(self, subject: EvaluationContext) -> None:
         tokenizer, longest = subject.loaded.tokenizer, self._max_length(subject)
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError(
@@ -68,10 +68,10 @@ class ZeroShot(Evaluation):
                             f" ({longest}, the smaller of {OPTION}.max_length and the model's context)"
                         )
 
-    def _max_length(self, subject: Subject) -> int:
+    def _max_length(self, subject: EvaluationContext) -> int:
         return min(self.max_length or subject.loaded.context, subject.loaded.context)
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         from experiments.evaluation.zero_shot.harness import Harness, ask
 
         with tasks.quiet():

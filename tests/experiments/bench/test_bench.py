@@ -19,7 +19,7 @@ from experiments.bench import floor, listing, models, options
 from experiments.bench.case import Case, run
 from experiments.bench.peers import manager
 from experiments.bench.suites import decode, linear, quantize
-from experiments.bench.timing import Absent, Contender, PeerError, clocked, measure
+from experiments.bench.timing import Implementation, PeerError, Skipped, clocked, measure
 from experiments.evaluation.generation import phase_seconds
 from sinq import SINQ, CompressedLinear, Grid, Kernel, using
 from tests import forked
@@ -29,7 +29,7 @@ from tests.fake_clock import FakeClock
 CPU = torch.device("cpu")
 
 
-def counting(name: str, log: list[str], times: list[float], **facts: Any) -> Contender:
+def counting(name: str, log: list[str], times: list[float], **facts: Any) -> Implementation:
     """A contender with a clock of our own, that notes when it is called."""
     clock = iter(times)
 
@@ -37,7 +37,7 @@ def counting(name: str, log: list[str], times: list[float], **facts: Any) -> Con
         log.append(name)
         return next(clock)
 
-    return Contender(name, work, **({"nbytes": 100} | facts))
+    return Implementation(name, work, **({"nbytes": 100} | facts))
 
 
 class TestTiming:
@@ -60,16 +60,16 @@ class TestTiming:
         def broken() -> float:
             raise PeerError("no such operator")
 
-        timings, failed = measure([Contender("theirs", broken, 1), counting("ours", [], [1.0, 1.0])], 1)
+        timings, failed = measure([Implementation("theirs", broken, 1), counting("ours", [], [1.0, 1.0])], 1)
         assert [timing.contender.name for timing in timings] == ["ours"]
-        assert failed == [Absent("theirs", "no such operator")]
+        assert failed == [Skipped("theirs", "no such operator")]
 
     def test_our_own_errors_are_not_hidden(self) -> None:
         def broken() -> float:
             raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
-            measure([Contender("ours", broken, 1)], 1)
+            measure([Implementation("ours", broken, 1)], 1)
 
     def test_work_has_the_length_that_the_clock_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = FakeClock.installed(monkeypatch)
@@ -95,9 +95,9 @@ class TestFloor:
         dense = everything - (0 if rows_read else embedding)
         assert floor.model_nbytes(model) == dense
         report = SINQ(Grid(group_size=32)).compress(model)
-        weights = sum(layer.out_features * layer.in_features for layer in report.layers)
+        weights = sum(layer.dense_parameters for layer in report.parts)
         assert floor.model_nbytes(model) == everything - (0 if rows_read else embedding) - 4 * weights + sum(
-            one.nbytes for one in report.layers
+            one.nbytes for one in report.parts
         )
 
 
@@ -109,7 +109,7 @@ class TestCase:
             counting("theirs", [], [1.0, 8.0, 8.0], is_peer=True),
             counting("other", [], [1.0, 1.0, 1.0], peer="missing"),
         ]
-        return Case("suite", "work", contenders, "base", [Absent("missing", "not installed")], **facts)
+        return Case("suite", "work", contenders, "base", [Skipped("missing", "not installed")], **facts)
 
     def test_ratios_are_of_medians(self) -> None:
         result = run(self.case(), 2, CPU, 1000)
@@ -404,7 +404,7 @@ def best(works: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, f
         return taken
 
     with torch.no_grad():
-        timings, _ = measure([Contender(name, clock(work), 0) for name, work in works.items()], rounds)
+        timings, _ = measure([Implementation(name, clock(work), 0) for name, work in works.items()], rounds)
     return {timing.contender.name: min(timing.samples) for timing in timings}
 
 

@@ -14,7 +14,7 @@ from baselines.dense import Dense
 from baselines.gptq import GPTQ, ActOrder
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
-from experiments.common.errors import MENDABLE, explain
+from experiments.common.errors import USER_ERRORS, explain
 from experiments.config.build import build, by_name, method_classes, register
 from experiments.runs.run import Run
 from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
@@ -173,7 +173,7 @@ def test_an_evaluation_can_be_left_out() -> None:
     ],
 )
 def test_a_mistake_is_explained_in_a_line(override: str, message: str) -> None:
-    with pytest.raises(MENDABLE) as caught:
+    with pytest.raises(USER_ERRORS) as caught:
         built(override)
     explained = explain(caught.value)
     assert explained.startswith(message)
@@ -182,7 +182,7 @@ def test_a_mistake_is_explained_in_a_line(override: str, message: str) -> None:
 
 def test_missing_data_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SINQ_DATA")
-    with pytest.raises(MENDABLE) as caught:
+    with pytest.raises(USER_ERRORS) as caught:
         built("model=stories260k")
     assert (
         explain(caught.value)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.evaluation import Perplexity, Subject, divergence
+from experiments.evaluation import EvaluationContext, Perplexity, divergence
 from experiments.evaluation.divergence import Expected, Reference
 from experiments.models.source import sparing_clone
 from sinq import SINQ, Grid, find_targets
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "reference"
 
 
-def pair(architecture: str = "llama") -> tuple[Subject, Subject]:
+def pair(architecture: str = "llama") -> tuple[EvaluationContext, EvaluationContext]:
     """A dense model whose predictions are far from uniform, and it in 3 bits."""
     dense = subject(architecture)
     for target in find_targets(dense.model):
@@ -35,7 +35,7 @@ def pair(architecture: str = "llama") -> tuple[Subject, Subject]:
     return dense, replace(dense, model=model, report=SINQ(Grid(bits=3, group_size=32)).compress(model))
 
 
-def predictions(model: Any, given: Subject) -> Tensor:
+def predictions(model: Any, given: EvaluationContext) -> Tensor:
     """Log-probabilities (windows, positions, vocabulary), float64."""
     windows = given.tokens[: 3 * SEQLEN].reshape(3, SEQLEN)
     return torch.stack(
@@ -43,13 +43,13 @@ def predictions(model: Any, given: Subject) -> Tensor:
     )
 
 
-def exact(given: Subject) -> tuple[Tensor, Tensor]:
+def exact(given: EvaluationContext) -> tuple[Tensor, Tensor]:
     """KL and flips of every position, (windows, positions), by definition."""
     dense, own = predictions(given.loaded.model, given), predictions(given.model, given)
     return (dense.exp() * (dense - own)).sum(-1), dense.argmax(-1) != own.argmax(-1)
 
 
-def dense_runs(given: Subject) -> list[torch.Size]:
+def dense_runs(given: EvaluationContext) -> list[torch.Size]:
     """Shapes of what the dense model's body will be run on."""
     seen: list[torch.Size] = []
     given.loaded.model.base_model.register_forward_pre_hook(
@@ -197,7 +197,7 @@ def test_an_interrupted_pass_leaves_nothing(cache: Path) -> None:
 
 
 def test_it_is_known_by_its_content() -> None:
-    def path(given: Subject, windows: int = 3, top_k: int = 8) -> Path:
+    def path(given: EvaluationContext, windows: int = 3, top_k: int = 8) -> Path:
         options = replace(OPTIONS, windows=windows)
         return Reference.of(given, options._windows(given), top_k).path
 

@@ -105,9 +105,9 @@ class TestSize:
         file = tmp_path / "model.safetensors"
         header = int.from_bytes(file.read_bytes()[:8], "little") + 8
         assert metrics["model_nbytes"] == file.stat().st_size - header
-        weights = sum(layer.out_features * layer.in_features for layer in report.layers)
+        weights = sum(layer.dense_parameters for layer in report.parts)
         assert metrics["bits_per_weight"] == pytest.approx(
-            8 * sum(layer.nbytes for layer in report.layers) / weights
+            8 * sum(layer.nbytes for layer in report.parts) / weights
         )
         assert metrics["dense_model_nbytes"] == sum(p.nbytes for p in tiny_model("qwen3-tied").parameters())
 
@@ -119,7 +119,7 @@ class TestSize:
         metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
         compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)
         assert (metrics["weights"], metrics["weights_left_dense"]) == (compressed + dense, dense)
-        assert metrics["nbytes"] == sum(layer.nbytes for layer in report.layers) + 4 * dense
+        assert metrics["nbytes"] == sum(layer.nbytes for layer in report.parts) + 4 * dense
 
     def test_a_dense_model_has_the_bits_of_its_number_format(self) -> None:
         assert Size().measure(subject()).metrics["bits_per_weight"] == 32

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from experiments.evaluation import LayerError, Subject
+from experiments.evaluation import EvaluationContext, LayerError
 from experiments.models.source import sparing_clone
 from sinq import SINQ, Grid
 from tests.experiments.tiny import subject
@@ -18,13 +18,13 @@ OPTIONS = LayerError(windows=2, seqlen=32)
 SINQ3 = SINQ(Grid(bits=3, group_size=32))
 
 
-def compressed(architecture: str) -> Subject:
+def compressed(architecture: str) -> EvaluationContext:
     dense = subject(architecture)
     model: Any = sparing_clone(dense.model)
     return replace(dense, model=model, report=SINQ3.compress(model))
 
 
-def by_hand(given: Subject) -> dict[str, float]:
+def by_hand(given: EvaluationContext) -> dict[str, float]:
     """Every linear layer's error, from all inputs the dense model ever gave it."""
     inputs: dict[str, list[Tensor]] = {}
     modules = {name: m for name, m in given.loaded.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
@@ -39,7 +39,7 @@ def by_hand(given: Subject) -> dict[str, float]:
     for handle in handles:
         handle.remove()
     errors = {}
-    for layer in given.report.layers:
+    for layer in given.report.parts:
         if layer.name in modules:
             x = torch.cat(inputs[layer.name]).double()
             weight = modules[layer.name].weight.double()

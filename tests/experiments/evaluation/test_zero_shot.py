@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from baselines.rtn import RTN
 from experiments.common.intervals import share
 from experiments.data.text import StateOfTheUnion
-from experiments.evaluation import Size, Subject, ZeroShot
+from experiments.evaluation import EvaluationContext, Size, ZeroShot
 from experiments.evaluation.zero_shot import tasks
 from experiments.evaluation.zero_shot.answers import answers, flips
 from experiments.evaluation.zero_shot.local_tasks.local import articles
 from experiments.models.source import LoadedModel, Pretrained, load, sparing_clone
 from experiments.results import record
 from experiments.runs.identity import identity
-from experiments.runs.pipeline import Setting, execute
+from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from sinq import SINQ, CompressionReport, Grid
 from sinq.common.progress import silent
@@ -88,10 +88,12 @@ def roomy(architecture: str = "llama") -> Any:
     return model
 
 
-def subject(dense: Any, compressed: Any = None, words: Any = None) -> Subject:
+def subject(dense: Any, compressed: Any = None, words: Any = None) -> EvaluationContext:
     loaded = LoadedModel(dense, words or tokenizer(), torch.float32)
     model = dense if compressed is None else compressed
-    return Subject(model, loaded, torch.zeros(0, dtype=torch.long), CompressionReport(), CPU, silent)
+    return EvaluationContext(
+        model, loaded, torch.zeros(0, dtype=torch.long), CompressionReport(), CPU, silent
+    )
 
 
 @torch.inference_mode()
@@ -331,7 +333,7 @@ def run(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_row_has_accuracies_answers_and_flips(run: Run, tmp_path: Path) -> None:
-    setting = Setting(tmp_path / "results")
+    setting = Execution(tmp_path / "results")
     row = execute(run, setting)
     dense = record.find(setting.results_dir, row["dense_run_id"])
     assert dense is not None
@@ -366,7 +368,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(
         tasks, "_manager", lambda only_local: local
     )  # lm-eval's own index takes half a minute to read
-    setting = Setting(tmp_path / "results")
+    setting = Execution(tmp_path / "results")
     nowhere = replace(run, model=Pretrained(path="no/such-model"))
     unknown = replace(nowhere, evaluation={"zero_shot": ZeroShot(("piqa_local", "piqq"))})
     with pytest.raises(

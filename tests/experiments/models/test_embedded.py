@@ -60,7 +60,7 @@ def test_gradients_of_gwq_choose_better_than_magnitude_or_chance() -> None:
         report = method.compress(model, Calibration(seen_text[:1]))
         with torch.no_grad():
             loss = sum(next_token_loss(model, window).item() for window in held_out)
-        return loss, sum(layer.nbytes for layer in report.layers)
+        return loss, sum(layer.nbytes for layer in report.parts)
 
     gradients, magnitude, chance = (
         nll(GWQ(Grid(3), score=score)) for score in (Score.grad, Score.magnitude, Score.random)

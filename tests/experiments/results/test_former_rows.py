@@ -7,7 +7,7 @@ import pytest
 
 from baselines.aqlm import AQLM
 from experiments.compare import counterpart
-from experiments.config.options import described
+from experiments.config.options import run_of
 from experiments.results import record
 from experiments.results.former_rows import CLASSES, from_schema_1
 from experiments.runs.identity import options
@@ -50,7 +50,7 @@ def test_they_are_all_read_and_hold_no_path_of_a_class() -> None:
 )  # fmt: skip
 def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None:
     groups = {} if options_of["method"] == "none" else {"group_size": 32}
-    wanted = match.Wanted.of({**MODEL, **groups, **options_of}, "perplexity.value")
+    wanted = match.CellQuery.of({**MODEL, **groups, **options_of}, "perplexity.value")
     ours = [
         {
             **row,
@@ -60,7 +60,7 @@ def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None
     ]
     found, near = match.find(ours, wanted)
     assert [row["choices"]["method"] for row in found] == [options_of["method"]], near
-    run = described(wanted.treatment)
+    run = run_of(wanted.method_options)
     assert found[0]["options"]["method"] == options(run)["method"]
 
 

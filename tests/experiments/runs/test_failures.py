@@ -11,13 +11,13 @@ import torch
 from baselines.gptq import GPTQ
 from experiments.common.errors import OutOfMemoryError
 from experiments.data.text import StateOfTheUnion
-from experiments.evaluation import Evaluation, Measurement, Perplexity, Subject
+from experiments.evaluation import Evaluation, EvaluationContext, Measurement, Perplexity
 from experiments.models.source import DType, Pretrained
 from experiments.results import record
 from experiments.runs.cost import Cost
 from experiments.runs.failures import OUT_OF_MEMORY, ran_out_of_memory, what_to_try
 from experiments.runs.identity import identity, run_id
-from experiments.runs.pipeline import Setting, execute
+from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from sinq import SINQ, Grid
 
@@ -30,7 +30,7 @@ class Greedy(Evaluation):
 
     name: ClassVar[str] = "toy_greedy"
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         return Measurement({"bytes": torch.empty(1 if subject.is_dense else 1 << 50).nbytes})
 
 
@@ -68,18 +68,18 @@ def test_a_run_out_of_memory_is_recorded_with_its_peak_and_what_to_try(run: Run,
         OutOfMemoryError,
         match=r"out of memory; the peak seen was .* GB\. Try .*stream=true, model\.dtype=bfloat16",
     ):
-        execute(greedy, Setting(tmp_path / "results"))
+        execute(greedy, Execution(tmp_path / "results"))
     rows, _ = record.read(tmp_path / "results")
     (row,) = [row for row in rows if row["status"] == record.FAILED]
     assert row["run_id"] == run_id(identity(greedy))
     assert row["failure"]["kind"] == OUT_OF_MEMORY
     assert row["failure"]["peak_memory_bytes"] > 10e6  # torch alone is more
     assert row["reason"].count("\n") == 0
-    assert execute(run, Setting(tmp_path / "results"))["status"] == record.FINISHED  # the next one goes on
+    assert execute(run, Execution(tmp_path / "results"))["status"] == record.FINISHED  # the next one goes on
 
 
 def test_a_finished_row_says_what_it_cost(run: Run, tmp_path: Path) -> None:
-    cost = execute(run, Setting(tmp_path))["cost"]
+    cost = execute(run, Execution(tmp_path))["cost"]
     assert cost["seconds"] > 0
     assert cost["peak_memory_bytes"] > 10e6
 

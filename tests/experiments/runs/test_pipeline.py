@@ -18,19 +18,19 @@ from experiments import models
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import (
     Evaluation,
+    EvaluationContext,
     Latency,
     LayerError,
     Measurement,
     Memory,
     Perplexity,
     Size,
-    Subject,
 )
 from experiments.models.source import Pretrained
 from experiments.results import record
 from experiments.results.overview import distinct_names
 from experiments.runs.identity import identity, run_id
-from experiments.runs.pipeline import Setting, execute
+from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from sinq import SINQ, CompressedLinear, Grid, Kernel, Layers, NotApplicable, OnMisfit, Sinkhorn
 
@@ -43,7 +43,7 @@ class Counted(Evaluation):
 
     name: ClassVar[str] = "toy_counted"
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         MEASURED.append("dense" if subject.is_dense else "compressed")
         return Measurement(
             {"weight": subject.loaded.model.model.layers[0].mlp.up_proj.weight.double().sum().item()}
@@ -65,11 +65,11 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path / "results")
+def setting(tmp_path: Path) -> Execution:
+    return Execution(tmp_path / "results")
 
 
-def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Setting) -> None:
+def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Execution) -> None:
     everything: dict[str, Evaluation] = {
         "perplexity": Perplexity(windows=2),
         "size": Size(),
@@ -105,19 +105,19 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Se
     } <= set(layers)
 
 
-def test_the_kernel_asked_for_is_the_one_that_runs(run: Run, setting: Setting) -> None:
+def test_the_kernel_asked_for_is_the_one_that_runs(run: Run, setting: Execution) -> None:
     compression = execute(replace(run, kernel=Kernel.reference), setting)["metrics"]["compression"]
     assert (compression["kernel"], compression["seconds_compile"]) == ("reference", 0)
     assert compression["kernel_refusals"] == {"kernel=reference was asked for": 14}
 
 
-def test_a_row_says_why_no_kernel_ran(run: Run, setting: Setting) -> None:
+def test_a_row_says_why_no_kernel_ran(run: Run, setting: Execution) -> None:
     row = execute(replace(run, method=SINQ(Grid(group_size=4))), setting)
     assert row["metrics"]["compression"]["kernel"] == "cpu"  # what quantized
     assert row["metrics"]["compression"]["kernel_refusals"] == {"group_size=4 is no multiple of 8": 14}
 
 
-def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Setting) -> None:
+def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Execution) -> None:
     first = execute(run, setting)
     assert MEASURED == ["dense", "compressed"]
     assert execute(run, setting) == json.loads(json.dumps({"schema": record.SCHEMA, **first}))
@@ -126,7 +126,7 @@ def test_a_finished_run_is_found_and_force_runs_it_again(run: Run, setting: Sett
     assert MEASURED == ["dense", "compressed", "compressed"]
 
 
-def test_two_that_want_the_same_run_measure_it_once(run: Run, setting: Setting) -> None:
+def test_two_that_want_the_same_run_measure_it_once(run: Run, setting: Execution) -> None:
     with ThreadPoolExecutor(2) as pool:
         rows = list(pool.map(lambda _: execute(run, setting), range(2)))
     assert MEASURED == ["dense", "compressed"]
@@ -134,7 +134,7 @@ def test_two_that_want_the_same_run_measure_it_once(run: Run, setting: Setting) 
     assert rows[0]["provenance"] == rows[1]["provenance"]
 
 
-def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Setting) -> None:
+def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Execution) -> None:
     rows = [
         execute(replace(run, method=method), setting)
         for method in (SINQ(Grid(3, 32)), RTN(Grid(4, 32)), Dense())
@@ -144,7 +144,7 @@ def test_the_dense_baseline_is_measured_once_and_shared(run: Run, setting: Setti
     assert rows[0]["metrics"]["perplexity"]["dense"] == rows[2]["metrics"]["perplexity"]["value"]
 
 
-def test_compression_leaves_the_dense_model_alone_and_it_is_loaded_once(run: Run, setting: Setting) -> None:
+def test_compression_leaves_the_dense_model_alone_and_it_is_loaded_once(run: Run, setting: Execution) -> None:
     models.load.cache_clear()
     rows = [execute(replace(run, method=SINQ(Grid(bits, 32))), setting) for bits in (2, 3, 4)]
     assert models.load.cache_info().misses == 1
@@ -153,11 +153,11 @@ def test_compression_leaves_the_dense_model_alone_and_it_is_loaded_once(run: Run
     assert not any("Compressed" in type(module).__name__ for module in loaded.modules())
 
 
-def test_decisions_are_in_the_row(run: Run, setting: Setting) -> None:
+def test_decisions_are_in_the_row(run: Run, setting: Execution) -> None:
     shrunk = execute(
         replace(run, method=SINQ(Grid(group_size=128)), layers=Layers(on_misfit=OnMisfit.shrink)), setting
     )
-    assert shrunk["metrics"]["compression"]["decisions"] == {"shrunk_group_size": 12}
+    assert shrunk["metrics"]["compression"]["decisions"] == {"shrunk_group_size=64": 12}
     gate = SINQ(Grid(group_size=32), Sinkhorn(relative_floors=False), kurtosis_gate=2.9)
     decisions = execute(replace(run, method=gate), setting)["metrics"]["compression"]["decisions"]
     assert 0 < decisions["gated_by_kurtosis"] <= 14
@@ -171,14 +171,14 @@ class Failing(Evaluation):
 
     trigger: str
 
-    def measure(self, subject: Subject) -> Measurement:
+    def measure(self, subject: EvaluationContext) -> Measurement:
         if Path(self.trigger).exists() and not subject.is_dense:
             raise RuntimeError("the sky fell")
         return Measurement({})
 
 
 def test_a_failed_run_is_recorded_with_its_reason_and_tried_again(
-    run: Run, setting: Setting, tmp_path: Path
+    run: Run, setting: Execution, tmp_path: Path
 ) -> None:
     (tmp_path / "trigger").write_text("")
     failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
@@ -201,13 +201,15 @@ class Pointless(RTN):
         raise NotApplicable("no layer is odd enough")
 
 
-def test_a_run_that_is_not_applicable_leaves_no_row(run: Run, setting: Setting) -> None:
+def test_a_run_that_is_not_applicable_leaves_no_row(run: Run, setting: Execution) -> None:
     with pytest.raises(NotApplicable, match="no layer is odd enough"):
         execute(replace(run, method=Pointless(Grid(4, 32))), setting)
     assert record.load(setting.results_dir).empty
 
 
-def test_what_the_dense_model_predicts_is_read_of_it_once(run: Run, setting: Setting, tmp_path: Path) -> None:
+def test_what_the_dense_model_predicts_is_read_of_it_once(
+    run: Run, setting: Execution, tmp_path: Path
+) -> None:
     body, windows = models.load(run.model, torch.device("cpu")).model.base_model, []
     handle = body.register_forward_pre_hook(
         lambda module, args, inputs: windows.append(inputs["input_ids"].shape[1]) if module is body else None,
@@ -232,7 +234,7 @@ def test_what_the_dense_model_predicts_is_read_of_it_once(run: Run, setting: Set
 
 
 def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(
-    run: Run, setting: Setting, tmp_path: Path
+    run: Run, setting: Execution, tmp_path: Path
 ) -> None:
     failing = replace(run, evaluation={"failing": Failing(str(tmp_path / "trigger"))})
     execute(failing, setting)
@@ -244,7 +246,7 @@ def test_a_forced_run_that_fails_does_not_cost_the_row_there_is(
     assert row["status"] == "finished"
 
 
-def test_runs_of_one_name_are_told_apart(run: Run, setting: Setting) -> None:
+def test_runs_of_one_name_are_told_apart(run: Run, setting: Execution) -> None:
     methods = [
         SINQ(Grid(group_size=32)),
         SINQ(Grid(group_size=32, tiling=2)),
@@ -260,7 +262,7 @@ def test_runs_of_one_name_are_told_apart(run: Run, setting: Setting) -> None:
     ]
 
 
-def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Setting) -> None:
+def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Execution) -> None:
     evaluation = {"perplexity": Perplexity(windows=1), "size": Size()}
     rows = [
         execute(replace(run, stream=streamed, evaluation=evaluation), setting) for streamed in (False, True)
@@ -278,13 +280,13 @@ def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, 
         execute(replace(run, stream=True, method=GPTQ(Grid(4, 32))), setting)
 
 
-def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Setting) -> None:
+def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Execution) -> None:
     with pytest.raises(ValueError, match="group_size=48 does not divide 14 layers"):
         execute(replace(run, method=SINQ(Grid(group_size=48))), setting)
     assert MEASURED == []
 
 
-def test_an_interrupted_run_leaves_nothing(run: Run, setting: Setting) -> None:
+def test_an_interrupted_run_leaves_nothing(run: Run, setting: Execution) -> None:
     def interrupt(items: Any, description: str, total: int) -> Any:
         raise KeyboardInterrupt
 
@@ -294,6 +296,6 @@ def test_an_interrupted_run_leaves_nothing(run: Run, setting: Setting) -> None:
     assert execute(run, setting)["status"] == "finished"
 
 
-def test_a_hub_that_cannot_be_reached_is_explained(run: Run, setting: Setting) -> None:
+def test_a_hub_that_cannot_be_reached_is_explained(run: Run, setting: Execution) -> None:
     with pytest.raises(ValueError, match=r"model no/such-model cannot be loaded: .* must be a local folder"):
         execute(replace(run, model=Pretrained(path="no/such-model")), setting)

@@ -36,11 +36,11 @@ from tests.conftest import needs_data
 @contextmanager
 def described_anew() -> Iterator[None]:
     """A description holds paths of SINQ_DATA: none is taken over from where it was another, nor left."""
-    options.described.cache_clear()
+    options.run_of.cache_clear()
     try:
         yield
     finally:
-        options.described.cache_clear()
+        options.run_of.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,9 +55,9 @@ HARD = 3 + NOISE.normal(0, 0.5, 16)  # what makes a window hard is hard for ever
 SUBJECT = {"model": "smollm2", "text": "wikitext2", "evaluation": "quality"}
 
 
-def row(run_id: str, nll: Any = HARD, **treatment: Any) -> Row:
+def row(run_id: str, nll: Any = HARD, **method_options: Any) -> Row:
     """A finished row of the embedded model, as the pipeline records it."""
-    run = options.described(options.overrides({**SUBJECT, **treatment}))
+    run = options.run_of(options.overrides({**SUBJECT, **method_options}))
     nll = [float(value) for value in nll]
     made = {
         "run_id": run_id,
@@ -329,7 +329,7 @@ def test_other_evaluations_must_have_been_asked_alike(limit: int, fits: bool) ->
     asked = {"model": "smollm2", "text": "wikitext2", "evaluation": "zero_shot"}
     tasks = {"evaluation.zero_shot.tasks": "[piqa_local]", "evaluation.zero_shot.limit": 50}
     made = row("a", method="sinq")
-    run = options.described(
+    run = options.run_of(
         options.overrides({**asked, **tasks, "evaluation.zero_shot.tasks": "[piqa_local,wikitext2_local]"})
     )
     made["options"]["evaluation"] = described(dict(run.evaluation), defaults=True)
@@ -525,15 +525,15 @@ def describe_all() -> None:
                     {key: value for key, value in options.split(run)[0].items() if key != "model.path"}
                 )
             )
-            treatment = options.overrides(options.split(run)[1])
-            treatments[tuple(each for each in treatment if not each.startswith("bits="))] = (
-                treatment  # once for all bits
+            method_options = options.overrides(options.split(run)[1])
+            treatments[tuple(each for each in method_options if not each.startswith("bits="))] = (
+                method_options  # once for all bits
             )
     for each in treatments.values():
-        assert options.described(each).method is not None
+        assert options.run_of(each).method is not None
     for each in subjects:
         named = (*each, "model.path=any") if "model=hub" in each else each
-        assert options.described(named).evaluation.keys() & {"perplexity", "zero_shot"}
+        assert options.run_of(named).evaluation.keys() & {"perplexity", "zero_shot"}
 
 
 def config(table: str | None = None, runs: Sequence[Any] = ()) -> Any:

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.rtn import RTN
-from sinq import Context, Grid, Site, SiteKind
-from sinq.calibration import collect
+from sinq import Context, Grid, Site, SiteKind, collect
 from sinq.calibration.statistics import Gradient, Hessian, Inputs
 from sinq.model.targets import linear_places
 from tests.conftest import tiny_model, tiny_tokens

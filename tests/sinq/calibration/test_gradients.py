@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRMSNorm
 
 from baselines.gwq import GWQ
-from sinq import Calibration, Context, Grid, Site, SiteKind, find_targets
-from sinq.calibration import collect
+from sinq import Calibration, Context, Grid, Site, SiteKind, collect, find_targets
 from sinq.calibration.gradients import feed_gradients
 from sinq.calibration.statistics import Gradient, SquaredGradient
 from sinq.common.timing import Clock

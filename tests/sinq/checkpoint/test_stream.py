@@ -69,8 +69,8 @@ def test_it_writes_what_compressing_in_memory_saves(
     told = METHOD.compress(in_memory)
     with torch.no_grad():  # or the one in memory would run the definition, which has gradients
         assert torch.equal(model(tiny_tokens()).logits, in_memory(tiny_tokens()).logits)
-    assert [replace(layer, seconds=0) for layer in report.layers] == [
-        replace(layer, seconds=0) for layer in told.layers
+    assert [replace(layer, seconds=0) for layer in report.parts] == [
+        replace(layer, seconds=0) for layer in told.parts
     ]
 
 
@@ -80,7 +80,7 @@ def test_one_file_and_layer_choices_are_the_same_too(tmp_path: Path) -> None:
     for index, method in enumerate((RTN(Grid(3, 48)), Hadamard(RTN(Grid(4, 32))))):
         report = sinq.stream(source, tmp_path / str(index), method, context)
         assert_same(stored_tensors(sinq.load(tmp_path / str(index))), compressed(source, method, context))
-        assert not any("down_proj" in layer.name for layer in report.layers)
+        assert not any("down_proj" in layer.name for layer in report.parts)
     (source / "tokenizer_config.json").write_text("{}")
     sinq.stream(source, tmp_path / "with", METHOD)
     assert (tmp_path / "with/tokenizer_config.json").read_text() == "{}"
@@ -183,7 +183,7 @@ def test_work_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         expected = compressed(source)
         report = sinq.stream(source, tmp_path / "small", METHOD)
     assert_same(stored_tensors(sinq.load(tmp_path / "small")), expected)
-    assert len(report.layers) == 14
+    assert len(report.parts) == 14
     assert not list((tmp_path / "small").glob(".*"))
 
 
@@ -216,7 +216,7 @@ def test_what_is_finished_is_not_made_again_and_reported_all_the_same(
     report = sinq.stream(source, target, METHOD)
     assert len(made) == 7  # the second block's
     assert report == sinq.stream(source, target, METHOD)
-    assert (len(made), len(report.layers)) == (7, 14)
+    assert (len(made), len(report.parts)) == (7, 14)
 
 
 def test_leftovers_of_other_work_are_refused(tmp_path: Path) -> None:

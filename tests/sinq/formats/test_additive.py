@@ -56,7 +56,7 @@ def test_tables_equal_dequantize_and_multiply(format: Codebooks, tokens: int) ->
 
 
 def test_codebooks_that_dwarf_the_layer_do_not_fit() -> None:
-    misfit = Codebooks(1, 16, 8).misfit((576, 576))
-    assert misfit is not None
-    assert "weigh more" in str(misfit)
-    assert Codebooks(1, 16, 8).misfit((1024, 4096)) is None
+    incompatibility = Codebooks(1, 16, 8).incompatibility((576, 576))
+    assert incompatibility is not None
+    assert "weigh more" in str(incompatibility)
+    assert Codebooks(1, 16, 8).incompatibility((1024, 4096)) is None

@@ -12,8 +12,12 @@ from sinq.kernels import fast
 from sinq.kernels.dispatch import Fast, imported
 
 MODULES = (
-    "sinq.kernels.quantize", "baselines.gptq", "baselines.aqlm", "baselines.aqlm.kmeans", "baselines.aqlm.beam_search",
-)  # fmt: skip
+    "sinq.kernels.quantize",
+    "baselines.gptq.method",
+    "baselines.aqlm.method",
+    "baselines.aqlm.kmeans",
+    "baselines.aqlm.beam_search",
+)
 FUNCTIONS = {
     f"{m}.{name}": f for m in MODULES for name, f in vars(import_module(m)).items() if isinstance(f, Fast)
 }

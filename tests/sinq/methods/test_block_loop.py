@@ -54,7 +54,7 @@ def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(
     model.set_attn_implementation(attention)
     report = method.compress(model, Calibration(tokens))
     blocks = next(name for name, module in model.named_modules() if module is find_blocks(model))
-    in_blocks = [layer.name for layer in report.layers if layer.name.startswith(blocks)]
+    in_blocks = [layer.name for layer in report.parts if layer.name.startswith(blocks)]
     for name, statistic in zip(in_blocks, method.seen, strict=False):
         # A model whose earlier blocks are compressed and whose own block is not yet: what the loop should have shown this layer.
         partly, block = tiny_model(architecture), name.removeprefix(f"{blocks}.").split(".")[0]
@@ -93,7 +93,7 @@ def test_a_calibrated_loop_compresses_like_a_free_one_where_statistics_are_ignor
 def test_layers_outside_the_blocks_come_last_with_statistics_of_the_compressed_model() -> None:
     tokens, model, method = tiny_tokens(), tiny_model("llama"), MeanRecorder()
     report = method.compress(model, Calibration(tokens), Context(Layers(exclude=())))
-    assert report.layers[-1].name == "lm_head"
+    assert report.parts[-1].name == "lm_head"
     expected = inputs_of(model, "lm_head", tokens).abs().mean(0)
     torch.testing.assert_close(method.seen[-1].mean_magnitude(), expected)  # type: ignore[attr-defined]
 
@@ -138,4 +138,4 @@ def test_compiling_is_reported_apart_and_changes_nothing(tiling: int, calibrated
     with using(Kernel.auto):
         report = method.compress(other, calibration)
     assert report.seconds_compile > 0
-    assert len(report.layers) == 14
+    assert len(report.parts) == 14

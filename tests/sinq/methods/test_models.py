@@ -32,9 +32,9 @@ def test_eight_bits_keep_the_function_of_any_architecture(architecture: str) -> 
     report = EIGHT.compress(model)
     after = model(tokens).logits
     assert 0 < (after - before).norm() / before.norm() < 0.02
-    assert len(report.layers) == COUNTS[architecture]
-    assert all(layer.relative_error < 0.01 for layer in report.layers)
-    assert not any("lm_head" in layer.name or "embed" in layer.name for layer in report.layers)
+    assert len(report.parts) == COUNTS[architecture]
+    assert all(layer.relative_error < 0.01 for layer in report.parts)
+    assert not any("lm_head" in layer.name or "embed" in layer.name for layer in report.parts)
 
 
 def test_every_matrix_is_compressed_as_if_alone(architecture: str) -> None:
@@ -69,7 +69,7 @@ def test_the_file_has_the_bytes_that_are_reported(tmp_path: Path) -> None:
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size - header == sum(tensor.nbytes for tensor in stored_tensors(model, torch.float16).values())
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        layer = report.layers[0]
+        layer = report.parts[0]
         stored = [
             file.get_tensor(key) for key in list(file.keys()) if key.startswith(f"{layer.name}.weight.")
         ]
@@ -89,7 +89,7 @@ def test_a_tied_head_stays_tied(tmp_path: Path) -> None:
 def test_an_untied_head_is_compressed_when_asked_for() -> None:
     model = tiny_model("qwen3-untied")
     report = EIGHT.compress(model, context=Context(Layers(exclude=())))
-    assert "lm_head" in [layer.name for layer in report.layers]
+    assert "lm_head" in [layer.name for layer in report.parts]
     assert isinstance(model.lm_head, CompressedLinear)
 
 
@@ -98,7 +98,7 @@ def test_excluded_layers_stay_as_they_are() -> None:
     report = EIGHT.compress(
         model, context=Context(Layers(exclude=("lm_head", "down_proj", "model.layers.0.*")))
     )
-    assert {layer.name for layer in report.layers} == {
+    assert {layer.name for layer in report.parts} == {
         f"model.layers.1.{name}"
         for name in (
             "self_attn.q_proj",
@@ -136,13 +136,13 @@ class TestMisfit:
 
     def test_shrinking_is_counted(self) -> None:
         report = self.method.compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.shrink)))
-        assert report.decisions == {"shrunk_group_size": 12}
-        assert {layer.group_size for layer in report.layers} == {64, 128}
+        assert report.decisions == {"shrunk_group_size=64": 12}
+        assert {layer.group_size for layer in report.parts} == {64, 128}
 
     def test_skipping_is_counted(self) -> None:
         report = self.method.compress(tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.skip)))
         assert report.decisions == {"skipped": 12}
-        assert len(report.layers) == 2
+        assert len(report.parts) == 2
 
     def test_nothing_left_is_an_error(self) -> None:
         with pytest.raises(

@@ -30,7 +30,7 @@ def test_the_model_is_the_same_function_until_it_is_quantized(decoder: str, meth
     before = dense(tokens).logits
     clone = sharing_clone(dense)
     report = method.compress(clone)
-    assert report.layers
+    assert report.parts
     assert close(clone(tokens).logits, before)
     assert torch.equal(dense(tokens).logits, before)  # which shares its tensors with the clone
 
@@ -156,5 +156,5 @@ def test_the_time_of_folding_counts_and_layers_are_passed_on() -> None:
     report = PreSINQ(Keep()).compress(
         random_decoder("llama"), context=Context(Layers(exclude=("lm_head", "down_proj")))
     )
-    assert report.seconds_quantize > sum(layer.seconds for layer in report.layers) > 0
-    assert not any("down_proj" in layer.name for layer in report.layers)
+    assert report.seconds_quantize > sum(layer.seconds for layer in report.parts) > 0
+    assert not any("down_proj" in layer.name for layer in report.parts)

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.rtn import RTN
-from sinq import BlockMethod, BlockView, Calibration, Context, Grid, LayerReport, NotApplicable
-from sinq.model import walk
+from sinq import BlockMethod, BlockView, Calibration, Context, Grid, NotApplicable, PartReport, walk
 from sinq.model.blocks import find_blocks
 from tests.conftest import tiny_model, tiny_tokens
 
@@ -95,7 +94,7 @@ class WithoutMlp(BlockMethod):
 
     share: float
 
-    def compress_block(self, block: BlockView) -> list[LayerReport]:
+    def compress_block(self, block: BlockView) -> list[PartReport]:
         before = block.outputs()
         mlp, block.module.mlp = block.module.mlp, nn.Identity()
         block.module.mlp.forward = torch.zeros_like
@@ -105,15 +104,15 @@ class WithoutMlp(BlockMethod):
         if change > self.share:
             block.module.mlp = mlp
             return []
-        return [LayerReport(f"block {block.index}", 0, 0, 0, 0.0, change.item(), None, None, 0.0, None, {})]
+        return [PartReport("block", f"block {block.index}", 0, 0, 0, change.item(), 0.0)]
 
 
 def test_a_method_of_blocks_is_its_compress_block() -> None:
     model, dense, calibration = tiny_model("llama"), tiny_model("llama"), Calibration(TOKENS)
-    assert WithoutMlp(0.0).compress(model, calibration).layers == ()
+    assert WithoutMlp(0.0).compress(model, calibration).parts == ()
     assert torch.equal(model(TOKENS).logits, dense(TOKENS).logits)
     report = WithoutMlp(1.0).compress(model, calibration)
-    assert [layer.name for layer in report.layers] == ["block 0", "block 1"]
+    assert [layer.name for layer in report.parts] == ["block 0", "block 1"]
     assert report.seconds_statistics > 0
     assert not torch.equal(model(TOKENS).logits, dense(TOKENS).logits)
     assert WithoutMlp(1.0).needs_calibration

@@ -18,12 +18,12 @@ from sinq import (
     Context,
     Grid,
     LayerMethod,
-    LayerReport,
     Layers,
     NotApplicable,
+    PartReport,
     Tuned,
+    walk,
 )
-from sinq.model import walk
 from sinq.model.blocks import HiddenStates
 from sinq.model.linear import CompressedLinear
 from tests.conftest import tiny_model, tiny_tokens
@@ -122,10 +122,10 @@ def test_a_tuned_method_is_nearer_the_dense_model_and_says_so_of_each_layer(
     plain, tuned, dense = (tiny_model(architecture) for _ in range(3))
     untuned = inner.compress(plain, Calibration(TOKENS))
     report = Tuned(inner, SHORT).compress(tuned, Calibration(TOKENS))
-    assert {layer.name for layer in report.layers} == {layer.name for layer in untuned.layers}
-    assert all(0 < layer.notes["block_tuned"] < 1 for layer in report.layers)
-    before = {layer.name: layer for layer in untuned.layers}
-    assert any(layer.relative_error != before[layer.name].relative_error for layer in report.layers)
+    assert {layer.name for layer in report.parts} == {layer.name for layer in untuned.parts}
+    assert all(0 < layer.decided["block_tuned"] < 1 for layer in report.parts)
+    before = {layer.name: layer for layer in untuned.parts}
+    assert any(layer.relative_error != before[layer.name].relative_error for layer in report.parts)
     with torch.no_grad():
         expected = dense(TOKENS).logits
         errors = [(model(TOKENS).logits - expected).norm() for model in (plain, tuned)]
@@ -135,8 +135,8 @@ def test_a_tuned_method_is_nearer_the_dense_model_and_says_so_of_each_layer(
 def test_a_head_is_compressed_and_not_tuned() -> None:
     model = tiny_model("llama")
     report = Tuned(ROUNDING, SHORT).compress(model, Calibration(TOKENS), Context(Layers(exclude=())))
-    assert report.layers[-1].name == "lm_head"
-    assert "block_tuned" not in report.layers[-1].notes
+    assert report.parts[-1].name == "lm_head"
+    assert "block_tuned" not in report.parts[-1].decided
     assert isinstance(model.lm_head, CompressedLinear)
 
 
@@ -146,10 +146,10 @@ class Louder(BlockMethod):
 
     size: int
 
-    def compress_block(self, block: BlockView) -> list[LayerReport]:
+    def compress_block(self, block: BlockView) -> list[PartReport]:
         gain = block.module.input_layernorm
         gain.weight = nn.Parameter(1.1 * gain.weight, requires_grad=False)
-        return [LayerReport(f"block {block.index}", self.size, 1, 4, 32.0, 0.1, None, None, 0.0, None, {})]
+        return [PartReport("block", f"block {block.index}", self.size, self.size, 4, 0.1, 0.0)]
 
 
 @pytest.mark.parametrize("size", [0, 1])  # a report need not be of a matrix
@@ -157,9 +157,9 @@ def test_it_tunes_what_a_method_of_blocks_left(size: int) -> None:
     report = Tuned(Louder(size), BlockTuning(learning_rate=1e-2)).compress(
         tiny_model("llama"), Calibration(TOKENS)
     )
-    assert [layer.name for layer in report.layers] == ["block 0", "block 1"]
-    assert all(layer.notes["block_tuned"] < 0.5 for layer in report.layers)
-    assert all((layer.seconds > 0) == (size > 0) for layer in report.layers)
+    assert [layer.name for layer in report.parts] == ["block 0", "block 1"]
+    assert all(layer.decided["block_tuned"] < 0.5 for layer in report.parts)
+    assert all((layer.seconds > 0) == (size > 0) for layer in report.parts)
 
 
 @pytest.mark.parametrize(
