@@ -1,4 +1,4 @@
-"""Run one experiment, or with -m a sweep: `python run.py method=sinq bits=3`. Options are in `conf/`."""
+"""Run one experiment, or a sweep with `-m`: `python run.py method=sinq bits=3`. Options are in `conf/`."""
 
 from experiments.command import main
 

@@ -1,6 +1,6 @@
-"""Packages of the wheel. All else is in `pyproject.toml`, which cannot add a package to those it finds.
+"""Packages of the wheel. Other settings are in `pyproject.toml`, which cannot add to the packages it finds.
 
-The folder `conf/` is installed inside `experiments`: a package of that common name would meet others.
+The folder `conf/` is installed as `experiments.conf`: a package named `conf` could collide with others.
 """
 
 from setuptools import find_packages, setup

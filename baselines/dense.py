@@ -1,4 +1,4 @@
-"""No compression: the dense model, as a method like the others, so that it is run, recorded and tabulated like them."""
+"""No compression: the dense model as a method, so that it is run, recorded and tabulated like the others."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from sinq import Calibration, CompressionReport, Context, Method
 
 @dataclass(frozen=True)
 class Dense(Method):
-    """Leaves the model as it is."""
+    """Absence of compression: the model stays unchanged."""
 
     name: ClassVar[str] = "dense"
     changes_model: ClassVar[bool] = False

@@ -1,13 +1,15 @@
-"""Rotation before quantization: outliers are spread over a whole row by a random-sign Hadamard matrix (`sinq/formats/rotation.py`).
+"""Rotation before quantization: a random-sign Hadamard matrix spreads outliers over a whole row.
 
-Two places to rotate:
+The transform is in `sinq/formats/rotation.py`. There are two points at which to rotate:
 
-`Hadamard` rotates the inputs of every linear layer apart, so it works for any model, and undoes it at run time, as QuIP#
-(arXiv 2402.04396) does on one side of its two.
+`Hadamard` rotates the inputs of every linear layer separately, so it works for any model, and undoes the
+rotation at run time. QuIP# (arXiv 2402.04396) does so for inputs and for outputs; here only inputs are
+rotated.
 
-`ResidualHadamard` rotates the residual stream once, offline, as QuaRot (arXiv 2404.00456) and SliceGPT (arXiv 2401.15024) do: the norms'
-gains go into the matrices that read the stream, after which it can be in any basis. Nothing is left to do at run time. The inputs of o
-and down stay as they are (QuaRot rotates these too, with a transform at run time); their outputs are rotated.
+`ResidualHadamard` rotates the residual stream once, offline, like QuaRot (arXiv 2404.00456) and SliceGPT
+(arXiv 2401.15024): the norms' gains are merged into the matrices that read the stream, after which the stream
+can be in any basis. Nothing is left to do at run time. The inputs of o and down stay unrotated (QuaRot
+rotates these too, with a transform at run time); their outputs are rotated.
 """
 
 from collections.abc import Sequence
@@ -37,13 +39,19 @@ from sinq.model.decoder import ParameterRef, decoder, with_bias
 
 @dataclass(frozen=True)
 class Hadamard(LayerWrapper):
-    """Quantizes W·Qᵀ in place of W, with `inner`; its calibration statistic is that of the rotated inputs."""
+    """Rotation of a layer's inputs around `inner`, which quantizes W·Qᵀ instead of W.
+
+    The calibration statistic of `inner` is that of the rotated inputs.
+
+    Raises:
+        NotApplicable: `inner` does not work layer by layer, or its statistic is not of inputs.
+    """
 
     name: ClassVar[str] = "hadamard"
 
     inner: LayerMethod
     seed: int = 0
-    """Of the random signs. Layers with as many inputs have the same ones."""
+    """Seed of the random signs. Layers with the same number of inputs have the same signs."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.inner, LayerMethod):
@@ -51,9 +59,9 @@ class Hadamard(LayerWrapper):
                 f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way"
             )
         if self.inner.statistic is not None and not issubclass(self.inner.statistic, InputStatistic):
-            needed = self.inner.statistic.__name__
+            inner, needed = type(self.inner).__name__, self.inner.statistic.__name__
             raise NotApplicable(
-                f"Hadamard rotates inputs; the {needed} that inner={type(self.inner).__name__} works from is not of inputs"
+                f"Hadamard rotates inputs; the {needed} that inner={inner} works from is not of inputs"
             )
 
     def quantize(self, weight: Tensor, statistic: Any = None) -> Rotated:
@@ -64,9 +72,8 @@ class Hadamard(LayerWrapper):
         rotation = Rotation.random(weights[0].shape[1], self.seed, weights[0].device)
         rotated = [rotation.apply(weight) for weight in weights]
         values = self.inner.quantize_together(rotated, _rotated(statistic, rotation))
-        return [
-            Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values
-        ]  # each is saved on its own
+        # Every layer is saved separately, so every layer has a copy of the signs.
+        return [Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values]
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         for target in find_targets(model, context.layers.exclude):
@@ -83,17 +90,17 @@ def _rotated(statistic: Any, rotation: Rotation) -> Any:
 
 @dataclass(frozen=True)
 class ResidualHadamard(Rewriting):
-    """Rotates the residual stream of an RMSNorm decoder, then lets `inner` compress it.
+    """Rotation of the residual stream of an RMSNorm decoder, which `inner` then compresses.
 
-    A head tied to the embedding cannot stay so: they are rotated alike, but only the head takes the last norm's gain. It becomes a
-    matrix of its own, and costs its bytes.
+    A head tied to the embedding cannot stay tied: both are rotated alike, but only the head takes the last
+    norm's gain. The head becomes a separate matrix, and costs its bytes.
     """
 
     name: ClassVar[str] = "residual_hadamard"
 
     inner: Method
     seed: int = 0
-    """Of the random signs."""
+    """Seed of the random signs."""
 
     def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
         parts = decoder(model)
@@ -102,18 +109,21 @@ class ResidualHadamard(Rewriting):
         parts.embedding.write(rotation.apply(embedding))
         for norm in parts.norms:
             gain = norm.gain.read(device)
-            for place in norm.readers:
-                place.write(rotation.apply(place.read(device) * gain))
+            for reader in norm.readers:
+                reader.write(rotation.apply(reader.read(device) * gain))
             norm.gain.write(torch.ones_like(gain))
         config: Any = model.config
-        config.tie_word_embeddings = False  # each was given a parameter of its own
+        config.tie_word_embeddings = False  # head and embedding are separate parameters now
         for block in progress(parts.blocks, "rotating", len(parts.blocks)):
-            for place in (block.output, *(gated.down for gated in block.gated)):
-                for part in with_bias(place):
-                    _rotate_outputs(part, rotation, device)
+            for matrix in (block.output, *(gated.down for gated in block.gated)):
+                for parameter in with_bias(matrix):
+                    _rotate_outputs(parameter, rotation, device)
 
 
-def _rotate_outputs(place: ParameterRef, rotation: Rotation, device: torch.device) -> None:
-    """W (…, out, in) or a bias (out,) becomes Q·W."""
-    values = place.read(device)
-    place.write(rotation.apply(values) if place.name == "bias" else rotation.apply(values.mT).mT.contiguous())
+def _rotate_outputs(parameter: ParameterRef, rotation: Rotation, device: torch.device) -> None:
+    """Replace a matrix W (…, out, in) by Q·W, or a bias b (out,) by Q·b."""
+    values = parameter.read(device)
+    if parameter.name == "bias":
+        parameter.write(rotation.apply(values))
+    else:
+        parameter.write(rotation.apply(values.mT).mT.contiguous())

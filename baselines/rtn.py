@@ -1,4 +1,4 @@
-"""Round to nearest: the baseline every quantizer is measured against. One scale and zero per group, from its extremes."""
+"""Round to nearest: the baseline of every quantizer. Each group has one scale and zero, from its extremes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,8 @@ from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod
 class RTN(ScalarMethod):
     """Round to nearest on a grid.
 
-    With `grid.symmetric=true`, `grid.levels=nf4` is NF4 (QLoRA, arXiv 2305.14314) and `grid.levels=fp4` is FP4, as in bitsandbytes.
+    With `grid.symmetric=true`, `grid.levels=nf4` is NF4 (QLoRA, arXiv 2305.14314) and `grid.levels=fp4` is
+    FP4, as in bitsandbytes.
     """
 
     name: ClassVar[str] = "rtn"

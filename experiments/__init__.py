@@ -1,4 +1,4 @@
-"""The harness: from options to rows, tables and pages. It needs more packages than the quantizer library `sinq`."""
+"""The harness: options to rows, tables and pages. It needs more packages than the library `sinq`."""
 
 from importlib.util import find_spec
 

@@ -15,7 +15,7 @@ def _job(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake ends the process with one line and exit status 1."""
+    """Run the command line; a user error ends the process with one line and exit status 1."""
     console.set_up()
     config.register()
     errors.run_cli(_job)

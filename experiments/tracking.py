@@ -1,4 +1,4 @@
-"""Tracking: a logger mirrors finished rows elsewhere. The row is the truth; losing a log loses nothing."""
+"""Tracking: a logger copies finished rows to Weights & Biases. The row stays the record of a run."""
 
 import logging
 from dataclasses import dataclass
@@ -21,28 +21,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WandB(Logger):
-    """Weights & Biases: configuration, metrics under the row's own names, tables of layers and windows, and heat maps of the layers.
+    """Options of logging to Weights & Biases.
 
-    Offline runs need no account and no network; they are kept in `<results_dir>/wandb`, one folder per run, and are sent later, from any
-    machine they are copied to, by `wandb login` and `wandb sync <results_dir>/wandb/offline-run-*`.
+    A log has the configuration, the metrics under the row's names, tables of layers and windows, and heat
+    maps of the layers.
+
+    Offline runs need no account and no network. They are kept in `<results_dir>/wandb`, one folder per run.
+    Later, any machine they are copied to can send them by `wandb login` and
+    `wandb sync <results_dir>/wandb/offline-run-*`.
+
+    Raises:
+        ValueError: the mode is invalid, or a package is not installed.
     """
 
     project: str = "sinq"
     mode: str = "offline"
     entity: str | None = None
     group: str | None = None
-    """Runs of one group stand together; `conf/logger/wandb.yaml` makes each sweep one."""
+    """Group of the run; `conf/logger/wandb.yaml` makes each sweep a group."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise ValueError(
                 f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"
             )
-        for package in ("wandb", "matplotlib"):  # now, not when a long run has ended
+        for package in ("wandb", "matplotlib"):  # checked now, not at the end of a long run
             if find_spec(package) is None:
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
     def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+        """Log a finished row and its table of layers. Errors of W&B are reported, not raised."""
         import wandb
 
         try:
@@ -71,31 +79,26 @@ class WandB(Logger):
             settings=wandb.Settings(silent=True, console="off"),
         )
         metrics = flatten({"metrics": row["metrics"]})
+        tables = {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
         images = {f"plots.{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
-        run.log(
-            metrics
-            | {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
-            | images
-        )
+        run.log(metrics | tables | images)
         run.summary.update(metrics)
         run.finish()
 
 
 def _tables(row: Row, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What a row says at length: by layer, and by window of text."""
+    """Return the tables of a run, by name: one row per layer, and per window of text."""
     windows = pd.DataFrame(row.get("samples", {}).get("perplexity", {}))
     tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
     return {name: table for name, table in tables.items() if len(table)}
 
 
 def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
-    """The run's heat maps of layers, by name."""
+    """Return the run's heat maps of layers, by name."""
     import PIL.Image
 
-    from experiments.report import (  # matplotlib takes a while, and most runs start without need of it
-        heat_maps,
-        render_matplotlib,
-    )
+    # Imported here: matplotlib loads slowly, and most runs do not need it.
+    from experiments.report import heat_maps, render_matplotlib
 
     plots: dict[str, PIL.Image.Image] = {}
     for figure in heat_maps.figures([(row["name"], heat_maps.metrics(row, table))]):

@@ -1,8 +1,9 @@
-"""Hydra's grid of options, or the several grids of an experiment (`experiment.py`), with a plan before them. It stands here because
-Hydra takes sweepers from a package of this name only.
+"""Hydra's sweeper with a plan, for one grid of options or the grids of an experiment.
 
-Hydra's own sweeper knows how options span a grid, and its launchers run jobs. Between the two, this one puts the options in an order in
-which runs that share a model or a text follow each other, and hands over to `experiments/sweeps/jobs.py`, which plans and launches.
+Experiments are explained in `experiments/sweeps/experiment.py`. Hydra takes sweepers only from a package
+named `hydra_plugins`. Hydra's basic sweeper expands options to a grid, and a launcher runs the jobs. Between
+the two, this sweeper orders the options so that runs that share a model or a text follow each other, and
+calls `experiments/sweeps/jobs.py`, which plans and launches.
 """
 
 from collections.abc import Sequence
@@ -16,23 +17,26 @@ from experiments.sweeps.experiment import grids
 
 
 class PlannedSweeper(BasicSweeper):
-    """`python run.py -m …` and `python run.py experiment=…`."""
+    """Sweeper of `python run.py -m …` and `python run.py experiment=…`."""
 
     def sweep(self, arguments: list[str]) -> None:
+        """Run every job of the grids that Hydra's arguments describe, each once."""
         assert self.hydra_context is not None  # Hydra has called setup
         assert self.config is not None
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
-        parser, begun, launched = OverridesParser.create(config_loader=loader), [], 0
+        parser = OverridesParser.create(config_loader=loader)
+        planned: list[list[str]] = []
+        launched = 0
         for grid in grids(config, [*self._parse_config(), *arguments]):
             (batch,) = self.split_arguments(jobs.ordered(parser.parse_overrides(grid)), None)
-            begun += [list(job) for job in batch if job not in begun]
+            planned += [list(job) for job in batch if job not in planned]
 
         def launch(chosen: Sequence[Sequence[str]]) -> None:
             nonlocal launched
             results: Sequence[Any] = launcher.launch(chosen, initial_job_idx=launched) if chosen else []
             launched += len(chosen)
             for result in results:
-                _ = result.return_value  # raises what a job, against its habit, let through
+                _ = result.return_value  # raises an exception that a job did not catch
 
-        jobs.run([loader.load_sweep_config(config, job) for job in begun], config, launch)
+        jobs.run([loader.load_sweep_config(config, job) for job in planned], config, launch)

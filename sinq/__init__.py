@@ -2,7 +2,7 @@
 
 from sinq import SINQ, Grid
 
-report = SINQ(Grid(bits=4, group_size=64)).compress(model)   # any Hugging Face causal language model, in place
+report = SINQ(Grid(bits=4, group_size=64)).compress(model)  # in place, any Hugging Face causal language model
 sinq.save(model, folder)
 model = sinq.load(folder)
 """

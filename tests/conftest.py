@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: where the data beside the project is, tiny models of every architecture, and a golden file reader."""
+"""Shared pieces of the tests: the data folder, tiny models of every architecture, a golden file reader."""
 
 import os
 from copy import deepcopy
@@ -100,10 +100,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def weight() -> torch.Tensor:
     """A matrix (96, 128) whose rows and columns differ in scale, as real ones do."""
     generator = torch.Generator().manual_seed(0)
-    rows, columns = (
-        torch.randn(96, 1, generator=generator).exp(),
-        torch.randn(1, 128, generator=generator).exp(),
-    )
+    rows = torch.randn(96, 1, generator=generator).exp()
+    columns = torch.randn(1, 128, generator=generator).exp()
     return 0.02 * torch.randn(96, 128, generator=generator) * rows * columns
 
 

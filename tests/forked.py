@@ -1,6 +1,6 @@
-"""Processes of their own that start in a moment: forked from one that has imported everything and computed nothing.
+"""Separate processes that start fast: forked from one that has imported everything and computed nothing.
 
-Starting Python and importing torch, transformers and pandas takes many times as long as what most tests want of a process.
+Starting Python and importing torch, transformers and pandas takes much longer than the work of most tests.
 """
 
 import multiprocessing
@@ -91,9 +91,8 @@ def _call(
 ) -> None:
     os.environ.update(environment)
     os.chdir(ROOT)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # as in a new process; the one that forks lets it pass by
+    # as in a new process; the one that forks ignores the signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in ((1, out), (2, err)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)

@@ -16,11 +16,8 @@ def golden_entries(package: str) -> list[tuple[str, str]]:
     found = []
     for file in sorted((SHARED / "golden").glob("*.safetensors")):
         with safe_open(file, "pt") as content:
-            found += [
-                (file.name, key)
-                for key in content.keys()
-                if key.startswith(package) and key.endswith("dequantized")
-            ]
+            keys = [key for key in content.keys() if key.startswith(package)]  # noqa: SIM118
+            found += [(file.name, key) for key in keys if key.endswith("dequantized")]
     return found or ABSENT
 
 

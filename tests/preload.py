@@ -1,4 +1,4 @@
-"""Imported by the process that `forked.py` forks from: what `run.py` and others import at some point, and nothing of it used yet."""
+"""Imports of the process that `forked.py` forks from: all that `run.py` and others import, not yet used."""
 
 import atexit
 import gc
@@ -10,7 +10,7 @@ from numba.core.registry import cpu_target
 NAMES = (
     "run",
     "experiments.sweeps.experiment",
-    "experiments.results.listing",
+    "experiments.results.__main__",
     "experiments.bench.__main__",
     "hydra._internal.core_plugins.basic_launcher",
     "hydra_plugins.planned_sweeper",
@@ -21,7 +21,8 @@ NAMES = (
 os.environ["HYDRA_FULL_ERROR"] = "0"  # a test's own process may have set it
 for name in NAMES:
     importlib.import_module(name)
-cpu_target.typing_context.refresh()  # reads the tables of what compiled code may call; no kernel is compiled and no thread begins
+# Reads the tables of what compiled code may call; no kernel is compiled and no thread begins.
+cpu_target.typing_context.refresh()
 cpu_target.target_context.refresh()
 gc.collect()
 gc.freeze()  # or the first collection in each child would copy every page

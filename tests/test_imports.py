@@ -44,7 +44,7 @@ def test_a_package_imports_only_what_is_below_it(package: str) -> None:
 
 
 def graph(*packages: str) -> dict[str, set[str]]:
-    """Return the modules that each module of our packages imports, anywhere in its text, or names to be imported later."""
+    """Map each module of our packages to modules that it imports anywhere or names for later import."""
     files = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts): file
         for p in packages
@@ -78,7 +78,8 @@ def is_module(name: str) -> bool:
 
 ORDER = {
     "sinq": "common formats algorithms kernels model calibration training methods checkpoint",
-    "experiments": "common results compare data models evaluation runs report tracking config tables sweeps bench command",
+    "experiments": "common results compare data models evaluation runs report tracking config tables "
+    "sweeps bench command",
 }
 """Folders (and modules) of a package; each may import what stands to its left."""
 
@@ -89,8 +90,8 @@ def test_folders_import_only_what_stands_to_their_left(package: str) -> None:
     assert {name.split(".")[1] for name in imports if "." in name} <= {*order, "__main__"}
     commands = [name for name in imports if name.endswith(".__main__")]
     for name in imports.keys() - {package, *commands}:
-        own = order.index(name.split(".")[1])
-        wrong = {other for other in imports[name] - {package} if order.index(other.split(".")[1]) > own}
+        position = order.index(name.split(".")[1])
+        wrong = {other for other in imports[name] - {package} if order.index(other.split(".")[1]) > position}
         assert not wrong, f"{name} imports {', '.join(sorted(wrong))}"
         assert package not in imports[name] or package == "experiments", f"{name} imports the public API"
     assert not {other for name in imports for other in imports[name] if other.endswith(".__main__")}
@@ -124,10 +125,10 @@ def import_the_library() -> None:
     """Import sinq anew, and print which of its modules import Numba or Triton, which take seconds."""
     forked.forget_project()
     importlib.import_module("sinq")
-    own = {
+    modules = {
         name: Path(module.__file__ or "") for name, module in sys.modules.items() if name.startswith("sinq.")
     }
-    print(len(own), [name for name, file in own.items() if {"numba", "triton"} & imported(file)])
+    print(len(modules), [name for name, file in modules.items() if {"numba", "triton"} & imported(file)])
 
 
 def test_importing_the_library_imports_no_kernel(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_the_command_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "elsewhere").mkdir()
     module, _, function = PROJECT["scripts"]["sinq-harness"].partition(":")
-    code = f"from {module} import {function}; from experiments.tables import spec; print(spec.names()); {function}()"
+    tables = "from experiments.tables import spec; print(spec.names())"
+    code = f"from {module} import {function}; {tables}; {function}()"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-P", "-c", code, "method=hqq", "--cfg", "job", "--package", "method"]
     done = subprocess.run(

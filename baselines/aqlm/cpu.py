@@ -1,9 +1,10 @@
-"""AQLM's loops on a processor. `aqlm.py`, `additive_kmeans.py` and `additive_search.py` have the definitions.
+"""Loops of AQLM on a CPU. The definitions are in `method.py`, `kmeans.py` and `beam_search.py`.
 
-A search of codes is many products of few numbers, so vectors lie side by side: codebooks are turned over to (M, g, 2^B), and a register
-holds the scores of several vectors. Rows do not know of each other and are shared out to threads; sixteen are taken together, so that the
-slice of the Hessian they all need stays in cache. A hypothesis is a row's error, its codes and its gain; those that go on stay where they
-lie if they can, since most of the time most do.
+A search of codes is many products of few numbers, so vectors lie side by side: codebooks are transposed to
+(M, g, 2^B), and a register holds the scores of several vectors. Rows are independent of each other and are
+split among threads; sixteen rows are processed together, so that the slice of the Hessian they all need stays
+in cache. A hypothesis is a row's error, its codes and its gain. Surviving hypotheses stay at their index in
+memory where they can, since most of the time most survive.
 """
 
 import numpy as np
@@ -22,7 +23,7 @@ POINTS = 1024
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """See `additive_kmeans.nearest`."""
+    """Find the nearest centroids like `baselines.aqlm.kmeans.nearest`."""
     codes = np.empty(len(points), np.int64)
     half = array(centroids.square().sum(1) / 2)
     with torch_threads():
@@ -44,7 +45,10 @@ def _nearest(points, turned, half, codes):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _subtract(scores, turned, vector):  # type: ignore[no-untyped-def]
-    """scores[c] −= Σ_k turned[k, c] · vector[k]; four k at a time, so that scores are read and written less."""
+    """Subtract Σ_k turned[k, c] · vector[k] from scores[c].
+
+    Four k are taken at a time, so that scores are read and written less often.
+    """
     width, whole = len(vector), len(vector) // 4 * 4
     for k in range(0, whole, 4):
         a, b, c, d = vector[k], vector[k + 1], vector[k + 2], vector[k + 3]
@@ -58,7 +62,7 @@ def _subtract(scores, turned, vector):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _smallest(scores):  # type: ignore[no-untyped-def]
-    """The place of the smallest: its value first, which takes a few at a time."""
+    """Return the index of the smallest score. The value is found first, because that loop vectorizes."""
     low = scores[0]
     for i in range(len(scores)):
         low = min(low, scores[i])
@@ -71,13 +75,12 @@ def _smallest(scores):  # type: ignore[no-untyped-def]
 def sweep(
     weight: Tensor, hessian: Tensor, codes: Tensor, codebooks: Tensor, scale: Tensor, beam: int, order: Tensor
 ) -> Tensor:
-    """See `additive_search.sweep`."""
+    """Visit all groups of all rows once, like `baselines.aqlm.beam_search.sweep`."""
     width = codebooks.shape[2]
     error = array(weight - summed(codes, codebooks).reshape(weight.shape) * scale[:, None])
-    blocks = (
-        hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    )  # H[G, G] of each group
-    own = torch.einsum("mck,jkl,mcl->jmc", codebooks, blocks, codebooks)
+    # H[G, G] of each group, and q(c) = c H[G, G] cᵀ of each vector
+    blocks = hessian.reshape(len(order), width, len(order), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    quadratic = torch.einsum("mck,jkl,mcl->jmc", codebooks, blocks, codebooks)
     found = codes.to(torch.int32).numpy().copy()
     turned = array(codebooks.transpose(1, 2))
     with torch_threads():
@@ -87,7 +90,7 @@ def sweep(
             found,
             array(codebooks),
             turned,
-            array(own),
+            array(quadratic),
             array(scale),
             beam,
             order.numpy(),
@@ -121,8 +124,9 @@ def _sweep(error, hessian, codes, codebooks, turned, own, scale, beam, order):  
                         products[b, k] = _dot(errors[lane, b], block[k])
                 for m in range(count):
                     alive[lane] = _visit(
-                        errors[lane], held[lane], gains[lane], alive[lane], products, scores, slope, block[:, start : start + width],
-                        codebooks[m], turned[m], own[j, m], scale[first + lane], j, m, start,
+                        errors[lane], held[lane], gains[lane], alive[lane], products, scores, slope,
+                        block[:, start : start + width], codebooks[m], turned[m], own[j, m],
+                        scale[first + lane], j, m, start,
                     )  # fmt: skip
         for lane in range(lanes):
             codes[first + lane] = held[lane, _smallest(gains[lane, : alive[lane]])]
@@ -140,7 +144,17 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 def _visit(  # type: ignore[no-untyped-def]
     errors, held, gains, alive, products, scores, slope, block, codebook, turned, own, scale, j, m, start
 ):
-    """Choose the vector of codebook m in group j for the hypotheses of a row: how many there are afterwards."""
+    """Choose the vector of codebook m in group j for the hypotheses of a row.
+
+    Returns the new number of hypotheses.
+
+    Args:
+        errors, held, gains: error, codes and gain of each hypothesis.
+        alive: number of hypotheses before.
+        products: e H[:, G] of each hypothesis.
+        own: q(c) of each vector.
+        start: first column of the group.
+    """
     beam, width, squared = len(gains), len(slope), scale * scale
     best = np.full(beam, np.inf, np.float32)
     parents, chosen, filled = np.zeros(beam, np.int32), np.zeros(beam, np.int32), 0
@@ -155,7 +169,7 @@ def _visit(  # type: ignore[no-untyped-def]
             scores[c] = squared * own[c]
         _subtract(scores, turned, slope)
         base = gains[b] - scores[present]
-        filled = _insert(best, parents, chosen, filled, gains[b], b, present)  # ties stay with what is there
+        filled = _insert(best, parents, chosen, filled, gains[b], b, present)  # ties keep the present vector
         for c in range(len(scores)):
             if base + scores[c] < best[beam - 1] and c != present:
                 filled = _insert(best, parents, chosen, filled, base + scores[c], b, c)
@@ -165,7 +179,7 @@ def _visit(  # type: ignore[no-untyped-def]
 
 @njit(error_model="numpy", cache=True)
 def _insert(best, parents, chosen, filled, value, parent, code):  # type: ignore[no-untyped-def]
-    """Put a pair in its place in the list of the best, ascending: how many it has then."""
+    """Insert a pair into the ascending list of the best; return the list's new length."""
     if filled == len(best) and not value < best[filled - 1]:
         return filled
     place = min(filled, len(best) - 1)
@@ -178,7 +192,11 @@ def _insert(best, parents, chosen, filled, value, parent, code):  # type: ignore
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook, scale, j, m, start):  # type: ignore[no-untyped-def]
-    """The chosen pairs become the hypotheses: the first of a parent takes its place, others that of one that has ended."""
+    """Turn the chosen pairs into hypotheses.
+
+    The first pair of a parent takes that parent's index; any other pair takes the index of a parent without
+    pairs.
+    """
     count, width = len(best), codebook.shape[1]
     places, taken, used = (
         np.full(count, -1, np.int32),
@@ -214,7 +232,7 @@ def _go_on(errors, held, gains, products, best, parents, chosen, block, codebook
 
 
 def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
-    """See `aqlm.scatter`."""
+    """Sum the gradient by code like `baselines.aqlm.method.scatter`."""
     sums = np.zeros((codes.shape[1], vectors, gradient.shape[1]), np.float32)
     with torch_threads():
         _scatter(array(gradient), codes.numpy(), sums)
@@ -223,7 +241,7 @@ def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _scatter(gradient, codes, sums):  # type: ignore[no-untyped-def]
-    for m in prange(len(sums)):  # each codebook by one thread, in order: the same sums every time
+    for m in prange(len(sums)):  # each codebook by one thread, in order: reproducible sums
         for i in range(len(codes)):
             row = sums[m, codes[i, m]]
             for k in range(len(row)):

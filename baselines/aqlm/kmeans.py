@@ -1,7 +1,7 @@
-"""The start of AQLM: residual k-means. Each codebook is the centroids of what the ones before it left over.
+"""Initialization of AQLM: residual k-means. Each codebook holds centroids of the residuals so far.
 
-The Hessian plays no part here. Centroids start as vectors drawn from the data; one that loses all its vectors stays where it is; the
-iteration ends when no centroid moves any more, or after `iterations` steps.
+The Hessian plays no part here. Centroids start as vectors drawn from the data; a centroid that loses all its
+vectors stays unchanged; the iteration ends when no centroid moves any more, or after `iterations` steps.
 """
 
 import torch
@@ -10,30 +10,41 @@ from torch import Tensor
 from sinq.kernels import fast
 
 PIECE = 1 << 16
-"""Vectors whose distances are in memory together."""
+"""Vectors whose distances to all centroids are in memory together."""
 
 
 def residual_kmeans(
     groups: Tensor, count: int, vectors: int, iterations: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Codebooks (count, vectors, g) and codes (N, count), int64, of vectors (N, g), float32: their sums are near the vectors."""
-    generator, rest = torch.Generator().manual_seed(seed), groups
+    """Return codebooks whose sums approximate the groups, and the codes.
+
+    Args:
+        groups: the vectors to approximate, float32 (N, g).
+        count: number of codebooks.
+        vectors: centroids of each codebook.
+        iterations: steps of k-means, at most, for each codebook.
+        seed: seed of the initial centroids.
+
+    Returns:
+        Codebooks, float32 (count, vectors, g), and codes, int64 (N, count).
+    """
+    generator, residual = torch.Generator().manual_seed(seed), groups
     codebooks, codes = [], []
     for _ in range(count):
-        centroids, found = kmeans(rest, vectors, iterations, generator)
+        centroids, found = kmeans(residual, vectors, iterations, generator)
         codebooks.append(centroids)
         codes.append(found)
-        rest = rest - centroids[found]
+        residual = residual - centroids[found]
     return torch.stack(codebooks), torch.stack(codes, 1)
 
 
 def kmeans(
     points: Tensor, vectors: int, iterations: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's iteration: centroids (vectors, g) of points (N, g), and the nearest of each point, int64 (N,)."""
+    """Return centroids (vectors, g) of points (N, g) by Lloyd's iteration, and nearest ones, int64 (N,)."""
     count = len(points)
     start = torch.randperm(count, generator=generator)[:vectors]
-    if len(start) < vectors:  # fewer points than centroids: some are there twice
+    if len(start) < vectors:  # fewer points than centroids: some points are drawn twice
         start = torch.cat([start, torch.randint(count, (vectors - len(start),), generator=generator)])
     centroids = points[start.to(points.device)]
     for _ in range(iterations):
@@ -50,6 +61,6 @@ def kmeans(
 
 @fast(cpu="baselines.aqlm.cpu:nearest")
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """The index of the nearest centroid of each point, int64 (N,)."""
+    """Return the index of the nearest centroid of each point, int64 (N,)."""
     half = centroids.square().sum(1) / 2
     return torch.cat([(half - piece @ centroids.T).argmin(1) for piece in points.split(PIECE)])

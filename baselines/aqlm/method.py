@@ -1,26 +1,34 @@
-"""AQLM (arXiv 2401.06118): additive quantization. A group of weights is a sum of learned vectors, chosen by what the output loses.
+"""AQLM (arXiv 2401.06118): additive quantization. A group of weights is a sum of learned vectors.
 
-    start       residual k-means on the groups of W, each row divided by its norm (`additive_kmeans.py`)
-    alternate   Adam on codebooks and row scales, then a beam search over all codes (`additive_search.py`), both on
-                L = tr((Ŵ − W) H (Ŵ − W)ᵀ) / o,  H = XᵀX / tokens behind the compressed blocks; until a search gains less than `tolerance`
+    start       residual k-means on the groups of W, each row divided by its norm (`kmeans.py`)
+    alternate   Adam on codebooks and row scales, then a beam search over all codes (`beam_search.py`), both
+                on L = tr((Ŵ − W) H (Ŵ − W)ᵀ) / o,  H = XᵀX / tokens behind the compressed blocks;
+                until a search gains less than `tolerance`
 
-The published method is `Tuned(AQLM())`: when a block is done, its codebooks, scales, norms and biases are tuned on its output
-(`sinq/training/block_tuning.py`); codes stay.
+The published method is `Tuned(AQLM())`: when a block is done, its codebooks, scales, norms and biases are
+tuned on its output (`sinq/training/block_tuning.py`); codes stay unchanged.
 
-The order of things, the objective and the defaults are those of the official code, where it has one: 100 steps of k-means, Adam with a rate
-of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, tolerance 0.01; the tolerance is looked at right after a search, before any
-training. H is a float64 mean; everything after is float32, with H divided by the mean of its diagonal.
+Sequence, objective and defaults are those of the official code, where it has one: 100 steps of k-means, Adam
+with a rate of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, tolerance 0.01; the tolerance is checked
+right after a search, before any training. H is a float64 mean; everything after is float32, with H divided by
+the mean of its diagonal.
 
 Chosen here, since no source says, or where the sources differ:
-- `beam` is 4: the default of the official code is 1, and published runs went up to 8 (the latter from memory, unverified).
-- A row's codes are never replaced by codes of a higher loss; the report counts rows where rounding would have (`rows_kept_codes`).
-- Scales are trained in units of their root mean square over rows, which makes the result follow the scale of W.
-- Where k-means has fewer groups than vectors, some vectors start twice. A layer whose inputs were all zero, or never seen, is given H = 1
-  (`hessian_missing`). A layer that used up its `rounds` before the tolerance is counted (`rounds_used_up`).
-- Tuning's batch and what is held out; see `sinq/training/block_tuning.py`.
+- `beam` is 4: the default of the official code is 1, and published runs went up to 8 (the latter from memory,
+  unverified).
+- A row's codes are never replaced by codes of a higher loss; the report counts rows where rounding would have
+  (`rows_kept_codes`).
+- Scales are trained in units of their root mean square over rows, so that the result follows the scale of W.
+- Where k-means has fewer groups than vectors, some vectors start twice. A layer whose inputs were all zero,
+  or never seen, is given H = 1 (`hessian_missing`). A layer that used up its `rounds` before the tolerance is
+  counted (`rounds_used_up`).
+- Tuning's batch and held-out windows; see `sinq/training/block_tuning.py`.
 
-The official runs use 1,024 windows of 4,096 tokens of RedPajama. Fewer rounds, as in `conf/method/aqlm_cpu.yaml`, are this project's.
-Not covered: groups of several output rows, quantized scales and codebooks, end-to-end tuning on logits, and PV-Tuning ("AQLM+").
+The official runs use 1,024 windows of 4,096 tokens of RedPajama. Fewer rounds, as in
+`conf/method/aqlm_cpu.yaml`, are this project's.
+
+Not covered: groups of several output rows, quantized scales and codebooks, end-to-end tuning on logits, and
+PV-Tuning ("AQLM+").
 """
 
 from dataclasses import dataclass, replace
@@ -38,12 +46,16 @@ from sinq.formats.codebooks import Codebooks
 from sinq.kernels import fast
 
 SMALLEST_NORM = 1e-9
-"""Added to a row's norm, in units of all rows' root mean square."""
+"""Addition to a row's norm, in units of all rows' root mean square."""
 
 
 @dataclass(frozen=True)
 class AQLM(LayerMethod):
-    """Additive quantization by k-means, and alternating training and beam search."""
+    """Additive quantization by k-means, then training and beam search alternately.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
 
     name: ClassVar[str] = "aqlm"
 
@@ -53,14 +65,14 @@ class AQLM(LayerMethod):
     init_iterations: int = 100
     """Steps of k-means, at most, for each codebook."""
     rounds: int = 1000
-    """At most so many times training and search."""
+    """Rounds of training and search, at most."""
     steps: int = 100
     """Steps of Adam in a round."""
     tolerance: float = 0.01
-    """A search that lowers the loss by less than this share is the last."""
+    """Share of the loss; a search that lowers the loss by less is the last."""
     learning_rate: float = 1e-4
     seed: int = 0
-    """Of k-means' start and the order of the search, in every layer."""
+    """Seed of k-means' initial centroids and of the order of the search, in every layer."""
 
     statistic = Hessian
 
@@ -85,7 +97,8 @@ class AQLM(LayerMethod):
         hessian = statistic.matrix()
         if not torch.isfinite(hessian).all():
             raise ValueError(
-                "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32"
+                "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; "
+                "try model.dtype=float32"
             )
         unit = hessian.diagonal().mean()
         curvature = (hessian / unit if unit > 0 else torch.eye(len(hessian)).to(hessian)).float()
@@ -96,7 +109,7 @@ class AQLM(LayerMethod):
         return AdditiveTensor.store(fit.codes, fit.codebooks, fit.scale * size, self.format, notes)
 
     def start(self, weight: Tensor) -> "Fit":
-        """Row norms, and residual k-means of what they leave."""
+        """Return the initial fit of a matrix (out, in): row norms and k-means of the normed groups."""
         scale = weight.norm(dim=1) + SMALLEST_NORM
         groups = (weight / scale[:, None]).reshape(-1, self.format.group)
         codebooks, codes = residual_kmeans(
@@ -125,7 +138,10 @@ class AQLM(LayerMethod):
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """An additive quantization in the making; `AdditiveTensor.store` names the shapes. Codebooks and scales are trained in place."""
+    """Additive quantization while it is fitted; `AdditiveTensor.store` names the shapes.
+
+    Codebooks and scales are trained in place.
+    """
 
     codes: Tensor
     codebooks: Tensor
@@ -135,16 +151,23 @@ class Fit:
         return {"rows_kept_codes": float(kept)} if kept else {}
 
     def gradients(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Of tr(E H Eᵀ) / o with E = Ŵ − W, with respect to codebooks and scales."""
+        """Return the gradients of tr(E H Eᵀ) / o, E = Ŵ − W, with respect to codebooks and scales."""
         rows, width = len(self.scale), self.codebooks.shape[2]
         total = summed(self.codes, self.codebooks).reshape(problem.weight.shape)
         slope = ((total * self.scale[:, None] - problem.weight) @ problem.hessian) * (2 / rows)
-        of_groups = (slope * self.scale[:, None]).reshape(-1, width)
-        return scatter(of_groups, self.codes.flatten(0, 1), self.codebooks.shape[1]), (slope * total).sum(1)
+        group_gradient = (slope * self.scale[:, None]).reshape(-1, width)
+        of_codebooks = scatter(group_gradient, self.codes.flatten(0, 1), self.codebooks.shape[1])
+        return of_codebooks, (slope * total).sum(1)
 
 
 @fast(cpu="baselines.aqlm.cpu:scatter")
 def scatter(gradient: Tensor, codes: Tensor, vectors: int) -> Tensor:
-    """The gradient of codebooks, (M, vectors, g), from that of the sums they make, (N, g), with codes (N, M)."""
+    """Return the gradient with respect to codebooks, (M, vectors, g).
+
+    Args:
+        gradient: gradient with respect to the sums of vectors, float32 (N, g).
+        codes: int64 (N, M).
+        vectors: vectors of a codebook.
+    """
     empty = torch.zeros(vectors, gradient.shape[1], device=gradient.device)
     return torch.stack([empty.index_add(0, codes[:, m], gradient) for m in range(codes.shape[1])])

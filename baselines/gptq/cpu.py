@@ -1,11 +1,12 @@
-"""GPTQ's columns on a processor: the block is rounded for sixteen rows side by side, while they lie in a core's cache.
+"""GPTQ's columns on a CPU: sixteen rows of a block are rounded side by side, while they are in cache.
 
-Rows do not know of each other, but within a row each column waits for the error of the one before it. So the lanes of a register hold
-rows: the block of sixteen rows is turned over (columns × rows), a column is rounded in two registers, and its error is taken from each
-later column of the block with one factor for all lanes.
+Rows are independent of each other, but within a row each column waits for the error of the one before it. So
+the lanes of a register hold rows: the block of sixteen rows is transposed (columns × rows), a column is
+rounded in two registers, and its error is taken from each later column of the block with one factor for all
+lanes.
 
-Operations and their order are those of the definition's loop, and none is fused, so the codes are the same, not only nearly: one code that
-went the other way would change all later ones of its row.
+Operations and their order are those of the definition's loop (`baselines/gptq/method.py`), and none is fused,
+so the codes are equal, not only nearly: one code that differed would change all later ones of its row.
 
 Not covered: symmetric grids and tables, which keep the loop.
 """
@@ -36,7 +37,7 @@ def round_block(
     scale: Tensor,
     zero: Tensor,
 ) -> Tensor:
-    """See `gptq.round_block`; uniform levels with a zero-point."""
+    """Round a block like `baselines.gptq.method.round_block`, for uniform levels with a zero-point."""
     levels = levels or ColumnLevels.uniform(codes.shape[1], grid)
     errors = np.empty(tuple(work.shape), np.float32)
     with torch_threads():
@@ -110,7 +111,7 @@ def _round_block(  # type: ignore[no-untyped-def]
 
 @njit(fastmath=EXACT, error_model="numpy", cache=True)
 def _spread(error, factor, tile):  # type: ignore[no-untyped-def]
-    """tile (columns, lanes) −= factor ⊗ error."""
+    """Subtract factor ⊗ error from the tile (columns, lanes)."""
     for k in range(len(factor)):
         for lane in range(LANES):
             tile[k, lane] -= error[lane] * factor[k]
@@ -118,7 +119,7 @@ def _spread(error, factor, tile):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=EXACT, error_model="numpy", cache=True)
 def _choose_group(tile, top, limits, scale, zero):  # type: ignore[no-untyped-def]
-    """Scale (0 for a group of zeros) and zero of each lane of a group (columns, lanes)."""
+    """Set the scale (0 for a group of zeros) and zero of each lane of a group (columns, lanes)."""
     low, high = np.full(LANES, np.inf, np.float32), np.full(LANES, -np.inf, np.float32)
     for k in range(len(tile)):
         for lane in range(LANES):

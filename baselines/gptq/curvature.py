@@ -1,7 +1,7 @@
-"""What error feedback needs of a layer's inputs: the factor of the damped inverse Hessian, in the order in which columns are rounded.
+"""Curvature of a layer's output error: the factor of the damped inverse Hessian, in the order of rounding.
 
-GPTQ (arXiv 2210.17323) rounds with it, and MG-PTQ (arXiv 2501.18154) reads from it which columns depend on each other. Layers that share
-their inputs share one.
+GPTQ (arXiv 2210.17323) rounds with this factor, and MG-PTQ (arXiv 2501.18154) reads from it which columns
+depend on each other. Layers that share their inputs share the curvature.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 SMALLEST_DAMPING = 1e-6
-"""Where raising starts from 0."""
+"""First damping tried when a damping of 0 is raised."""
 TRIANGLE = 64
-"""Triangles up to this size are inverted as they are."""
+"""Triangles up to this size are inverted without halving."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,63 +22,69 @@ class Curvature:
     """The second-order structure of a layer's output error."""
 
     hessian: Tensor
-    """H as it was seen, float64 (in, in)."""
+    """H without damping, float64 (in, in)."""
     order: Tensor
     """Columns in the order they are rounded, int64 (in,)."""
     factor: Tensor
     """The upper Cholesky factor U of the damped inverse, in that order, float64 (in, in)."""
     damping: float
-    """The one that was asked for, or a raised one."""
+    """λ as requested, or a raised λ."""
 
     @classmethod
     def of(cls, hessian: Tensor, damping: float, order: Callable[[Tensor], Tensor]) -> Self:
-        """Args:
-        order: from the diagonal of H, (in,), to the order of columns.
+        """Return the curvature of H, float64 (in, in).
+
+        Args:
+            damping: λ, in units of the mean of diag H.
+            order: function from the diagonal of H, (in,), to the order of columns, int64 (in,).
+
+        Raises:
+            ValueError: H is not finite.
         """
         alive = hessian + torch.diag((hessian.diagonal() == 0).double())
         columns = order(alive.diagonal())
-        factor, taken = inverse_factor(alive[columns][:, columns], damping)
-        return cls(hessian, columns, factor, taken)
+        factor, used_damping = inverse_factor(alive[columns][:, columns], damping)
+        return cls(hessian, columns, factor, used_damping)
 
     @property
     def dead(self) -> Tensor:
-        """Which channels were never active, (in,)."""
+        """Mask of the channels that were never active, bool (in,)."""
         return self.hessian.diagonal() == 0
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·mean(diag H)·1)⁻¹, and the λ it took: `damping`, or a raised one.
+    """Return the upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·mean(diag H)·1)⁻¹, and λ.
 
-    The inverse itself is never formed: with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ of an upper V, and U = V⁻¹.
+    λ is `damping`, or is raised tenfold until the factorization succeeds. The inverse itself is never formed:
+    with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ with an upper triangular V, and U = V⁻¹.
 
     Args:
         hessian: float64 (in, in), with a positive diagonal.
+        damping: λ to start from.
 
     Raises:
         ValueError: H is not finite.
     """
     if not torch.isfinite(hessian).all():
         raise ValueError(
-            "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; try model.dtype=float32"
+            "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; "
+            "try model.dtype=float32"
         )
     reversed_, unit = hessian.flip(0, 1), hessian.diagonal().mean()
     while True:
-        lower, failed = torch.linalg.cholesky_ex(
-            reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian)
-        )
+        damped = reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian)
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return _upper_inverse(lower.flip(0, 1)), damping
         damping = max(10 * damping, SMALLEST_DAMPING)
 
 
 def _upper_inverse(upper: Tensor) -> Tensor:
-    """The inverse of an upper triangular matrix, by halves: all the work is in products."""
+    """Return the inverse of an upper triangular matrix, by halves: all the work is in products."""
     half, result = len(upper) // 2, torch.zeros_like(upper)
     if len(upper) <= TRIANGLE:
         return torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)
-    result[:half, :half], result[half:, half:] = (
-        _upper_inverse(upper[:half, :half]),
-        _upper_inverse(upper[half:, half:]),
-    )
+    result[:half, :half] = _upper_inverse(upper[:half, :half])
+    result[half:, half:] = _upper_inverse(upper[half:, half:])
     result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
     return result

@@ -1,21 +1,26 @@
-"""GPTQ (arXiv 2210.17323): round column by column, and let the columns still to come make up for each rounding error.
+"""GPTQ (arXiv 2210.17323): round column by column; later columns compensate for each rounding error.
 
-The output error of a layer, over the inputs X seen in calibration, is tr(E H Eᵀ) with E = W − Ŵ and H = XᵀX. When column j is rounded with
-error e, the best change of the later columns is −e · U[j, j:] / U[j, j], where U is the upper Cholesky factor of H⁻¹. Changes inside a
-block of columns are made at once, those behind it when the block is done ("lazy"), which is exact and faster.
+The output error of a layer, over the inputs X seen in calibration, is tr(E H Eᵀ) with E = W − Ŵ and H = XᵀX.
+When column j is rounded with error e, the best change of the later columns is −e · U[j, j:] / U[j, j], where
+U is the upper Cholesky factor of H⁻¹. Changes inside a block of columns are made at once, changes behind the
+block when it is done ("lazy"), which is exact and faster.
 
-Scales and zeros of a group are chosen when its first column is reached, from the weights as changed until then. `act_order` lets columns
-that matter (large diagonal of H) go first. Groups are always those of the original order, so that storage stays what it is for every
-other method: `groups` reorders groups and columns within a group (GPTQModel's default, "group-aware"); `full` reorders all columns
-and chooses the scales of all groups before anything is rounded ("static groups"). The order can decide everything: on SmolLM2 at
-3 bits, with the dense model's statistics, GPTQ without it is worse than round to nearest, though its layers' errors are smaller.
+Scales and zeros of a group are chosen when its first column is reached, from the weights as changed until
+then. `act_order` rounds columns that matter (large diagonal of H) first. Groups are always those of the
+original order, so that the stored format is that of every other method: `groups` reorders groups and columns
+within a group (GPTQModel's default, "group-aware"); `full` reorders all columns and chooses the scales of all
+groups before anything is rounded ("static groups"). The order can decide everything: on SmolLM2 at 3 bits,
+with the dense model's statistics, GPTQ without `act_order` is worse than round to nearest, though its layers'
+errors are smaller.
 
-What this does that the packages do not agree on, or do not do:
-- The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised tenfold until it is not, and
-  the report says so (`damping_raised`). The default damping is the paper's 0.01; GPTQModel 7.6 has 0.05.
-- A channel never active in calibration (a zero on the diagonal of H) is rounded to nearest, not set to 0: calibration is not all text.
-- Each row keeps whichever of GPTQ and round to nearest has the smaller tr(E H Eᵀ), so that GPTQ is never the worse one on its own
-  measure; the report counts rows where it was (`rows_rounded`).
+Points on which the packages disagree, or which they lack:
+- The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised
+  tenfold until it is not, and the report says so (`damping_raised`). The default damping is the paper's
+  0.01; GPTQModel 7.6 has 0.05.
+- A channel never active in calibration (a zero on the diagonal of H) is rounded to nearest, not set to 0:
+  calibration text is not all text.
+- Each row keeps whichever of GPTQ and round to nearest has the smaller tr(E H Eᵀ), so that GPTQ is never
+  worse by this measure; the report counts the rows rounded to nearest (`rows_rounded`).
 """
 
 import enum
@@ -35,7 +40,7 @@ from sinq.kernels import fast
 
 
 class ActOrder(enum.Enum):
-    """In which order columns are rounded."""
+    """Order in which columns are rounded."""
 
     none = "none"
     groups = "groups"
@@ -44,18 +49,25 @@ class ActOrder(enum.Enum):
 
 @dataclass(frozen=True)
 class GPTQ(LayerMethod):
-    """Rounding with error feedback through the Hessian of the layer's inputs."""
+    """Rounding with error feedback through the Hessian of the layer's inputs.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
 
     name: ClassVar[str] = "gptq"
 
     grid: Grid = Grid()
     damping: float = 0.01
-    """Added to the diagonal of H, in units of its mean."""
+    """Addition to the diagonal of H, in units of the diagonal's mean."""
     block: int = 128
-    """Columns between two lazy updates; changes no result but by float rounding."""
+    """Columns between two lazy updates; results differ by float rounding only."""
     act_order: ActOrder = ActOrder.none
     true_sequential: bool = False
-    """Within a block, let each layer see the compressed ones before it: one more pass over the text for each input (about four)."""
+    """Within a block, let each layer see the compressed layers before it.
+
+    This takes one more pass over the text for each input (about four).
+    """
 
     statistic = Hessian
 
@@ -73,7 +85,11 @@ class GPTQ(LayerMethod):
         return [self.feed_back(weight, curvature) for weight in weights]
 
     def curvature(self, statistic: Hessian) -> Curvature:
-        """What is the same for all layers that share their inputs."""
+        """Return the curvature shared by all layers that share their inputs.
+
+        Raises:
+            ValueError: the Hessian is not finite.
+        """
         return Curvature.of(statistic.matrix(), self.damping, self._order)
 
     def feed_back(
@@ -82,21 +98,23 @@ class GPTQ(LayerMethod):
         """Round a matrix (out, in).
 
         Args:
-            levels: of each column, where they are not the grid's own; the grid must then be uniform, with zeros.
+            levels: levels of each column, where they differ from the grid's; the grid must then be uniform,
+            with zeros.
         """
-        nearest = _Rounded.nearest(weight, self.grid, levels)
+        to_nearest = _Rounded.nearest(weight, self.grid, levels)
         fed_back = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
-        worse = fed_back.row_errors(weight, curvature.hessian) > nearest.row_errors(weight, curvature.hessian)
+        limits = to_nearest.row_errors(weight, curvature.hessian)
+        worse = fed_back.row_errors(weight, curvature.hessian) > limits
         notes = {"damping_raised": curvature.damping} if curvature.damping > self.damping else {}
         notes |= {
             key: float(mask.sum())
             for key, mask in (("dead_columns", curvature.dead), ("rows_rounded", worse))
             if mask.any()
         }
-        return fed_back.with_rows(worse, nearest).store(notes)
+        return fed_back.with_rows(worse, to_nearest).store(notes)
 
     def _order(self, importance: Tensor) -> Tensor:
-        """Columns in the order they are rounded."""
+        """Return the columns in the order they are rounded, int64 (in,), from the diagonal of H."""
         if self.act_order is ActOrder.full:
             return importance.argsort(descending=True, stable=True)
         columns = torch.arange(len(importance), device=importance.device).reshape(-1, self.grid.group_size)
@@ -109,15 +127,12 @@ class GPTQ(LayerMethod):
     def _feed_back(
         self, weight: Tensor, factor: Tensor, order: Tensor, levels: ColumnLevels | None
     ) -> "_Rounded":
-        """All columns in `order`, (in,), with the upper factor of the inverse Hessian, (in, in) in that order."""
-        block = (
-            -(-self.block // self.grid.group_size) * self.grid.group_size
-        )  # whole groups, so that none is chosen half-updated
-        work, result, choosing = (
-            weight[:, order],
-            _Rounded.nearest(weight, self.grid, levels),
-            self.act_order is not ActOrder.full,
-        )
+        """Round all columns in `order`, (in,), with the upper factor (in, in) of the inverse Hessian."""
+        # Blocks are whole groups, so that no scale is chosen from half-updated weights.
+        block = -(-self.block // self.grid.group_size) * self.grid.group_size
+        work = weight[:, order]
+        result = _Rounded.nearest(weight, self.grid, levels)
+        choosing = self.act_order is not ActOrder.full
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
             errors = round_block(
@@ -137,14 +152,14 @@ class GPTQ(LayerMethod):
 
 @dataclass(frozen=True, eq=False)
 class _Rounded:
-    """A matrix in the making: codes (out, in), scale and zero (out, in / group_size)."""
+    """Matrix while it is rounded: codes (out, in), scale and zero (out, in / group_size)."""
 
     grid: Grid
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
     levels: ColumnLevels | None = None
-    """Of each column; None where all have the grid's."""
+    """Levels of each column; None where all columns have the grid's."""
 
     @classmethod
     def nearest(cls, weight: Tensor, grid: Grid, levels: ColumnLevels | None) -> Self:
@@ -154,7 +169,7 @@ class _Rounded:
         return cls(grid, levels.nearest(positions(weight, scale, zero)), scale, zero, levels)
 
     def choose_group(self, group: int, weight: Tensor) -> None:
-        """Scale and zero of one group of columns, (out, group_size)."""
+        """Choose the scale and zero of one group of columns, (out, group_size)."""
         scale, zero = choose(weight, self.grid)
         self.scale[:, group] = scale[:, 0]
         if self.zero is not None and zero is not None:
@@ -163,7 +178,8 @@ class _Rounded:
     def round_column(self, column: int, weight: Tensor) -> Tensor:
         """Set the codes of a column, (out,), and return the weights they stand for."""
         group = column // self.grid.group_size
-        scale, zero = self.scale[:, group], centre(self.grid) if self.zero is None else self.zero[:, group]
+        scale = self.scale[:, group]
+        zero = centre(self.grid) if self.zero is None else self.zero[:, group]
         position = weight / scale + zero
         if self.levels is None:
             self.codes[:, column] = nearest(position, self.grid)
@@ -172,21 +188,18 @@ class _Rounded:
         return (self.levels.position(self.codes[:, column], column) - zero) * scale
 
     def row_errors(self, weight: Tensor, hessian: Tensor) -> Tensor:
-        """The diagonal of E H Eᵀ, float64 (out,), with scales as they are stored."""
+        """Return the diagonal of E H Eᵀ, float64 (out,), with scales as they are stored."""
         error = (weight - self.store({}).dequantize()).double()
         return ((error @ hessian) * error).sum(1)
 
     def with_rows(self, rows: Tensor, other: Self) -> Self:
-        """Rows of `other` where `rows`, (out,), says so."""
-        codes, scale = (
-            torch.where(rows[:, None], theirs, own)
-            for own, theirs in ((self.codes, other.codes), (self.scale, other.scale))
-        )
-        zero = (
-            None
-            if self.zero is None or other.zero is None
-            else torch.where(rows[:, None], other.zero, self.zero)
-        )
+        """Take the rows of `other` where the mask `rows`, (out,), is set."""
+        mask = rows[:, None]
+        codes = torch.where(mask, other.codes, self.codes)
+        scale = torch.where(mask, other.scale, self.scale)
+        zero = None
+        if self.zero is not None and other.zero is not None:
+            zero = torch.where(mask, other.zero, self.zero)
         return replace(self, codes=codes, scale=scale, zero=zero)
 
     def store(self, notes: dict[str, float]) -> CompressedWeight:
@@ -214,13 +227,15 @@ def round_block(
     """Round a block of columns with feedback within it.
 
     Args:
-        work: the block's weights as changed until now, float32 (out, width); may be overwritten.
+        work: the block's weights with all feedback so far, float32 (out, width); may be overwritten.
         factor: the block's part of the inverse Hessian's upper factor, float32 (width, width).
-        columns: where the block's columns lie in the matrix, int64 (width,).
-        levels: of all columns of the matrix; None where all have the grid's.
-        choosing: whether scales and zeros of a group are chosen when it begins; the block is then whole groups.
-        codes: uint8 (out, in); those of the block's columns are set.
-        scale, zero: float32 (out, in / group_size), zero None if symmetric; those of the block's groups are set if `choosing`.
+        columns: indices of the block's columns in the matrix, int64 (width,).
+        grid: levels of a code, group size.
+        levels: levels of all columns of the matrix; None where all columns have the grid's.
+        choosing: choose scale and zero of each group when it begins; the block is then whole groups.
+        codes: uint8 (out, in); the block's columns are set.
+        scale: float32 (out, in / group_size); the block's groups are set if `choosing`.
+        zero: like `scale`; None if the grid is symmetric.
 
     Returns:
         Each column's error divided by the factor's diagonal, float32 (out, width).

@@ -1,25 +1,34 @@
-"""MG-PTQ (arXiv 2501.18154): a graph neural network deals out bits to the columns of a layer, and GPTQ rounds them.
+"""MG-PTQ (arXiv 2501.18154): a graph neural network allocates bits to columns, and GPTQ rounds them.
 
-    graph.py     the layer's columns as a graph: edges are what GPTQ would push of one column's rounding error to another
-    column_gnn.py       a network on it, trained for this one layer on its output error and on the mean of bits; it is not stored
-    budget.py      its logits → bits of each column, with a mean that is the budget to the last column
-    gptq.py             error feedback, each column rounded to its own levels within the ranges of its groups (`sinq/formats/mixed_columns.py`)
+    graph.py            a layer's columns as a graph: an edge is the error GPTQ would push between two columns
+    network.py          a network on the graph, trained for this one layer on its output error and on the mean
+                        of bits; it is not stored
+    budget.py           logits → bits of each column, with a mean that is the budget to the last column
+    baselines/gptq      error feedback, with separate levels for each column within the ranges of its groups
+                        (`sinq/formats/mixed_columns.py`)
 
-`allocator` puts something else in the network's place, at the same budget: `mlp` the same network without edges, `greedy` the separable
-error ‖E_b[:, j]‖²/U_jj² of each column and width, `random` widths drawn for each column, `uniform` one width, which is GPTQ.
+`allocator` replaces the network at the same budget: `mlp` is the same network without edges, `greedy` the
+separable error ‖E_b[:, j]‖²/U_jj² of each column and bit-width, `random` bit-widths drawn for each column,
+`uniform` one bit-width, which is GPTQ.
 
-What our sources tell of the paper is its abstract: a graph of columns with edges from a Cholesky factor of the second-order Hessian, a
-bit-width allocator trained on quantization error under a bound on mean bits by an approximate gradient, blockwise quantization after it.
-Its settings and its code were not published there, so its numbers are not reproduced. Choices of ours, all of them:
-- the graph: edges |U_jk|/U_jj made symmetric and normalised, all kept (`neighbours` keeps the strongest); no positions;
+Our sources have only the paper's abstract: a graph of columns with edges from a Cholesky factor of the
+second-order Hessian, a bit-width allocator trained on quantization error under a bound on mean bits by an
+approximate gradient, blockwise quantization after it. Its settings and its code were not published there, so
+its numbers are not reproduced. Chosen here:
+- the graph: edges |U_jk|/U_jj made symmetric and normalised, all kept (`neighbours` keeps the strongest); no
+  positions;
 - a column's features: five standardised logarithms, and its weights in 32 random projections;
-- the network: two rounds of messages, 64 wide, with a residual; one for each layer, its start the same in all (`seed`);
-- the loss: tr(E(y) H E(y)ᵀ) over its value at the start, the squared excess of bits times 10; 128 random rows of the matrix stand for all;
+- the network: two rounds of messages, 64 wide, with a residual; one for each layer, with the same initial
+  state in all layers (`seed`);
+- the loss: tr(E(y) H E(y)ᵀ) over its initial value, the squared excess of bits times 10; 128 random rows of
+  the matrix stand for all;
 - the gradient: straight-through, temperature from 1 to 0.1, 150 steps of Adam at 5e-3;
-- the repair: the price of a bit by bisection on −log p, what is left to where it costs least;
-- widths 1 to 4; all share the range, scale and zero of their group, those of the grid's bits; one bit is the middle ± a quarter range;
-- columns in order of the diagonal of H, damping 0.01, static groups, as `gptq` here; channels never active take the smallest width and
-  are rounded to nearest, not set to 0.
+- the repair: the Lagrange multiplier of a bit by bisection on −log p, remaining bits to where they cost
+  least;
+- bit-widths 1 to 4; all share the range, scale and zero of their group, those of the grid's bits; one bit is
+  the middle ± a quarter range;
+- columns in order of the diagonal of H, damping 0.01, static groups, as `gptq` here; channels never active
+  take the smallest bit-width and are rounded to nearest, not set to 0.
 """
 
 import enum
@@ -41,7 +50,7 @@ from sinq.formats.rounding import positions
 
 
 class Allocator(enum.Enum):
-    """What deals out the bits."""
+    """Allocator of bits to columns."""
 
     gnn = "gnn"
     mlp = "mlp"
@@ -52,26 +61,29 @@ class Allocator(enum.Enum):
 
 @dataclass(frozen=True)
 class MGPTQ(LayerMethod):
-    """GPTQ with bits per column, dealt out by a graph neural network.
+    """GPTQ with bits per column, allocated by a graph neural network.
 
     Raises:
-        ValueError: the budget cannot be met with these widths.
+        ValueError: the budget cannot be met with these bit-widths, or an option is out of its range.
         NotApplicable: the grid's levels are a table, or have no zeros.
     """
 
     name: ClassVar[str] = "mgptq"
 
     grid: Grid = Grid(bits=2)
-    """Of the groups' ranges, scales and zeros; its bits are those of a column whose levels are GPTQ's own."""
+    """Grid of the groups' ranges, scales and zeros; a column with the grid's bits has GPTQ's levels."""
     average_bits: float | None = None
-    """The budget, codes alone: mean over a layer's columns, which is met but for less than one step of one column. None: the grid's."""
+    """Budget of codes: mean bits over a layer's columns, met up to less than one step of one column.
+
+    None: the grid's bits.
+    """
     widths: tuple[int, ...] = (1, 2, 3, 4)
-    """Bits a column may have, up to four of them."""
+    """Bit-widths a column may have, up to four."""
     allocator: Allocator = Allocator.gnn
     training: Training = field(default_factory=Training)
-    """Of `gnn` and `mlp`."""
+    """Training of `gnn` and `mlp`."""
     neighbours: int | None = None
-    """Of the graph: keep so many strongest edges of each column; None keeps all."""
+    """Number of strongest edges the graph keeps for each column; None keeps all edges."""
     seed: int = 0
     damping: float = 0.01
     block: int = 128
@@ -88,11 +100,13 @@ class MGPTQ(LayerMethod):
             )
         if not self.widths[0] <= self.budget <= self.widths[-1]:
             raise ValueError(
-                f"method.average_bits={self.budget} is not possible; it must be within method.widths={list(self.widths)}"
+                f"method.average_bits={self.budget} is not possible; "
+                f"it must be within method.widths={list(self.widths)}"
             )
         if self.allocator is Allocator.uniform and self.budget not in self.widths:
             raise ValueError(
-                f"method.average_bits={self.budget} is not possible with allocator=uniform; it must be one of {self.widths}"
+                f"method.average_bits={self.budget} is not possible with allocator=uniform; "
+                f"it must be one of {self.widths}"
             )
         if self.grid.levels is not Levels.uniform or self.grid.symmetric:
             raise NotApplicable(
@@ -100,7 +114,7 @@ class MGPTQ(LayerMethod):
             )
         if self.neighbours is not None and self.neighbours < 1:
             raise ValueError(f"method.neighbours={self.neighbours} is not possible; it must be ≥ 1")
-        _ = self.gptq  # its own checks
+        _ = self.gptq  # GPTQ checks the remaining options
 
     @property
     def budget(self) -> float:
@@ -109,7 +123,7 @@ class MGPTQ(LayerMethod):
 
     @property
     def gptq(self) -> GPTQ:
-        """What rounds."""
+        """Rounding with the same options."""
         return GPTQ(self.grid, self.damping, self.block, self.act_order, self.true_sequential)
 
     def quantize(self, weight: Tensor, statistic: Hessian) -> CompressedWeight:
@@ -123,19 +137,26 @@ class MGPTQ(LayerMethod):
         ]
 
     def levels(self, bits: Tensor) -> ColumnLevels:
+        """Return the levels of columns with these bits, (in,)."""
         return ColumnLevels.of(bits, self.widths, self.grid)
 
     def bits(self, weight: Tensor, curvature: Curvature) -> Tensor:
-        """Bits of each column of a matrix (out, in), int64 (in,)."""
-        widths, order = torch.tensor(self.widths, device=weight.device), curvature.order
+        """Return the bits of each column of a matrix (out, in), int64 (in,)."""
+        bit_widths, order = torch.tensor(self.widths, device=weight.device), curvature.order
         if self.allocator is Allocator.uniform:
             return torch.full_like(order, int(self.budget))
         cost = self.cost(weight[:, order], curvature)
-        cost = cost.masked_fill(curvature.dead[order][:, None], 0.0)  # no bit is worth its price there
-        return torch.empty_like(order).scatter_(0, order, widths[budget.within(cost, widths, self.budget)])
+        cost = cost.masked_fill(curvature.dead[order][:, None], 0.0)  # further bits gain nothing there
+        chosen = bit_widths[budget.within(cost, bit_widths, self.budget)]
+        return torch.empty_like(order).scatter_(0, order, chosen)
 
     def cost(self, weight: Tensor, curvature: Curvature) -> Tensor:
-        """What each column loses with each width, (in, widths); columns of `weight` (out, in) in the order they are rounded."""
+        """Return the cost of each column at each bit-width, (in, bit-widths).
+
+        Args:
+            weight: (out, in), columns in the order they are rounded.
+            curvature: curvature of the layer's output error.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         if self.allocator is Allocator.random:
             return budget.random(weight.shape[1], torch.tensor(self.widths, device=weight.device), generator)
@@ -144,26 +165,36 @@ class MGPTQ(LayerMethod):
         return -self.logits(weight, curvature, generator).log_softmax(1)
 
     def logits(self, weight: Tensor, curvature: Curvature, generator: torch.Generator) -> Tensor:
-        """The trained network's, (in, widths)."""
+        """Return the trained network's logits, (in, bit-widths)."""
         order, rows = curvature.order, self.training.rows or len(weight)
         drawn = torch.randperm(len(weight), generator=generator)[:rows].sort().values.to(weight.device)
-        hessian, widths = curvature.hessian[order][:, order].float(), torch.tensor(self.widths).to(weight)
-        task = Task(self.errors(weight[drawn], order), hessian, widths, float(self.budget))
-        edges = (
-            graph.adjacency(curvature.factor, self.neighbours) if self.allocator is Allocator.gnn else None
-        )
+        hessian, bit_widths = curvature.hessian[order][:, order].float(), torch.tensor(self.widths).to(weight)
+        task = Task(self.errors(weight[drawn], order), hessian, bit_widths, float(self.budget))
+        edges = None
+        if self.allocator is Allocator.gnn:
+            edges = graph.adjacency(curvature.factor, self.neighbours)
         nodes = graph.features(weight, curvature.hessian.diagonal()[order], curvature.factor, generator)
         return trained_logits(task, edges, nodes, self.training, generator)[0]
 
     def errors(self, weight: Tensor, order: Tensor) -> Tensor:
-        """W − Q_b(W) for each width b, rounded to nearest: float32 (widths, out, in), in the order of `weight`'s columns."""
+        """Return W − Q_b(W) for each bit-width b, rounded to nearest.
+
+        Args:
+            weight: (out, in), columns in `order`.
+            order: original index of each column, int64 (in,).
+
+        Returns:
+            float32 (bit-widths, out, in), in the order of `weight`'s columns.
+        """
         back = order.argsort()
         original = weight[:, back]
         scale, zero = choose(original, self.grid)
         assert zero is not None  # the grid is not symmetric
-        place, by_column = positions(original, scale, zero), scale.repeat_interleave(self.grid.group_size, 1)
+        position = positions(original, scale, zero)
+        column_scale = scale.repeat_interleave(self.grid.group_size, 1)
         errors = []
-        for width in self.widths:
-            levels = self.levels(torch.full_like(order, width))
-            errors.append(((place - levels.position(levels.nearest(place))) * by_column)[:, order])
+        for bits in self.widths:
+            levels = self.levels(torch.full_like(order, bits))
+            rounded = levels.position(levels.nearest(position))
+            errors.append(((position - rounded) * column_scale)[:, order])
         return torch.stack(errors)

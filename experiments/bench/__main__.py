@@ -1,10 +1,13 @@
-"""`make bench`: ours and others in turn, as JSON, Markdown and a picture in `<results>/bench/<time>`, and as tables on the terminal.
+"""`make bench`: time our code and other packages alternately.
 
-    python -m experiments.bench                                                      every suite, several minutes
+    python -m experiments.bench                                                  every suite, several minutes
     python -m experiments.bench --suite linear --bits 4,3 --threads 2
-    python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq        how to have them: manager.py
+    python -m experiments.bench --suite quantize --peers hqq=peers/hqq,sinq=peers/sinq
 
-Cases are made one after the other and forgotten when they are measured, so only one case's weights are in memory. On CUDA the
+Results are JSON, Markdown and a picture in `<results>/bench/<time>`, and tables on the terminal.
+`peers/manager.py` says how to install the other packages.
+
+Each case is built, measured and freed before the next, so only one case's weights are in memory. On CUDA the
 suites are the same with larger shapes.
 """
 
@@ -27,10 +30,11 @@ from experiments.runs.provenance import provenance
 from sinq import Grid
 
 QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
+"""Default bits of the suites that quantize, and of those that multiply."""
 
 
 def main(words: list[str] | None = None) -> Path:
-    """Measure, write, and show; returns the folder written to."""
+    """Measure, show and write the cases; return the folder written to."""
     chosen = options.parse(words)
     set_up()
     torch.set_num_threads(chosen.threads)
@@ -43,17 +47,17 @@ def main(words: list[str] | None = None) -> Path:
 
 
 def measured(chosen: options.Options) -> list[dict[str, Any]]:
-    """The results of all cases, each shown as soon as it is there."""
+    """Return the results of all cases; each is shown as soon as it is measured."""
     device, results = torch.device(chosen.device), []
     with manager.started(dict(chosen.peers), chosen.threads) as running:
-        for one in cases(chosen, running, device):
-            results.append(case.run(one, chosen.rounds, device, chosen.copied * options.MEGABYTE))
+        for each in cases(chosen, running, device):
+            results.append(case.run(each, chosen.rounds, device, chosen.copied * options.MEGABYTE))
             console.print(listing.terminal(results[-1]))
     return results
 
 
 def cases(chosen: options.Options, running: manager.Peers, device: torch.device) -> Iterator[case.Case]:
-    """The cases of the suites chosen, in their order."""
+    """Yield the cases of the chosen suites, in order."""
     on_cuda = device.type == "cuda"
     grids = [Grid(bits=bits, group_size=chosen.group_size) for bits in chosen.bits or QUANTIZE_BITS]
     for suite in chosen.suites:

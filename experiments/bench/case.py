@@ -1,10 +1,12 @@
-"""A case is one piece of work and everybody who does it; run, it is a plain dictionary, of which table and plot are views.
+"""Cases: a piece of work and the contenders that do it. The result is a plain dictionary, for table and plot.
 
-{suite, name, baseline, bytes_per_second, results: [...], absent: [{name, reason}]}
+    {suite, name, baseline, bytes_per_second, copy_samples, results: [...], absent: [{name, reason}]}
 
-a result: name, kernel, is_peer, nbytes, first_seconds, samples, median, quartiles, floor_seconds    (seconds)
-          ratio = its median / the baseline's,  peer_ratio = / its peer's,  floor_ratio = / its floor
-          tokens_per_second, where the work is tokens
+A result has these keys; times are in seconds, and ratios are the median over another time:
+
+    name, kernel, is_peer, nbytes, first_seconds, samples, median, quartiles, floor_seconds
+    ratio (the baseline's median), peer, peer_ratio (the peer's median), floor_ratio (floor_seconds)
+    tokens_per_second, or None where the work has no tokens
 """
 
 from collections.abc import Sequence
@@ -21,16 +23,20 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work."""
+    """A piece of work and its contenders.
+
+    Raises:
+        ValueError: two contenders have the same name, or the baseline is missing.
+    """
 
     suite: str
     name: str
     contenders: Sequence[Implementation]
     baseline: str
-    """The name of the contender all others are compared with."""
+    """Name of the contender that all others are compared with."""
     absent: Sequence[Skipped] = ()
     tokens: int | None = None
-    """That are processed once the work is done; None where it is not about tokens."""
+    """Tokens that the work processes; None where it has none."""
 
     def __post_init__(self) -> None:
         names = [contender.name for contender in self.contenders]
@@ -41,7 +47,7 @@ class Case:
 
 
 def run(case: Case, rounds: int, device: torch.device, copied: int = floor.COPIED) -> Result:
-    """Time a case, with a copy of `copied` bytes for its floor."""
+    """Time a case, and a copy of `copied` bytes for its floor; return the result as a dictionary."""
     with torch.no_grad():
         timings, failed = measure([floor.copy(device, copied), *case.contenders], rounds)
     copying, *others = timings

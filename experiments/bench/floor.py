@@ -1,11 +1,12 @@
-"""The floor: how long the bytes alone would take.
+"""The floor: the time that moving the bytes alone would take.
 
-A piece of work must read its inputs and write its results at least once. Those bytes over the bandwidth of a plain copy on the same
-threads is the floor; a ratio to it says how much is left to gain. The copy is a contender like the others, timed in the same rounds,
-so a machine that slows down lowers its own floor.
+Work must read its inputs and write its results at least once. The floor is those bytes over the bandwidth of
+a plain copy on the same threads; the ratio to it shows the room for improvement. The copy is a contender like
+the others, timed in the same rounds, so the floor follows the speed of the machine.
 
-Two cautions. A copy reads and writes; where reading alone is faster (many processors), work that only reads can come out slightly below 1.
-And on small shapes the data may still lie in a cache; the copy, larger than most caches, clears them before whoever follows it only.
+Two cautions. A copy reads and writes; where reading alone is faster (many CPUs), work that only reads can
+have a ratio slightly below 1. And on small shapes the data may still be in a cache; the copy, larger than
+most caches, clears them only for the contender that follows it.
 """
 
 import torch
@@ -16,32 +17,40 @@ from sinq.model.linear import WeightStore
 
 NAME = "copy"
 COPIED = 256 * 2**20
-"""Bytes read and again written by one copy: more than the caches of most machines."""
+"""Bytes that one copy reads, and writes again: more than the caches of most machines."""
 
 
 def copy(device: torch.device, nbytes: int = COPIED) -> Implementation:
-    """Copying so many bytes, which moves twice as many."""
+    """Return the contender that copies `nbytes` bytes, which moves twice as many."""
     source, target = (torch.ones(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
     return Implementation(NAME, clocked(lambda: target.copy_(source), device), 2 * nbytes)
 
 
 def bandwidth(copying: Timing) -> float:
-    """Bytes per second, of the median copy."""
+    """Return bytes per second of the median copy."""
     return copying.contender.nbytes / copying.median
 
 
 def floor_seconds(nbytes: int, bytes_per_second: float) -> float:
-    """Seconds that so many bytes take at least."""
+    """Return the seconds that moving `nbytes` takes at least."""
     return nbytes / bytes_per_second
 
 
 def product_nbytes(weight_nbytes: int, batch: int, shape: tuple[int, int], itemsize: int) -> int:
-    """Bytes of x Wᵀ: the weight as it is stored, x (batch, in) and the result (batch, out) with `itemsize` bytes a number."""
+    """Return the bytes that x Wᵀ moves: the stored weight, x (batch, in) and the result (batch, out).
+
+    Args:
+        shape: (out, in) of the weight.
+        itemsize: bytes of a number of x and of the result.
+    """
     return weight_nbytes + batch * sum(shape) * itemsize
 
 
 def model_nbytes(model: nn.Module) -> int:
-    """Bytes of weights that one forward pass reads: all of them, but of an embedding that is no head as well only a few rows."""
+    """Return the bytes of weights that a forward pass reads.
+
+    An embedding counts only where it is the head too: otherwise a pass reads only a few rows of it.
+    """
     stores = [module for module in model.modules() if isinstance(module, WeightStore)]
     compressed = sum(store.value.nbytes for store in stores)
     rows: nn.Module = model.get_input_embeddings()  # type: ignore[operator]

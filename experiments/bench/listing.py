@@ -1,4 +1,4 @@
-"""The results as tables: rich for the terminal, Markdown for the folder. Both show the same cells."""
+"""Tables of the results: rich for the terminal, Markdown for the folder. Both show the same cells."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ COLUMNS = ("", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× p
 
 
 def terminal(case: Result) -> RenderableType:
-    """One case as a table of the terminal."""
+    """Return a case as a table for the terminal."""
     view = Table(
         title=heading(case), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -24,20 +24,20 @@ def terminal(case: Result) -> RenderableType:
 
 
 def markdown(report: Result) -> str:
-    """All cases as Markdown, under a line about the machine."""
-    made = report["provenance"]
-    machine = f"{made['device']}, threads: {report['options']['threads']}, torch {made['packages']['torch']}, {made['finished_at']}"
+    """Return all cases as Markdown, below a line about the machine."""
+    provenance = report["provenance"]
+    machine = (
+        f"{provenance['device']}, threads: {report['options']['threads']},"
+        f" torch {provenance['packages']['torch']}, {provenance['finished_at']}"
+    )
     return "\n\n".join(["# Bench", machine, *(_section(case) for case in report["cases"])]) + "\n"
 
 
 def _section(case: Result) -> str:
-    lines = [_line(_columns(case)), _line(["---"] * len(_columns(case))), *(_line(row) for row in rows(case))]
-    return (
-        f"## {heading(case)}\n\n"
-        + "\n".join(lines)
-        + "\n\n"
-        + "\n".join(f"- {line}" for line in footing(case))
-    )
+    columns = _columns(case)
+    lines = [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows(case))]
+    notes = [f"- {line}" for line in footing(case)]
+    return "\n\n".join([f"## {heading(case)}", "\n".join(lines), "\n".join(notes)])
 
 
 def _line(cells: list[str]) -> str:
@@ -45,18 +45,21 @@ def _line(cells: list[str]) -> str:
 
 
 def heading(case: Result) -> str:
-    """What the work is."""
+    """Return the title of a case."""
     return f"{case['suite']}: {case['name']}"
 
 
 def footing(case: Result) -> list[str]:
-    """What the ratios are to, and who is missing."""
-    speed = f"baseline: {case['baseline']}; floor: bytes at {case['bytes_per_second'] / 1e9:.1f} GB/s, a copy in the same rounds"
+    """Return the references of the ratios, and the absent contenders, one per line."""
+    speed = (
+        f"baseline: {case['baseline']};"
+        f" floor: bytes at {case['bytes_per_second'] / 1e9:.1f} GB/s, a copy in the same rounds"
+    )
     return [speed, *(f"absent: {missing['name']}: {missing['reason']}" for missing in case["absent"])]
 
 
 def rows(case: Result) -> list[list[str]]:
-    """The cells of every contender, in the order of the columns that the case has."""
+    """Return the cells of every contender, in the order of the case's columns."""
     return [
         [cell for name, cell in _cells(result).items() if name in _columns(case)]
         for result in case["results"]
@@ -85,7 +88,7 @@ def _cells(result: Result) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds with a unit that suits them, in three digits."""
+    """Return seconds as text in s, ms or µs, with three significant digits or all integer digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{_number(seconds / size)} {unit}"
@@ -93,7 +96,7 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: float | None) -> str:
-    """In three digits at least; a dash for None."""
+    """Return a number as text with at least three digits; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -1,4 +1,7 @@
-"""The model of the suites `quantize-model` and `decode`: the embedded one if it was converted already, else random weights in its shape."""
+"""The model of the suites `quantize-model` and `decode`.
+
+It is the embedded model if that was converted already, else random weights in the same shape.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +23,26 @@ SHAPE = LlamaConfig(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-"""SmolLM2-135M."""
+"""Shape of SmolLM2-135M."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A dense model in float32, and what to call it."""
+    """A dense model in float32, and its name."""
 
     name: str
     dense: PreTrainedModel
 
 
 def find(wanted: str, device: torch.device) -> Named:
-    """A model.
+    """Return a model on a device.
 
     Args:
-        wanted: `smollm2`, `random`, a Hugging Face folder, or `auto`: `smollm2` where no download is needed, else `random`.
+        wanted: `smollm2`, `random`, a Hugging Face folder, or `auto` (`smollm2` where no download is needed,
+            else `random`).
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such model.
     """
     if wanted == AUTO:
         wanted = EMBEDDED if smollm2.is_cached() else RANDOM

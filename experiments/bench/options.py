@@ -1,4 +1,4 @@
-"""The command line of the bench: a handful of options, checked before anything is measured."""
+"""The command line of the bench. Options are checked before anything is measured."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ HELP = """Time our code and other packages alternately in one process; what coun
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be measured, and how."""
+    """Options of the bench."""
 
     suites: tuple[str, ...] = SUITES
     shapes: tuple[Shape, ...] | None = None
-    """(out, in) for `quantize` and `linear`; None: each suite's own."""
+    """Shapes (out, in) for `quantize` and `linear`; None: each suite's defaults."""
     bits: tuple[int, ...] | None = None
-    """None: 4 for quantizing, and 4, 3, 2, 8 for the others."""
+    """Bits; None: 4 for quantizing, and 4, 3, 2, 8 for the others."""
     group_size: int = 64
     batch: tuple[int, ...] = (1,)
     """Rows of x in `linear`."""
@@ -46,7 +46,7 @@ class Options:
 
 
 def parse(words: Sequence[str] | None = None) -> Options:
-    """Options from a command line; an error is one line, and exit status 2."""
+    """Return options from a command line; an error is one line, and exit status 2."""
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m experiments.bench", description=HELP, formatter_class=how
@@ -80,7 +80,7 @@ def parse(words: Sequence[str] | None = None) -> Options:
         "--peers",
         type=_each(_peer),
         default=default.peers,
-        help="folders of their packages: hqq=peers/hqq,sinq=peers/sinq; others in peers.py",
+        help="folders of their packages: hqq=peers/hqq,sinq=peers/sinq; others in peers/manager.py",
     )
     add(
         "--results",

@@ -1,10 +1,12 @@
-"""Timing contenders in turn.
+"""Alternate timing of contenders.
 
-Every contender works once per round, and each round begins with another one, so that a machine whose speed drifts slows all alike, and
-nobody always runs on the caches somebody else left. What counts is the ratio of medians within one run; every sample is kept.
+Every contender works once per round, and each round begins with another contender. So a machine whose speed
+drifts slows all alike, and no contender always finds the same caches. The result is the ratio of medians
+within one run; every sample is kept.
 
-The first round warms up: what it takes, compilation included, is reported apart and is in no median. Work in this process is timed by
-the wall clock on a processor, by events on CUDA; work in another process (`peers.py`) times itself.
+The first round warms up: its time, compilation included, is reported apart and is in no median. Work in this
+process is timed by the wall clock on a CPU, by events on CUDA; work in another process (`peers/`) times
+itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,40 +19,40 @@ import torch
 from experiments.common.meters import seconds
 
 REPLAYS = 20
-"""Of a CUDA graph in one sample: one alone is shorter than what an event can resolve."""
+"""Replays of a CUDA graph per sample: a single one is shorter than the resolution of an event."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """Somebody who does a case's work."""
+    """An implementation of a case's work."""
 
     name: str
     seconds: Callable[[], float]
-    """Does the work once; the seconds it took."""
+    """Function that does the work once and returns the seconds it took."""
     nbytes: int
-    """That must move between memory and processor: what is read and written, once."""
+    """Bytes that must move between memory and processor: inputs and results, each once."""
     kernel: str = "torch"
     peer: str | None = None
-    """The name of the contender this one is to be compared with, besides the case's baseline."""
+    """Name of the contender to compare with, besides the case's baseline."""
     is_peer: bool = False
-    """Whether it is somebody else's code."""
+    """True for code of other projects."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """Somebody who cannot take part, and why."""
+    """A contender that cannot take part, and the reason."""
 
     name: str
     reason: str
 
 
 class PeerError(ValueError):
-    """Another package could not be run; the message says why."""
+    """Error of another package that could not be run; the message says why."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a contender took."""
+    """Times of a contender."""
 
     contender: Implementation
     first_seconds: float
@@ -59,12 +61,12 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Return the median in seconds."""
         return median(self.samples)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Seconds that a quarter and three quarters of the samples stay below; of one sample, itself."""
+        """Return the first and third quartile in seconds; with one sample, that sample twice."""
         if len(self.samples) == 1:
             return self.samples[0], self.samples[0]
         low, _, high = quantiles(self.samples, n=4, method="inclusive")
@@ -72,19 +74,19 @@ class Timing:
 
 
 def measure(contenders: Sequence[Implementation], rounds: int) -> tuple[list[Timing], list[Skipped]]:
-    """Time contenders in turn: one round to warm up, then `rounds` that count.
+    """Time contenders alternately: one round to warm up, then `rounds` that count.
 
     Returns:
-        timings in the order given, and peers whose first call failed.
+        timings in the order of the contenders, and peers whose first call failed.
     """
     first, failed = _first_calls(contenders)
-    fit = [contender for contender in contenders if contender.name in first]
-    samples: dict[str, list[float]] = {contender.name: [] for contender in fit}
+    running = [contender for contender in contenders if contender.name in first]
+    samples: dict[str, list[float]] = {contender.name: [] for contender in running}
     for number in range(rounds):
-        start = number % max(1, len(fit))
-        for contender in fit[start:] + fit[:start]:
+        start = number % max(1, len(running))
+        for contender in running[start:] + running[:start]:
             samples[contender.name].append(contender.seconds())
-    return [Timing(one, first[one.name], tuple(samples[one.name])) for one in fit], failed
+    return [Timing(each, first[each.name], tuple(samples[each.name])) for each in running], failed
 
 
 def _first_calls(contenders: Sequence[Implementation]) -> tuple[dict[str, float], list[Skipped]]:
@@ -98,12 +100,15 @@ def _first_calls(contenders: Sequence[Implementation]) -> tuple[dict[str, float]
 
 
 def clocked(work: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """A piece of work as a contender does it: once, returning seconds."""
+    """Return a function that does the work once and returns the seconds it took."""
     return partial(_event_seconds, work) if device.type == "cuda" else partial(seconds, work, device)
 
 
 def graphed(work: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """As `clocked`; on CUDA the work is recorded as a graph in the first call, so that launches from Python cost nothing."""
+    """Return a function like that of `clocked`; on CUDA it replays a graph, recorded in the first call.
+
+    So launches from Python cost nothing.
+    """
     return _Graphed(work) if device.type == "cuda" else clocked(work, device)
 
 
@@ -117,7 +122,7 @@ def _event_seconds(work: Callable[[], object]) -> float:
 
 
 class _Graphed:
-    """Work, recorded when it is first called for."""
+    """Work that is recorded as a CUDA graph in the first call."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
@@ -129,9 +134,7 @@ class _Graphed:
         return _event_seconds(self._replay) / REPLAYS
 
     def _record(self) -> float:
-        taken = _event_seconds(
-            self.work
-        )  # compiles and tunes, which may not happen while a graph is recorded
+        taken = _event_seconds(self.work)  # compiles and tunes, which is illegal during recording
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.work()

@@ -1,1 +1,1 @@
-"""Leaves of the harness: paths, files, console, errors, intervals, meters."""
+"""Basics of the harness: paths, files, console, errors, intervals, meters."""

@@ -1,4 +1,4 @@
-"""What a person sees: progress bars with time left, one line per run, and tables of rows."""
+"""The console: progress bars with the time left, log lines, and the quieting of libraries."""
 
 import logging
 import sys
@@ -11,23 +11,22 @@ from transformers.utils import logging as transformers_logging
 
 from sinq.common.progress import T
 
-console = Console(
-    highlight=False, width=None if sys.stdout.isatty() else 140
-)  # a file or pipe has no width of its own
+# A file or a pipe has no width, so one is chosen.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class _Lines(logging.Handler):
-    """Log records as plain lines of the console, below any progress bar."""
+    """Handler that prints log records as plain lines of the console, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         console.print(record.getMessage(), markup=False, soft_wrap=True, style="dim")
 
 
 def set_up() -> None:
-    """Show this project's log, and quiet the libraries' own bars and retries. For entry points."""
-    own = logging.getLogger("experiments")
-    own.setLevel(logging.INFO)
-    own.handlers = [_Lines()]
+    """Show this project's log, and silence the libraries' bars and retry messages. For entry points."""
+    project_log = logging.getLogger("experiments")
+    project_log.setLevel(logging.INFO)
+    project_log.handlers = [_Lines()]
     for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
@@ -36,7 +35,7 @@ def set_up() -> None:
 
 
 def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """A progress bar around an iterable; it goes away when done."""
+    """Yield the items of an iterable under a progress bar, which disappears at the end."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,8 +1,12 @@
-"""Errors a user can mend, in a line or two: what is wrong, its value, what would be accepted. A traceback only when asked for."""
+"""Errors a user can mend, in a line or two: the mistake, its value, and the values accepted.
+
+Their traceback is printed only with `HYDRA_FULL_ERROR=1`.
+"""
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hydra.errors import (
     HydraException,
@@ -28,16 +32,16 @@ class OutOfMemoryError(MemoryError):
 
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError, OutOfMemoryError)
-"""Kinds of error that are the user's to mend; others are this program's and show their traceback."""
+"""Errors that the user can mend; all others are faults of this program and show their traceback."""
 
 
 def not_applicable(error: BaseException | None) -> bool:
-    """Whether an error is a `NotApplicable`, as such or as the cause of what Hydra made of it."""
+    """Return whether an error is a `NotApplicable`, or was caused by one (Hydra wraps errors in its own)."""
     return isinstance(error, NotApplicable) or (error is not None and not_applicable(error.__cause__))
 
 
 def explain(error: BaseException) -> str:
-    """The message for a person."""
+    """Return the message of an error as the user reads it."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} does not exist; choose one of {', '.join(error.options)}"
@@ -70,22 +74,34 @@ def _first_line(error: BaseException) -> str:
 def run_cli(main: Callable[[], object]) -> None:
     """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them in its own way
     try:
-        main()
+        with _raised_by_hydra():
+            main()
     except KeyboardInterrupt:
-        sys.exit(_tell("interrupted; the run under way was not recorded", 130))
+        sys.exit(_print_error("interrupted; the run under way was not recorded", 130))
     except USER_ERRORS as error:
         if traceback_wanted:
             raise
-        sys.exit(_tell(explain(error), 1))
+        sys.exit(_print_error(explain(error), 1))
     except ModuleNotFoundError as error:
         if traceback_wanted or extras.advice(error.name) is None:
             raise
-        sys.exit(_tell(explain(error), 1))
+        sys.exit(_print_error(explain(error), 1))
 
 
-def _tell(message: str, status: int) -> int:
+@contextmanager
+def _raised_by_hydra() -> Iterator[None]:
+    """Make Hydra raise errors for a while, instead of printing them its own way."""
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _print_error(message: str, status: int) -> int:
+    """Print an error; return the exit status."""
     console.print("[bold red]error:[/]", end=" ")
     console.print(message, markup=False, soft_wrap=True)
     return status

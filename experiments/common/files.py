@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never a part."""
+"""Atomic writes: a reader sees the old file or the new file, never a part."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,17 @@ from sinq.common.atomic_files import SCRATCH, replacing
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name when the block ends well, and is deleted otherwise (also on Ctrl-C)."""
+    """Yield a file that takes its name if the block succeeds, and is deleted otherwise (also on Ctrl-C)."""
     with replacing(path) as scratch, scratch.open("wb") as file:
         yield file
 
 
 def sweep_up(folder: Path, names: str) -> None:
-    """Remove scratch files that killed processes left; `names` is a pattern of those that nobody alive is writing."""
+    """Remove scratch files that killed processes left.
+
+    Args:
+        folder: the folder to clean.
+        names: a pattern of files that no living process is writing.
+    """
     for left in folder.glob(names + SCRATCH):
         left.unlink(missing_ok=True)

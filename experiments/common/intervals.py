@@ -1,4 +1,4 @@
-"""Intervals for means and for shares."""
+"""Confidence intervals of means (bootstrap) and of shares (Wilson)."""
 
 from math import sqrt
 from statistics import NormalDist
@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 RESAMPLES, LEVEL, SEED = 10_000, 0.95, 0
 AT_ONCE = 2**20
-"""Drawn windows in memory at once."""
+"""Drawn values in memory at once."""
 
 
 def bootstrap_interval(values: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` (n,), the same at every call."""
+    """Return the 95 % percentile bootstrap interval of the mean of `values` (n,).
+
+    The seed is fixed, so the same values give the same interval. Source: Efron & Tibshirani 1993, ch. 13.
+    """
     generator, n = np.random.default_rng(SEED), len(values)
     at_once = max(1, AT_ONCE // n)
     sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
@@ -23,7 +26,7 @@ def bootstrap_interval(values: NDArray[np.float64], resamples: int = RESAMPLES) 
 
 
 def share(happened: "np.ndarray[Any, Any]") -> dict[str, float]:
-    """How often something happened, with Wilson's 95 % interval (Wilson 1927)."""
+    """Return the share of true values among `happened` (n,), with Wilson's 95 % interval (Wilson 1927)."""
     n, count = len(happened), int(happened.sum())
     z, rate = NormalDist().inv_cdf((1 + LEVEL) / 2), count / n
     middle, half = rate + z * z / (2 * n), z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))

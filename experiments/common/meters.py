@@ -1,4 +1,7 @@
-"""Rulers: peak memory and time, on a CPU and on CUDA. `tests/experiments/test_evaluation.py` measures things of known size with them."""
+"""Meters of peak memory and time, on a CPU and on CUDA.
+
+`tests/experiments/evaluation/test_evaluation.py` checks them on work of known size.
+"""
 
 import ctypes
 import gc
@@ -18,27 +21,25 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """Filled in when the block it measures ends."""
+    """Peak memory of a block of code, filled in when the block ends."""
 
     increase_bytes: int = 0
-    """Highest memory in use during the block, less what was in use at its start."""
+    """Highest memory in use during the block, less the memory in use at its start."""
     source: str = ""
-    """Who measured."""
+    """Name of the counter that was read."""
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Peak memory of a block of code: of the allocator on CUDA, of the process's resident set on a CPU."""
+    """Measure the peak memory of a block of code: the allocator's on CUDA, the resident set's on a CPU."""
     peak = Peak()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         yield peak
-        peak.increase_bytes, peak.source = (
-            torch.cuda.max_memory_allocated(device) - before,
-            "torch.cuda.max_memory_allocated",
-        )
+        peak.increase_bytes = torch.cuda.max_memory_allocated(device) - before
+        peak.source = "torch.cuda.max_memory_allocated"
         return
     _return_free_memory()
     read, peak.source = _resident_peak()
@@ -48,7 +49,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _return_free_memory() -> None:
-    """Freed memory that malloc keeps would hide what the block allocates."""
+    """Return freed memory to the system: kept by malloc, it would hide what a block allocates."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
@@ -56,15 +57,16 @@ def _return_free_memory() -> None:
 
 
 def _resident_peak() -> tuple[Callable[[], int], str]:
+    """Restart the process's high-water mark where possible; return its reader and the reader's name."""
     try:
-        CLEAR.write_text("5")  # Linux: the high-water mark starts anew
+        CLEAR.write_text("5")  # Linux: restarts the high-water mark
     except OSError:
         return _lifetime_peak, "ru_maxrss (since the process began: a lower bound)"
     return _high_water_mark, "VmHWM"
 
 
 def restart_peak(device: torch.device) -> None:
-    """Let `process_peak` count from here, where the system can."""
+    """Restart the count of `process_peak`, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -72,7 +74,10 @@ def restart_peak(device: torch.device) -> None:
 
 
 def process_peak(device: torch.device) -> int:
-    """Most bytes in use at once since `restart_peak` (or `peak_memory` began): resident in this process, or torch's on CUDA."""
+    """Return the most bytes in use at once since `restart_peak`, or since `peak_memory` began.
+
+    They are the resident bytes of this process on a CPU, and those of torch's allocator on CUDA.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _high_water_mark() if STATUS.exists() else _lifetime_peak()
@@ -88,7 +93,7 @@ def _high_water_mark() -> int:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of a call, with the device's queue drained at both ends."""
+    """Return the wall-clock seconds of a call, with the device's queue drained at both ends."""
     with timed(device) as clock:
         work()
     return clock.seconds

@@ -13,7 +13,7 @@ def cache_dir() -> Path:
 
 
 def data_dir() -> Path | None:
-    """`$SINQ_DATA`: a folder of texts and models kept beside the project, if the user named one."""
+    """Return `$SINQ_DATA`, a folder of texts and models beside the project, or None where it is not set."""
     chosen = os.environ.get("SINQ_DATA")
     return Path(chosen).expanduser() if chosen else None
 

@@ -1,6 +1,7 @@
-"""Two runs side by side, printed."""
+"""Command that prints two runs side by side."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from experiments.compare.paired import compare, differences
 from experiments.results import record
 from experiments.results.record import Row
 
-HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), which layers changed.
+HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), \
+which layers changed.
 
     python -m experiments.compare method=sinq,bits=4 method=rtn,bits=4
     python -m experiments.compare 3f2a 9c41 --results other/folder --layers 3
@@ -23,9 +25,15 @@ HELP = """Two runs: what was different, what came out (paired 95 % intervals ove
 
 
 def main() -> None:
-    how = argparse.RawDescriptionHelpFormatter
+    """Read the command line and print the difference.
+
+    Raises:
+        ValueError: an argument names no run, or several.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare", description=HELP, formatter_class=how
+        prog="python -m experiments.compare",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "one",
@@ -47,28 +55,20 @@ def main() -> None:
 
 
 def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
-    """Print everything that is known of the difference."""
+    """Print settings, metrics and layers in which two rows differ; at most `most` layers."""
     console.print(f"A {one['run_id']}  {one['name']}\nB {other['run_id']}  {other['name']}\n", markup=False)
-    console.print(
-        _table(
-            "what was different",
-            ("", "A", "B"),
-            [(place, _cell(a), _cell(b)) for place, a, b in changes(one, other)],
-        )
-    )
-    headings = ("", "A", "B", "B − A", "95 %")
-    console.print(
-        _table(
-            "what came out", headings, [_line(each) for each in metrics(one, other) if each.one != each.other]
-        )
-    )
+    different = [(path, _cell(a), _cell(b)) for path, a, b in changes(one, other)]
+    console.print(_table("what was different", ("", "A", "B"), different))
+    measured = [_line(metric) for metric in metrics(one, other) if metric.one != metric.other]
+    console.print(_table("what came out", ("", "A", "B", "B − A", "95 %"), measured))
     console.print(_verdict(one, other), markup=False, soft_wrap=True)
     _show_layers(layers(one, other, results_dir), most)
 
 
-def _line(each: Difference) -> tuple[str, ...]:
-    interval = "" if each.interval is None else f"{each.interval[0]:+.4g} … {each.interval[1]:+.4g}"
-    return each.name, _cell(each.one), _cell(each.other), f"{each.other - each.one:+.4g}", interval
+def _line(metric: Difference) -> tuple[str, ...]:
+    interval = "" if metric.interval is None else f"{metric.interval[0]:+.4g} … {metric.interval[1]:+.4g}"
+    change = f"{metric.other - metric.one:+.4g}"
+    return metric.name, _cell(metric.one), _cell(metric.other), change, interval
 
 
 def _verdict(one: Row, other: Row) -> str:
@@ -88,8 +88,8 @@ def _show_layers(table: pd.DataFrame, most: int) -> None:
         f"\n{len(table)} layers in common; {first} is lower in B in {(change < 0).mean():.0%} of them"
     )
     console.print(f"B − A is {change.mean():+.4g} on average", markup=False)
-    columns = [(first, "one"), (first, "other"), *((each, "difference") for each in (first, *others))]
-    headings = ("", f"{first}\nA", "\nB", "\nB − A", *(f"{each}\nB − A" for each in others))
+    columns = [(first, "one"), (first, "other"), *((metric, "difference") for metric in (first, *others))]
+    headings = ("", f"{first}\nA", "\nB", "\nB − A", *(f"{metric}\nB − A" for metric in others))
     lines = [
         (str(name), *(_cell(value) for value in values))
         for name, values in table[columns].head(most).T.items()
@@ -97,7 +97,7 @@ def _show_layers(table: pd.DataFrame, most: int) -> None:
     console.print(_table(f"the {min(most, len(table))} that changed most", headings, lines))
 
 
-def _table(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
+def _table(title: str, headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:
     view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         view.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
@@ -107,9 +107,9 @@ def _table(title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]) 
 
 
 def _cell(value: Any) -> str:
-    return (
-        "–" if value is None or pd.isna(value) else f"{value:.5g}" if isinstance(value, float) else str(value)
-    )
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Two runs side by side: what was different, what came out, and which layers changed. The command is in `compare.py`.
+"""Two runs side by side: different settings, different metrics, and changed layers.
 
-A run is named by its id, by the beginning of it, by its name ("sinq 4-bit g64"), or by a query of what it was chosen by:
-`method=sinq,bits=4,text=wikitext2`. The keys are the groups of `conf/`, and the places of the row's identity or the last parts of them
-(`method.grid.bits`, `bits`). A query has to mean one finished run.
+The command is in `experiments/compare/__main__.py`. A run is named by its id, by the beginning of the id, by
+its name ("sinq 4-bit g64"), or by a query of its settings: `method=sinq,bits=4,text=wikitext2`. The keys of a
+query are the groups of `conf/`, and the paths in the row's identity or the last parts of these paths
+(`method.grid.bits`, `bits`). A query has to match one finished run.
 """
 
 from collections.abc import Callable
@@ -19,58 +20,54 @@ from experiments.results.overview import distinct_names
 from experiments.results.record import FINISHED, Row, flatten, get_path, layers_path, settings
 
 MADE_BY = ("protocol.", "provenance.code.", "provenance.packages.", "provenance.device")
-"""Places that say how a run was made, besides its settings."""
+"""Paths of the facts about how a run was made, besides its settings."""
 WINDOWED = {
     "perplexity.nll": "window_nll",
     "perplexity.kl": "window_kl",
     "perplexity.flip_rate": "window_flips",
 }
-"""Metric → its values by window, in the samples."""
+"""Metric → name of its values by window, in the samples."""
 LAYERED = ("relative_error", "imbalance_after", "bits_per_weight")
 """Columns of the table of layers that are compared."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two runs. The interval, where samples by window allow one, is of `other − one`, paired, 95 %."""
+    """A metric of two runs."""
 
     name: str
     one: float
     other: float
     interval: tuple[float, float] | None
+    """Paired 95 % interval of `other − one`; None where there are no samples by window."""
 
 
 def select(rows: list[Row], words: str) -> Row:
-    """The one finished run that is meant.
+    """Return the one finished run that `words` name: an id, the beginning of an id, a name, or a query.
 
     Raises:
-        ValueError: there is none, or several; the message lists them, or the keys that may be asked for.
+        ValueError: no run fits, or several; the message lists them, or the keys of a query.
     """
     finished = [row for row in rows if row["status"] == FINISHED]
-    fits = (
-        _query(finished, words)
-        if "=" in words
-        else lambda row: row["run_id"].startswith(words) or row["name"] == words
-    )
-    found = [row for row in finished if fits(row)]
+    if "=" in words:
+        fits = _query(finished, words)
+        found = [row for row in finished if fits(row)]
+    else:
+        found = [row for row in finished if row["run_id"].startswith(words) or row["name"] == words]
     if len(found) == 1:
         return found[0]
     listed = found or finished
-    names = "; ".join(
-        f"{row['run_id']} ({name})" for row, name in zip(listed, distinct_names(listed), strict=True)
-    )
-    raise ValueError(
-        f"{words} means {len(found) or 'none'} of the finished runs; "
-        + ("it may be: " if found else "there are: ")
-        + names
-    )
+    full_names = zip(listed, distinct_names(listed), strict=True)
+    names = "; ".join(f"{row['run_id']} ({full_name})" for row, full_name in full_names)
+    introduction = "it may be: " if found else "there are: "
+    raise ValueError(f"{words} means {len(found) or 'none'} of the finished runs; {introduction}{names}")
 
 
 def matching(rows: list[Row], query: str) -> list[Row]:
     """Return the finished rows that fit a query.
 
     Raises:
-        ValueError: there is none, or the query asks for what no row was chosen by.
+        ValueError: no row fits, or the query has a key that no row has.
     """
     finished = [row for row in rows if row["status"] == FINISHED]
     fits = _query(finished, query)
@@ -83,7 +80,8 @@ def matching(rows: list[Row], query: str) -> list[Row]:
 
 
 def _query(rows: list[Row], words: str) -> Callable[[Row], bool]:
-    pairs = [each.partition("=")[::2] for each in words.split(",")]
+    """Return the predicate of a query `key=value,key=value`, whose keys some of `rows` must have."""
+    pairs = [pair.partition("=")[::2] for pair in words.split(",")]
     known = sorted({key for row in rows for key in _keys(row) if "." not in key or key in words})
     for key, _ in pairs:
         if key not in known:
@@ -94,38 +92,43 @@ def _query(rows: list[Row], words: str) -> Callable[[Row], bool]:
 
 
 def _keys(row: Row) -> dict[str, set[str]]:
-    """Everything a query can ask of a row: key → the values it answers to."""
+    """Return the keys that a query can ask of a row, each with the values that match."""
     keys: dict[str, set[str]] = {key: {str(value)} for key, value in row["choices"].items()}
-    for place, value in flatten(settings(row)).items():
-        for key in {place, place.rpartition(".")[2]}:
+    for path, value in flatten(settings(row)).items():
+        for key in {path, path.rpartition(".")[2]}:
             if key not in row["choices"]:
                 keys.setdefault(key, set()).add(str(value))
     return keys
 
 
 def changes(one: Row, other: Row) -> list[tuple[str, Any, Any]]:
-    """Settings, and places of protocol and provenance, in which two rows differ, with both values; None where one has none."""
-    own, its = _made_by(one), _made_by(other)
+    """Return the paths of settings, protocol and provenance in which two rows differ, with both values.
+
+    None stands for a value that a row does not have.
+    """
+    first, second = _made_by(one), _made_by(other)
     return [
-        (place, own.get(place), its.get(place))
-        for place in {**own, **its}
-        if own.get(place) != its.get(place)
+        (path, first.get(path), second.get(path))
+        for path in {**first, **second}
+        if first.get(path) != second.get(path)
     ]
 
 
 def _made_by(row: Row) -> dict[str, Any]:
-    return flatten(settings(row)) | {
-        place: value for place, value in flatten(row).items() if place.startswith(MADE_BY)
-    }
+    facts = {path: value for path, value in flatten(row).items() if path.startswith(MADE_BY)}
+    return flatten(settings(row)) | facts
 
 
 def metrics(one: Row, other: Row) -> list[Difference]:
-    """Numbers both rows have; where their protocols differ (`compare.differences`), without those measured on text."""
-    own, its = flatten(one["metrics"]), flatten(other["metrics"])
+    """Return the numbers that both rows have.
+
+    Where their protocols differ (`paired.differences`), metrics measured on text are left out.
+    """
+    first, second = flatten(one["metrics"]), flatten(other["metrics"])
     comparable = not differences(one, other)
-    names = [name for name in own if _is_number(own[name]) and _is_number(its.get(name))]
+    names = [name for name in first if _is_number(first[name]) and _is_number(second.get(name))]
     return [
-        Difference(name, own[name], its[name], _interval(one, other, name) if comparable else None)
+        Difference(name, first[name], second[name], _interval(one, other, name) if comparable else None)
         for name in names
         if comparable or not name.startswith(("perplexity.", "layer_error."))
     ]
@@ -136,13 +139,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _interval(one: Row, other: Row, name: str) -> tuple[float, float] | None:
-    samples = f"perplexity.{WINDOWED[name]}" if name in WINDOWED else ""
-    own, its = (get_path(row.get("samples", {}), samples) if samples else None for row in (one, other))
-    return bootstrap_interval(np.asarray(its) - np.asarray(own)) if own and its else None
+    if name not in WINDOWED:
+        return None
+    path = f"perplexity.{WINDOWED[name]}"
+    first, second = (get_path(row.get("samples", {}), path) for row in (one, other))
+    return bootstrap_interval(np.asarray(second) - np.asarray(first)) if first and second else None
 
 
 def layers(one: Row, other: Row, results_dir: Path) -> pd.DataFrame:
-    """Layers both runs have, indexed by name: columns (metric, one | other | difference), the largest change of the first metric first."""
+    """Return the layers that both runs have, indexed by name, the largest change of the first metric first.
+
+    The columns are pairs: (metric, "one" | "other" | "difference"). The table is empty if nothing is shared.
+    """
     tables = [_layers(row, results_dir) for row in (one, other)]
     shared = [
         column
@@ -150,17 +158,17 @@ def layers(one: Row, other: Row, results_dir: Path) -> pd.DataFrame:
         if all(column in table and table[column].notna().any() for table in tables)
     ]
     both = tables[0].index.intersection(tables[1].index)
-    own, its = (table.loc[both, shared] for table in tables)
-    joined = pd.concat({"one": own, "other": its, "difference": its - own}, axis="columns").swaplevel(
-        axis="columns"
-    )
+    first, second = (table.loc[both, shared] for table in tables)
+    parts = {"one": first, "other": second, "difference": second - first}
+    joined = pd.concat(parts, axis="columns").swaplevel(axis="columns")
     if not shared or joined.empty:
         return pd.DataFrame()
     order = joined[shared[0], "difference"].abs().sort_values(ascending=False).index
-    return joined.loc[order, [(column, part) for column in shared for part in ("one", "other", "difference")]]
+    return joined.loc[order, [(column, part) for column in shared for part in parts]]
 
 
 def _layers(row: Row, results_dir: Path) -> pd.DataFrame:
+    """Return the table of a run's layers, indexed by name, with the `output_error` if it was measured."""
     path = layers_path(results_dir, row["run_id"])
     table = pd.read_csv(path).set_index("name") if path.exists() else pd.DataFrame()
     outputs = get_path(row.get("samples", {}), "layer_error.relative_error")

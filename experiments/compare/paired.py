@@ -1,14 +1,15 @@
-"""Is one run better than another, or is the difference only which text was read? A paired bootstrap over windows.
+"""Paired bootstrap over windows: is one run better than another, or is the difference chance of the text?
 
-    python -m experiments.compare A B       # two runs in all they differ in; see contrast.py for how they are named
+    python -m experiments.compare A B       # every difference of two runs; see difference.py for their names
 
-Both runs read the same windows, so their negative log-likelihoods are compared window by window: what makes a window hard for both
-cancels, and differences far smaller than the spread of perplexity show. Windows are drawn again with replacement 10,000 times; the middle
-95 % of the mean differences are the interval (percentile bootstrap: Efron & Tibshirani 1993, ch. 13). Where it does not contain zero, one
-run is better.
+Both runs read the same windows, so their negative log-likelihoods are compared window by window: difficulty
+that a window has for both cancels, and differences far smaller than the spread of perplexity show. Windows
+are drawn again with replacement 10,000 times; the middle 95 % of the mean differences are the interval
+(percentile bootstrap: Efron & Tibshirani 1993, ch. 13). Where it does not contain zero, one run is better.
 
-With few windows the interval is too narrow: of normal differences it covers the mean in 87 % of cases at 6 windows, 93 % at 16 and 95 % at
-149. What it never says: how either run would do on another kind of text, or with another seed of its method.
+With few windows the interval is too narrow: for normal differences it covers the mean in 87 % of cases at 6
+windows, 93 % at 16 and 95 % at 149. The interval never says how either run would do on another kind of text,
+or with another seed of its method.
 """
 
 import enum
@@ -20,11 +21,14 @@ from experiments.common.intervals import bootstrap_interval
 from experiments.results.record import Row
 
 FEWEST_WINDOWS = 6
-"""With fewer, even windows that all agree are no evidence: n fair coins fall on one side in 2 of 2ⁿ cases, over 5 % up to n = 5."""
+"""Fewest windows for a verdict: n fair coins all fall on one side in 2 of 2ⁿ cases, over 5 % up to n = 5.
+
+So with fewer windows, even windows that all agree are no evidence.
+"""
 
 
 class Verdict(enum.Enum):
-    """What the interval says of a run."""
+    """Verdict of the interval on a run."""
 
     better = "better"
     worse = "worse"
@@ -34,13 +38,14 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against another one of the same protocol."""
+    """Comparison of a run with another run of the same protocol."""
 
     delta_nll: float
-    """Mean NLL less that of the other, nats per token; negative is better."""
+    """Mean NLL less the other run's mean NLL, nats per token; negative is better."""
     low: float
+    """Lower end of the 95 % interval of `delta_nll`."""
     high: float
-    """95 % interval of `delta_nll`."""
+    """Upper end of the interval."""
     windows: int
 
     @property
@@ -53,10 +58,10 @@ class Comparison:
 
 
 def compare(row: Row, against: Row) -> Comparison:
-    """Two finished rows of one protocol.
+    """Compare the mean NLL of two finished rows of one protocol.
 
     Raises:
-        ValueError: their protocols differ, or a perplexity is missing or not finite; the message names what.
+        ValueError: their protocols differ, or a perplexity is missing or not finite; the message says which.
     """
     obstacles = differences(row, against)
     if obstacles:
@@ -69,22 +74,24 @@ def compare(row: Row, against: Row) -> Comparison:
 
 
 def differences(row: Row, against: Row) -> list[str]:
-    """Why two rows cannot be compared: what differs, with both values. Empty if they can."""
-    broken = [
-        each["run_id"] for each in (row, against) if not _nll(each) or not np.isfinite(_nll(each)).all()
-    ]
+    """Return the reasons why two rows cannot be compared, with both values of each; empty if they can."""
+    broken = [one["run_id"] for one in (row, against) if not _nll(one) or not np.isfinite(_nll(one)).all()]
     if broken:
         return [f"{run_id} has no finite perplexity" for run_id in broken]
-    own, other = conditions(row), conditions(against)
-    return [f"{part} is {own[part]} and {other[part]}" for part in own if own[part] != other[part]]
+    first, second = conditions(row), conditions(against)
+    return [f"{name} is {first[name]} and {second[name]}" for name in first if first[name] != second[name]]
 
 
 def _nll(row: Row) -> list[float]:
+    """Return the NLL of every window; empty where no perplexity was measured."""
     return row.get("samples", {}).get("perplexity", {}).get("window_nll", [])
 
 
 def conditions(row: Row) -> dict[str, object]:
-    """What must be equal in two finished rows that are compared; windows are None where no perplexity was measured."""
+    """Return the conditions that must be equal in two finished rows before they are compared.
+
+    `windows` and `seqlen` are None where no perplexity was measured.
+    """
     protocol, perplexity = row["protocol"], row["metrics"].get("perplexity", {})
     return {
         "model": row["identity"]["model"],

@@ -1,4 +1,4 @@
-"""From YAML to objects, and options as data."""
+"""Configuration: YAML to objects, and options as data."""
 
 from experiments.config.build import build, register
 

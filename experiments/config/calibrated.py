@@ -1,7 +1,7 @@
-"""`calibrated=true|false`: the counterpart of a method with calibration, or without.
+"""`calibrated=true|false`: the counterpart of a method with or without calibration.
 
-A scalar quantizer gains calibration by AWQ around it (around SINQ that is A-SINQ) and loses it by AWQ being taken away. What works from
-statistics throughout, such as GPTQ, has no other form.
+AWQ around a scalar quantizer adds calibration (around SINQ: A-SINQ), and removing AWQ takes it away. A method
+that needs statistics throughout, such as GPTQ, has no counterpart.
 """
 
 from dataclasses import replace
@@ -12,10 +12,13 @@ from sinq import Method, NotApplicable, ScalarMethod
 
 
 def with_calibration(method: Method, wanted: bool | None) -> Method:
-    """The method, or its counterpart that does, or does not, look at calibration text; None takes it as it is.
+    """Return the method, or the counterpart of it that is (or is not) calibrated.
+
+    Args:
+        wanted: True for a calibrated method, False for an uncalibrated one, None for the method unchanged.
 
     Raises:
-        NotApplicable: it has none.
+        NotApplicable: the method has no such counterpart.
     """
     if wanted is None or method.needs_calibration == wanted:
         return method
@@ -34,5 +37,6 @@ def with_calibration(method: Method, wanted: bool | None) -> Method:
         )
     needs = f"the {method.statistic.described()}" if method.statistic else "calibration text"
     raise NotApplicable(
-        f"calibrated=false is not possible: {name} works from {needs}; without it, use method=sinq, rtn or hqq"
+        f"calibrated=false is not possible: {name} works from {needs};"
+        " without it, use method=sinq, rtn or hqq"
     )

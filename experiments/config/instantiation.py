@@ -1,9 +1,9 @@
 """Instantiate the parts of a run from their configurations, and only from classes of the expected kind.
 
-Hydra calls whatever `_target_` names. Here the target of a part must name a dataclass of the part's kind,
-and a target inside it a dataclass, so `logger._target_=builtins.print` is a value that is refused, not a
-call. A class from elsewhere (its YAML in a folder given by `--config-dir`) is held to the same. To tell
-what it is, its module is imported; what that runs is not prevented here.
+Hydra calls whatever `_target_` names. Here the target of a part must name a dataclass of the part's kind, and
+a target inside a part must name a dataclass. So `logger._target_=builtins.print` is refused, not called. The
+same holds for a class from outside the project (its YAML in a folder given by `--config-dir`). The check
+imports the class's module; code that the import runs is not prevented here.
 """
 
 import dataclasses
@@ -32,40 +32,41 @@ KINDS: dict[str, tuple[type, ...]] = {
     "logger": (Logger,),
     "sweep": (NoSearch, Search),
 }
-"""Classes that a part is one of; of `evaluation`, each entry."""
+"""Part → accepted classes; `evaluation` has them for each entry."""
 
 
 def instantiated(config: DictConfig, name: str) -> Any:
-    """The part of that name.
+    """Return the part of a configuration with that name, instantiated.
 
     Raises:
-        ValueError: a `_target_` in it is no class of the expected kind; the message names it and what is.
-        InstantiationException: a value of it is not possible.
+        ValueError: a `_target_` is no class of the expected kind; the message names it and the accepted
+            classes.
+        InstantiationException: a value is invalid.
     """
     _check_targets(OmegaConf.to_container(config[name], resolve=True), name, KINDS[name])
     return instantiate(config[name], _convert_="all")
 
 
-def _check_targets(node: Any, place: str, kinds: tuple[type, ...]) -> None:
-    """Refuse wrong targets in a node and below it; the outermost ones must be of these kinds."""
+def _check_targets(node: Any, path: str, kinds: tuple[type, ...]) -> None:
+    """Refuse wrong targets in a node and below it; the outermost targets must be of these kinds."""
     if isinstance(node, list):
         for index, child in enumerate(node):
-            _check_targets(child, f"{place}[{index}]", kinds)
+            _check_targets(child, f"{path}[{index}]", kinds)
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
-        _check_target(str(node["_target_"]), f"{place}._target_", kinds)
+        _check_target(str(node["_target_"]), f"{path}._target_", kinds)
         kinds = (object,)
     for key, child in node.items():
-        _check_targets(child, f"{place}.{key}", kinds)
+        _check_targets(child, f"{path}.{key}", kinds)
 
 
-def _check_target(target: str, place: str, kinds: tuple[type, ...]) -> None:
+def _check_target(target: str, path: str, kinds: tuple[type, ...]) -> None:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:  # of an empty module's name
-        raise ValueError(f"{place}={target} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: empty module name
+        raise ValueError(f"{path}={target} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, kinds) and dataclasses.is_dataclass(found)):
         wanted = "" if kinds == (object,) else f" that is a {' or '.join(kind.__name__ for kind in kinds)}"
-        raise ValueError(f"{place}={target} is not possible; it must name a dataclass{wanted}")
+        raise ValueError(f"{path}={target} is not possible; it must name a dataclass{wanted}")

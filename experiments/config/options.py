@@ -1,4 +1,4 @@
-"""Options as data: `{method: sinq, bits: 4}`, as arguments of a command line and as the run they describe."""
+"""Options as data, such as `{method: sinq, bits: 4}`: their command-line arguments and their run."""
 
 import shlex
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from experiments.common.paths import conf_dir
 from experiments.runs.run import Run
 
 SUBJECT = ("model", "text", "evaluation", "device")
-"""Options that say what is measured, on what; the others say what is done to the model."""
+"""Options of the measurement; the others are options of the compression."""
 
 
 def overrides(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Arguments in Hydra's grammar; `~name` leaves a part out."""
+    """Return options as arguments in Hydra's grammar; the key `~name` removes a part."""
     return tuple(key if key.startswith("~") else f"{key}={_value(value)}" for key, value in options.items())
 
 
 def sweep(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same, where a list means: each of these in turn."""
+    """Return options as arguments of a sweep: a list stands for one run per element."""
     lists = {
         key: ",".join(_value(each) for each in value)
         for key, value in options.items()
@@ -32,7 +32,7 @@ def sweep(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def command(options: Mapping[str, Any]) -> str:
-    """What a person types to make the run."""
+    """Return the shell command that makes the run."""
     return shlex.join(["python", "run.py", *overrides(options)])
 
 
@@ -43,7 +43,10 @@ def _value(value: Any) -> str:
 
 
 def split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is measured, and what is done to it. The two do not depend on each other, so each is composed once for a whole table."""
+    """Return the options of the measurement, and those of the compression.
+
+    The two are independent, so a table composes each combination of either only once.
+    """
     subject = {key: value for key, value in options.items() if _group(key) in SUBJECT}
     return subject, {key: value for key, value in options.items() if key not in subject}
 
@@ -54,10 +57,10 @@ def _group(key: str) -> str:
 
 @lru_cache(maxsize=512)
 def run_of(arguments: tuple[str, ...]) -> Run:
-    """The run that arguments describe, on top of the defaults; nothing is loaded.
+    """Return the run that arguments describe on top of the defaults; no model or text is loaded.
 
     Raises:
-        HydraException, ValueError: as `run.py` would.
+        HydraException, ValueError: an argument is invalid, as in `run.py`.
     """
     config.register()
     if GlobalHydra.instance().is_initialized():  # inside run.py

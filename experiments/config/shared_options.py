@@ -1,19 +1,18 @@
-"""Options that several methods share: taken by the YAML that refers to them, refused by one that does not.
+"""Options that several methods share: accepted where the method's YAML refers to them, else refused.
 
     # conf/method/rtn.yaml
     grid: {bits: "${bits}", group_size: "${group_size}"}
 
 `method=rtn bits=3` is RTN at 3 bits. `method=aqlm bits=3` would build the same method as `method=aqlm`, and
-finish as if 3 had meant something.
+silently ignore the 3.
 
 Two facts of Hydra decide:
 
-- *Taken*: before interpolations are resolved, a composed method still reads `${bits}` where it takes the
+- *Taken*: before interpolations are resolved, a composed method still contains `${bits}` where it takes the
   option, and so does a method inside another (`method@method.inner=gptq`).
-- *Given*: Hydra keeps the overrides that a configuration was composed from in `hydra.overrides.task`. The
-  command line, a point of a sweep, a trial of a search, a run of an experiment and a cell of a table all
-  arrive as overrides. Defaults do not, nor do values in the body of a YAML, which are the defaults of
-  whoever chooses it.
+- *Given*: Hydra keeps the overrides of a configuration in `hydra.overrides.task`. The command line, a point
+  of a sweep, a trial of a search, a run of an experiment and a cell of a table all arrive as overrides.
+  Defaults do not, nor do values in the body of a YAML, which are defaults too.
 
 A new option is one line in `SharedOptions`, and `${…}` in the YAMLs that take it.
 """
@@ -30,12 +29,12 @@ from baselines.mixed.knapsack import Budget
 from sinq import NotApplicable
 
 NAMED = 6
-"""How many of a method's own options a refusal names."""
+"""Number of the method's options that a refusal names."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class SharedOptions:
-    """The part of a configuration's top level that methods may refer to."""
+    """Options at the top level of a configuration that methods may refer to."""
 
     bits: int = 4
     group_size: int = 64
@@ -43,13 +42,13 @@ class SharedOptions:
 
 
 def refuse_untaken(config: DictConfig) -> None:
-    """Refuse a shared option that was given, and that the chosen method does not take.
+    """Refuse a shared option that was given but that the chosen method does not take.
 
     Args:
-        config: composed with Hydra's own part (`return_hydra_config=True`), and not resolved.
+        config: composed with Hydra's section (`return_hydra_config=True`), and not resolved.
 
     Raises:
-        NotApplicable: there is one; the message names it, the method, and options the method has instead.
+        NotApplicable: there is such an option; the message names it, the method, and the method's options.
     """
     taken = _references(config.method)
     ignored = [option for option in _given(config) if not any(_overlap(option, each) for each in taken)]
@@ -58,26 +57,31 @@ def refuse_untaken(config: DictConfig) -> None:
 
 
 def _given(config: DictConfig) -> list[str]:
-    """Shared options among the overrides, as dotted names, such as `budget.bits_per_weight`."""
+    """Return the shared options among the overrides, as dotted names, such as `budget.bits_per_weight`."""
     shared = {field.name for field in dataclasses.fields(SharedOptions)}
     names = [override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task]
     return list(dict.fromkeys(name for name in names if name.partition(".")[0] in shared))
 
 
 def _references(method: DictConfig) -> set[str]:
-    """Dotted names of the options that a method's configuration refers to."""
+    """Return the dotted names of the options that a method's configuration refers to."""
     return set(re.findall(r"\$\{\s*([\w.]+)\s*\}", OmegaConf.to_yaml(method, resolve=False)))
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two dotted names are the same option, or one is a section that the other is in."""
+    """Return True where two dotted names are the same option, or one is a section that contains the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _chosen(config: DictConfig) -> str:
-    """The method as the command line spells it, with the ones inside it."""
-    choices = config.hydra.runtime.choices.items()
-    return " ".join(f"{group}={name}" for group, name in choices if group.partition("@")[0] == "method")
+    """Return the method, and the methods inside it that were chosen by name, as on the command line."""
+    given = {override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task}
+    groups = config.hydra.runtime.choices.items()
+    return " ".join(
+        f"{group}={name}"
+        for group, name in groups
+        if group == "method" or (group in given and group.startswith("method@"))
+    )
 
 
 def _own_options(config: DictConfig) -> str:
@@ -87,10 +91,10 @@ def _own_options(config: DictConfig) -> str:
     return f"its options are {', '.join(names[:NAMED])}{' …' if len(names) > NAMED else ''} (see --cfg job)"
 
 
-def _leaves(node: Any, place: str) -> Iterator[str]:
+def _leaves(node: Any, path: str) -> Iterator[str]:
     if not isinstance(node, Mapping):
-        yield place
+        yield path
         return
     for key, value in node.items():
         if not key.startswith("_"):
-            yield from _leaves(value, f"{place}.{key}")
+            yield from _leaves(value, f"{path}.{key}")

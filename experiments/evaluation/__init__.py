@@ -1,4 +1,4 @@
-"""Evaluations: each turns a model into metrics. One file each."""
+"""Evaluations, one per file: each turns a model into metrics."""
 
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.latency import Latency

@@ -1,4 +1,4 @@
-"""What an evaluation is: a frozen dataclass of options that turns a subject into metrics and the raw samples behind them."""
+"""Base of evaluations: frozen dataclasses of options that turn a model into metrics and raw samples."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from sinq.common.progress import Progress
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """A compressed model and what it is measured against and on."""
+    """A compressed model, the dense model it is measured against, and the text it is measured on."""
 
     model: PreTrainedModel
-    """Compressed, or the dense model itself when there is no compression."""
+    """The compressed model, or the dense model itself when there is no compression."""
     loaded: LoadedModel
     """The dense model, its tokenizer and facts."""
     tokens: Tensor
@@ -29,7 +29,7 @@ class EvaluationContext:
     device: torch.device
     progress: Progress
     quantize_peak: Peak | None = None
-    """Peak memory while it was compressed."""
+    """Peak memory during compression; None for a dense model."""
 
     @property
     def is_dense(self) -> bool:
@@ -38,26 +38,32 @@ class EvaluationContext:
 
 @dataclass(frozen=True)
 class Measurement:
-    """metrics: named numbers and facts, nested; samples: raw measurements, kept in the row."""
+    """Result of an evaluation."""
 
     metrics: dict[str, Any]
+    """Named numbers and facts, nested."""
     samples: dict[str, Any] = field(default_factory=dict)
+    """Raw measurements, kept in the row."""
 
 
 class Evaluation(Named, ABC):
-    """Something that can be measured of a model."""
+    """A measurement of a model."""
 
     def content(self) -> dict[str, Any]:
-        """What the numbers depend on beside the options, by content: part of a run's identity. Raises `ValueError` if it cannot be had."""
+        """Return hashes of everything the numbers depend on besides the options; part of a run's identity.
+
+        Raises:
+            ValueError: the content cannot be read.
+        """
         return {}
 
-    def check(self, subject: EvaluationContext) -> None:
-        """Raise `ValueError` before any long work if `subject` cannot be measured with these options."""
+    def check(self, context: EvaluationContext) -> None:
+        """Raise `ValueError` before any long work if the model cannot be measured with these options."""
 
     @abstractmethod
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        """Measure."""
+    def measure(self, context: EvaluationContext) -> Measurement:
+        """Return the metrics and samples of `context.model`."""
 
-    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
-        """Metrics that a compressed model has only beside the dense one's measurement."""
+    def against_dense(self, compressed: Measurement, dense: Measurement) -> dict[str, Any]:
+        """Return metrics of a compressed model that need the dense model's measurement too."""
         return {}

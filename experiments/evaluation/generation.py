@@ -1,4 +1,4 @@
-"""Generation in its two phases, as they are timed: prefill reads the prompt, decode then writes one token after another. Greedy."""
+"""Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another."""
 
 from typing import Any
 
@@ -11,13 +11,19 @@ from experiments.common.meters import seconds
 
 @torch.inference_mode()
 def prefill(model: PreTrainedModel, prompt: Tensor) -> Any:
-    """The model's output after a prompt, int64 (batch, tokens): logits of its last token, and the cache of keys and values."""
+    """Return the model's output after a prompt, int64 (batch, tokens).
+
+    It has the logits of the last token, and the cache of keys and values.
+    """
     return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()
 def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
-    """`tokens` steps from the output of `prefill`, each fed the likeliest token of the one before; the last output."""
+    """Decode `tokens` steps from the output of `prefill`; return the last output.
+
+    The input of each step is the most probable token of the previous output.
+    """
     for _ in range(tokens):
         chosen = output.logits[:, -1:].argmax(-1)
         output = model(
@@ -29,7 +35,7 @@ def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
 def phase_seconds(
     model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device
 ) -> tuple[float, float]:
-    """Seconds of prefill, and of decoding `tokens`."""
+    """Return the seconds of prefill, and of decoding `tokens`."""
     state = {}
 
     def read() -> None:

@@ -1,8 +1,8 @@
-"""Latency: prefill and decode apart, dense and compressed in turn.
+"""Latency: prefill and decode timed separately, dense and compressed model alternately.
 
-Each round times the dense model and the compressed one, one after the other, so that a machine whose speed drifts slows both. What
-counts is the ratio of medians, compressed over dense, in tokens per second; every sample is kept in the row. The first round
-warms up and is not counted.
+Each round times the dense model and then the compressed one, so that a drift of the machine's speed affects
+both. The result is the ratio of medians, compressed over dense, in tokens per second; every sample is kept in
+the row. The first round warms up and is not counted.
 
 Not covered yet: CUDA graphs and a compiled baseline. On a GPU both models run eagerly, and the row says so.
 """
@@ -28,6 +28,7 @@ class Latency(Evaluation):
     prompt_tokens: int = 128
     decode_tokens: int = 8
     rounds: int = 3
+    """Number of counted rounds."""
 
     def __post_init__(self) -> None:
         for option in ("prompt_tokens", "decode_tokens", "rounds"):
@@ -36,23 +37,25 @@ class Latency(Evaluation):
                     f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
                 )
 
-    def check(self, subject: EvaluationContext) -> None:
-        if self.prompt_tokens + self.decode_tokens > subject.loaded.context:
+    def check(self, context: EvaluationContext) -> None:
+        if self.prompt_tokens + self.decode_tokens > context.loaded.context:
             raise ValueError(
-                f"evaluation.latency: prompt_tokens={self.prompt_tokens} and decode_tokens={self.decode_tokens} do not fit the model's"
-                f" context of {subject.loaded.context}"
+                f"evaluation.latency: prompt_tokens={self.prompt_tokens} and decode_tokens="
+                f"{self.decode_tokens} do not fit the model's context of {context.loaded.context}"
             )
-        windows(subject.tokens, self.prompt_tokens, 1)
+        windows(context.tokens, self.prompt_tokens, 1)
 
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        prompt = windows(subject.tokens, self.prompt_tokens, 1).to(subject.device)
-        models = {"dense": subject.loaded.model} | ({} if subject.is_dense else {"compressed": subject.model})
+    def measure(self, context: EvaluationContext) -> Measurement:
+        prompt = windows(context.tokens, self.prompt_tokens, 1).to(context.device)
+        models = {"dense": context.loaded.model}
+        if not context.is_dense:
+            models["compressed"] = context.model
         samples: dict[str, dict[str, list[float]]] = {
             phase: {name: [] for name in models} for phase in ("prefill", "decode")
         }
-        for round_number in subject.progress(range(self.rounds + 1), "latency", self.rounds + 1):
+        for round_number in context.progress(range(self.rounds + 1), "latency", self.rounds + 1):
             for name, model in models.items():
-                prefill, decode = phase_seconds(model, prompt, self.decode_tokens, subject.device)
+                prefill, decode = phase_seconds(model, prompt, self.decode_tokens, context.device)
                 if round_number > 0:
                     samples["prefill"][name].append(prefill)
                     samples["decode"][name].append(decode)
@@ -61,7 +64,7 @@ class Latency(Evaluation):
             for phase, tokens in (("prefill", self.prompt_tokens), ("decode", self.decode_tokens))
         }
         return Measurement(
-            phases | {"kernel": kernel(subject.model), "timer": "wall clock, eager"}, {"seconds": samples}
+            phases | {"kernel": kernel(context.model), "timer": "wall clock, eager"}, {"seconds": samples}
         )
 
 
@@ -74,5 +77,5 @@ def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:
 
 
 def kernel(model: PreTrainedModel) -> str:
-    """Name the kernels that compressed layers of a model run; "torch" where there are none."""
+    """Return the names of the compressed layers' kernels, joined by +; "torch" where there are none."""
     return "+".join(sorted({choice.kernel for choice in choices(model)})) or "torch"

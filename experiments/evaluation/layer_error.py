@@ -1,13 +1,15 @@
-"""Error of each layer's output on held-out text: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖, Frobenius, X being the dense model's own inputs of the layer.
+"""Relative error of each layer's output on held-out text: ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ (Frobenius).
 
-Perplexity says how good a model is; this says where it is bad. The text is the evaluation text, which no calibration has seen, so a method
-that fits its calibration tokens too closely shows here. The dense model runs once and hooks add up squares as inputs pass
-by: no activations are kept, and one layer's dense weights are in memory at a time.
+X are the inputs of the layer in the dense model. Perplexity says how good a model is; the layer errors say
+where it is bad. The text is the evaluation text, which no calibration has seen, so they expose a method that
+overfits its calibration tokens. The dense model runs once, and hooks add up squares: no activations are kept,
+and one layer's dense weights are in memory at a time.
 
-Not every compressed layer can be compared. A method may change what goes into a layer and its weight together (a rotation, a scale
-moved into the layer before); then Ŵ does not stand for W, and the error on dense inputs means nothing. The rule: a layer is compared if
-‖W − Ŵ‖ / ‖W‖ with the dense model's W is what the method reported of the matrix it compressed. Fused experts are not compared
-either: which tokens an expert gets happens inside one module. What is left out is counted in the row, with the reason.
+Not every compressed layer can be compared. A method may change the inputs of a layer together with its weight
+(a rotation, a scale moved into the layer before); then Ŵ does not stand for W, and the error on dense inputs
+has no meaning. The rule: a layer is compared if ‖W − Ŵ‖ / ‖W‖ with the dense model's W equals the error that
+the method reported for the matrix it compressed. Fused experts are not compared either: their module chooses
+the tokens of each expert. Layers left out are counted in the row, with the reason.
 """
 
 from collections import Counter
@@ -27,20 +29,20 @@ from sinq import CompressedLinear, PartReport
 from sinq.model.targets import Target, linear_places
 
 TOLERANCE = 1e-4
-"""By which share the error of a weight may differ from the reported one: sums in another order, on another device."""
+"""Relative tolerance between a weight's error and the reported one: orders of sums and devices differ."""
 
 
 @dataclass
 class _Pair:
-    """A dense layer and its compressed counterpart, with what was added up of their outputs."""
+    """A dense layer, its compressed counterpart, and sums of squares of their outputs."""
 
     dense: Target
     compressed: CompressedLinear
     squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
-    """Of the difference, and of the dense output without its bias."""
+    """Sums of squares of the difference, and of the dense output without its bias."""
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """A forward hook of the dense layer."""
+        """Add up the squares of one forward pass; a forward hook of the dense layer."""
         x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
         weight, approximation = _weights(self)
         bias = getattr(module, "bias", None)
@@ -59,54 +61,54 @@ class LayerError(Evaluation):
     name: ClassVar[str] = "layer_error"
 
     windows: int | None = 1
-    """How many windows, from the start of the text; null for all."""
+    """Number of windows, from the start of the text; null for all."""
     seqlen: int = 512
-    """Tokens of a window; the model's context where that is smaller."""
+    """Tokens of a window; at most the model's context."""
 
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
             raise ValueError(
-                f"evaluation.layer_error.windows={self.windows} is not possible; it must be ≥ 1, or null for all"
+                f"evaluation.layer_error.windows={self.windows} is not possible;"
+                " it must be ≥ 1, or null for all"
             )
         if self.seqlen < 1:
             raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
 
-    def check(self, subject: EvaluationContext) -> None:
-        self._windows(subject)
+    def check(self, context: EvaluationContext) -> None:
+        self._windows(context)
 
-    def _windows(self, subject: EvaluationContext) -> Tensor:
-        return windows(subject.tokens, min(self.seqlen, subject.loaded.context), self.windows)
+    def _windows(self, context: EvaluationContext) -> Tensor:
+        return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)
 
     @torch.inference_mode()
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        """Nothing for a dense model."""
-        if subject.is_dense:
+    def measure(self, context: EvaluationContext) -> Measurement:
+        """Return the summary and the error of each layer; nothing for a dense model."""
+        if context.is_dense:
             return Measurement({})
-        chosen = self._windows(subject)
-        pairs, left_out = _pair(subject)
+        chosen = self._windows(context)
+        pairs, left_out = _pair(context)
         if pairs:
             with _hooks(list(pairs.values())):
-                for window in subject.progress(chosen, "layer errors", len(chosen)):
-                    subject.loaded.model.base_model(
-                        input_ids=window[None].to(subject.device), use_cache=False
+                for window in context.progress(chosen, "layer errors", len(chosen)):
+                    context.loaded.model.base_model(
+                        input_ids=window[None].to(context.device), use_cache=False
                     )
         errors = {name: pair.error for name, pair in pairs.items() if pair.squares[1] > 0}
         left_out["output is zero"] += len(pairs) - len(errors)
-        return Measurement(
-            _summary(errors, +left_out) | {"tokens": chosen.numel()}, {"relative_error": errors}
-        )
+        metrics = _summary(errors, +left_out) | {"tokens": chosen.numel()}
+        return Measurement(metrics, {"relative_error": errors})
 
 
-def _pair(subject: EvaluationContext) -> tuple[dict[str, _Pair], "Counter[str]"]:
-    """Layers that can be compared, and how many cannot for which reason."""
-    places = {place.name: place for place in linear_places(subject.loaded.model)}
-    modules = dict(subject.model.named_modules())
+def _pair(context: EvaluationContext) -> tuple[dict[str, _Pair], "Counter[str]"]:
+    """Return the layers that can be compared, and the number of others by reason."""
+    dense_layers = {target.name: target for target in linear_places(context.loaded.model)}
+    modules = dict(context.model.named_modules())
     pairs, left_out = {}, Counter[str]()
-    for layer in subject.report.parts:
-        module, place = modules.get(layer.name), places.get(layer.name)
-        if not isinstance(module, CompressedLinear) or place is None:
+    for layer in context.report.parts:
+        module, dense = modules.get(layer.name), dense_layers.get(layer.name)
+        if not isinstance(module, CompressedLinear) or dense is None:
             left_out["not one linear layer"] += 1
-        elif not _stands_for_the_dense_weight(pair := _Pair(place, module), layer):
+        elif not _stands_for_the_dense_weight(pair := _Pair(dense, module), layer):
             left_out["weight transformed"] += 1
         else:
             pairs[layer.name] = pair
@@ -114,18 +116,17 @@ def _pair(subject: EvaluationContext) -> tuple[dict[str, _Pair], "Counter[str]"]
 
 
 def _stands_for_the_dense_weight(pair: _Pair, layer: PartReport) -> bool:
+    """Return whether the error against the dense weight equals the reported one."""
     weight, approximation = _weights(pair)
     if weight.shape != approximation.shape or layer.relative_error is None:
         return False
-    error, norm = (
-        torch.linalg.vector_norm(weight - approximation).item(),
-        torch.linalg.vector_norm(weight).item(),
-    )
+    error = torch.linalg.vector_norm(weight - approximation).item()
+    norm = torch.linalg.vector_norm(weight).item()
     return isclose(error, layer.relative_error * norm, rel_tol=TOLERANCE, abs_tol=1e-6 * norm)
 
 
 def _weights(pair: _Pair) -> tuple[Tensor, Tensor]:
-    """W and Ŵ, float32 (out, in)."""
+    """Return W and Ŵ, float32 (out, in)."""
     (weight,) = pair.dense.matrices().values()
     return weight.float(), pair.compressed.weight.value.dequantize(torch.float32)
 

@@ -1,8 +1,9 @@
-"""What a model says at every position of a window, a few positions at a time.
+"""Log-probabilities of a model at every position of a window, a few positions at a time.
 
-A window's logits are never all in memory (for 2,048 positions and 150,000 words they would be 1.2 GB): the body runs once, the
-head in chunks of positions. That is right only where the model's logits are its head applied to its last hidden state, so
-this is tried on a few tokens first, and models that do more (soft-capping, scaling) run whole.
+A window's logits are never all in memory (for 2,048 positions and 150,000 words they would be 1.2 GB): the
+body runs once, the head in chunks of positions. That is right only where the model's logits are its head
+applied to its last hidden state. So it is checked on a few tokens first, and models that do more
+(soft-capping, scaling) run whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,21 +17,24 @@ POSITIONS_AT_ONCE = 256
 PROBE_TOKENS = 8
 
 LogProbSink = Callable[[Tensor], None]
-"""Is given log-probabilities, float32 (positions, vocabulary), in the order of positions; may overwrite them."""
+"""Function called with log-probabilities, float32 (positions, vocabulary), in order; may overwrite them."""
 
 
 def ignore(log_probabilities: Tensor) -> None:
-    """Sees nothing."""
+    """Do nothing with log-probabilities."""
 
 
 @torch.inference_mode()
 def read_window(model: PreTrainedModel, ids: Tensor, chunked: bool) -> Iterator[Tensor]:
-    """Log-probabilities of the next token after each token of a window (1, seqlen) but its last.
+    """Yield the log-probabilities of the next token after each token of a window but the last.
 
-    Yields float32 (positions, vocabulary) for consecutive positions, seqlen − 1 in all. The caller may overwrite them.
+    Each item is float32 (positions, vocabulary) for consecutive positions, seqlen − 1 in all. The caller may
+    overwrite them.
 
     Args:
-        chunked: whether the head may be applied by itself; see `head_is_plain`.
+        model: any causal language model.
+        ids: the window, int64 (1, seqlen).
+        chunked: apply the head by itself to chunks of positions; valid only if `head_is_plain`.
     """
     if chunked:
         head: Any = model.get_output_embeddings()
@@ -43,7 +47,10 @@ def read_window(model: PreTrainedModel, ids: Tensor, chunked: bool) -> Iterator[
 
 @torch.inference_mode()
 def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
-    """Whether the model's logits are its output embedding applied to its body's last hidden state. `window` is (1, seqlen)."""
+    """Return whether a model's logits are its output embedding applied to its body's last hidden state.
+
+    The check runs the model on the first tokens of `window`, int64 (1, seqlen).
+    """
     ids, head = window[:, :PROBE_TOKENS], model.get_output_embeddings()
     if head is None:
         return False

@@ -1,14 +1,15 @@
 """Peak memory of quantization, and of inference.
 
-Each is the bytes of the model's tensors as they are in memory (the dense ones while quantizing, its own in inference) plus the measured
-increase: of the whole compression, and of one forward pass over a prompt. The dense and the compressed model may both be in
-memory here, so a process's own peak would say little.
+Each is the bytes of the model's tensors in memory (the dense model's while quantizing, the compressed model's
+in inference) plus the measured increase: of the whole compression, and of one forward pass over a prompt. The
+dense and the compressed model may both be in memory here, so the peak of the process would say little.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak, peak_memory
@@ -24,7 +25,7 @@ class Memory(Evaluation):
     name: ClassVar[str] = "memory"
 
     prompt_tokens: int = 512
-    """Length of the prompt; the model's context where that is smaller."""
+    """Length of the prompt in tokens; at most the model's context."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1:
@@ -32,18 +33,19 @@ class Memory(Evaluation):
                 f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1"
             )
 
-    def check(self, subject: EvaluationContext) -> None:
-        windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1)
+    def check(self, context: EvaluationContext) -> None:
+        self._prompt(context)
 
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        prompt = windows(subject.tokens, min(self.prompt_tokens, subject.loaded.context), 1).to(
-            subject.device
-        )
-        with torch.inference_mode(), peak_memory(subject.device) as peak:
-            subject.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        metrics = _with_weights("inference", subject.model, peak)
-        if subject.quantize_peak is not None:
-            metrics |= _with_weights("quantize", subject.loaded.model, subject.quantize_peak)
+    def _prompt(self, context: EvaluationContext) -> Tensor:
+        return windows(context.tokens, min(self.prompt_tokens, context.loaded.context), 1)
+
+    def measure(self, context: EvaluationContext) -> Measurement:
+        prompt = self._prompt(context).to(context.device)
+        with torch.inference_mode(), peak_memory(context.device) as peak:
+            context.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        metrics = _with_weights("inference", context.model, peak)
+        if context.quantize_peak is not None:
+            metrics |= _with_weights("quantize", context.loaded.model, context.quantize_peak)
         return Measurement(metrics | {"prompt_tokens": prompt.shape[1], "source": peak.source})
 
 

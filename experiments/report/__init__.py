@@ -1,11 +1,13 @@
-"""The report: all rows of a results folder as one HTML page that needs no network, and its figures as files for a paper.
+"""The report: all rows of a results folder as one HTML page that needs no network, and figures for a paper.
 
     python -m experiments.report --results results --out report.html
 
-Rows become groups of what may be compared (`group.py`). Each figure is first plain data (`figures.py`), made from a group by `pareto.py`,
-`intervals.py`, `timing.py` and `layers.py`; two renderers draw that data: `drawing.py` as SVG for the page, `paper.py` with matplotlib.
-So the page and the paper show the same numbers.
+Comparable rows form groups (`comparable.py`). Each figure is first plain data (`figures.py`), made from a
+group by `pareto.py`, `forest.py`, `durations.py` and `heat_maps.py`. Two renderers draw that data:
+`render_svg.py` for the page, `render_matplotlib.py` for a paper. So the page and the paper show the same
+numbers.
 
-The page's SVG places things across in per cent and down in pixels. It is as wide as the window without a script, and its text keeps its
-size on a telephone. The script only sorts and filters the table and shows what lies under the pointer.
+Horizontal SVG coordinates are percentages, vertical ones are pixels. The page fits the width of the window
+without a script, and its text keeps its size on a telephone. The script only sorts and filters the table and
+shows details at the pointer.
 """

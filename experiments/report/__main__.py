@@ -21,6 +21,26 @@ HELP = """All rows of a results folder as one HTML page that needs no network, a
 
 
 def main() -> None:
+    """Write the page, and the figures where `--figures` is given."""
+    options = _parse()
+    from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
+
+    kinds = kinds_of(options.format)
+    report = page.collect(options.results, options.against, options.only)
+    for name, reason in report.unreadable.items():
+        file = options.results / "runs" / name
+        console.print(f"cannot be read: {file}: {reason}", markup=False, soft_wrap=True)
+    out = options.out or options.results / "report.html"
+    with atomic_write(out) as page_file:
+        page_file.write(page.html(report).encode())
+    console.print(f"{len(report.table.records)} runs: {out}", markup=False, soft_wrap=True)
+    if options.figures:
+        themes = ("light", "dark") if options.theme == "both" else (options.theme,)
+        written = figures(report, options.figures, kinds, themes)
+        console.print(f"{len(written)} figures: {options.figures}", markup=False, soft_wrap=True)
+
+
+def _parse() -> argparse.Namespace:
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m experiments.report", description=HELP, formatter_class=how
@@ -53,27 +73,15 @@ def main() -> None:
         default="light",
         help="of figures; names of dark ones end in -dark",
     )
-    options = parser.parse_args()
-    from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
-
-    kinds = kinds_of(options.format)
-    report = page.collect(options.results, options.against, options.only)
-    for name, reason in report.unreadable.items():
-        console.print(
-            f"cannot be read: {options.results / 'runs' / name}: {reason}", markup=False, soft_wrap=True
-        )
-    out = options.out or options.results / "report.html"
-    with atomic_write(out) as file:
-        file.write(page.html(report).encode())
-    console.print(f"{len(report.table.records)} runs: {out}", markup=False, soft_wrap=True)
-    if options.figures:
-        themes = ("light", "dark") if options.theme == "both" else (options.theme,)
-        written = figures(report, options.figures, kinds, themes)
-        console.print(f"{len(written)} figures: {options.figures}", markup=False, soft_wrap=True)
+    return parser.parse_args()
 
 
 def kinds_of(words: str) -> tuple[str, ...]:
-    """Return the kinds of file that `--format` names. Raises `ValueError` for one there is not."""
+    """Return the file formats that `--format` names.
+
+    Raises:
+        ValueError: a format is unknown.
+    """
     from experiments.report.render_matplotlib import KINDS
 
     kinds = tuple(words.split(","))
@@ -89,7 +97,11 @@ def figures(
     kinds: tuple[str, ...] = ("png", "pdf"),
     themes: tuple[str, ...] = ("light",),
 ) -> list[Path]:
-    """Write every figure of a report as `<group>_<figure>.<kind>`, dark ones with `-dark`; return their paths."""
+    """Write every figure of a report as `<group>_<figure>.<kind>`, dark ones with `-dark`.
+
+    Returns:
+        paths of the files written.
+    """
     from experiments.report import render_matplotlib
     from experiments.report.colours import THEMES
 

@@ -1,4 +1,8 @@
-"""Colours that the page and the paper share. Methods: Okabe and Ito's eight, told apart by most colour-blind readers. Heat: viridis."""
+"""Colours that the page and the paper share.
+
+Methods have Okabe and Ito's eight colours, which most colour-blind readers can distinguish; heat maps have
+viridis.
+"""
 
 from dataclasses import dataclass
 
@@ -6,13 +10,12 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 METHODS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F4FC9", "#666666")
-"""On white; two of Okabe and Ito's that are too pale for that are replaced."""
+"""Colours on white; two of Okabe and Ito's are too pale for it and are replaced."""
 METHODS_ON_DARK = ("#4BA3E3", "#F0803C", "#2CC79A", "#E29CC4", "#E0B040", "#8FD0F5", "#B294F0", "#B0B0B0")
 HEAT, LEVELS = "viridis", 32
 
-
 SHAPES = 4
-"""Kinds of mark. With the colours, `SHAPES` × `len(METHODS)` styles are unlike."""
+"""Number of mark shapes. With the colours, `SHAPES` × `len(METHODS)` styles are distinct."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,21 @@ class Theme:
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#d8dee4", METHODS)
 DARK = Theme("dark", "#0d1117", "#d1d7e0", "#30363d", METHODS_ON_DARK)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
-"""Both look as GitHub's pages do."""
+"""Themes by name, in the colours of GitHub's pages."""
 
 
 def look(style: int) -> tuple[int, int]:
-    """Return colour and shape of a style, as numbers; styles that differ by `len(METHODS)` share the colour."""
+    """Return the numbers of a style's colour and shape; styles `len(METHODS)` apart share the colour."""
     return style % len(METHODS), (style + style // len(METHODS)) % SHAPES
 
 
 def level(percent: float) -> int:
-    """Which of the `LEVELS` shades stands for a place on a scale."""
+    """Return the number of the shade, below `LEVELS`, at a position on a scale, in per cent."""
     return min(LEVELS - 1, int(percent / 100 * LEVELS))
 
 
 def rules() -> str:
-    """Style sheet: the variables of both themes and the shades of heat."""
+    """Return the style sheet: the variables of both themes and the shades of heat maps."""
 
     def theme(colours: tuple[str, ...]) -> str:
         return ":root{" + "".join(f"--s{number}:{colour};" for number, colour in enumerate(colours)) + "}"
@@ -52,4 +55,5 @@ def rules() -> str:
     heat = "".join(
         f".h{each}{{fill:{to_hex(colormaps[HEAT]((each + 0.5) / LEVELS))}}}" for each in range(LEVELS)
     )
-    return f"{theme(METHODS)}\n@media (prefers-color-scheme: dark){{{theme(METHODS_ON_DARK)}}}\n{methods}\n{heat}\n"
+    dark = f"@media (prefers-color-scheme: dark){{{theme(METHODS_ON_DARK)}}}"
+    return f"{theme(METHODS)}\n{dark}\n{methods}\n{heat}\n"

@@ -1,4 +1,4 @@
-"""Rows that may be compared with one another: one model, text, protocol and device; and how each run is called and coloured."""
+"""Groups of comparable rows (one model, text, protocol and device), and the name and colour of each run."""
 
 import json
 import re
@@ -14,24 +14,25 @@ from experiments.results.record import FINISHED, Row, flatten, settings
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run, as the report calls it."""
+    """A finished run, with its name and style in the report."""
 
     row: Row
     name: str
-    """Unlike that of any other run of its group."""
+    """Unique in the group."""
     family: str
-    """What it has in common with runs that differ in bits alone."""
+    """Name shared by runs that differ in bits alone."""
     style: int
-    """Number of its look in the report; see `colours.look`."""
+    """Number of a colour and shape; see `colours.look`."""
 
     @property
     def bits(self) -> str:
-        """Bits of its grid, as its name has them; bits per weight, rounded, where it has none or several."""
+        """Bits of the grid, taken from the run's name; else bits per weight, rounded."""
         named = re.search(r"(\d+)-bit", self.row["name"])
         return named[1] if named else f"{_bits(self.row):.0f}"
 
     @property
     def is_dense(self) -> bool:
+        """True for a run of the dense model."""
         return _is_dense(self.row)
 
 
@@ -46,24 +47,21 @@ class Group:
 
     @property
     def rows(self) -> list[Row]:
+        """Rows of the entries, in the same order."""
         return [entry.row for entry in self.entries]
 
     @property
     def dense(self) -> Entry | None:
+        """Entry of the dense model; None where it was not measured."""
         return next((entry for entry in self.entries if entry.is_dense), None)
 
 
 def groups(rows: list[Row]) -> list[Group]:
-    """The finished rows in groups, in the order in which each group first appears."""
+    """Return the finished rows in groups, in the order in which each group first appears."""
     finished = sorted((row for row in rows if row["status"] == FINISHED), key=_order)
     families = _families(finished)
-    styles = _styles(
-        {
-            families[row["run_id"]]: row["choices"].get("method", row["name"])
-            for row in finished
-            if not _is_dense(row)
-        }
-    )
+    compressed = [row for row in finished if not _is_dense(row)]
+    styles = _styles({families[row["run_id"]]: _method(row) for row in compressed})
     members: dict[str, list[Row]] = {}
     for row in finished:
         members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
@@ -79,13 +77,14 @@ def _group(key: str, rows: list[Row], families: dict[str, str], styles: dict[str
 
 
 def title(row: Row) -> str:
-    """The names of a row's model and text."""
-    model, text = row["identity"]["model"], row["identity"]["text"]
-    return f"{model.get('name', row['choices'].get('model', 'model'))} on {text.get('name', row['choices'].get('text', 'text'))}"
+    """Return the names of a row's model and text."""
+    identity, choices = row["identity"], row["choices"]
+    model, text = (identity[part].get("name", choices.get(part, part)) for part in ("model", "text"))
+    return f"{model} on {text}"
 
 
 def _styles(methods: dict[str, str]) -> dict[str, int]:
-    """Return family → style, given family → method: a colour for each method, and marks that tell apart what shares it."""
+    """Map families to styles, given family → method: a colour per method, a shape per family of a method."""
     numbers = {method: number % len(METHODS) for number, method in enumerate(dict.fromkeys(methods.values()))}
     used: Counter[int] = Counter()
     styles = {}
@@ -96,12 +95,16 @@ def _styles(methods: dict[str, str]) -> dict[str, int]:
     return styles
 
 
+def _method(row: Row) -> str:
+    return row["choices"].get("method", row["name"])
+
+
 def _is_dense(row: Row) -> bool:
     return row["dense_run_id"] is None
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Dense runs first, then by method and falling bits."""
+    """Return a sort key: dense runs first, then by method and falling bits."""
     return (title(row), not _is_dense(row), row["choices"].get("method", ""), -_bits(row), row["run_id"])
 
 
@@ -110,22 +113,22 @@ def _bits(row: Row) -> float:
 
 
 def _families(rows: list[Row]) -> dict[str, str]:
-    """Run id → name of its family: the method's name, and the options that tell it from others of that name."""
+    """Map run ids to family names: the method's name and the options that set it apart from namesakes."""
     stems = [_without_bits(row) for row in rows]
-    unlike = {json.dumps(stem, sort_keys=True): stem for stem in stems}
-    names = dict(zip(unlike, distinct_names(list(unlike.values())), strict=True))
+    distinct = {json.dumps(stem, sort_keys=True): stem for stem in stems}
+    names = dict(zip(distinct, distinct_names(list(distinct.values())), strict=True))
     return {
         row["run_id"]: names[json.dumps(stem, sort_keys=True)] for row, stem in zip(rows, stems, strict=True)
     }
 
 
 def _without_bits(row: Row) -> Row:
-    """A row's method and calibration alone, with the bits taken out."""
-    made, bits = settings(row), ("bits", "bits_per_weight")
+    """Return a row's method and calibration alone, without the bits."""
+    options = settings(row)
     method = {
         key: value
-        for key, value in flatten(made.get("method", {})).items()
-        if key.rpartition(".")[2] not in bits
+        for key, value in flatten(options.get("method", {})).items()
+        if key.rpartition(".")[2] not in ("bits", "bits_per_weight")
     }
-    kept = {"method": method, "calibration": made.get("calibration", {})}
-    return {"name": row["choices"].get("method", row["name"]), "identity": kept, "options": {}}
+    kept = {"method": method, "calibration": options.get("calibration", {})}
+    return {"name": _method(row), "identity": kept, "options": {}}

@@ -1,4 +1,4 @@
-"""What was run on what: one entry per group, with code, machine and dates of its runs."""
+"""Conditions of the runs: model, text, protocol, code, machine and dates of each group."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,13 +11,16 @@ Facts = dict[str, str]
 
 
 def about(group: Group) -> Facts:
-    """The conditions that all runs of a group share, and what made them."""
+    """Return the conditions that the runs of a group share, and the code and machines that made them."""
     first, rows = group.rows[0], group.rows
     protocol = first["protocol"]
     return {
         "runs": f"{len(rows)}, {_when(rows)}",
         "model": _pairs(first["identity"]["model"]),
-        "text": f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens, fingerprint {protocol['fingerprint']}",
+        "text": (
+            f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens,"
+            f" fingerprint {protocol['fingerprint']}"
+        ),
         "protocol": _protocol(first),
         "code": _several(_commit(row) for row in rows),
         "machine": _several(_machine(row) for row in rows),
@@ -40,9 +43,9 @@ def _commit(row: dict[str, Any]) -> str:
 
 
 def _machine(row: dict[str, Any]) -> str:
-    made = row.get("provenance", {})
-    threads = f"{made.get('torch_threads', '?')} of {made.get('cpu_count', '?')} threads"
-    return f"{made.get('device', 'unknown')}, {threads}, {made.get('platform', '')}"
+    provenance = row.get("provenance", {})
+    threads = f"{provenance.get('torch_threads', '?')} of {provenance.get('cpu_count', '?')} threads"
+    return f"{provenance.get('device', 'unknown')}, {threads}, {provenance.get('platform', '')}"
 
 
 def _when(rows: list[dict[str, Any]]) -> str:
@@ -55,9 +58,9 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _several(words: Iterable[str]) -> str:
-    """Each once, with how often if there are several."""
+    """Return each distinct text once, with its number of runs where texts differ."""
     every = list(words)
-    unlike = list(dict.fromkeys(every))
-    return (
-        unlike[0] if len(unlike) == 1 else "; ".join(f"{each} ({every.count(each)} runs)" for each in unlike)
-    )
+    distinct = list(dict.fromkeys(every))
+    if len(distinct) == 1:
+        return distinct[0]
+    return "; ".join(f"{each} ({every.count(each)} runs)" for each in distinct)

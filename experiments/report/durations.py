@@ -1,4 +1,4 @@
-"""How long compressing took: statistics and quantizing apart, loading and compiling left out."""
+"""Duration of compression: statistics and quantizing apart, loading and compiling left out."""
 
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Bar, Bars
@@ -7,7 +7,7 @@ PARTS = ("statistics", "quantizing")
 
 
 def time(group: Group) -> Bars | None:
-    """Seconds of every compressed run."""
+    """Return bars of the seconds that every compressed run took; None where there is none."""
     bars = tuple(_bar(entry) for entry in group.entries if "compression" in entry.row["metrics"])
     note = "Without loading the model and compiling kernels."
     return Bars("time", "Time to compress", "seconds", PARTS, bars, note) if bars else None

@@ -1,27 +1,27 @@
-"""Figures as plain data, before anybody draws them."""
+"""Figures as plain data, before they are drawn."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run in a chart."""
+    """A run in a chart."""
 
     x: float
     y: float
     hint: str
-    """What the pointer shows: the run and its numbers, in lines."""
+    """Text at the pointer: the run and its numbers, one per line."""
     label: str = ""
-    """Short, beside the point; such as its bits."""
+    """Short text at the point, such as the bits."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Runs of one method, joined."""
+    """Runs of one method, joined by a line."""
 
     name: str
     style: int
-    """The same number means the same colour in all figures of a report."""
+    """Number of a colour and shape, the same in all figures of a report."""
     points: tuple[Point, ...]
 
 
@@ -30,21 +30,21 @@ class Chart:
     """Lines over two axes; the vertical one is logarithmic."""
 
     key: str
-    """Short and of letters, for file names and anchors; unlike any other of the same group."""
+    """Name in file names and anchors: short, letters only, unique in the group."""
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
     front: tuple[Point, ...] = ()
-    """Points that no other one beats on both axes, from left to right."""
+    """Points that no other point beats on both axes, from left to right."""
     level: tuple[str, float] | None = None
-    """A height drawn across, and its name."""
+    """Name and height of a horizontal line."""
     ceiling: float | None = None
     """Upper end of the vertical axis, below the highest point; None where all points are shown."""
     note: str = ""
 
     def drawn(self, point: Point) -> float:
-        """Return the height of a point that is kept inside the axis."""
+        """Return the height of a point, limited to the axis."""
         return point.y if self.ceiling is None else min(point.y, self.ceiling)
 
 
@@ -60,12 +60,12 @@ class Item:
     label: str
     """The value in words, beside it."""
     decided: bool
-    """Whether the interval says something; drawn hollow where it does not."""
+    """True where the interval excludes no difference; drawn hollow where it does not."""
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Values with intervals below one another, beside a value that means "no difference"."""
+    """Values with intervals, one per row, and the `neutral` value that stands for no difference."""
 
     key: str
     title: str
@@ -78,7 +78,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Bar:
-    """Parts that add up, in the order of `Bars.parts`."""
+    """Values that add up, in the order of `Bars.parts`."""
 
     name: str
     style: int
@@ -88,7 +88,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Sums below one another."""
+    """Stacked bars, one per row."""
 
     key: str
     title: str
@@ -100,7 +100,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One run's layers: a value per kind of layer and decoder block; None where the model has no such layer."""
+    """Layers of a run: a value per kind of layer and decoder block; None where there is no such layer."""
 
     name: str
     values: tuple[tuple[float | None, ...], ...]
@@ -120,7 +120,7 @@ class HeatMaps:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """All that are there, of all maps."""
+        """All values of all maps, without None."""
         return tuple(value for each in self.maps for row in each.values for value in row if value is not None)
 
 

@@ -1,4 +1,7 @@
-"""Differences with intervals: mean NLL against a reference run, paired by window (`experiments/compare/paired.py`); and latency ratios."""
+"""Differences with intervals: mean NLL against a reference run, and latency ratios.
+
+Differences in NLL are paired by window (`experiments/compare/paired.py`).
+"""
 
 from experiments.compare.counterpart import compared
 from experiments.compare.paired import Comparison, Verdict
@@ -7,11 +10,14 @@ from experiments.report.figures import Intervals, Item
 from experiments.results.record import get_path
 
 USUAL = ("sinq", "none")
-"""What runs are compared with unless the user names something: the method this project is about, or the dense model."""
+"""Default references, the first present one counts: the method of this project, then the dense model."""
 
 
 def reference(group: Group, against: str | None) -> str | None:
-    """The name runs of a group are compared with; None if it has no such run."""
+    """Return the name of the reference that runs of a group are compared with; None if the group has none.
+
+    A name is a run id, a run's name or a method.
+    """
     names = {
         name
         for entry in group.entries
@@ -21,7 +27,7 @@ def reference(group: Group, against: str | None) -> str | None:
 
 
 def comparisons(group: Group, against: str | None) -> dict[str, Comparison]:
-    """Run id → the run against its counterpart; runs without one are left out.
+    """Map run ids to comparisons with the run's counterpart; runs without a counterpart are left out.
 
     Raises:
         ValueError: a run has several counterparts; the message lists them.
@@ -36,7 +42,10 @@ def comparisons(group: Group, against: str | None) -> dict[str, Comparison]:
 
 
 def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Intervals | None:
-    """The differences in mean NLL that `comparisons` has found to the runs called `name`."""
+    """Return a forest plot of `comparisons` with the reference called `name`; None where there are none.
+
+    Values are differences in mean NLL, nats per token.
+    """
     items = tuple(
         _item(entry, found[entry.row["run_id"]]) for entry in group.entries if entry.row["run_id"] in found
     )
@@ -44,8 +53,8 @@ def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Inte
         return None
     windows = next(iter(found.values())).windows
     note = (
-        f"Below 0 is better than {name} (at the same bits and group size, where it has them). Paired bootstrap over {windows} windows,"
-        " 95 %; hollow: the interval decides nothing."
+        f"Below 0 is better than {name} (at the same bits and group size, where it has them)."
+        f" Paired bootstrap over {windows} windows, 95 %; hollow: the interval decides nothing."
     )
     return Intervals(
         "forest", f"NLL against {name}", "difference in mean NLL, nats per token", items, 0.0, note=note
@@ -61,7 +70,7 @@ def _item(entry: Entry, comparison: Comparison) -> Item:
 
 
 def latency(group: Group) -> list[Intervals]:
-    """Speed of prefill and decode over that of the dense model, with the extremes of the rounds."""
+    """Return plots of prefill and decode speed over the dense model's, with the extremes of the rounds."""
     return [figure for phase in ("prefill", "decode") if (figure := _latency(group, phase))]
 
 
@@ -69,7 +78,10 @@ def _latency(group: Group, phase: str) -> Intervals | None:
     items = tuple(item for entry in group.entries if (item := _ratio(entry, phase)))
     if not items:
         return None
-    note = "Above 1 is faster than the dense model, timed in turn. The line spans the slowest and the fastest round."
+    note = (
+        "Above 1 is faster than the dense model, timed in turn."
+        " The line spans the slowest and the fastest round."
+    )
     return Intervals(
         f"latency_{phase}",
         f"Speed of {phase}",
@@ -85,18 +97,12 @@ def _ratio(entry: Entry, phase: str) -> Item | None:
     speed = get_path(entry.row["metrics"], f"latency.{phase}") or {}
     if "ratio" not in speed:
         return None
-    seconds = get_path(entry.row.get("samples", {}), f"latency.seconds.{phase}") or {
-        "dense": [],
-        "compressed": [],
-    }
-    rounds = [
-        dense / compressed for dense, compressed in zip(seconds["dense"], seconds["compressed"], strict=True)
-    ]
+    samples = get_path(entry.row.get("samples", {}), f"latency.seconds.{phase}")
+    seconds = samples or {"dense": [], "compressed": []}
+    pairs = zip(seconds["dense"], seconds["compressed"], strict=True)
+    rounds = [dense / compressed for dense, compressed in pairs]
     low, high = min(rounds, default=speed["ratio"]), max(rounds, default=speed["ratio"])
-    own = speed["tokens_per_second"]
-    label = (
-        f"{speed['ratio']:.2f}×, {own:,.0f} tok/s"
-        if own >= 100
-        else f"{speed['ratio']:.2f}×, {own:.3g} tok/s"
-    )
+    tokens_per_second = speed["tokens_per_second"]
+    rate = f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
+    label = f"{speed['ratio']:.2f}×, {rate} tok/s"
     return Item(entry.name, entry.style, speed["ratio"], low, high, label, not low <= 1 <= high)

@@ -1,7 +1,7 @@
-"""Layers as heat maps: kinds of layer down, decoder blocks across, one map per run, one scale for all.
+"""Layers as heat maps: rows are kinds of layer, columns decoder blocks; one map per run, one scale for all.
 
-A layer's place is read from its name: the first number in it is the block, what comes after it the kind. Where several layers share
-both (experts of a mixture, after their numbers are taken out) the map has their mean.
+Kind and block are read from a layer's name: the first number is the block, the rest after it the kind. Where
+several layers share both (experts of a mixture, whose numbers are removed) the map has their mean.
 """
 
 from pathlib import Path
@@ -16,39 +16,44 @@ from experiments.results.record import Row, get_path, layers_path
 Layers = dict[str, float]
 """Name → value."""
 Place = tuple[str, str]
-"""Kind of layer, and block."""
+"""Kind and block of a layer."""
 OUTSIDE = "–"
-"""Block of a layer that is in none, such as the head."""
+"""Block of a layer outside all blocks, such as the head."""
 
 METRICS: tuple[tuple[str, str, bool, str], ...] = (
     ("relative_error", "Error of the weights, layer by layer", False, "‖W − Ŵ‖ / ‖W‖."),
-    ("output_error", "Error of the outputs, layer by layer", False, "Relative error of each layer's output on held-out text."),
-    ("imbalance_after", "Imbalance as the rounding sees it", True,
-     "Largest over smallest standard deviation of rows and columns, scales divided out; 1 is balanced."),
+    (
+        "output_error", "Error of the outputs, layer by layer", False,
+        "Relative error of each layer's output on held-out text.",
+    ),
+    (
+        "imbalance_after", "Imbalance as the rounding sees it", True,
+        "Largest over smallest standard deviation of rows and columns, scales divided out; 1 is balanced.",
+    ),
 )  # fmt: skip
 """Key, title, logarithmic, note."""
 
 
 def maps(group: Group, results_dir: Path) -> list[HeatMaps]:
-    """One figure per metric that any run has."""
+    """Return a figure per metric that any run has."""
     return figures(
         [(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries]
     )
 
 
 def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
-    """The same, of runs given by name and metrics."""
+    """Return a figure per metric that any run has; runs are given by name and metrics."""
     return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
 
 
 def read(row: Row, results_dir: Path) -> pd.DataFrame:
-    """The table of layers beside a row; empty where there is none."""
+    """Return the table of layers stored beside a row; empty where there is none."""
     path = layers_path(results_dir, row["run_id"])
     return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
-    """Metric → layers of a run, from its table and from the row itself."""
+    """Map metrics to the layers' values, from a run's table and from the row itself."""
     found = {
         key: _column(table.set_index("name")[key])
         for key in ("relative_error", "imbalance_after")
@@ -61,8 +66,8 @@ def _column(values: "pd.Series[float]") -> Layers:
     return {str(name): float(value) for name, value in values.dropna().items()}
 
 
-def place(name: str) -> Place:
-    """("self_attn.q_proj", "3") of "model.layers.3.self_attn.q_proj"."""
+def kind_and_block(name: str) -> Place:
+    """Return kind and block of a layer: "model.layers.3.self_attn.q_proj" → ("self_attn.q_proj", "3")."""
     parts = name.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     if not numbers:
@@ -73,15 +78,15 @@ def place(name: str) -> Place:
 def _figure(
     runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
 ) -> HeatMaps | None:
-    placed = {name: _placed(found[key]) for name, found in runs if found.get(key)}
-    if not placed:
+    found = {name: _means(layers[key]) for name, layers in runs if layers.get(key)}
+    if not found:
         return None
-    every = list(dict.fromkeys(where for values in placed.values() for where in values))
+    every = list(dict.fromkeys(position for values in found.values() for position in values))
     kinds = tuple(dict.fromkeys(kind for kind, _ in every))
     blocks = tuple(
         sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
     )
-    drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in placed.items())
+    drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in found.items())
     return HeatMaps(key, title, _short(kinds), blocks, drawn, log, note)
 
 
@@ -91,14 +96,14 @@ def _grid(
     return tuple(tuple(values.get((kind, block)) for block in blocks) for kind in kinds)
 
 
-def _placed(layers: Layers) -> dict[Place, float]:
+def _means(layers: Layers) -> dict[Place, float]:
     together: dict[Place, list[float]] = {}
     for name, value in layers.items():
-        together.setdefault(place(name), []).append(value)
-    return {where: fmean(values) for where, values in together.items()}
+        together.setdefault(kind_and_block(name), []).append(value)
+    return {position: fmean(values) for position, values in together.items()}
 
 
 def _short(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The last parts of the kinds, if they still tell them apart."""
+    """Return the last parts of the kinds where they are distinct, else the kinds."""
     last = tuple(kind.rpartition(".")[2] for kind in kinds)
     return last if len(set(last)) == len(kinds) else kinds

@@ -1,4 +1,4 @@
-"""The page: everything above put into one HTML file with its style and script inside."""
+"""The page: figures, table and conditions in one HTML file that contains its style and script."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Section:
     about: Facts
     figures: tuple[Figure, ...]
     obstacle: str
-    """Why no comparison with a reference is shown, or empty."""
+    """Reason for showing no comparison with a reference, or empty."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows."""
+    """The content of the page."""
 
     results_dir: Path
     sections: tuple[Section, ...]
@@ -49,10 +49,11 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
 
     Args:
         against: method, name or id of the runs that others are compared with.
-        only: queries such as `method=sinq,bits=4`; where there are any, runs that fit none are left out, but not dense ones.
+        only: queries such as `method=sinq,bits=4`. Compressed runs that match none are left out; no query, no
+            restriction.
 
     Raises:
-        ValueError: the folder has no rows, no row is called `against`, or no run fits a query.
+        ValueError: the folder has no rows, no row is called `against`, or no run matches a query.
     """
     rows, unreadable = record.read(results_dir)
     if not rows:
@@ -62,20 +63,17 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
             else ""
         )
         raise ValueError(
-            f"{results_dir / 'runs'} has no rows; make some with python run.py results_dir={results_dir}{found}"
+            f"{results_dir / 'runs'} has no rows;"
+            f" make some with python run.py results_dir={results_dir}{found}"
         )
     rows = chosen(rows, only)
     found_groups = groups(rows)
     if against and not any(forest.reference(group, against) for group in found_groups):
-        known = sorted(
-            {
-                entry.row["choices"].get("method", entry.row["name"])
-                for group in found_groups
-                for entry in group.entries
-            }
-        )
+        entries = [entry for group in found_groups for entry in group.entries]
+        known = sorted({entry.row["choices"].get("method", entry.row["name"]) for entry in entries})
         raise ValueError(
-            f"--against {against} names no finished run; give a run id, a run's name or one of: {', '.join(known)}"
+            f"--against {against} names no finished run;"
+            f" give a run id, a run's name or one of: {', '.join(known)}"
         )
     compared, obstacles = _compared(found_groups, against)
     sections = tuple(
@@ -83,24 +81,22 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
         for group in found_groups
     )
     failed = tuple(row for row in rows if row["status"] == record.FAILED)
-    lines = table(
-        found_groups, {run: comparison for each in compared.values() for run, comparison in each.items()}
-    )
-    return Report(results_dir, sections, lines, failed, unreadable)
+    by_run = {run: comparison for each in compared.values() for run, comparison in each.items()}
+    return Report(results_dir, sections, table(found_groups, by_run), failed, unreadable)
 
 
 def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
-    """Return the rows that fit one of the queries, and the dense ones; all where there is no query."""
+    """Return the rows that match one of the queries, and the dense ones; all where there is no query."""
     if not queries:
         return rows
-    fitting = {row["run_id"] for query in queries for row in matching(rows, query)}
-    return [row for row in rows if row["run_id"] in fitting or row["dense_run_id"] is None]
+    matched = {row["run_id"] for query in queries for row in matching(rows, query)}
+    return [row for row in rows if row["run_id"] in matched or row["dense_run_id"] is None]
 
 
 def _compared(
     found: list[Group], against: str | None
 ) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
-    """Each group's comparisons, or why it has none: one group in which a name is ambiguous does not cost the others theirs."""
+    """Return comparisons and obstacles by group key. An ambiguous name affects only the group that has it."""
     compared: dict[str, dict[str, Comparison]] = {}
     obstacles: dict[str, str] = {}
     for group in found:
@@ -122,7 +118,7 @@ def _section(
 
 
 def html(report: Report) -> str:
-    """The page's source."""
+    """Return the page's HTML."""
     loader = PackageLoader("experiments.report", "assets")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""Perplexity over size: what a byte buys, method by method, and the runs that no other one beats on both."""
+"""Perplexity over size, one line per method, and the Pareto front: runs that no other run beats on both."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -11,24 +11,23 @@ SIZES: tuple[tuple[str, str, str, float], ...] = (
     ("bits", "size.bits_per_weight", "bits per weight of the linear layers, scales included", 1),
     ("bytes", "size.model_nbytes", "MB stored, whole model", 1e-6),
 )
-"""Key, place in the metrics, axis, factor."""
+"""Key, path in the metrics, axis label, factor."""
 CEILING = 30
-"""Perplexities above so many times the lowest one say only that nothing is left of the model, and would flatten all others."""
+"""Multiple of the lowest perplexity at which the axis ends.
+
+Higher values only say that the model is destroyed, and would flatten all others.
+"""
 
 
 def charts(group: Group) -> list[Chart]:
-    """One chart per size that was measured."""
-    return [
-        chart for key, place, label, factor in SIZES if (chart := _chart(group, key, place, label, factor))
-    ]
+    """Return a chart per size that was measured."""
+    return [chart for key, path, label, factor in SIZES if (chart := _chart(group, key, path, label, factor))]
 
 
-def _chart(group: Group, key: str, place: str, label: str, factor: float) -> Chart | None:
+def _chart(group: Group, key: str, path: str, label: str, factor: float) -> Chart | None:
     def point(entry: Entry) -> Point | None:
-        size, value = (
-            get_path(entry.row["metrics"], place),
-            get_path(entry.row["metrics"], "perplexity.value"),
-        )
+        size = get_path(entry.row["metrics"], path)
+        value = get_path(entry.row["metrics"], "perplexity.value")
         if size is None or value is None or not isfinite(value):
             return None
         hint = (
@@ -78,7 +77,7 @@ def _lines(entries: list[Entry], point: Callable[[Entry], Point | None]) -> tupl
 
 
 def front(points: list[Point]) -> tuple[Point, ...]:
-    """The points that are smaller than all with a lower perplexity, from left to right."""
+    """Return the points that are smaller than every point with a lower perplexity, from left to right."""
     best: list[Point] = []
     for point in sorted(points, key=lambda each: (each.x, each.y)):
         if not best or point.y < best[-1].y:

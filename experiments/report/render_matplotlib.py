@@ -17,15 +17,15 @@ from experiments.report.scale import Scale, around, number
 KINDS = ("png", "pdf", "svg")
 MARKERS = "os^D"
 WIDTH, ROW = 6.5, 0.26
-"""Inches: of a page's text, and of one run's line."""
+"""Inches: width of a page's text, and height of a run's line."""
 UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-"""Metadata with which the same rows give the same file."""
+"""Metadata to leave out, so that the same rows give the same file."""
 
 
 def save(
     figure: object, stem: Path, theme: Theme = LIGHT, kinds: Sequence[str] = ("png", "pdf")
 ) -> list[Path]:
-    """Write `<stem>.png` and others; return their paths."""
+    """Write a figure as `<stem>.<kind>` for each kind; return the paths."""
     with rc_context(_style(theme)):
         canvas = draw(figure, theme)
         paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
@@ -54,7 +54,7 @@ def _style(theme: Theme) -> dict[Any, Any]:
 
 @singledispatch
 def draw(figure: object, theme: Theme = LIGHT) -> Canvas:
-    """Return a figure as matplotlib has it."""
+    """Return a figure drawn by matplotlib."""
     raise TypeError(f"{type(figure).__name__} is no figure that matplotlib is told how to draw")
 
 
@@ -67,7 +67,7 @@ def _axes(height: float, x_label: str, title: str) -> tuple[Canvas, Axes]:
 
 
 def _look(style: int, theme: Theme) -> tuple[str, str]:
-    """Return colour and marker, as on the page."""
+    """Return colour and marker of a style, the same as on the page."""
     colour, shape = look(style)
     return theme.methods[colour], MARKERS[shape]
 
@@ -96,42 +96,30 @@ def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
 
 def _heights(figure: Chart) -> tuple[float, float]:
     """Return the ends of the vertical axis."""
-    heights = [point.y for line in figure.lines for point in line.points] + (
-        [figure.level[1]] if figure.level else []
-    )
-    scale = (
-        around(heights, log=True)
-        if figure.ceiling is None
-        else around([min(heights), figure.ceiling], log=True)
-    )
+    heights = [point.y for line in figure.lines for point in line.points]
+    heights += [figure.level[1]] if figure.level else []
+    shown = heights if figure.ceiling is None else [min(heights), figure.ceiling]
+    scale = around(shown, log=True)
     return scale.low, figure.ceiling or scale.high
 
 
 def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
-    """Draw runs of one method, labels inside their marks. A line to a point above the axis leaves the figure."""
+    """Draw runs of one method with labels inside the marks. Lines to points above the axis run off it."""
     colour, marker = _look(line.style, theme)
     x, y = [point.x for point in line.points], [point.y for point in line.points]
-    axes.plot(
-        x,
-        y,
-        color=colour,
-        linewidth=1.1,
-        marker=marker,
-        ms=9,
-        mec=theme.background,
-        mew=0.8,
-        label=line.name,
-        zorder=order,
-    )
+    mark: dict[str, Any] = {"marker": marker, "ms": 9, "mec": theme.background, "mew": 0.8}
+    axes.plot(x, y, color=colour, linewidth=1.1, label=line.name, zorder=order, **mark)
+    centred: dict[str, Any] = {"ha": "center", "va": "center_baseline", "clip_on": True}
     for point in line.points:
-        inside: dict[str, Any] = {
-            "ha": "center",
-            "va": "center_baseline",
-            "fontsize": 6,
-            "color": theme.background,
-            "zorder": order + 0.5,
-        }
-        axes.text(point.x, point.y, point.label, clip_on=True, **inside)
+        axes.text(
+            point.x,
+            point.y,
+            point.label,
+            fontsize=6,
+            color=theme.background,
+            zorder=order + 0.5,
+            **centred,
+        )
 
 
 @draw.register
@@ -140,14 +128,8 @@ def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
     for row, item in enumerate(figure.items):
         colour, marker = _look(item.style, theme)
         axes.hlines(row, item.low, item.high, color=colour)
-        axes.plot(
-            item.value,
-            row,
-            marker=marker,
-            color=colour,
-            markersize=5,
-            markerfacecolor=colour if item.decided else theme.background,
-        )
+        face = colour if item.decided else theme.background
+        axes.plot(item.value, row, marker=marker, color=colour, markersize=5, markerfacecolor=face)
     axes.axvline(figure.neutral, color="gray", linestyle="dashed", linewidth=1)
     if figure.log:
         axes.set_xscale("log")
@@ -159,16 +141,10 @@ def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
 def _bars(figure: Bars, theme: Theme = LIGHT) -> Canvas:
     canvas, axes = _axes(ROW * len(figure.bars) + 1, figure.x_label, figure.title)
     for row, bar in enumerate(figure.bars):
-        start = 0.0
+        start, (colour, _) = 0.0, _look(bar.style, theme)
         for part, value in enumerate(bar.values):
-            axes.barh(
-                row,
-                value,
-                0.6,
-                left=start,
-                color=_look(bar.style, theme)[0],
-                alpha=1 if part == len(bar.values) - 1 else 0.45,
-            )
+            alpha = 1 if part == len(bar.values) - 1 else 0.45
+            axes.barh(row, value, 0.6, left=start, color=colour, alpha=alpha)
             start += value
     _name_rows(axes, [bar.name for bar in figure.bars])
     return canvas
@@ -181,9 +157,8 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
 
 @draw.register
 def _heat_maps(figure: HeatMaps, theme: Theme = LIGHT) -> Canvas:
-    canvas = Canvas(
-        figsize=(WIDTH, len(figure.maps) * (0.15 * len(figure.kinds) + 0.45) + 0.4), layout="constrained"
-    )
+    height = len(figure.maps) * (0.15 * len(figure.kinds) + 0.45) + 0.4
+    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
     panels = canvas.subplots(len(figure.maps), 1, squeeze=False, sharex=True)[:, 0]
     low, high = min(figure.values), max(figure.values)
     norm = LogNorm(low, high) if figure.log and low > 0 else Normalize(low, high)

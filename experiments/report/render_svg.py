@@ -1,4 +1,4 @@
-"""Figures as markup for the page. Titles and notes are the template's; here is what lies between them."""
+"""Figures as SVG markup for the page. The template (`assets/page.html`) adds their titles and notes."""
 
 from functools import singledispatch
 from itertools import pairwise
@@ -12,12 +12,12 @@ from experiments.report.scale import Scale, around, number
 from experiments.report.svg import tag
 
 HEIGHT, STRIP, BAR, CELL = 320, 24, 14, 16
-"""Pixels: of a chart, of a strip of intervals or bars, of a bar in it, of a row of a heat map."""
+"""Heights in pixels: a chart, a strip of an interval or a bar, a bar in a strip, a row of a heat map."""
 
 
 @singledispatch
 def draw(figure: object) -> Markup:
-    """A figure as markup."""
+    """Return a figure as markup."""
     raise TypeError(f"{type(figure).__name__} is no figure that the page can draw")
 
 
@@ -27,11 +27,11 @@ def _chart(figure: Chart) -> Markup:
     heights = [figure.drawn(point) for point in every] + ([figure.level[1]] if figure.level else [])
     across, up = around([point.x for point in every]), around(heights, log=True)
     parts = [*_grid(across, up), *_level(figure.level, up)]
-    places = {point: (across.percent(point.x), _down(up, figure.drawn(point))) for point in every}
-    parts += [piece for each in figure.lines for piece in _joined(each, places)]
-    parts += [_ring(*places[point]) for point in figure.front]
+    positions = {point: (across.percent(point.x), _down(up, figure.drawn(point))) for point in every}
+    parts += [piece for each in figure.lines for piece in _joined(each, positions)]
+    parts += [_ring(*positions[point]) for point in figure.front]
     parts += [
-        svg.mark(*places[point], each.style, point.hint) for each in figure.lines for point in each.points
+        svg.mark(*positions[point], each.style, point.hint) for each in figure.lines for point in each.points
     ]
     keys = [tag("li", _swatch(each.style), each.name) for each in figure.lines]
     keys += [tag("li", _sample(_ring(0, 0)), "on the Pareto front")] if figure.front else []
@@ -68,9 +68,9 @@ def _level(named: tuple[str, float] | None, up: Scale) -> list[Markup]:
     return [svg.line(0, y, 100, y, "level"), svg.text(0, y + 14, f"{name} {value:.4g}", "start", dx=4)]
 
 
-def _joined(each: Line, places: dict[Point, tuple[float, float]]) -> list[Markup]:
+def _joined(each: Line, positions: dict[Point, tuple[float, float]]) -> list[Markup]:
     return [
-        svg.line(*places[start], *places[end], f"line {svg.colour(each.style)}")
+        svg.line(*positions[start], *positions[end], f"line {svg.colour(each.style)}")
         for start, end in pairwise(each.points)
     ]
 
@@ -102,18 +102,13 @@ def _intervals(figure: Intervals) -> Markup:
 
 
 def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
+    low, value, high = (across.percent(each) for each in (item.low, item.value, item.high))
     middle, zero = STRIP / 2, across.percent(neutral)
     hint = f"{item.name}\n{item.label}"
     return [
         svg.line(zero, 0, zero, STRIP, "level"),
-        svg.line(
-            across.percent(item.low),
-            middle,
-            across.percent(item.high),
-            middle,
-            f"whisker {svg.colour(item.style)}",
-        ),
-        svg.mark(across.percent(item.value), middle, item.style, hint, "" if item.decided else "hollow"),
+        svg.line(low, middle, high, middle, f"whisker {svg.colour(item.style)}"),
+        svg.mark(value, middle, item.style, hint, "" if item.decided else "hollow"),
     ]
 
 
@@ -121,22 +116,16 @@ def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
 def _bars(figure: Bars) -> Markup:
     across = around([sum(bar.values) for bar in figure.bars] + [0.0], start=0.0)
     strips = [_strip(bar.name, bar.label, _stack(bar.values, bar.style, across)) for bar in figure.bars]
-    return tag("p", f"{figure.x_label}: {' (pale), then '.join(figure.parts)}", class_="axis") + tag(
-        "div", *strips, _ruler(across), class_="strips"
-    )
+    axis = tag("p", f"{figure.x_label}: {' (pale), then '.join(figure.parts)}", class_="axis")
+    return axis + tag("div", *strips, _ruler(across), class_="strips")
 
 
 def _stack(values: tuple[float, ...], style: int, across: Scale) -> list[Markup]:
     ends = [sum(values[:count]) for count in range(len(values) + 1)]
-    last = len(values) - 1
+    look, last = f"bar {svg.colour(style)}", len(values) - 1
+    top = (STRIP - BAR) / 2
     return [
-        svg.box(
-            across.percent(start),
-            across.percent(end),
-            (STRIP - BAR) / 2,
-            BAR,
-            f"bar {svg.colour(style)}" + " pale" * (part < last),
-        )
+        svg.box(across.percent(start), across.percent(end), top, BAR, look + " pale" * (part < last))
         for part, (start, end) in enumerate(pairwise(ends))
         if end > start
     ]
@@ -156,26 +145,17 @@ def _ruler(across: Scale) -> Markup:
     ticks = across.ticks()
     marks = [svg.line(across.percent(tick), 0, across.percent(tick), 5, "tick") for tick in ticks]
     names = [svg.text(across.percent(tick), 18, number(tick)) for tick in ticks]
-    return tag(
-        "div",
-        tag("span"),
-        svg.canvas(STRIP, svg.line(0, 0, 100, 0, "tick"), *marks, *names),
-        tag("span"),
-        class_="strip ruler",
-    )
+    axis = svg.canvas(STRIP, svg.line(0, 0, 100, 0, "tick"), *marks, *names)
+    return tag("div", tag("span"), axis, tag("span"), class_="strip ruler")
 
 
 @draw.register
 def _heat_maps(figure: HeatMaps) -> Markup:
     values = figure.values
-    scale = (
-        Scale(min(values), max(values), figure.log)
-        if max(values) > min(values)
-        else around(list(values), figure.log)
-    )
-    return _colour_bar(scale) + tag(
-        "div", *(_map(each, figure, scale) for each in figure.maps), class_="grid-of-maps"
-    )
+    low, high = min(values), max(values)
+    scale = Scale(low, high, figure.log) if high > low else around(list(values), figure.log)
+    maps = [_map(each, figure, scale) for each in figure.maps]
+    return _colour_bar(scale) + tag("div", *maps, class_="grid-of-maps")
 
 
 def _map(each: HeatMap, figure: HeatMaps, scale: Scale) -> Markup:

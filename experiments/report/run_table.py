@@ -1,4 +1,4 @@
-"""The comparison table: one line per finished run, each cell with what is shown and what it is sorted by."""
+"""The comparison table: one line per finished run, each cell with a text and a sort key."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ Cells = dict[str, "Cell"]
 
 @dataclass(frozen=True)
 class Cell:
-    """Words, and the number or text they are sorted by (None: last)."""
+    """Text of a cell, and the number or text it is sorted by (None: last)."""
 
     words: str
     sort: float | str | None
@@ -25,21 +25,26 @@ class Record:
 
     run_id: str
     filters: dict[str, str]
-    """What the page's menus choose by."""
+    """Menu of the page → the run's value in it."""
     cells: Cells
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings in order, and which of them are numbers."""
+    """Headings, lines and menus of the comparison table."""
 
     headings: dict[str, bool]
+    """Heading → True for a column of numbers; in order."""
     records: tuple[Record, ...]
     menus: dict[str, tuple[str, ...]]
 
 
 def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
-    """All finished runs of all groups. `compared` is by run id; columns nobody has a value in are left out."""
+    """Return the table of all runs of all groups; columns without any value are left out.
+
+    Args:
+        compared: run id → comparison with the reference.
+    """
     records = tuple(
         _record(group, entry, compared.get(entry.row["run_id"]))
         for group in groups
@@ -52,11 +57,8 @@ def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
         for heading in used
     }
     names = records[0].filters if records else {}
-    return Table(
-        numbers,
-        records,
-        {name: tuple(sorted({record.filters[name] for record in records})) for name in names},
-    )
+    menus = {name: tuple(sorted({record.filters[name] for record in records})) for name in names}
+    return Table(numbers, records, menus)
 
 
 def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record:
@@ -66,8 +68,8 @@ def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record
         "run": Cell(entry.name, entry.name),
         "model and text": Cell(group.title, group.title),
         **{
-            heading.replace("\n", " "): _metric(row["metrics"], place, style)
-            for heading, place, style in COLUMNS
+            heading.replace("\n", " "): _metric(row["metrics"], path, style)
+            for heading, path, style in COLUMNS
         },
         **_against(comparison),
         "id": Cell(row["run_id"], row["run_id"]),
@@ -85,8 +87,8 @@ def _against(comparison: Comparison | None) -> Cells:
     }
 
 
-def _metric(metrics: dict[str, Any], place: str, style: str) -> Cell:
-    value = get_path(metrics, place)
+def _metric(metrics: dict[str, Any], path: str, style: str) -> Cell:
+    value = get_path(metrics, path)
     if isinstance(value, dict):  # a speed, shown with its ratio to the dense model
         return Cell(cell(value, style), value.get("tokens_per_second", value["dense_tokens_per_second"]))
     return Cell(cell(value, style), value)

@@ -1,4 +1,4 @@
-"""From values to places along an axis, in per cent, and the ticks of the axis."""
+"""Axes: positions of values in per cent, and ticks."""
 
 from dataclasses import dataclass
 from math import log10
@@ -6,26 +6,26 @@ from math import log10
 from matplotlib.ticker import MaxNLocator
 
 MARGIN = 0.05
-"""Room beyond the outermost values, as a share of the axis."""
+"""Room beyond the outermost values, as a fraction of the axis."""
 ROUND = (1, 2, 5)
-"""Multiples of powers of ten that a logarithmic axis is labelled with."""
+"""Factors of the powers of ten that label a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from low to high, both above zero where it is logarithmic."""
+    """An axis from low to high, both above zero where the axis is logarithmic."""
 
     low: float
     high: float
     log: bool = False
 
     def percent(self, value: float) -> float:
-        """0 at low, 100 at high."""
+        """Return the position of a value: 0 at low, 100 at high."""
         low, high, at = (log10(each) if self.log else each for each in (self.low, self.high, value))
         return round(100 * (at - low) / (high - low), 3)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """At most so many and one round values on the axis."""
+        """Return at most `most` + 1 round values on the axis."""
         if not self.log or self.high / self.low < 8:
             return [
                 float(tick)
@@ -44,7 +44,7 @@ class Scale:
 
 
 def around(values: list[float], log: bool = False, *, start: float | None = None) -> Scale:
-    """The scale that shows all values with a margin; `start` fixes its lower end."""
+    """Return the scale that shows all values with a margin; `start` fixes the lower end."""
     low, high = min(values), max(values)
     if log:
         room = (high / low) ** MARGIN if high > low else 1.1
@@ -54,7 +54,7 @@ def around(values: list[float], log: bool = False, *, start: float | None = None
 
 
 def number(value: float) -> str:
-    """As a tick is labelled."""
+    """Return the label of a tick."""
     if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
         return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e−")
     return f"{value:,.10g}".replace("-", "−")

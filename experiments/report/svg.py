@@ -1,4 +1,4 @@
-"""Pieces of SVG whose places are per cent across and pixels down, as escaped markup."""
+"""SVG elements as escaped markup. x is in per cent of the width, y in pixels from the top."""
 
 from typing import Any
 
@@ -12,11 +12,14 @@ SHAPES = (
     "M0-5.5L5.5 4.5H-5.5Z",
     "M0-6L6 0 0 6-6 0Z",
 )
-"""Circle, square, triangle, diamond."""
+"""Paths: circle, square, triangle, diamond."""
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
-    """An element. `stroke_width=2` is `stroke-width="2"`, `class_` is `class`; None leaves an attribute out."""
+    """Return an element.
+
+    `stroke_width=2` becomes `stroke-width="2"`, `class_` becomes `class`; None leaves an attribute out.
+    """
     pairs = (
         (key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None
     )
@@ -25,17 +28,17 @@ def tag(name: str, *children: str, **attributes: Any) -> Markup:
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    """From one place to another."""
+    """Return a line from (x1, y1) to (x2, y2)."""
     return tag("line", x1=f"{x1}%", y1=y1, x2=f"{x2}%", y2=y2, class_=kind)
 
 
 def text(x: float, y: float, words: str, anchor: str = "middle", dx: float | None = None) -> Markup:
-    """Words at a place; `dx` moves them by pixels."""
+    """Return words at (x, y), moved right by `dx` pixels."""
     return tag("text", words, x=f"{x}%", y=y, dx=dx, text_anchor=anchor)
 
 
 def box(x1: float, x2: float, y: float, height: float, kind: str, value: str | None = None) -> Markup:
-    """A filled rectangle, from x1 to x2."""
+    """Return a filled rectangle from x1 to x2."""
     return tag(
         "rect",
         x=f"{round(x1, 3)}%",
@@ -48,22 +51,22 @@ def box(x1: float, x2: float, y: float, height: float, kind: str, value: str | N
 
 
 def mark(x: float, y: float, style: int, hint: str, kind: str = "") -> Markup:
-    """A run's mark, in the colour and shape of its style. The pointer, or the tab key, shows its hint."""
+    """Return a run's mark, in the colour and shape of a style. The pointer or the tab key shows the hint."""
     look = f"mark {colour(style)} {kind}".strip()
     path = tag("path", d=shape(style), class_=look, data_tip=hint, tabindex=0, role="img", aria_label=hint)
     return tag("svg", path, x=f"{x}%", y=y, overflow="visible", width=1, height=1)
 
 
 def colour(style: int) -> str:
-    """The class of a style's colour."""
+    """Return the CSS class of a style's colour."""
     return f"s{numbers(style)[0]}"
 
 
 def shape(style: int) -> str:
-    """The path of a style's mark, around the origin."""
+    """Return the path of a style's mark, around the origin."""
     return SHAPES[numbers(style)[1]]
 
 
 def canvas(height: float, *children: str, **attributes: Any) -> Markup:
-    """As wide as what it lies in; labels may stand out."""
+    """Return an SVG as wide as its parent, `height` pixels high; labels may extend beyond it."""
     return tag("svg", *children, width="100%", height=height, overflow="visible", **attributes)

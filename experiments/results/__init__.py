@@ -1,3 +1,4 @@
-"""Rows of finished runs: their schema and migrations, reading and writing, an overview.
+"""Rows of runs: their schema and migrations, reading and writing, and overviews.
 
-`python -m experiments.results` prints them."""
+`python -m experiments.results` prints them.
+"""

@@ -1,10 +1,11 @@
 """All rows of a results folder as one table, printed, and written with all columns as a Parquet file.
 
-    python -m experiments.results.listing
-    python -m experiments.results.listing --results other/folder --against sinq --out rows.parquet
+    python -m experiments.results
+    python -m experiments.results --results other/folder --against sinq --out rows.parquet
 
-`--against` compares every row with one of the same protocol (`compare.py`): a run id or a row's name means that row; a method's name means
-the row of that method with as many bits and the same group size. Rows without such a counterpart show –.
+`--against` compares every row with a row of the same protocol (`experiments/compare/paired.py`). A run id or
+a row's name selects that row; a method's name selects the row of that method with as many bits and the same
+group size. Rows without such a counterpart show –.
 """
 
 import argparse
@@ -18,9 +19,15 @@ from experiments.results.listing import QUALITY, as_table, overview
 
 
 def main() -> None:
-    how = argparse.RawDescriptionHelpFormatter
+    """Print the table of rows and write the Parquet file.
+
+    Raises:
+        ValueError: the folder has no rows, or `--against` names none.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.results.listing", description=__doc__, formatter_class=how
+        prog="python -m experiments.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
     parser.add_argument(

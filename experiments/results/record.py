@@ -1,9 +1,11 @@
-"""Rows: one finished run is one JSON file, `runs/<run_id>.json`, and every table and plot is a view of these files.
+"""Rows: each run is one JSON file, `runs/<run_id>.json`; every table and plot is a view of these files.
 
-A row is written in one step when its run is over, so an interrupted run leaves nothing. A failed run leaves a row that says why and is
-tried again. The report on single layers lies beside it as `<run_id>.layers.csv`, written first.
+A row is written in one step when its run is over, so an interrupted run leaves nothing. A failed run leaves a
+row that says why, and is tried again. The table of its layers lies beside the row as `<run_id>.layers.csv`,
+written first.
 
-While a run is going on its process holds a claim on its id (`claims.py`). Another process that wants the same run finds it finished later.
+During a run its process holds a claim on its id (`experiments/runs/claims.py`). Another process that wants
+the same run finds it finished later.
 """
 
 import json
@@ -21,23 +23,27 @@ FINISHED, FAILED = "finished", "failed"
 
 
 def runs_dir(results_dir: Path) -> Path:
-    """The folder of all rows."""
+    """Return the folder of all rows."""
     return results_dir / "runs"
 
 
 def row_path(results_dir: Path, run_id: str) -> Path:
-    """Where the row of a run is, or will be."""
+    """Return the path of a run's row, whether or not it exists."""
     return runs_dir(results_dir) / f"{run_id}.json"
 
 
 def layers_path(results_dir: Path, run_id: str) -> Path:
-    """Where the table of a run's layers is; there is none for a dense run."""
+    """Return the path of the table of a run's layers; a dense run has no such file."""
     return runs_dir(results_dir) / f"{run_id}.layers.csv"
 
 
 @contextmanager
 def writing(results_dir: Path) -> Iterator[None]:
-    """Say which folder it is that cannot be written, and why."""
+    """Name the results folder in errors of the block that writes to it.
+
+    Raises:
+        ValueError: the folder cannot be written; the message says why.
+    """
     try:
         yield
     except OSError as error:
@@ -48,10 +54,10 @@ def writing(results_dir: Path) -> Iterator[None]:
 
 
 def find(results_dir: Path, run_id: str) -> Row | None:
-    """The row of a run, finished or failed; None if there is none that can be read.
+    """Return the row of a run, finished or failed; None if there is no readable row.
 
     Raises:
-        NewerRowError: newer code has made it; it is neither read nor to be replaced.
+        NewerRowError: newer code wrote the row; it is not read, and must not be replaced.
     """
     path = row_path(results_dir, run_id)
     try:
@@ -63,10 +69,10 @@ def find(results_dir: Path, run_id: str) -> Row | None:
 
 
 def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Path:
-    """Write a row, and before it the table of its layers.
+    """Write the table of a run's layers, then its row; return the path of the row.
 
     Raises:
-        ValueError: the folder cannot be written, or its disk is full; what was there stays.
+        ValueError: the folder cannot be written, or its disk is full; the old files stay.
     """
     path = row_path(results_dir, row["run_id"])
     with writing(results_dir):
@@ -79,7 +85,10 @@ def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Pa
 
 
 def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
-    """All rows of a results folder, whole, in the order of their ids; and the names of files that are none, each with the reason."""
+    """Return all rows of a results folder in the order of their ids, and the unreadable files.
+
+    The second result maps the name of each file that is no row to the reason.
+    """
     rows, unreadable = [], {}
     for path in sorted(runs_dir(Path(results_dir)).glob("*.json")):
         try:
@@ -90,7 +99,7 @@ def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
 
 
 def _read(path: Path) -> Row:
-    """The row in a file, checked and brought to the current version."""
+    """Return the row in a file, checked and migrated to the current version."""
     try:
         row = checked(json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -101,9 +110,10 @@ def _read(path: Path) -> Row:
 
 
 def load(results_dir: str | Path) -> pd.DataFrame:
-    """All rows of a results folder, one line each, nested names joined by dots (`metrics.perplexity.value`).
+    """Return all rows of a results folder as a table, names joined by dots (`metrics.perplexity.value`).
 
-    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in `.attrs["unreadable"]`.
+    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in
+    `.attrs["unreadable"]`.
     """
     rows, unreadable = read(results_dir)
     table = tabulate(rows)
@@ -112,18 +122,19 @@ def load(results_dir: str | Path) -> pd.DataFrame:
 
 
 def tabulate(rows: list[Row]) -> pd.DataFrame:
-    """Rows as lines of a table, in their order, without raw samples and configuration."""
+    """Return rows as the lines of a table, in their order, without raw samples and configuration."""
     return pd.json_normalize(
         [{key: row[key] for key in row if key not in ("samples", "config")} for row in rows]
     )
 
 
 def settings(row: Row) -> dict[str, Any]:
-    """Return all that decides a row's numbers: its identity, and the options that have their defaults beside it."""
+    """Return every setting that decides a row's numbers: its identity, and the options at their defaults."""
     return _merged(row.get("options") or {}, row.get("identity") or {})
 
 
 def _merged(options: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dicts merged at every level; `identity` wins."""
     both = {
         key: _merged(options[key], identity[key])
         for key in options.keys() & identity.keys()
@@ -133,7 +144,7 @@ def _merged(options: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
+    """Return nested dicts as one dict with dotted names: {"a": {"b": 1}} → {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"
@@ -142,13 +153,13 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """Equal values give equal words."""
+    """Return a value as JSON text with sorted keys: equal values give equal text."""
     return json.dumps(value, sort_keys=True)
 
 
-def get_path(nested: dict[str, Any], place: str) -> Any:
-    """The value at a dotted place, or None."""
+def get_path(nested: dict[str, Any], path: str) -> Any:
+    """Return the value at a dotted path, or None."""
     value: Any = nested
-    for key in place.split("."):
+    for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value

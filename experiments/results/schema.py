@@ -1,12 +1,14 @@
-"""What a row must look like before anything is made of it, and how rows of earlier versions become rows of this one.
+"""Schema of rows, checked at every read, and the migrations of rows of earlier versions.
 
-A row is nested JSON, read one file at a time, and most of it may be absent: which metrics there are depends on what was measured. So the
-schema (pydantic) is one class for each level of nesting, and says of what is used elsewhere which kind of value it must be *if it is
-there*; None stands for "not measured". Nothing is converted, and what is not named here is passed on as it is. (pandera describes the
-columns of data frames: it would see a row only after flattening, and name columns instead of places.)
+A row is nested JSON, read one file at a time, and most of it may be absent: its metrics depend on the
+evaluations of the run. So the schema (pydantic) has one class for each level of nesting, and gives the type
+of every value that other modules use, *if the value is present*; None stands for "not measured". Nothing is
+converted, and a value that is not named here stays as it is. (pandera describes the columns of data frames:
+it would see a row only after flattening, and name columns instead of paths.)
 
-Change what a place means or move it → raise `SCHEMA` by one and add the step from the version before to `MIGRATIONS`; files on disk
-are never rewritten, they are migrated each time they are read. A row that is newer than this code is refused, not guessed at.
+Changing the meaning or the path of a value → raise `SCHEMA` by one and add the migration from the previous
+version to `MIGRATIONS`. Files on disk are never rewritten; they are migrated each time they are read. A row
+newer than this code is refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +25,7 @@ SCHEMA = 2
 Row = dict[str, Any]
 Migration = Callable[[Row], Row]
 MIGRATIONS: Mapping[int, Migration] = MappingProxyType({1: from_schema_1})
-"""Version → what makes of its rows rows of the next version. Version 1 is the first."""
+"""Version → the function that turns its rows into rows of the next version. Version 1 is the first."""
 
 Number = float | None
 Numbers = list[float] | None
@@ -100,18 +102,19 @@ WHOLE = TypeAdapter(Whole)
 
 
 class RowError(ValueError):
-    """A file that is no row; the message says why."""
+    """A file is no row; the message says why."""
 
 
 class NewerRowError(RowError):
-    """A row of a version this code does not know. It must not be replaced by one of this version."""
+    """A row is of a newer version than this code knows. It must not be replaced."""
 
 
 def checked(row: Any, migrations: Mapping[int, Migration] = MIGRATIONS, schema: int = SCHEMA) -> Row:
-    """The row, migrated to this version.
+    """Return the row, migrated to version `schema` and checked.
 
     Raises:
-        RowError: it is no row, or one of a newer version; the message names the places, the values and what was expected.
+        RowError: it is no row; the message gives path, value and expected type of everything wrong.
+        NewerRowError: its version is newer than `schema`.
     """
     if not isinstance(row, dict):
         raise RowError(f"it holds a {type(row).__name__}, not a row")
@@ -124,7 +127,12 @@ def checked(row: Any, migrations: Mapping[int, Migration] = MIGRATIONS, schema: 
 
 
 def migrated(row: Row, migrations: Mapping[int, Migration] = MIGRATIONS, schema: int = SCHEMA) -> Row:
-    """The row as the current version has it, by as many steps as lie between."""
+    """Return the row, migrated version by version up to `schema`.
+
+    Raises:
+        RowError: its version is no whole number from 1 on.
+        NewerRowError: its version is newer than `schema`.
+    """
     version = row.get("schema")
     if not isinstance(version, int) or version < 1:
         raise RowError(f"schema is {version!r}, not a version from 1 to {schema}")
@@ -137,10 +145,8 @@ def migrated(row: Row, migrations: Mapping[int, Migration] = MIGRATIONS, schema:
 
 
 def _problem(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors: the place, the value, and what it should be."""
-    place = ".".join(map(str, error["loc"]))
-    return (
-        f"{place} is missing"
-        if error["type"] == "missing"
-        else f"{place} is {str(error['input'])[:40]!r}: {error['msg']}"
-    )
+    """Return one of pydantic's errors as text: the path, the value, and what it should be."""
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    return f"{path} is {str(error['input'])[:40]!r}: {error['msg']}"

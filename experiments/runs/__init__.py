@@ -1,1 +1,1 @@
-"""One run: what it is, its identity, the pipeline that carries it out, its cost and its failures."""
+"""Runs: options, identity, the pipeline that carries a run out, its cost and its failures."""

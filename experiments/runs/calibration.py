@@ -1,8 +1,8 @@
-"""Calibration: the windows of text that methods with a statistic may look at. Always from a text's calibration part.
+"""Calibration: the windows of text for methods that need statistics, always from a text's calibration part.
 
-`sequential=false` takes all statistics from the dense model. They then depend on the model and these windows only, and are kept in the
-cache (`statistics/`, four bytes for each entry of a Hessian: 400 MB for the embedded model), where every run that asks for the same
-finds them.
+`sequential=false` takes all statistics from the dense model. Then they depend only on the model and these
+windows, and are kept in the cache (`statistics/`, four bytes for each entry of a Hessian: 400 MB for the
+embedded model) for every run that needs the same.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from sinq.common.named import Named, described
 
 
 class CalibrationSource(Named, ABC):
-    """Where a method's statistics come from."""
+    """Source of a method's statistics."""
 
     @abstractmethod
     def load(self, loaded: LoadedModel) -> Calibration | None:
-        """What `Method.compress` takes, or None."""
+        """Return the calibration for `Method.compress`, or None."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the statistics."""
+        """Return the facts that decide the statistics, as plain JSON values."""
 
 
 @dataclass(frozen=True)
 class NoCalibration(CalibrationSource):
-    """None: methods that need statistics refuse to run."""
+    """No calibration: methods that need statistics refuse to run."""
 
     name: ClassVar[str] = "none"
 
@@ -53,7 +53,7 @@ class NoCalibration(CalibrationSource):
 
 @dataclass(frozen=True)
 class CalibrationText(CalibrationSource):
-    """Windows at random places of a text's calibration part."""
+    """Windows at random positions of a text's calibration part."""
 
     name: ClassVar[str] = "text"
 
@@ -61,10 +61,13 @@ class CalibrationText(CalibrationSource):
     samples: int = 128
     """Number of windows."""
     seqlen: int = 2048
-    """Tokens of a window."""
+    """Tokens of a window; at most the model's context."""
     seed: int = 0
     sequential: bool = True
-    """Take each block's statistics behind the compressed blocks before it; false: of the dense model, kept in the cache."""
+    """Take each block's statistics behind the compressed previous blocks.
+
+    False: take them from the dense model, and keep them in the cache.
+    """
 
     def __post_init__(self) -> None:
         for option in ("samples", "seqlen"):
@@ -74,23 +77,25 @@ class CalibrationText(CalibrationSource):
                 )
 
     def load(self, loaded: LoadedModel) -> Calibration:
-        tokens = self._windows(
-            tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash), loaded.context
-        )
-        return Calibration(
-            tokens, self.sequential, None if self.sequential else StatisticsFolder(_folder(loaded, tokens))
-        )
+        """Return the windows, with a store of statistics if these are the dense model's.
+
+        Raises:
+            ValueError: the text is shorter than one window.
+        """
+        text = tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash)
+        tokens = self._windows(text, loaded.context)
+        store = None if self.sequential else StatisticsFolder(_folder(loaded, tokens))
+        return Calibration(tokens, self.sequential, store)
 
     def _windows(self, tokens: Tensor, context: int) -> Tensor:
-        """(samples, seqlen), at random places."""
+        """Return windows (samples, seqlen) at random positions of the text."""
         seqlen = min(self.seqlen, context)
         if len(tokens) < seqlen:
             raise ValueError(
                 f"the calibration text has {len(tokens)} tokens, fewer than calibration.seqlen={seqlen}"
             )
-        starts = torch.randint(
-            len(tokens) - seqlen + 1, (self.samples,), generator=torch.Generator().manual_seed(self.seed)
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        starts = torch.randint(len(tokens) - seqlen + 1, (self.samples,), generator=generator)
         return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
 
     def identity(self) -> dict[str, Any]:
@@ -118,7 +123,7 @@ class StatisticsFolder:
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
-    """By content: the model as it computes here, and the windows."""
+    """Return the folder of statistics, named by a hash of model, number format, device and windows."""
     model = {
         **loaded.identity,
         "commit": loaded.commit,

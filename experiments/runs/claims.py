@@ -1,11 +1,13 @@
 """Claims: of all processes that share a results folder, on one machine or many, only one is at work on a run.
 
-A claim is a file, `.claims/<run_id>`, that names its owner (host and process) and is touched every few seconds while the owner lives. It is
-free again when the owner is done; when the owner's process is gone, which others on its machine see at once; and when nobody has touched
-it for `EXPIRES` seconds, which is how machines see it that share only the folder. Clocks of machines need not agree: each waits by its own.
-filelock's `SoftFileLease` does this; it needs nothing of the file system but that a file can be made once.
+A claim is a file, `.claims/<run_id>`, that names its owner (host and process) and is touched every few
+seconds while the owner lives. It is free again when the owner is done, or dead. Processes on the owner's
+machine see its death at once; other machines, which share only the folder, see it when the file has not been
+touched for `EXPIRES` seconds. Clocks of machines need not agree: each waits by its own clock. filelock's
+`SoftFileLease` does this; the file system only has to create a file exclusively.
 
-An owner that was stopped for longer and goes on may find its run done by another. Both have the same row, and the last one stays.
+An owner that was stopped for longer than `EXPIRES` and continues may find its run done by another process.
+Both have the same row, and the last one written stays.
 """
 
 import logging
@@ -21,19 +23,19 @@ from experiments.results.record import runs_dir, writing
 log = logging.getLogger(__name__)
 
 EXPIRES, HEARTBEAT, POLL = 120.0, 10.0, 0.2
-"""Seconds until an untouched claim is void, between touches, and between looks at another's claim."""
+"""Seconds until an untouched claim is void, between touches, and between checks of a foreign claim."""
 
 
 class BusyError(Exception):
-    """Another process is at work on the run, and we were not to wait."""
+    """Another process is at work on the run, and the caller asked not to wait."""
 
 
 @contextmanager
 def claim(results_dir: Path, run_id: str, wait: bool = True) -> Iterator[None]:
-    """Be the only process at work on a run. What a killed owner left half written is removed.
+    """Claim a run for a block, and remove files that a killed owner left half written.
 
     Raises:
-        BusyError: another one is, and `wait` is false.
+        BusyError: another process is at work on the run, and `wait` is false.
         ValueError: the folder cannot be written.
     """
     folder = results_dir / ".claims"

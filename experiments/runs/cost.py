@@ -1,6 +1,7 @@
-"""What a run costs in time and memory, so that the next plan can say what a sweep will, and a failed run how far it came.
+"""Cost of a run in time and memory.
 
-Loading the model and measuring the dense baseline are left out: runs of a sweep share them.
+The next plan estimates a sweep from it, and the row of a failed run says how far the run came. Loading the
+model and measuring the dense baseline are left out: runs of a sweep share them.
 """
 
 from collections.abc import Iterator
@@ -16,16 +17,17 @@ from experiments.common.meters import process_peak, restart_peak
 
 @dataclass
 class Cost:
-    """Adds up over the parts of a run, also over one that fails."""
+    """Sum of seconds and highest peak over the parts of a run, including a part that fails."""
 
     device: torch.device
     seconds: float = 0.0
+    """Wall-clock seconds."""
     peak_bytes: int = 0
     """Most memory in use at once: of this process on a CPU, of torch's allocator on CUDA."""
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Count what happens in this block."""
+        """Count time and memory of a block."""
         restart_peak(self.device)
         start = perf_counter()
         try:

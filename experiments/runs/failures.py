@@ -1,4 +1,7 @@
-"""What stopped a run, as a row keeps it. Running out of memory is a kind of its own: the row says how much there was, and what to try."""
+"""Failures of runs, as their rows keep them.
+
+Running out of memory is a kind of its own: the row gives the peak seen, and options to try.
+"""
 
 import errno
 from typing import Any
@@ -13,37 +16,40 @@ OUT_OF_MEMORY, ERROR = "out of memory", "error"
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so. torch's CPU allocator has no type of its own for it, only words."""
+    """Return whether an error reports a lack of memory.
+
+    torch's CPU allocator has no error type for it, so its messages are searched.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    words = (
+    messages = (
         "DefaultCPUAllocator: can't allocate memory",
         "DefaultCPUAllocator: not enough memory",
         "CUDA out of memory",
     )
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
 
 
 def explained(error: Exception, run: Run, cost: Cost) -> Exception:
-    """The error to report: the same, or for want of memory one that says what to try."""
+    """Return the error to report: the same error, or for a lack of memory one with options to try."""
     if isinstance(error, OutOfMemoryError) or not ran_out_of_memory(error):
-        return error  # one of the dense baseline has been explained already
+        return error  # an `OutOfMemoryError` of the dense baseline's run is explained already
     return OutOfMemoryError(
         f"out of memory; the peak seen was {cost.peak_bytes / 1e9:.2f} GB. Try {', '.join(what_to_try(run))}"
     )
 
 
 def failure(error: Exception, cost: Cost) -> dict[str, Any]:
-    """The part of a failed row that says why."""
+    """Return the part of a failed row that gives the reason, its kind and the cost."""
     kind = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else ERROR
     reason = str(error) if kind == OUT_OF_MEMORY else f"{type(error).__name__}: {error}"
     return {"reason": reason, "failure": {"kind": kind, **cost.as_row()}}
 
 
 def what_to_try(run: Run) -> list[str]:
-    """Options that lower the peak of this run, the cheapest for its numbers first."""
+    """Return options that lower the peak memory of a run, the least change of its numbers first."""
     device = run.torch_device
     advice = ["fewer runs at once (hydra.launcher.n_jobs)"]
     if device.type == "cuda":

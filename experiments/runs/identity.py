@@ -1,11 +1,12 @@
-"""Which run is this? A hash of everything that can change its numbers, and of nothing else.
+"""Identity of a run: everything that can change its numbers, and nothing else. The run id is its hash.
 
-Paths, loggers, launchers and results folders are left out; a text counts by its content and a local model by its files' fingerprint, so
-the same run on another machine has the same id. So are options the method does not look at: the dense model does not depend on
-which layers would be excluded, and a calibration-free method not on a calibration text.
+Paths, loggers, launchers and results folders are left out; a text counts by its content and a local model by
+its files' fingerprint, so the same run on another machine has the same id. Options that the method does not
+read are left out too: the dense model does not depend on the excluded layers, nor a calibration-free method
+on a calibration text.
 
-Classes count by name and version, options only where they differ from their defaults (`sinq/common/named.py`). `options` has them all, for
-people and tables to look at; no id depends on it.
+Classes count by name and version, options only where they differ from their defaults
+(`sinq/common/named.py`). `options` has them all, for people and tables; no id depends on it.
 """
 
 import hashlib
@@ -17,13 +18,16 @@ from sinq.common.named import described
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """Return what makes a run this run, as plain JSON values."""
+    """Return everything that can change the numbers of a run, as plain JSON values."""
+    dtype = str(run.model.dtype.on(run.torch_device)).removeprefix("torch.")
     parts: dict[str, Any] = {
-        "model": run.model.identity()
-        | {"dtype": str(run.model.dtype.on(run.torch_device)).removeprefix("torch.")},
+        "model": run.model.identity() | {"dtype": dtype},
         "text": run.text.identity(),
         "method": described(run.method),
-        "evaluation": {key: described(each) | each.content() for key, each in sorted(run.evaluation.items())},
+        "evaluation": {
+            key: described(evaluation) | evaluation.content()
+            for key, evaluation in sorted(run.evaluation.items())
+        },
         "device": run.torch_device.type,
     }
     if run.method.changes_model:
@@ -34,10 +38,15 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """Return every option of a run's parts, those that have their defaults too, in the parts of `identity` that have options."""
+    """Return every option of a run's parts, including options at their defaults.
+
+    The keys are the parts of `identity` that have options.
+    """
     parts: dict[str, Any] = {
         "method": described(run.method, defaults=True),
-        "evaluation": {key: described(each, defaults=True) for key, each in sorted(run.evaluation.items())},
+        "evaluation": {
+            key: described(evaluation, defaults=True) for key, evaluation in sorted(run.evaluation.items())
+        },
     }
     if run.method.changes_model:
         parts["layers"] = described(run.layers, defaults=True)

@@ -1,4 +1,4 @@
-"""Where a finished run is reported to, besides its row."""
+"""Loggers that show a finished run elsewhere, besides its row."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from experiments.results.record import Row
 
 
 class Logger(ABC):
-    """Where finished rows are shown besides the results folder."""
+    """A receiver of finished rows, besides the results folder."""
 
     @abstractmethod
     def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
-        """Mirror one finished row."""
+        """Show one finished row and the table of its layers."""
 
 
 @dataclass(frozen=True)
 class NoLogger(Logger):
-    """Nowhere."""
+    """No logger: rows are only in the results folder."""
 
     def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
         pass

@@ -1,9 +1,9 @@
-"""The pipeline: load, compress, evaluate, record. See the module docstrings of its parts for each.
+"""The pipeline: load, compress, evaluate, record. Each step is described in its module.
 
-The order is chosen so that mistakes surface first: everything that can be checked is, then the model is compressed (seconds to
-minutes, and where a group size that does not fit is refused), then the dense model is evaluated if no run has done so yet, then
-the compressed one. The dense baseline is a run like any other, with its own row, found again by every run that shares its model,
-text and evaluations.
+The order makes mistakes surface early. First everything that can be checked is checked. Then the model is
+compressed (seconds to minutes; a group size that does not fit is refused here), then the dense model is
+evaluated if no run has done so yet, then the compressed one. The dense baseline is a run like any other, with
+its own row, found again by every run that shares its model, text and evaluations.
 """
 
 import shutil
@@ -37,34 +37,36 @@ from sinq.model.experts import choices
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how runs are executed: nothing here changes a number."""
+    """Options of carrying runs out; none of them changes a number."""
 
     results_dir: Path
     logger: Logger = NoLogger()
     force: bool = False
-    """Run again what is already finished."""
+    """Repeat finished runs."""
     progress: Progress = silent
     wait: bool = True
-    """Wait for a run that another process is at work on; otherwise that is a `claims.BusyError`."""
+    """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
 
 def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = None) -> Row:
-    """The finished row of a run: found, or measured and recorded now.
+    """Return the finished row of a run: found, or measured and recorded now.
 
     Args:
+        run: the options of the run.
+        setting: the results folder, and the options of carrying the run out.
         config: the resolved configuration the run was built from, kept in the row.
 
     Raises:
         NotApplicable: the options make no sense together; there is no row.
-        BusyError: another process is at work on it, and `setting` says not to wait.
-        Exception: whatever else stopped the run; its row then has status "failed" and the reason.
+        BusyError: another process is at work on the run, and `setting.wait` is false.
+        Exception: any other error that stopped the run; its row then has status "failed" and the reason.
     """
     parts = identity(run)
     name = run_id(parts)
     if (found := _finished(setting, name)) and not setting.force:
         return found
     with claim(setting.results_dir, name, setting.wait):
-        found = _finished(setting, name)  # another process may have been at work on it just now
+        found = _finished(setting, name)  # another process may have finished it meanwhile
         if found and not setting.force:
             return found
         row = {
@@ -87,7 +89,10 @@ def _finished(setting: Execution, name: str) -> Row | None:
 
 
 def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, pd.DataFrame]:
-    """Measure; on failure record why, unless a finished row is to be kept: a forced run that fails does not cost the row there is."""
+    """Measure a run; if it fails, record the reason.
+
+    With `keep` a failure is not recorded: a forced run that fails does not replace its finished row.
+    """
     cost = Cost(run.torch_device)
     try:
         with using(run.kernel):
@@ -110,45 +115,40 @@ def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, p
 
 
 def label(run: Run) -> str:
-    """A short name for people: the method, and its format where it has one."""
+    """Return a short name of a run for people: the method, and its format where it has one."""
     method = run.choices.get("method", name_of(run.method))
     stored = getattr(run.method, "format", None)
     return method if stored is None else f"{method} {stored.label}"
 
 
 def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, pd.DataFrame]:
+    """Carry a run out; return its finished row and the table of its layers."""
     device = run.torch_device
     loaded = models.load(run.model, device)
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
-    subject = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    context = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
     for evaluation in run.evaluation.values():
-        evaluation.check(subject)
+        evaluation.check(context)
     compression: dict[str, Any] = {}
-    dense = None
+    dense_row = None
     if run.method.changes_model:
         with cost.part():
-            subject = (
-                _streamed(run, subject, setting, row["run_id"])
-                if run.stream
-                else _compress(run, subject, setting)
-            )
-        compression = {"compression": _compression_metrics(subject)}
-        dense = _dense(run, setting, row["config"])
+            if run.stream:
+                context = _stream(run, context, setting, row["run_id"])
+            else:
+                context = _compress(run, context, setting)
+        compression = {"compression": _compression_metrics(context)}
+        dense_row = _measure_dense(run, setting, row["config"])
     measured = {}
     for key, evaluation in run.evaluation.items():
         with cost.part():
-            measured[key] = evaluation.measure(subject)
-    metrics = compression | {key: measurement.metrics for key, measurement in measured.items()}
-    if dense is not None:
-        for key, evaluation in run.evaluation.items():
-            of_dense = Measurement(dense["metrics"][key], dense["samples"].get(key, {}))
-            metrics[key] |= evaluation.against_dense(measured[key], of_dense)
-    layers = pd.DataFrame([part.as_row() for part in subject.report.parts])
+            measured[key] = evaluation.measure(context)
+    layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
-        "dense_run_id": dense["run_id"] if dense else None,
-        "metrics": metrics,
+        "dense_run_id": dense_row["run_id"] if dense_row else None,
+        "metrics": compression | _metrics(run, measured, dense_row),
         "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
         "cost": cost.as_row(),
         "protocol": protocol(loaded, passage, tokens),
@@ -157,8 +157,18 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     return row | finished, layers
 
 
-def _dense(run: Run, setting: Execution, config: Mapping[str, Any] | None) -> Row:
-    """The row of the same run without compression."""
+def _metrics(run: Run, measured: Mapping[str, Measurement], dense_row: Row | None) -> dict[str, Any]:
+    """Return the metrics of every evaluation, with those against the dense row if there is one."""
+    metrics = {key: measurement.metrics for key, measurement in measured.items()}
+    if dense_row is not None:
+        for key, evaluation in run.evaluation.items():
+            dense = Measurement(dense_row["metrics"][key], dense_row["samples"].get(key, {}))
+            metrics[key] |= evaluation.against_dense(measured[key], dense)
+    return metrics
+
+
+def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | None) -> Row:
+    """Return the row of the same run without compression, found or measured."""
     as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
         replace(run, method=Dense(), choices={**run.choices, "method": "none"}),
@@ -167,34 +177,37 @@ def _dense(run: Run, setting: Execution, config: Mapping[str, Any] | None) -> Ro
     )
 
 
-def _compress(run: Run, dense: EvaluationContext, setting: Execution) -> EvaluationContext:
-    model: Any = models.sparing_clone(dense.loaded.model)
-    calibration = run.calibration.load(dense.loaded) if run.method.needs_calibration else None
-    with peak_memory(dense.device) as peak:
-        report = run.method.compress(model, calibration, Context(run.layers, dense.device, setting.progress))
-    return replace(dense, model=model.to(dense.device), report=report, quantize_peak=peak)
+def _compress(run: Run, context: EvaluationContext, setting: Execution) -> EvaluationContext:
+    """Compress a copy of the dense model in memory."""
+    model: Any = models.sparing_clone(context.loaded.model)
+    calibration = run.calibration.load(context.loaded) if run.method.needs_calibration else None
+    device = context.device
+    with peak_memory(device) as peak:
+        report = run.method.compress(model, calibration, Context(run.layers, device, setting.progress))
+    return replace(context, model=model.to(device), report=report, quantize_peak=peak)
 
 
-def _streamed(run: Run, dense: EvaluationContext, setting: Execution, name: str) -> EvaluationContext:
-    """Compressed from file to file. The files stay, so a run that failed later, or was killed here, goes on from them."""
+def _stream(run: Run, context: EvaluationContext, setting: Execution, name: str) -> EvaluationContext:
+    """Compress the model file by file, and load the result.
+
+    The files stay, so a run that fails later, or is killed here, resumes from them.
+    """
     folder = setting.results_dir / "checkpoints" / name
     if setting.force and folder.exists():
         shutil.rmtree(folder)
-    with peak_memory(dense.device) as peak:
-        report = stream(
-            run.model.folder(), folder, run.method, Context(run.layers, dense.device, setting.progress)
-        )
-    model: Any = load(folder, dense.device, dense.loaded.model.dtype)
-    return replace(dense, model=model, report=report, quantize_peak=peak)
+    device = context.device
+    with peak_memory(device) as peak:
+        report = stream(run.model.folder(), folder, run.method, Context(run.layers, device, setting.progress))
+    model: Any = load(folder, device, context.loaded.model.dtype)
+    return replace(context, model=model, report=report, quantize_peak=peak)
 
 
-def _compression_metrics(subject: EvaluationContext) -> dict[str, Any]:
-    report = subject.report
+def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
+    report = context.report
+    refusals = Counter(reason for choice in choices(context.model) for reason in choice.refusals)
     return {
-        "kernel": chosen(subject.device).value,
-        "kernel_refusals": dict(
-            Counter(reason for choice in choices(subject.model) for reason in choice.refusals)
-        ),
+        "kernel": chosen(context.device).value,
+        "kernel_refusals": dict(refusals),
         "layers": len(report.parts),
         "decisions": report.decisions,
         "skipped": list(report.skipped),

@@ -1,4 +1,4 @@
-"""What a row says about how it was made: code, packages, machine, and the protocol its perplexity stands under."""
+"""Provenance of a row (code, packages, machine), and the protocol of its perplexity."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "h
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Code version, packages and hardware."""
+    """Return time, command, code version, packages and hardware, as plain JSON values."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -33,7 +33,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def protocol(loaded: LoadedModel, passage: Document, tokens: torch.Tensor) -> dict[str, Any]:
-    """What must be equal before two perplexities may be compared (with windows and seqlen, which are in the metrics)."""
+    """Return the conditions of a perplexity: text, tokens, tokenizer, commit and number formats.
+
+    Two perplexities may be compared only if these conditions (but for the stored number format and the
+    source's words), `windows` and `seqlen` are equal; `windows` and `seqlen` are in the metrics.
+    """
     bos = loaded.tokenizer.bos_token_id
     return {
         "source": passage.source,
@@ -48,12 +52,13 @@ def protocol(loaded: LoadedModel, passage: Document, tokens: torch.Tensor) -> di
 
 
 def _git() -> dict[str, Any]:
-    """Commit of this checkout; empty where it is none."""
+    """Return the commit of this checkout, and whether files changed; None for both outside a checkout."""
 
-    def ask(*words: str) -> str | None:
+    def ask(*arguments: str) -> str | None:
+        command = ["git", *arguments]
         try:
             done = subprocess.run(
-                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+                command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
             return None
@@ -64,13 +69,10 @@ def _git() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Return the processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

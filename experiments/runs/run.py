@@ -1,4 +1,4 @@
-"""One run: a model, a text, a method and what to measure. Built by Hydra from `conf/`, or by hand."""
+"""Options of a run: model, text, method and evaluations. Built by Hydra from `conf/`, or by hand."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,11 @@ from sinq import Kernel, Layers, Method, chosen, using
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be measured. Where the result goes is not part of it (see `pipeline.execute`)."""
+    """Options of a run. The results folder is not one of them (see `pipeline.Execution`).
+
+    Raises:
+        ValueError: the device is not known or not there, or the kernel cannot run on it.
+    """
 
     model: ModelSource
     text: Text
@@ -26,9 +30,9 @@ class Run:
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes CUDA where there is one."""
     kernel: Kernel = Kernel.auto
-    """Which implementation of the fast functions runs; auto takes what suits the device."""
+    """Implementation of the fast functions; auto takes the one that suits the device."""
     stream: bool = False
-    """Quantize the checkpoint file to file (`sinq/checkpoint/stream.py`), and evaluate what is loaded from there."""
+    """Quantize the checkpoint file by file (`sinq/checkpoint/stream.py`), and evaluate the loaded result."""
     choices: Mapping[str, str] = field(default_factory=dict)
     """Names the user chose parts by (method: sinq_release), for tables; not part of the run's identity."""
 
@@ -40,7 +44,7 @@ class Run:
                 + " or a lower number" * bool(count)
             )
         with using(self.kernel):
-            chosen(device)  # refuses one that cannot run there
+            chosen(device)  # refuses a kernel that cannot run on the device
 
     @property
     def torch_device(self) -> torch.device:

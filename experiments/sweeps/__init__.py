@@ -1,1 +1,1 @@
-"""Many runs: jobs, the plan, experiments that fill a table, the summary."""
+"""Sweeps of many runs: jobs, the plan, experiments that fill a table, the summary."""

@@ -1,15 +1,19 @@
-"""Experiments: sweeps as data, `conf/experiment/<name>.yaml`. `python run.py experiment=<name>` does what is missing
-and prints its table.
+"""Experiments: sweeps as data, `conf/experiment/<name>.yaml`.
 
-An experiment is a list of grids; each is a set of options, of which a list means "each of these in turn":
+`python run.py experiment=<name>` makes the missing runs and prints the table.
+
+An experiment is a list of grids. A grid is a set of options, in which a list stands for one run per element:
 
     table: bits
     experiment:
-      runs: [{method: none}, {method: [rtn, sinq], bits: [2, 3, 4]}, {method: gptq, calibration: wikitext2, bits: [3, 4]}]
+      runs:
+        - {method: none}
+        - {method: [rtn, sinq], bits: [2, 3, 4]}
+        - {method: gptq, calibration: wikitext2, bits: [3, 4]}
 
-With a table and no runs of its own, its runs are those that the table's cells lack: `python run.py experiment=paper
-table=<name>` does this for any table of `conf/tables/`. Options of the command line are added to every run, and come
-before the experiment's.
+An experiment with a table and without runs makes the runs that the table's cells lack. So `python run.py
+experiment=paper table=<name>` fills any table of `conf/tables/`. Options of the command line are added to
+every run, and override the experiment's.
 """
 
 from collections.abc import Sequence
@@ -24,10 +28,10 @@ from experiments.tables import cells, spec
 
 
 def grids(config: DictConfig, arguments: Sequence[str]) -> list[list[str]]:
-    """The arguments of every grid of a sweep, those of the command line last so that they win.
+    """Return the arguments of every grid of a sweep; those of the command line come last and override.
 
     Raises:
-        ValueError: the table is not named or does not exist, or several rows fit one of its cells.
+        ValueError: the table is not named or does not exist, or several rows match one of its cells.
     """
     table = _table(config)
     experiment: Any = OmegaConf.to_object(config.experiment)
@@ -45,6 +49,6 @@ def _table(config: DictConfig) -> spec.Table | None:
 
 
 def _lacking(table: spec.Table, config: DictConfig) -> list[dict[str, Any]]:
-    """Options of runs that the table's cells lack; of all its runs where `force` is set."""
+    """Return the options of runs that the table's cells lack; of all its runs where `force` is set."""
     rows = [] if config.force else record.read(Path(config.results_dir).expanduser())[0]
     return cells.missing(table, rows)

@@ -1,12 +1,14 @@
-"""Jobs: what `run.py` does with one composed configuration, and how a sweep of them goes.
+"""Jobs: `run.py` with one composed configuration, and sweeps of many.
 
-A sweep prints its plan (`plan.py`) and launches what is to do. Every job leaves a note of how it ended in the sweep's folder, so that the
-summary holds whatever launcher ran the jobs, in whatever processes. A job that fails does not stop the others; the summary lists it,
-and the exit code is 1. A combination of options that makes no sense (`sinq.NotApplicable`) is listed too, but is no failure: a grid of
-options may well contain some.
+A sweep prints its plan (`plan.py`) and launches the runs to do. Every job writes its outcome to the sweep's
+folder, so the summary does not depend on the launcher or its processes. A failed job does not stop the
+others; the summary lists it, and the exit code is 1. Options that exclude each other (`sinq.NotApplicable`)
+are listed too, but are no failure:
+grids of options often contain some.
 
-Several processes may go through one sweep at once. A run that another is at work on is left for a second round, in which it is waited for;
-by then it is found finished, or its owner is gone and it is run here.
+Several processes may work on one sweep at once. A run that another process works on is deferred to a second
+round, in which this process waits for it. By then the run is finished, or its owner is gone and it is run
+here.
 """
 
 import json
@@ -38,22 +40,23 @@ from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, Outcome, list_mis
 
 OUTCOME = "outcome.json"
 BUSY = "busy"
+WAIT = "wait=true"
+"""Override added in the second round to runs that another process worked on in the first."""
 SHARED = ("model", "device", "text", "calibration", "evaluation")
-"""Options whose values are dear to change between runs, the dearest first."""
+"""Options that are costly to change between runs, the costliest first."""
 
 Overrides = Sequence[str]
 Launch = Callable[[Sequence[Overrides]], None]
 
 
 def job(config: DictConfig) -> None:
-    """One run; in a sweep, one of many, and perhaps in a process of its own, where nothing is set up yet."""
+    """Run one configuration. In a sweep, this may be a new process in which nothing is set up yet."""
     register()
     set_up()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        os.chdir(
-            hydra.runtime.cwd
-        )  # paths are meant from where the sweep was started; workers of a cluster begin elsewhere
+        # Paths are relative to the folder the sweep was started in; workers of a cluster start elsewhere.
+        os.chdir(hydra.runtime.cwd)
         _job_of_sweep(config, Path(hydra.sweep.dir) / str(hydra.job.num))
         return
     run_cli(lambda: _single(config))
@@ -81,15 +84,17 @@ def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
     missing = [evaluation for evaluation, _ in METRICS if evaluation not in config.evaluation]
     if missing:
         raise ValueError(
-            f"sweep=search needs evaluation.{missing[0]}; choose an evaluation that has it, such as evaluation=quality"
+            f"sweep=search needs evaluation.{missing[0]};"
+            " choose an evaluation that has it, such as evaluation=quality"
         )
-    fixed = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("sweep")]
+    task = HydraConfig.get().overrides.task
+    fixed = [override for override in task if not override.lstrip("+").startswith("sweep")]
 
     def attempt(options: Overrides) -> Row | None:
         trial = compose("config", [*fixed, *options], return_hydra_config=True)
         try:
             row = _execute(trial, wait=True)
-        except Exception as error:  # noqa: BLE001 - a trial must not stop the others; Optuna is told
+        except Exception as error:  # noqa: BLE001 - a trial must not stop the others; None tells Optuna
             console.print(f"{', '.join(options)}: {explain(error)}", markup=False, soft_wrap=True)
             return None
         console.print(f"{row['run_id']}  {row['name']}")
@@ -99,13 +104,14 @@ def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
     rows = [row for name in front if (row := record.find(results_dir, name))]
     if not rows:
         raise ValueError(
-            f"none of {search.trials} trials is within the budget; raise sweep.max_bytes, sweep.max_perplexity or sweep.trials"
+            f"none of {search.trials} trials is within the budget;"
+            " raise sweep.max_bytes, sweep.max_perplexity or sweep.trials"
         )
     show(rows, results_dir, f"Pareto front of {search.trials} trials, bytes and perplexity")
 
 
 def _with_hydra(config: DictConfig) -> DictConfig:
-    """The configuration with Hydra's own part, which a job is given apart."""
+    """Return the configuration with Hydra's section, which a job receives separately."""
     return OmegaConf.merge({"hydra": HydraConfig.get()}, config)  # type: ignore[return-value]
 
 
@@ -114,15 +120,13 @@ def _run(config: DictConfig, wait: bool) -> Row:
 
 
 def _execute(config: DictConfig, wait: bool) -> Row:
-    """The row of a configuration that has Hydra's part."""
+    """Run a configuration that has Hydra's section, and return the row."""
     run = build(config)
-    setting = Execution(
-        Path(config.results_dir).expanduser(), instantiated(config, "logger"), config.force, bar, wait
-    )
+    results_dir = Path(config.results_dir).expanduser()
+    setting = Execution(results_dir, instantiated(config, "logger"), config.force, bar, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return execute(
-        run, setting, without_paths(OmegaConf.to_container(options, resolve=True, enum_to_str=True))
-    )
+    plain = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
+    return execute(run, setting, without_paths(plain))
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:
@@ -133,7 +137,7 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> None:
         console.print(f"{row['run_id']}  {row['name']}")
     except BusyError as error:
         outcome = {BUSY: str(error)}
-    except Exception as error:  # noqa: BLE001 - a job must not stop the others; it is reported here and in the summary
+    except Exception as error:  # noqa: BLE001 - a job must not stop the others; the summary reports it
         outcome = {NOT_APPLICABLE if not_applicable(error) else FAILED: explain(error)}
         if not isinstance(error, USER_ERRORS):
             traceback.print_exc()
@@ -141,12 +145,8 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> None:
         file.write(json.dumps(outcome).encode())
 
 
-WAIT = "wait=true"
-"""What is added to the options of a run that another process was at work on in the first round."""
-
-
 def ordered(overrides: list[Override]) -> list[Override]:
-    """Options in an order whose grid changes what is shared as seldom as it can; the last option varies fastest."""
+    """Return options sorted so that costly ones change least often: the last option varies fastest."""
 
     def rank(override: Override) -> int:
         option = override.get_key_element().lstrip("+~").split(".")[0].split("@")[0]
@@ -156,11 +156,15 @@ def ordered(overrides: list[Override]) -> list[Override]:
 
 
 def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> None:
-    """Plan, launch, summarize. Exits with 1 when a run failed.
+    """Plan, launch and summarize a sweep.
 
     Args:
-        configs: one of each run; `config`: the sweep's own.
-        launch: runs jobs with these options, and returns when they are done.
+        configs: the configuration of each run.
+        config: the configuration of the sweep.
+        launch: runs jobs with the given overrides, and returns when they are done.
+
+    Raises:
+        SystemExit: a run failed; the status is 1.
     """
     results_dir, folder = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir)
     items = plan.make(configs, results_dir)
@@ -175,8 +179,8 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
     first = [item.overrides for item in items if item.state is State.to_do or not certain]
     launched = _launched(first, launch, folder, 0)
     busy = [k for k, outcome in enumerate(launched) if BUSY in outcome]
-    again = _launched([(*first[k], WAIT) for k in busy], launch, folder, len(first))
-    for k, outcome in zip(busy, again, strict=True):
+    second = _launched([(*first[k], WAIT) for k in busy], launch, folder, len(first))
+    for k, outcome in zip(busy, second, strict=True):
         launched[k] = outcome
     remaining = iter(launched)
     outcomes = [
@@ -187,19 +191,24 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
 
 
 def _launched(jobs: Sequence[Overrides], launch: Launch, folder: Path, start: int) -> list[Outcome]:
-    """How jobs ended, by their notes; one that left none was killed."""
+    """Launch jobs and return the outcomes they wrote. A job without one was killed.
+
+    Args:
+        start: number of the first job, which names its folder.
+    """
     lost = "its process ended without a word; out of memory is the likeliest reason"
     try:
         launch(jobs)
-    except Exception as error:  # noqa: BLE001 - a launcher whose worker is killed raises whatever it likes; what is done is done
+    except Exception as error:  # noqa: BLE001 - launchers raise anything if a worker is killed; outcomes count
         console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
-        lost = f"it left no word; the launcher says: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-    notes = [folder / str(start + k) / OUTCOME for k in range(len(jobs))]
-    return [json.loads(note.read_text()) if note.exists() else {FAILED: lost} for note in notes]
+        reason = (str(error).strip().splitlines() or [""])[0]
+        lost = f"it left no word; the launcher says: {type(error).__name__}: {reason}"
+    files = [folder / str(start + k) / OUTCOME for k in range(len(jobs))]
+    return [json.loads(file.read_text()) if file.exists() else {FAILED: lost} for file in files]
 
 
 def _known(item: Item) -> Outcome:
-    """The outcome of a run that was not launched."""
+    """Return the outcome of a run that was not launched."""
     if item.state is State.refused:
         return {FAILED: item.reason}
     if item.state is State.not_applicable:

@@ -1,11 +1,11 @@
-"""The plan of a sweep: what each of its runs is before any is started, and what those to do will cost by what like ones did.
+"""The plan of a sweep: the state of each run before any is started, and estimates of cost from similar runs.
 
-A run is like another when it has the same model, kind of method, text, evaluations and device. The median of their seconds and the
-largest of their peaks are the estimate; where there is no like run, it is unknown, and the plan says so. Loading the model and
-measuring a dense baseline are not in it.
+Runs are similar when they have the same model, class of method, text, evaluations and device. The estimate is
+the median of their seconds and the largest of their peaks; without a similar run it is unknown, and the plan
+says so. Loading the model and measuring a dense baseline are not included.
 
-Launchers that send runs to other machines (Slurm, Ray) may meet another device there, so that neither a run's id nor whether it is possible
-is certain here: then every run is sent, and finds its row, or refuses, there.
+Launchers that send runs to other machines (Slurm, Ray) may find another device there. Then neither a run's id
+nor its validity is certain here: every run is sent, and finds its row, or refuses, there.
 """
 
 import enum
@@ -33,7 +33,7 @@ ALIKE = ("model", "text", "evaluation", "device")
 
 
 class State(enum.Enum):
-    """What is to be done about a run."""
+    """State of a run in the plan."""
 
     to_do = "to do"
     found = "found"
@@ -44,7 +44,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost."""
+    """Estimated cost of a run."""
 
     seconds: float
     peak_memory_bytes: int
@@ -52,7 +52,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Item:
-    """One combination of a sweep's options."""
+    """A combination of a sweep's options."""
 
     overrides: tuple[str, ...]
     state: State
@@ -60,13 +60,12 @@ class Item:
     run_id: str | None = None
     reason: str = ""
     estimate: Estimate | None = None
-
     options: str = ""
-    """The overrides that are not those of all runs, for people."""
+    """Overrides that not all runs share, for display."""
 
 
 def make(configs: Iterable[DictConfig], results_dir: Path) -> list[Item]:
-    """The plan of composed configurations, in their order."""
+    """Return the plan of composed configurations, in the same order."""
     costs = _Costs(record.read(results_dir)[0])
     items: list[Item] = []
     for config in configs:
@@ -95,12 +94,12 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
 
 
 def stays_here(config: DictConfig) -> bool:
-    """Whether the runs are done on this machine, so that the plan knows all about them."""
+    """Return True where the launcher runs on this machine, so that the plan is certain."""
     return config.hydra.runtime.choices["hydra/launcher"] in HERE
 
 
 class _Costs:
-    """What finished runs cost."""
+    """Costs of finished runs."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._of: dict[str, list[Estimate]] = {}
@@ -109,13 +108,11 @@ class _Costs:
                 self._of.setdefault(_kind(row["identity"]), []).append(Estimate(**row["cost"]))
 
     def of(self, parts: dict[str, Any]) -> Estimate | None:
-        """Of a run with this identity; None where there is none like it."""
+        """Return the estimate for a run with this identity; None without similar runs."""
         known = self._of.get(_kind(parts))
-        return (
-            Estimate(median(e.seconds for e in known), max(e.peak_memory_bytes for e in known))
-            if known
-            else None
-        )
+        if not known:
+            return None
+        return Estimate(median(e.seconds for e in known), max(e.peak_memory_bytes for e in known))
 
 
 def _kind(parts: dict[str, Any]) -> str:
@@ -123,7 +120,7 @@ def _kind(parts: dict[str, Any]) -> str:
 
 
 def show(items: Sequence[Item]) -> None:
-    """Print a plan: a line of each run, and what it comes to."""
+    """Print a plan: a line per run, then the totals."""
     view = Table(
         title="plan", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -140,15 +137,13 @@ def show(items: Sequence[Item]) -> None:
 def _cells(item: Item) -> tuple[str, str]:
     if item.state is not State.to_do:
         return "", ""
-    return (
-        ("unknown", "unknown")
-        if item.estimate is None
-        else (duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes))
-    )
+    if item.estimate is None:
+        return "unknown", "unknown"
+    return duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes)
 
 
 def summary(items: Sequence[Item]) -> str:
-    """Counts by state, then time and memory of what is to do."""
+    """Return counts by state, then time and memory of the runs to do."""
     counts = ", ".join(
         f"{count} {state.value}" for state in State if (count := sum(item.state is state for item in items))
     )
@@ -160,16 +155,17 @@ def summary(items: Sequence[Item]) -> str:
         return f"plan: {counts}; time and memory unknown: no earlier run is like these"
     unknown = f" and {len(waiting) - len(known)} of unknown cost" if len(known) < len(waiting) else ""
     peak = memory(max(e.peak_memory_bytes for e in known))
-    return f"plan: {counts}; about {duration(sum(e.seconds for e in known))} one after another{unknown}; peak {peak} each"
+    total = duration(sum(e.seconds for e in known))
+    return f"plan: {counts}; about {total} one after another{unknown}; peak {peak} each"
 
 
 def duration(seconds: float) -> str:
-    """As a person says it."""
+    """Return seconds as text in s, min or h."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def memory(count: int) -> str:
-    """Bytes as MB or GB."""
+    """Return bytes as text in MB or GB."""
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

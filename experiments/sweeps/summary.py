@@ -1,4 +1,4 @@
-"""What a run or a sweep says when it is over: tables of rows beside their dense baselines, then what was not done, and why."""
+"""Summary of a run or a sweep: tables of rows and dense baselines, then runs without a row, with reasons."""
 
 import json
 import sys
@@ -21,11 +21,15 @@ from experiments.tables.show import show as print_table
 NOT_APPLICABLE, FAILED = "not applicable", "failed"
 
 Outcome = dict[str, str]
-"""How a job ended: a `run_id`, or a reason under one of the names above; and the `options` it is known by."""
+"""Outcome of a job: a `run_id`, or a reason under one of the names above; and the job's `options`."""
 
 
 def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None) -> None:
-    """The table of a sweep's runs, found or new, what was not applicable, and what failed; then an experiment's own table."""
+    """Print a sweep's runs, those not applicable and those that failed; then the experiment's table.
+
+    Raises:
+        SystemExit: a run failed, or the table could not be printed; the status is 1.
+    """
     names = dict.fromkeys(o["run_id"] for o in outcomes if "run_id" in o)
     rows = [
         row for name in names if (row := record.find(results_dir, name)) and row["status"] == record.FINISHED
@@ -39,26 +43,29 @@ def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None
 
 
 def pace(rows: Iterable[Row], begun: float, now: float) -> str:
-    """How long this process has lived, beside what compressing and measuring cost in the runs and baselines finished meanwhile.
+    """Return, as text, the lifetime of this process and the cost of the rows finished meanwhile.
 
-    The rest is this program's own: starting, composing, loading the model, recording. Below 1 where several runs went at once.
+    The cost is compressing and measuring. The rest of the lifetime is overhead: starting, composing, loading
+    the model, recording. The ratio is below 1 where several runs went at once.
 
     Args:
-        begun, now: seconds since 1970. Rows know the second they were finished in.
+        begun: start of the process, in seconds since 1970. Rows record the second in which they were
+            finished.
+        now: the present, in seconds since 1970.
     """
     finished = [row for row in rows if row["status"] == record.FINISHED and "cost" in row]
-    made = [
-        row
-        for row in finished
-        if datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() >= floor(begun)
-    ]
-    cost = sum(row["cost"]["seconds"] for row in made)
-    ratio = f", {(now - begun) / cost:.3f} × that" if cost else ""
-    return f"{len(made)} runs and baselines measured, {duration(cost)} of compressing and measuring; {duration(now - begun)} in all{ratio}"
+    ends = [datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() for row in finished]
+    costs = [row["cost"]["seconds"] for row, end in zip(finished, ends, strict=True) if end >= floor(begun)]
+    cost, lifetime = sum(costs), now - begun
+    ratio = f", {lifetime / cost:.3f} × that" if cost else ""
+    return (
+        f"{len(costs)} runs and baselines measured, {duration(cost)} of compressing and measuring;"
+        f" {duration(lifetime)} in all{ratio}"
+    )
 
 
 def _show_table(name: str, results_dir: Path) -> bool:
-    """Print an experiment's table; whether that was possible."""
+    """Print an experiment's table; return False where that fails."""
     try:
         print_table(name, results_dir)
     except USER_ERRORS as error:
@@ -68,7 +75,7 @@ def _show_table(name: str, results_dir: Path) -> bool:
 
 
 def list_misses(outcomes: list[Outcome]) -> None:
-    """A line for each run that was not applicable, then for each that failed, with the reason."""
+    """Print a line with the reason for each run that was not applicable, then for each that failed."""
     for kind in (NOT_APPLICABLE, FAILED):
         for outcome in outcomes:
             if kind in outcome:
@@ -76,7 +83,7 @@ def list_misses(outcomes: list[Outcome]) -> None:
 
 
 def show(rows: list[Row], results_dir: Path, title: str) -> None:
-    """Tables of rows, one per model, text and device, each with the dense baselines of its runs."""
+    """Print tables of rows, one per model, text, evaluation and device, each with the dense baselines."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
         key = json.dumps(

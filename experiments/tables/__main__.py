@@ -2,7 +2,7 @@
 
     python -m experiments.tables smollm2
     python -m experiments.tables table1 --format latex --out table1.tex
-    python -m experiments.tables table1 --where identity.device=cuda     if several runs match a cell, only those
+    python -m experiments.tables table1 --where identity.device=cuda    if several runs match a cell
 
 Nothing is run: a cell without a run shows the command that makes it.
 """
@@ -17,6 +17,7 @@ from experiments.tables.show import show, write
 
 
 def main() -> None:
+    """Print the table, or write it to a file where `--out` is given."""
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m experiments.tables", description=__doc__, formatter_class=how

@@ -1,4 +1,7 @@
-"""Columns that set each run against one row of its section: the difference in mean NLL, paired by windows, with its 95 % interval."""
+"""Columns that compare each run with one row of the section.
+
+Cells are differences in mean NLL, paired by windows, with their 95 % interval.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,30 +12,26 @@ from experiments.tables.spec import Line, Table
 
 
 def contrasted(table: Table, cells: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    """The cells, those of columns with `against` as differences to the row it names."""
-    changed = [list(own) for own in cells]
+    """Return the cells; in columns with `against`, as differences to the row that it names."""
+    changed = [list(row) for row in cells]
     for k, column in enumerate(table.columns):
         if column.against:
+            of_column = [row[k] for row in cells]
             for n, line in enumerate(table.rows):
-                changed[n][k] = _contrasted(
-                    cells[n][k], line, _reference(table, line, column.against, [own[k] for own in cells])
-                )
+                reference = _reference(table, line, column.against, of_column)
+                changed[n][k] = _contrasted(of_column[n], reference)
     return changed
 
 
 def _reference(table: Table, line: Line, label: str, cells: Sequence[Cell]) -> Cell | None:
-    """The cell of the row of that label in the line's section; the line's own where it is that row itself."""
-    return next(
-        (
-            cell
-            for other, cell in zip(table.rows, cells, strict=True)
-            if (other.section, other.label) == (line.section, label)
-        ),
-        None,
-    )
+    """Return the cell of the row with that label in the line's section; it may be the line itself."""
+    for other, cell in zip(table.rows, cells, strict=True):
+        if (other.section, other.label) == (line.section, label):
+            return cell
+    return None
 
 
-def _contrasted(cell: Cell, line: Line, reference: Cell | None) -> Cell:
+def _contrasted(cell: Cell, reference: Cell | None) -> Cell:
     if cell.row is None:
         return cell
     if cell is reference or reference is None:

@@ -1,4 +1,4 @@
-"""What a cell is: a figure, the paper's, the run it is from, and what may be said of it."""
+"""A cell of a table: our value, the paper's value, the run, and the judgement."""
 
 import enum
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from experiments.tables.spec import Table
 
 
 class Judgement(enum.Enum):
-    """What may be said of a cell."""
+    """Judgement of a cell."""
 
     reproduced = "inside the tolerance"
     differs = "outside the tolerance"
@@ -22,7 +22,7 @@ class Judgement(enum.Enum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure, in the unit of its column."""
+    """A value in the unit of its column."""
 
     verdict: Judgement
     paper: float | None = None
@@ -31,11 +31,11 @@ class Cell:
     note: str = ""
     best: bool = False
     comparison: Comparison | None = None
-    """With the row that the column sets it against; `ours` is then its difference in mean NLL, nats per token."""
+    """Comparison with the column's reference row; `ours` is then a difference in mean NLL, nats per token."""
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's, where the two may be compared."""
+        """Our value minus the paper's; None where the two are not comparable."""
         if self.ours is None or self.paper is None or self.verdict is Judgement.refused:
             return None
         return self.ours - self.paper
@@ -47,6 +47,6 @@ class Filled:
 
     table: Table
     cells: tuple[tuple[Cell, ...], ...]
-    """Of each row, in the order of the columns."""
+    """Cells of each row, in the order of the columns."""
     warnings: tuple[str, ...]
-    """What must be read before the cells."""
+    """Warnings to print above the table."""

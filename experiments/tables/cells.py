@@ -1,9 +1,10 @@
-"""Cells: what a table shows of each run, and what may be said of it.
+"""Cells: values of a table's runs, and their judgement against the paper.
 
-In this order, because each step decides whether the next makes sense: all runs on one model and text must have been measured alike, or the
-table is refused; the dense model must agree with the paper, or no other value of its column is judged; then each value is set beside the
-paper's. The best value of a column is marked only when the paired interval says it is better than every other of its section
-(`experiments/compare/paired.py`), so only perplexities ever are.
+Each step decides whether the next is meaningful. First, all runs on one model and text must have been
+measured alike, or the table is refused. Second, the dense model must agree with the paper, or no other value
+of the column is judged. Third, each value is compared with the paper's. The best value of a column is marked
+only where the paired interval shows it better than every other of the section
+(`experiments/compare/paired.py`), so only perplexities are marked.
 """
 
 import json
@@ -23,24 +24,26 @@ PERPLEXITY = "perplexity.value"
 
 
 def fill(table: Table, rows: Sequence[Row]) -> Filled:
-    """The table with what these rows have.
+    """Return the table filled from rows.
 
     Raises:
-        ValueError: several rows fit one cell, or runs that stand side by side were measured differently; the message names them.
+        ValueError: several rows match one cell, or runs of one model and text were measured differently; the
+            message names them.
     """
     cells = [[_cell(table, line, column, rows) for column in table.columns] for line in table.rows]
     _refuse_mixtures(table, cells)
     cells = contrasted(table, cells)
     checks = [
-        _check_baseline(table, column, [line[k] for line in cells]) for k, column in enumerate(table.columns)
+        _check_baseline(table, column, [row[k] for row in cells]) for k, column in enumerate(table.columns)
     ]
-    trusted = [_trusted(line, own, checks) for line, own in zip(table.rows, cells, strict=True)]
+    trusted = [_trusted(line, of_line, checks) for line, of_line in zip(table.rows, cells, strict=True)]
     marked = _mark_best(table, trusted)
-    return Filled(table, tuple(map(tuple, marked)), tuple(dict.fromkeys(check for check in checks if check)))
+    warnings = dict.fromkeys(check for check in checks if check)
+    return Filled(table, tuple(map(tuple, marked)), tuple(warnings))
 
 
 def missing(table: Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The options of runs that cells lack, each once."""
+    """Return the options of the runs that cells lack, each once."""
     lacking: dict[str, dict[str, Any]] = {}
     for line in table.rows:
         for column in table.columns:
@@ -65,17 +68,18 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     if len(fitting) > 1:
         ids = ", ".join(f"{row['run_id']} ({row['provenance']['device']})" for row in fitting)
         raise ValueError(
-            f"{_place(line, column)}: several runs fit: {ids}. Choose with --where <place>=<value>, or delete one"
+            f"{_title(line, column)}: several runs fit: {ids}."
+            " Choose with --where <place>=<value>, or delete one"
         )
     if not fitting:
         return Cell(Judgement.missing, paper, note="; ".join([command(options), *near]))
     (row,) = fitting
-    value = column.scale * sum(get_path(row["metrics"], place) for place in (metric, *column.add))
+    value = column.scale * sum(get_path(row["metrics"], path) for path in (metric, *column.add))
     return _measured(Cell(Judgement.unjudged, paper, value, row), table, line, column)
 
 
 def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:
-    """A cell with a run, beside the paper's value."""
+    """Return a cell that has a run, judged against the paper's value."""
     tolerance = table.tolerance_of(line, column)
     if cell.paper is None or cell.ours is None or cell.row is None:
         return cell
@@ -91,30 +95,30 @@ def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:
 
 
 def _foreign(row: Row, protocol: Mapping[str, Any]) -> list[str]:
-    """What of a row's protocol is not the paper's."""
+    """Return the parts of a row's protocol that differ from the paper's."""
     found = []
-    for place, accepted in protocol.items():
-        own, allowed = get_path(row, place), accepted if isinstance(accepted, list) else [accepted]
-        if own not in allowed:
-            found.append(f"{place} is {own}, the paper's {' or '.join(map(str, allowed))}")
+    for path, accepted in protocol.items():
+        value, allowed = get_path(row, path), accepted if isinstance(accepted, list) else [accepted]
+        if value not in allowed:
+            found.append(f"{path} is {value}, the paper's {' or '.join(map(str, allowed))}")
     return found
 
 
 def _refuse_mixtures(table: Table, cells: Sequence[Sequence[Cell]]) -> None:
-    """Runs on one model and text must have been measured alike."""
+    """Raise `ValueError` where runs on one model and text were not measured alike."""
     first: dict[str, Row] = {}
-    for line, own in zip(table.rows, cells, strict=True):
-        for column, cell in zip(table.columns, own, strict=True):
+    for line, of_line in zip(table.rows, cells, strict=True):
+        for column, cell in zip(table.columns, of_line, strict=True):
             if cell.row is not None:
                 subject = json.dumps(split(table.options(line, column))[0], sort_keys=True)
-                _alike(first.setdefault(subject, cell.row), cell.row)
+                _refuse_difference(first.setdefault(subject, cell.row), cell.row)
 
 
-def _alike(row: Row, other: Row) -> None:
+def _refuse_difference(row: Row, other: Row) -> None:
     if "perplexity" not in row["metrics"] or "perplexity" not in other["metrics"]:
         return
-    own, others = compare.conditions(row), compare.conditions(other)
-    differing = [f"{part} is {own[part]} and {others[part]}" for part in own if own[part] != others[part]]
+    left, right = compare.conditions(row), compare.conditions(other)
+    differing = [f"{part} is {left[part]} and {right[part]}" for part in left if left[part] != right[part]]
     if differing:
         raise ValueError(
             f"runs {row['run_id']} and {other['run_id']} cannot stand in one table: {'; '.join(differing)}"
@@ -122,7 +126,7 @@ def _alike(row: Row, other: Row) -> None:
 
 
 def _check_baseline(table: Table, column: Column, cells: Sequence[Cell]) -> str:
-    """Why no value of a column may be believed; empty where there is no reason."""
+    """Return the reason why no value of a column is judged; empty where there is none."""
     if column.refused or all(cell.row is None for cell in cells):
         return ""
     where = " ".join(filter(None, (column.group, column.label)))
@@ -132,12 +136,15 @@ def _check_baseline(table: Table, column: Column, cells: Sequence[Cell]) -> str:
                 return f"{where}: the dense model is not measured, so nothing of it is judged; {cell.note}"
             if cell.verdict is Judgement.differs:
                 size = f"{100 * (cell.ours / cell.paper - 1):+.1f} %"
-                return f"{where}: the dense model has {cell.ours:.2f}, the paper's {cell.paper:.2f} ({size}); nothing of it is judged"
+                return (
+                    f"{where}: the dense model has {cell.ours:.2f}, the paper's {cell.paper:.2f} ({size});"
+                    " nothing of it is judged"
+                )
     return ""
 
 
 def _trusted(line: Line, cells: Sequence[Cell], checks: Sequence[str]) -> list[Cell]:
-    """A line's cells, with no judgement where the column's dense model was found wrong."""
+    """Return a line's cells, untrusted where the column's dense model failed its check."""
     judged = (Judgement.reproduced, Judgement.differs)
     return [
         replace(cell, verdict=Judgement.untrusted)
@@ -148,8 +155,8 @@ def _trusted(line: Line, cells: Sequence[Cell], checks: Sequence[str]) -> list[C
 
 
 def _mark_best(table: Table, cells: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
-    """The best of each section and column, where there is one."""
-    marked = [list(own) for own in cells]
+    """Return the cells with the best of each section and column marked, where there is one."""
+    marked = [list(row) for row in cells]
     for k, column in enumerate(table.columns):
         if column.against or (column.metric or table.metric) != PERPLEXITY:
             continue
@@ -162,7 +169,7 @@ def _mark_best(table: Table, cells: Sequence[Sequence[Cell]]) -> list[list[Cell]
 
 
 def _best(rivals: Sequence[tuple[int, Cell]]) -> int | None:
-    """The number of the cell that beats all others, if there are others and one does."""
+    """Return the number of the cell that beats all others; None where there is none, or only one cell."""
     if len(rivals) < 2:
         return None
     number, best = min(rivals, key=lambda rival: (rival[1].ours, rival[0]))
@@ -178,5 +185,5 @@ def _beats(best: Cell, other: Cell) -> bool:
     )
 
 
-def _place(line: Line, column: Column) -> str:
+def _title(line: Line, column: Column) -> str:
     return " / ".join(filter(None, (line.section, line.label, column.group, column.label)))

@@ -1,6 +1,6 @@
-"""One layout in five formats. pandas' Styler writes HTML and LaTeX (booktabs), tabulate Markdown, rich the terminal.
+"""Formats of a layout: pandas' Styler writes HTML and LaTeX (booktabs), tabulate Markdown, rich the terminal.
 
-CSV is for reading by programs: one line for each cell, figures in full, with the run's id.
+CSV is for programs: one line per cell, values in full, with the run's id.
 """
 
 import enum
@@ -21,15 +21,16 @@ from experiments.tables.cell import Filled
 from experiments.tables.layout import Layout, lay_out
 
 LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "✓": r"$\surd$", "✗": r"$\times$", "≠": r"$\neq$", "–": "--", "−": "$-$",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "✓": r"$\surd$", "✗": r"$\times$", "≠": r"$\neq$", "–": "--", "−": "$-$",
     "≈": r"$\approx$", "Δ": r"$\Delta$",
 })  # fmt: skip
 MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_<>`[]"})
 
 
 class Format(enum.Enum):
-    """How a table is written."""
+    """Formats of a table."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -39,7 +40,7 @@ class Format(enum.Enum):
 
 
 def render(filled: Filled, format: Format, width: int = 200) -> str:
-    """The table as text of a format. Only the terminal's has a width, in characters."""
+    """Return the table as text in a format. Only the terminal's has a width, in characters."""
     if format is Format.csv:
         return csv(filled)
     if format is Format.terminal:
@@ -50,7 +51,7 @@ def render(filled: Filled, format: Format, width: int = 200) -> str:
 
 
 def terminal(layout: Layout) -> Group:
-    """What rich prints; cells of several parts take several lines."""
+    """Return the table for rich to print; a cell with parentheses takes two lines."""
     view = Table(
         title=escape(layout.title),
         title_justify="left",
@@ -71,7 +72,7 @@ def terminal(layout: Layout) -> Group:
 
 
 def markdown(layout: Layout) -> str:
-    """For GitHub: a heading over several columns is repeated in each."""
+    """Return Markdown for GitHub: the heading of a column group is repeated in each column."""
     headings = [_markdown(" ".join(filter(None, heading))) for heading in layout.headings]
     body = [
         [f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in line]
@@ -93,7 +94,7 @@ def _markdown(text: str) -> str:
 
 
 def latex(layout: Layout) -> str:
-    """A `table` with booktabs rules and multicolumn headings; `\\usepackage{booktabs}` is all it needs."""
+    """Return a LaTeX `table` with booktabs rules and multicolumn headings; needs `\\usepackage{booktabs}`."""
     styler = _styler(layout, _latex)
     columns = "l" * layout.labels + "r" * (len(layout.headings) - layout.labels)
     caption = " ".join([layout.title, *(f"Warning: {warning}." for warning in layout.warnings)])
@@ -126,7 +127,7 @@ STYLE = """<style>
 
 
 def as_html(layout: Layout) -> str:
-    """A fragment for a page: its style, the warnings, a `table` and notes, in one `div`."""
+    """Return an HTML fragment: style, then warnings, a `table` and notes in a `div`."""
     styler = _styler(layout, html.escape).set_caption(html.escape(layout.title))
     styler.set_properties(subset=styler.columns[: layout.labels], **{"text-align": "left"})
     warnings = "".join(f'<p class="warning">{html.escape(warning)}</p>\n' for warning in layout.warnings)
@@ -135,30 +136,31 @@ def as_html(layout: Layout) -> str:
 
 
 def _styler(layout: Layout, escaped: Callable[[str], str]) -> Styler:
-    """The frame of a layout, with bold cells."""
+    """Return the styled frame of a layout, with bold cells."""
     headings = [(escaped(group), escaped(label)) for group, label in layout.headings]
-    columns = (
-        pd.MultiIndex.from_tuples(headings) if layout.grouped else pd.Index([label for _, label in headings])
-    )
+    flat = pd.Index([label for _, label in headings])
+    columns = pd.MultiIndex.from_tuples(headings) if layout.grouped else flat
     frame = pd.DataFrame([[escaped(cell.text) for cell in line] for line in layout.lines], columns=columns)
-    bold = pd.DataFrame(
-        [["font-weight: bold;" * cell.bold for cell in line] for line in layout.lines], columns=columns
-    )
+    styles = [["font-weight: bold;" * cell.bold for cell in line] for line in layout.lines]
+    bold = pd.DataFrame(styles, columns=columns)
     return frame.style.hide(axis="index").apply(lambda _: bold, axis=None)
 
 
 def csv(filled: Filled) -> str:
-    """Every cell as a line."""
+    """Return every cell as a line of CSV."""
     table = filled.table
     records = [
         {
             "section": line.section, "row": line.label, "group": column.group, "column": column.label,
             "metric": column.metric or table.metric,
-            "ours": cell.ours, "paper": cell.paper, "difference": cell.difference, "tolerance": table.tolerance_of(line, column),
-            "low": cell.comparison.low if cell.comparison else None, "high": cell.comparison.high if cell.comparison else None,
-            "verdict": cell.verdict.value, "best": cell.best, "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
+            "ours": cell.ours, "paper": cell.paper, "difference": cell.difference,
+            "tolerance": table.tolerance_of(line, column),
+            "low": cell.comparison.low if cell.comparison else None,
+            "high": cell.comparison.high if cell.comparison else None,
+            "verdict": cell.verdict.value, "best": cell.best,
+            "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
         }
-        for line, own in zip(table.rows, filled.cells, strict=True)
-        for column, cell in zip(table.columns, own, strict=True)
+        for line, cells in zip(table.rows, filled.cells, strict=True)
+        for column, cell in zip(table.columns, cells, strict=True)
     ]  # fmt: skip
     return pd.DataFrame(records).to_csv(index=False)

@@ -1,7 +1,7 @@
-"""From cells to text: headings, one string for each cell, and what is printed above and below. The same for every format.
+"""Text of a table, the same for every format: headings, cells, warnings above and notes below.
 
-A cell reads `17.20 (17.14, +0.06 ✓)`: ours, then the paper's and the difference. Every way to make what is missing, and every reason why
-something is not compared, is a numbered note below.
+A cell reads `17.20 (17.14, +0.06 ✓)`: our value, then the paper's and the difference. Commands that make
+missing runs, and reasons why values are not compared, are numbered notes below the table.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ DECIDED, UNDECIDED = (Outcome.better, Outcome.worse), "≈"
 
 @dataclass(frozen=True)
 class Text:
-    """What stands in one place, and whether in bold."""
+    """Text of a cell or label, bold or not."""
 
     text: str
     bold: bool = False
@@ -31,56 +31,57 @@ class Layout:
 
     title: str
     headings: tuple[tuple[str, str], ...]
-    """Of each column: the heading over several, empty where there is none, and its own."""
+    """Column → heading of its group (empty where there is none) and of the column."""
     lines: tuple[tuple[Text, ...], ...]
     labels: int
-    """How many columns at the left hold labels instead of figures."""
+    """Number of columns at the left that hold labels instead of values."""
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
     def grouped(self) -> bool:
+        """True where a column belongs to a group."""
         return any(group for group, _ in self.headings)
 
 
 def lay_out(filled: Filled) -> Layout:
-    """The text of a filled table."""
+    """Return the text of a filled table."""
     table, notes = filled.table, _Notes()
     sections = any(line.section for line in table.rows)
     lines, previous = [], None
     for line, cells in zip(table.rows, filled.cells, strict=True):
-        left = ([Text("" if line.section == previous else line.section)] if sections else []) + [
-            Text(line.label)
-        ]
-        texts = [
-            show(cell, column, table, notes.number) for cell, column in zip(cells, table.columns, strict=True)
-        ]
-        lines.append((*left, *texts))
+        section = [Text("" if line.section == previous else line.section)] if sections else []
+        pairs = zip(cells, table.columns, strict=True)
+        texts = [show(cell, column, table, notes.number) for cell, column in pairs]
+        lines.append((*section, Text(line.label), *texts))
         previous = line.section
-    headings = (
-        [("", "")] * (len(left) - 1)
-        + [("", "method")]
-        + [(column.group, column.label) for column in table.columns]
-    )
+    labels = [("", ""), ("", "method")] if sections else [("", "method")]
+    headings = (*labels, *((column.group, column.label) for column in table.columns))
     below = (*_legend(filled), *table.notes, *notes.all())
-    return Layout(_title(table), tuple(headings), tuple(lines), len(left), filled.warnings, below)
+    return Layout(_title(table), headings, tuple(lines), len(labels), filled.warnings, below)
 
 
 class _Notes:
-    """Notes by number, each once."""
+    """Numbered notes, each once."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def number(self, note: str) -> int:
+        """Return the number of a note, a new one for a new note."""
         return self._numbers.setdefault(note, len(self._numbers) + 1)
 
     def all(self) -> list[str]:
+        """Return all notes with their numbers."""
         return [f"[{number}] {note}" for note, number in self._numbers.items()]
 
 
 def show(cell: Cell, column: Column, table: Table, number: Callable[[str], int]) -> Text:
-    """One cell."""
+    """Return the text of a cell.
+
+    Args:
+        number: gives a note its number.
+    """
     decimals = table.decimals if column.decimals is None else column.decimals
     mark = f" [{number(cell.note)}]" if cell.note else ""
     if cell.comparison is not None:
@@ -94,46 +95,44 @@ def show(cell: Cell, column: Column, table: Table, number: Callable[[str], int])
 
 
 def difference(comparison: Comparison, decimals: int) -> str:
-    """A difference in mean NLL and its interval; marked where it says nothing."""
-    own, low, high = (
-        f"{value:+.{decimals}f}" for value in (comparison.delta_nll, comparison.low, comparison.high)
-    )
-    return f"{own} [{low}, {high}]{'' if comparison.verdict in DECIDED else f' {UNDECIDED}'}"
+    """Return a difference in mean NLL and its interval, marked where the interval is undecided."""
+    values = (comparison.delta_nll, comparison.low, comparison.high)
+    delta, low, high = (f"{value:+.{decimals}f}" for value in values)
+    return f"{delta} [{low}, {high}]{'' if comparison.verdict in DECIDED else f' {UNDECIDED}'}"
 
 
 def figure(value: float, decimals: int) -> str:
-    """With so many digits after the point; from 1,000 on with none."""
+    """Return a value with `decimals` digits after the point; from 1,000 on with none."""
     return f"{value:.{decimals}f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _title(table: Table) -> str:
     source = table.source
-    return (
-        table.title
-        if source is None
-        else f"{table.title} ({source.paper}{source.version}, table {source.table})"
-    )
+    if source is None:
+        return table.title
+    return f"{table.title} ({source.paper}{source.version}, table {source.table})"
 
 
 def _legend(filled: Filled) -> list[str]:
-    """What the signs mean, of those that are there."""
+    """Return explanations of the signs that occur."""
     table, cells = filled.table, [cell for line in filled.cells for cell in line]
     seen = [
         verdict
         for verdict in SIGNS
         if any(cell.verdict is verdict and cell.paper is not None for cell in cells)
     ]
-    told = []
+    legend = []
     if any(cell.paper is not None for cell in cells):
         signs = [f"{SIGNS[verdict]} {verdict.value}" for verdict in seen]
-        told.append("; ".join(["ours (the paper's, ours less the paper's)", *signs]) + _tolerance(table))
+        legend.append("; ".join(["ours (the paper's, ours less the paper's)", *signs]) + _tolerance(table))
     if any(cell.best for cell in cells):
-        told.append(
-            "bold: better than every other one measured in its section, by the 95 % interval of the paired difference"
+        legend.append(
+            "bold: better than every other one measured in its section,"
+            " by the 95 % interval of the paired difference"
         )
     if any(cell.comparison is not None and cell.comparison.verdict not in DECIDED for cell in cells):
-        told.append(f"{UNDECIDED} not distinguishable, by the same interval")
-    return told
+        legend.append(f"{UNDECIDED} not distinguishable, by the same interval")
+    return legend
 
 
 def _tolerance(table: Table) -> str:

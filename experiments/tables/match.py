@@ -1,7 +1,7 @@
-"""Which finished row is a cell's run: the one of the same model, text, method, layers and calibration, measured as the table asks.
+"""Match finished rows with cells: equal model, text, method, layers, calibration and measurement.
 
-Device, kernel and what else was measured are left open: they do not make it another run of the table. Two rows that differ only there both
-match, and the table refuses to choose; two rows of which one has another number of windows do not, and the cell says which was seen.
+Device, kernel and further measurements are left open. Two rows that differ only there both match, and the
+table refuses to choose. A row with another number of windows does not match, and the cell's note names it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,30 +18,32 @@ from experiments.runs.calibration import CalibrationSource, CalibrationText
 from sinq.common import named
 
 OPEN = ("tasks", "batch_size", "rounds")
-"""Options of an evaluation that do not change what is measured, only how much else, or how often."""
+"""Options of an evaluation that do not change a metric's definition, only further metrics or repetitions."""
 
 
 @dataclass(frozen=True)
 class CellQuery:
-    """What a row must be to fill a cell."""
+    """Options and metric that a row must have to fill a cell."""
 
     subject: tuple[str, ...]
     """Options of model, text and evaluation."""
     method_options: tuple[str, ...]
     """Options of the method."""
     metric: str
+    """Path in a row's `metrics`."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], metric: str) -> "CellQuery":
+        """Return the query for a cell with these options of `run.py`."""
         subject, method_options = split(options)
         return cls(overrides(subject), overrides(method_options), metric)
 
 
 def not_applicable(wanted: CellQuery) -> str:
-    """Why there can be no such run; empty where there can.
+    """Return the reason why no such run can exist; empty where it can.
 
     Raises:
-        HydraException, ValueError: an option is a mistake.
+        HydraException, ValueError: an option is invalid.
     """
     try:
         run_of(wanted.method_options)
@@ -53,23 +55,21 @@ def not_applicable(wanted: CellQuery) -> str:
 
 
 def find(rows: Iterable[Row], wanted: CellQuery) -> tuple[list[Row], list[str]]:
-    """The rows that match; and, of those that nearly do, why not."""
+    """Return the rows that match, and for each run that nearly matches, the reason why it does not."""
     near = [row for row in _same_subject(rows, wanted) if _same_treatment(row, wanted)]
     obstacles = {row["run_id"]: _obstacles(row, wanted) for row in near}
     matching = [row for row in near if not obstacles[row["run_id"]]]
-    return matching, [
-        f"run {run_id} does not fit: {'; '.join(why)}" for run_id, why in obstacles.items() if why
-    ]
+    misfits = [f"run {run_id} does not fit: {'; '.join(why)}" for run_id, why in obstacles.items() if why]
+    return matching, misfits
 
 
 def _same_subject(rows: Iterable[Row], wanted: CellQuery) -> list[Row]:
     finished = [row for row in rows if row["status"] == FINISHED]
     if not finished:
-        return []  # nothing to compose for
+        return []  # saves composing the run
     run = run_of(wanted.subject)
-    model = {
-        part: value for part, value in run.model.identity().items() if value is not None
-    }  # any revision where none is pinned
+    # Without a pinned revision, the revision is None and any matches.
+    model = {part: value for part, value in run.model.identity().items() if value is not None}
     text = run.text.name
     return [
         row
@@ -94,7 +94,7 @@ def _same_treatment(row: Row, wanted: CellQuery) -> bool:
 
 
 def _options(source: CalibrationSource) -> dict[str, Any]:
-    """A calibration's options, its text by name: what the text says is compared by those who load it."""
+    """Return a calibration's options, with the text by name: contents are compared where texts are loaded."""
     options: dict[str, Any] = named.described(source)
     return options | {"text": source.text.name} if isinstance(source, CalibrationText) else {}
 
@@ -104,7 +104,7 @@ def _recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _obstacles(row: Row, wanted: CellQuery) -> list[str]:
-    """Why a row of the same run cannot fill the cell."""
+    """Return the reasons why a row of the same run cannot fill the cell."""
     run = run_of(wanted.subject)
     found = [] if get_path(row["metrics"], wanted.metric) is not None else [f"it has no {wanted.metric}"]
     dtype = row["identity"]["model"]["dtype"]
@@ -117,7 +117,7 @@ def _obstacles(row: Row, wanted: CellQuery) -> list[str]:
 
 
 def _other_options(row: Row, name: str, asked: Mapping[str, Evaluation]) -> list[str]:
-    """In which options the measurement that has the metric is not the one that was asked for."""
+    """Return the options in which the measurement of the metric differs from the one asked for."""
     measured, wanted = row["options"]["evaluation"].get(name), asked.get(name)
     if measured is None or wanted is None or isinstance(wanted, Perplexity):
         return []
@@ -134,11 +134,14 @@ def _other_options(row: Row, name: str, asked: Mapping[str, Evaluation]) -> list
 
 
 def _windows(row: Row, asked: Perplexity) -> list[str]:
-    """Whether as many windows were read, of as many tokens. A model's shorter context counts as it is."""
+    """Return differences in the number and the length of windows.
+
+    Where a text has fewer windows than asked for, all of them are enough.
+    """
     measured, seqlen = row["metrics"]["perplexity"], row["options"]["evaluation"]["perplexity"]["seqlen"]
     found = [] if seqlen == asked.seqlen else [f"seqlen is {seqlen}, not {asked.seqlen}"]
     available = measured["windows_available"]
     count = available if asked.windows is None else min(asked.windows, available)
-    return (
-        found if measured["windows"] == count else [*found, f"windows is {measured['windows']}, not {count}"]
-    )
+    if measured["windows"] != count:
+        found.append(f"windows is {measured['windows']}, not {count}")
+    return found

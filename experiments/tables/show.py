@@ -1,4 +1,4 @@
-"""Printing a table from the rows of a results folder."""
+"""Print or write a table from the rows of a results folder."""
 
 import sys
 from pathlib import Path
@@ -40,20 +40,21 @@ def _filled(name: str, results_dir: Path, where: list[str]) -> Filled:
 
 
 def chosen(rows: list[Row], where: list[str]) -> list[Row]:
-    """The rows that have these values, as text, at these places.
+    """Return the rows that meet every condition `<path>=<value>`; values are compared as text.
 
     Raises:
-        ValueError: a condition is none, or names a place that no row has.
+        ValueError: a condition is malformed, or names a path that no row has.
     """
     for condition in where:
-        place, equals, value = condition.partition("=")
+        path, equals, value = condition.partition("=")
         if not equals:
             raise ValueError(
                 f"--where {condition} is no condition; write <place>=<value>, such as identity.device=cpu"
             )
-        if rows and all(get_path(row, place) is None for row in rows):
+        if rows and all(get_path(row, path) is None for row in rows):
             raise ValueError(
-                f"--where {condition}: no row has {place}; places are as in a row's file, such as identity.device"
+                f"--where {condition}: no row has {path};"
+                " places are as in a row's file, such as identity.device"
             )
-        rows = [row for row in rows if str(get_path(row, place)) == value]
+        rows = [row for row in rows if str(get_path(row, path)) == value]
     return rows

@@ -1,6 +1,7 @@
-"""What a table is: the schema of `conf/tables/*.yaml`. A key that is not here, or a wrong type, fails while the file is read.
+"""Schema of `conf/tables/*.yaml`. An unknown key or a wrong type fails while the file is read.
 
-(The classes are not frozen because OmegaConf cannot fill frozen ones from a file. Nothing changes them afterwards.)
+The classes are not frozen because OmegaConf cannot fill frozen ones from a file. Nothing changes them
+afterwards.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ FOLDER = conf_dir() / "tables"
 
 @dataclass
 class Source:
-    """Where values were printed."""
+    """Paper, version and table that the paper's values are from."""
 
     paper: str
     version: str
@@ -29,52 +30,62 @@ class Source:
 
 @dataclass
 class Column:
-    """One figure of each row's run."""
+    """A metric of each row's run."""
 
     label: str
     group: str = ""
     """A heading over neighbouring columns."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Options of its runs, as `run.py` takes them."""
+    """Options of the column's runs, as `run.py` takes them."""
     metric: str | None = None
-    """Place in a row's `metrics`; the table's where it is not given."""
+    """Path in a row's `metrics`; None: the table's."""
     add: list[str] = field(default_factory=list)
-    """Other metrics that are added to it: seconds of statistics to seconds of quantizing."""
+    """Paths of metrics to add, such as seconds of statistics to seconds of quantizing."""
     scale: float = 1.0
-    """What the metric is multiplied by before it is shown: 1e-9 for GB."""
+    """Factor of the displayed value: 1e-9 for GB."""
     decimals: int | None = None
     tolerance: float | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
-    """Place in a row → what it must be, or a list of what it may be, for the paper's value to stand beside it; added to the table's."""
+    """Path in a row → the value, or list of accepted values, for which the paper's value is comparable.
+
+    Added to the table's.
+    """
     relative: bool = False
-    """Whether it is a distance to the dense model, or a cost of compressing: a baseline row has none, and its cell stays empty."""
+    """True for a distance to the dense model or a cost of compressing; cells of baseline rows stay empty."""
     against: str | None = None
-    """Label of a row in each section. Cells are then differences in mean NLL to it, nats per token, with their 95 % interval."""
+    """Label of a reference row in each section.
+
+    Cells are then differences in mean NLL to it, nats per token, with their 95 % interval.
+    """
     refused: str | None = None
-    """Why no run of this harness may stand beside the paper's values."""
+    """Reason for showing no run of this harness beside the paper's values."""
     incomparable: str | None = None
-    """Why runs stand beside the paper's values, but are not compared with them."""
+    """Reason for showing runs beside the paper's values without comparing them."""
 
 
 @dataclass
 class Line:
-    """A row of the table: mostly, a method."""
+    """A row of the table, mostly a method."""
 
     label: str
     section: str = ""
     """Rows of one section compete for the best value of a column."""
     run: dict[str, Any] = field(default_factory=dict)
     paper: list[float | None] = field(default_factory=list)
-    """The paper's values in the order of the columns, null where it has none; left out where it has nothing."""
+    """The paper's values in the order of the columns, null for a missing one; empty without such a row."""
     baseline: bool = False
-    """Whether this is the dense model, which must agree with the paper before anything else is believed."""
+    """True for the dense model, which must agree with the paper before other values are judged."""
     tolerance: float | None = None
     refused: str | None = None
 
 
 @dataclass
 class Table:
-    """A whole table."""
+    """A table: columns, rows, and the settings that all cells share.
+
+    Raises:
+        ValueError: values, tolerances, labels or sources are inconsistent.
+    """
 
     title: str
     columns: list[Column]
@@ -82,29 +93,31 @@ class Table:
     source: Source | None = None
     metric: str = "perplexity.value"
     run: dict[str, Any] = field(default_factory=dict)
-    """Options all its runs have."""
+    """Options of all runs of the table."""
     protocol: dict[str, Any] = field(default_factory=dict)
     tolerance: float | None = None
-    """Relative difference from the paper's value up to which a value counts as reproduced; a row's own comes first, then a column's."""
+    """Relative difference from the paper's value up to which a value counts as reproduced.
+
+    A row's tolerance goes first, then a column's.
+    """
     decimals: int = 2
     incomparable: str | None = None
-    """As a column's, for all of them."""
+    """Reason for comparing no value of the table, as in `Column.incomparable`."""
     notes: list[str] = field(default_factory=list)
-    """Printed below."""
+    """Notes below the table."""
 
     def __post_init__(self) -> None:
         for line in self.rows:
             if line.paper and len(line.paper) != len(self.columns):
                 raise ValueError(
-                    f"row {line.label!r} has {len(line.paper)} of the paper's values for {len(self.columns)} columns"
+                    f"row {line.label!r} has {len(line.paper)} of the paper's values"
+                    f" for {len(self.columns)} columns"
                 )
             if any(value is not None for value in line.paper) and self.source is None:
                 raise ValueError(f"row {line.label!r} has a paper's values, but the table names no source")
-        for tolerance in (
-            self.tolerance,
-            *(line.tolerance for line in self.rows),
-            *(column.tolerance for column in self.columns),
-        ):
+        of_rows = [line.tolerance for line in self.rows]
+        of_columns = [column.tolerance for column in self.columns]
+        for tolerance in (self.tolerance, *of_rows, *of_columns):
             if tolerance is not None and not tolerance > 0:
                 raise ValueError(f"tolerance={tolerance} is not possible; it must be above 0, or left out")
         for column in self.columns:
@@ -114,13 +127,15 @@ class Table:
         _distinct("rows", [(line.section, line.label) for line in self.rows])
 
     def options(self, line: Line, column: Column) -> dict[str, Any]:
-        """The options of a cell's run; a row's go before a column's, and these before the table's."""
+        """Return the options of a cell's run; a row's override a column's, and a column's the table's."""
         return {**self.run, **column.run, **line.run}
 
     def protocol_of(self, column: Column) -> Mapping[str, Any]:
+        """Return the paper's protocol in a column: path in a row → accepted value or values."""
         return {**self.protocol, **column.protocol}
 
     def tolerance_of(self, line: Line, column: Column) -> float | None:
+        """Return the tolerance of a cell: the row's, else the column's, else the table's."""
         return next((t for t in (line.tolerance, column.tolerance, self.tolerance) if t is not None), None)
 
 
@@ -131,15 +146,15 @@ def _distinct(what: str, names: list[tuple[str, str]]) -> None:
 
 
 def names(folder: Path = FOLDER) -> list[str]:
-    """All tables there are."""
+    """Return the names of all tables in a folder."""
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def load(name: str, folder: Path = FOLDER) -> Table:
-    """The table of that name.
+    """Return the table of that name.
 
     Raises:
-        ValueError: there is none, or its file has a mistake; the message names file and place.
+        ValueError: there is none, or its file is invalid; the message names the file and the key.
     """
     file = folder / f"{name}.yaml"
     if not file.is_file():
@@ -148,11 +163,11 @@ def load(name: str, folder: Path = FOLDER) -> Table:
         read = OmegaConf.merge(OmegaConf.structured(Table), OmegaConf.load(file))
         table = OmegaConf.to_object(read)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ValueError(f"{file}: {_place(error)}{str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{file}: {_key(error)}{str(error).strip().splitlines()[0]}") from error
     assert dataclasses.is_dataclass(table)
     return table  # type: ignore[return-value]
 
 
-def _place(error: Exception) -> str:
-    place = getattr(error, "full_key", None)
-    return f"{place}: " if place else ""
+def _key(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    return f"{key}: " if key else ""

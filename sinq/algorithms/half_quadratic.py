@@ -1,22 +1,25 @@
-"""Half-quadratic refinement of zero-points (HQQ, Badri & Shaji 2023), on the matrix as it will be rounded.
+"""Half-quadratic refinement of zero-points (HQQ, Badri & Shaji 2023), on the matrix that will be rounded.
 
-Rounding leaves an error e = W − Ŵ. HQQ prefers a sparse one: it minimises Σ|e|^p with p < 1, so that few weights are far off and most are
-exact, by alternating two steps that are each in closed form:
+Rounding leaves an error e = W − Ŵ. HQQ prefers a sparse error: it minimises Σ|e|^p with p < 1, so that few
+weights are far off and most are exact. It alternates two steps, each in closed form:
 
     e    ← shrink(W − Ŵ):  |x| − |x|^(p−1)/β, not below 0, with the sign of x
     zero ← mean over the group of  codes − (W − e)/scale
 
-Scales stay as they are. Which step's zeros are kept, and with which codes, differs between the two published programs:
+Scales do not change. The two published programs differ in the zeros that are kept and in their codes:
 
-- SINQ's code for its `sinq_hqq` method (the defaults here): the zeros of the step with the smallest mean |error| of the tile are kept, and
-  the codes are those of the last step. `reround` chooses the codes anew for the zeros that were kept.
-- HQQ's own package (`early_stop=True, reround=True`): all ends at the first step after which the mean |error| of the whole matrix is no
-  smaller; the zeros of that last step are kept. Its options name a growth of β, 1.01 per step, but hqq 0.2.8 leaves β as it is.
+- SINQ's code for its `sinq_hqq` method (the defaults here) keeps the zeros of the step with the smallest mean
+  |error| of the tile, and the codes of the last step. `reround` chooses the codes anew for the kept zeros.
+- HQQ's own package (`early_stop=True, reround=True`) stops at the first step after which the mean |error|
+  of the whole matrix is no smaller, and keeps the zeros of that last step. Its options name a growth of β,
+  1.01 per step, but hqq 0.2.8 leaves β constant.
 
-Weights are multiplied by 1/scale, before the zero is added, as the package does: weights that come from a 4-bit grid often lie exactly
-between two codes, and there the order of operations decides. In this order the package's outputs are met on every weight.
+Weights are multiplied by 1/scale before the zero is added, as in the package: weights that come from a
+4-bit grid often lie exactly between two codes, and there the order of operations decides. In this order the
+outputs match the package's on every weight.
 
-Where |e| ≤ β^(−1/(2−p)), `shrink` gives 0: on weights much smaller than 0.1 the refinement is a search for the mean error of zero.
+For |e| ≤ β^(−1/(2−p)), `shrink` gives 0. On weights much smaller than 0.1 the refinement is thus a search
+for the zeros with a mean error of 0.
 """
 
 from collections.abc import Callable
@@ -31,17 +34,25 @@ from sinq.formats.rounding import by_group, choose, nearest
 
 @dataclass(frozen=True)
 class HalfQuadratic:
-    """Options of the refinement."""
+    """Options of the refinement.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
 
     steps: int = 20
+    """Largest number of alternations."""
     norm: float = 0.7
     """p of the error's norm."""
     beta: float = 10.0
+    """β of the first step."""
     growth: float = 1.0
-    """β is multiplied by this after each step."""
+    """Factor of β after each step."""
     early_stop: bool = False
-    """Stop once the mean |error| of the whole matrix no longer falls, and keep the last zeros rather than each tile's best."""
+    """Stop once the mean |error| of the whole matrix no longer falls, and keep the last zeros instead of
+    the best of each tile."""
     reround: bool = False
+    """Choose the codes for the kept zeros instead of keeping those of the last step."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -55,26 +66,29 @@ class HalfQuadratic:
 
 
 def inverse_scale(weight: Tensor, grid: Grid) -> Tensor:
-    """1/scale of each group, as far apart as its extremes: float32 (out, in) → (out, in / group_size)."""
+    """Return 1/scale of each group of a matrix (out, in), float32 (out, in / group_size).
+
+    The scale is the one that `choose` gives. If it is the group's range over the largest code, not widened,
+    then its inverse is computed from the range, to be rounded once.
+    """
     low, high = by_group(weight, grid.group_size).aminmax(dim=-1)
-    top, (scale, _) = 2**grid.bits - 1, choose(weight, grid)
-    return torch.where(
-        scale == (high - low) / top, (high - low).reciprocal() * top, 1 / scale
-    )  # rounded once, where nothing widened the scale
+    scale, _ = choose(weight, grid)
+    top = 2**grid.bits - 1
+    return torch.where(scale == (high - low) / top, (high - low).reciprocal() * top, 1 / scale)
 
 
 def refine(
     weight: Tensor, inverse: Tensor, zero: Tensor, grid: Grid, options: HalfQuadratic
 ) -> tuple[Tensor, Tensor]:
-    """Codes and zeros for given scales.
+    """Return codes and refined zeros for given scales.
 
     Args:
         weight: float32 (out, in).
         inverse: 1/scale, (out, in / group_size).
-        zero: where to start, (out, in / group_size).
+        zero: initial zeros, (out, in / group_size).
 
     Returns:
-        codes uint8 (out, in), and zeros float32 (out, in / group_size), which are no whole numbers.
+        codes uint8 (out, in), and zeros float32 (out, in / group_size), which are not whole numbers.
     """
     groups, wide = by_group(weight, grid.group_size), inverse[..., None]
     positions = groups * wide
@@ -89,14 +103,20 @@ def refine(
 
 
 Step = Callable[[Tensor, float, Tensor], tuple[Tensor, Tensor]]
-"""From zeros, β, and which groups still move: the next zeros, and Σ|error| of each group with the present ones. All but β are
-(out, in / group_size); what is given for groups that do not move is not looked at."""
+"""Function of zeros, β, and a mask of the groups that still move. It returns the next zeros, and Σ|error|
+of each group with the present zeros. All but β are (out, in / group_size). Results for other groups are
+ignored."""
 
 
 def alternate(step: Step, zero: Tensor, height: int, options: HalfQuadratic) -> tuple[Tensor, Tensor]:
-    """Zeros by which codes are rounded and zeros to be kept, from a start, (out, in / group_size), with tiles of `height` rows.
+    """Alternate the two steps; return the zeros that codes are rounded with, and the zeros to keep.
 
-    With a fixed β a group whose zero came out as it went in is done.
+    With a fixed β, a group whose zero did not change is finished.
+
+    Args:
+        step: computes the next zeros.
+        zero: initial zeros, (out, in / group_size).
+        height: rows of a tile.
     """
     height = len(zero) if options.early_stop else height
     used, kept, beta = zero, zero, options.beta
@@ -111,9 +131,10 @@ def alternate(step: Step, zero: Tensor, height: int, options: HalfQuadratic) -> 
         total = total.sum().expand_as(smallest) if options.early_stop else total
         better = total < smallest
         smallest = torch.minimum(total, smallest)
-        kept = (
-            zero if options.early_stop else torch.where(better.repeat_interleave(height, dim=0), zero, kept)
-        )
+        if options.early_stop:
+            kept = zero
+        else:
+            kept = torch.where(better.repeat_interleave(height, dim=0), zero, kept)
         if options.growth == 1:
             moving = zero != used
         if not moving.any() or (options.early_stop and not better.all()):
@@ -122,6 +143,6 @@ def alternate(step: Step, zero: Tensor, height: int, options: HalfQuadratic) -> 
 
 
 def shrink(error: Tensor, norm: float, beta: float) -> Tensor:
-    """|x| − |x|^(norm−1)/beta, not below 0, with the sign of x; any shape."""
+    """Return |x| − |x|^(norm−1)/beta, not below 0, with the sign of x; any shape."""
     magnitude = error.abs().clamp(1e-5, 1e5)
     return (magnitude - magnitude.pow(norm - 1) / beta).clamp_min(0) * error.sign()

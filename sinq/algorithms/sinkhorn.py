@@ -1,17 +1,19 @@
 """Sinkhorn normalization of standard deviations (SINQ, arXiv 2509.22944, algorithm 1).
 
-A matrix is easy to quantize when no row and no column stands out. SINQ divides it by a scale per row and a scale per column
-until the standard deviations of all rows and columns are as equal as they get:
+A matrix is easy to quantize if no row and no column stands out. SINQ divides it by a scale per row and a
+scale per column, chosen so that the standard deviations of all rows and columns are as equal as possible:
 
     Ŵ = W / (row ⊗ col),   imbalance(Ŵ) = max(all row and column std) / min(all row and column std)   → small
 
-Each step measures both kinds of std on the same Ŵ (Jacobi, not Gauss-Seidel), compares them with the target τ (the smallest
-std of the tile at the start), and moves the logarithms of the scales by the clamped ratio. The best state seen is kept.
-Everything happens per tile (see `grid.py`); tiles are independent of each other.
+Each step measures row and column std on the same Ŵ (Jacobi, not Gauss-Seidel), compares them with the
+target τ (the smallest std of the tile at the start), and moves the logarithms of the scales by the
+logarithm of the clamped ratio. The best state seen is kept. Tiles (see `formats/grid.py`) are balanced
+independently of each other.
 
-The paper leaves the constants open. The defaults are those of the authors' code, with one difference: there the floors are
-absolute numbers, so a tile with std 1e-4 is hardly balanced at all; here they are relative to the tile's own std
-(`relative_floors=False` gives the absolute ones), which makes the result independent of the scale of the weights.
+The paper leaves the constants open. The defaults are those of the authors' code, with one difference. There
+the floors are absolute numbers, so a tile with std 1e-4 is hardly balanced at all. Here they are relative
+to the tile's own std, which makes the result independent of the scale of the weights
+(`relative_floors=False` gives the absolute floors).
 
 This module is the definition: plain and in float32. Fast versions are tested against it.
 """
@@ -22,19 +24,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20}  # on a processor, tiles are worked on in pieces that stay in its cache
+CHUNK_ELEMENTS = {"cpu": 1 << 20}
+"""Elements balanced at once, by type of device: on a CPU, few enough to stay in its cache."""
 ALL = 1 << 62
 TIE = 1 + 1e-6
-"""Imbalances closer than this are equal: while all scales move by the clamped step the imbalance stays what it is, and rounding must not
-decide whether the tile stops."""
+"""Ratio up to which two imbalances are equal. While all scales move by the clamped step the imbalance stays
+constant, and rounding must not decide whether the tile stops."""
 
 
 @dataclass(frozen=True)
 class Sinkhorn:
-    """Constants of the iteration. Raises `ValueError` for values that make it meaningless."""
+    """Constants of the iteration.
+
+    Raises:
+        ValueError: a constant makes the iteration meaningless.
+    """
 
     iterations: int = 16
-    """States scored; the update after the last one is not taken."""
+    """Number of states that are scored; no update follows the last one."""
     step_min: float = 0.7
     step_max: float = 2.0
     """Clamp of std/τ in one step."""
@@ -43,10 +50,11 @@ class Sinkhorn:
     """Clip of the accumulated logarithm of a scale."""
     std_min: float = 1e-3
     std_max: float = 1e3
-    """Clamp of a measured std; in units of the tile's std where `relative_floors`."""
+    """Clamp of a measured std; in units of the tile's std if `relative_floors`."""
     early_stop: bool = True
     """Stop moving a tile the first time its imbalance rises."""
     relative_floors: bool = True
+    """Measure std in units of the tile's std."""
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -59,7 +67,7 @@ class Sinkhorn:
 
 
 def to_tiles(weight: Tensor, tile: tuple[int, int]) -> Tensor:
-    """(out, in) → (out/rows · in/columns, rows, columns), in row-major order of tiles."""
+    """Return a matrix (out, in) as tiles (out/rows · in/columns, rows, columns), in row-major order."""
     rows, columns = tile
     out_features, in_features = weight.shape
     split = weight.reshape(out_features // rows, rows, in_features // columns, columns)
@@ -67,13 +75,17 @@ def to_tiles(weight: Tensor, tile: tuple[int, int]) -> Tensor:
 
 
 def _std(tiles: Tensor, dim: int) -> Tensor:
-    # Unbiased like the reference; a single row or column has no spread. Written out: ten times faster than torch.std on a CPU.
+    # Unbiased like the reference; a single row or column has no spread. Written out, it is ten times faster
+    # than torch.std on a CPU.
     centred = tiles - tiles.mean(dim, keepdim=True)
     return (centred.square_().sum(dim, dtype=torch.float64) / max(1, tiles.shape[dim] - 1)).sqrt().float()
 
 
 def imbalance(tiles: Tensor) -> Tensor:
-    """Largest over smallest std of all rows and columns (paper, equation 4). (T, rows, columns) → (T,)."""
+    """Return the largest over the smallest std of all rows and columns (paper, equation 4).
+
+    Tiles (T, rows, columns) give (T,).
+    """
     return _ratio(_std(tiles, 2), _std(tiles, 1))
 
 
@@ -85,10 +97,10 @@ def _ratio(row_std: Tensor, col_std: Tensor) -> Tensor:
 def sinkhorn_scales(
     weight: Tensor, tile: tuple[int, int], options: Sinkhorn = Sinkhorn()
 ) -> tuple[Tensor, Tensor]:
-    """The row and column scales that balance every tile of a matrix.
+    """Return the row and column scales that balance every tile of a matrix (paper, algorithm 1).
 
     Args:
-        weight: (out, in), any float type; computed in float32.
+        weight: (out, in), any float type; the computation is in float32.
         tile: rows and columns of a tile; they must divide `weight`.
 
     Returns:
@@ -107,7 +119,7 @@ def _pieces(tiles: Tensor) -> Iterator[Tensor]:
 
 
 def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:
-    """(T, rows, columns) → row scales (T, rows), column scales (T, columns)."""
+    """Return row scales (T, rows) and column scales (T, columns) of tiles (T, rows, columns)."""
     if options.relative_floors:
         spread = tiles.std(dim=(1, 2), keepdim=True)
         tiles = tiles / torch.where(spread > 0, spread, 1.0)
@@ -134,7 +146,7 @@ def _balance(tiles: Tensor, options: Sinkhorn) -> tuple[Tensor, Tensor]:
 
 
 def _target(row_std: Tensor, col_std: Tensor, options: Sinkhorn) -> Tensor:
-    """τ of the paper, (T, 1): the smallest std of the tile. The 1e-6 is the reference's guard."""
+    """Return τ of the paper, (T, 1): the smallest std of each tile. The 1e-6 is the reference's guard."""
     both = torch.cat([row_std, col_std], dim=1).clamp(options.std_min, options.std_max)
     return both.amin(1, keepdim=True) + 1e-6
 

@@ -1,4 +1,4 @@
-"""Column magnitudes, and scales and zeros without bias: the mathematics of `refined.py`, which says what it is for. Pure."""
+"""Column magnitudes, scales and zeros without bias: the mathematics of `methods/sinq_refined.py`. Pure."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,8 @@ from sinq.algorithms.sinkhorn import to_tiles
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import assign, by_group, choose, level, level_table, zero_limits
 
-FARTHEST = (
-    2.0**10
-)  # between a column scale and the typical one of its tile: float16 holds that in full precision
+FARTHEST = 2.0**10
+"""Largest ratio between a column scale and the typical one of its tile; float16 keeps full precision."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,18 @@ class Unbiased:
 
 
 def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> Tensor:
-    """mean(|w|^norm)^(1/norm) of the columns of each tile, their rows at equal root mean square: (out, in) → (out / rows, in).
+    """Return mean(|w|^norm)^(1/norm) of the columns of each tile, with rows scaled to equal root mean square.
 
-    Of geometric mean 1 in a tile, and within `FARTHEST` of it; columns of zeros have 1.
+    The geometric mean of a tile's magnitudes is 1, and each is at most `FARTHEST` from it; columns of zeros
+    have 1.
+
+    Args:
+        weight: (out, in).
+        tile: rows and columns of a tile.
+        passes: alternations between rows and columns.
+
+    Returns:
+        magnitudes (out / rows, in).
     """
     magnitude = to_tiles(weight.abs(), tile)
     column = torch.ones_like(magnitude[:, :1])
@@ -38,7 +46,10 @@ def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, 
 
 
 def centred_columns(column: Tensor) -> Tensor:
-    """Magnitudes over their geometric mean along the last dimension, within `FARTHEST` of it; 1 for zeros."""
+    """Return magnitudes over their geometric mean along the last dimension.
+
+    They are clamped to [1 / `FARTHEST`, `FARTHEST`]; zeros become 1.
+    """
     alive = column > 0
     log = torch.where(alive, column, 1.0).log2()
     log = torch.where(alive, log - log.sum(-1, keepdim=True) / alive.sum(-1, keepdim=True).clamp_min(1), 0.0)
@@ -48,7 +59,11 @@ def centred_columns(column: Tensor) -> Tensor:
 def round_unbiased(
     matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Unbiased
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a matrix (out, in) that was divided by `col_scale`, (out / tile rows, in).
+    """Round a matrix: `narrow`, then `options.steps` times `unbiased`, then codes and their `centred` zeros.
+
+    Args:
+        matrix: (out, in), already divided by the column scales.
+        col_scale: (out / tile rows, in), or None for 1.
 
     Returns:
         codes uint8 (out, in); scale and zero, float32 (out, in / group_size).
@@ -63,27 +78,31 @@ def round_unbiased(
 
 
 def column_counts(col_scale: Tensor | None, grid: Grid, influence: float, like: Tensor) -> Tensor:
-    """How much each column counts, col_scale^−influence, of mean 1 in a group: (out / tile rows, in / group_size, group_size)."""
-    counts = (
-        by_group(torch.ones_like(like[:1]) if col_scale is None else col_scale, grid.group_size) ** -influence
-    )
+    """Return the weight of each column in sums over a group: col_scale^−influence, of mean 1 in the group.
+
+    The result is (out / tile rows, in / group_size, group_size).
+    """
+    col_scale = torch.ones_like(like[:1]) if col_scale is None else col_scale
+    counts = by_group(col_scale, grid.group_size) ** -influence
     return counts / counts.mean(-1, keepdim=True)
 
 
 def narrow(weight: Tensor, grid: Grid, share: float) -> tuple[Tensor, Tensor]:
-    """Scale and zero of `share` of the range between the extremes of each group, about its middle."""
+    """Return scale and zero of `share` of the range between the extremes of each group, about its middle."""
     table = level_table(grid, weight.device)
     low, high = by_group(weight, grid.group_size).aminmax(dim=-1)
     scale = share * (high - low) / (table[-1] - table[0])
-    return _storable(
-        scale, (table[0] + table[-1]) / 2 - (low + high) / 2 / scale, *choose(weight, grid), grid
-    )
+    zero = (table[0] + table[-1]) / 2 - (low + high) / 2 / scale
+    return _storable(scale, zero, *choose(weight, grid), grid)
 
 
 def unbiased(
     weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The scale and zero of each group that leave no error along the group's weights, nor along a constant, given the nearest codes."""
+    """Return the scale and zero of each group whose error is orthogonal to the weights and to a constant.
+
+    Codes are the nearest ones for the given scale and zero; sums over a group are weighted by `counts`.
+    """
     levels, groups = _levels(assign(weight, scale, zero, grid), grid), by_group(weight, grid.group_size)
     level_mean, mean = _mean(levels, counts), _mean(groups, counts)
     deviation = groups - mean[..., None]
@@ -94,7 +113,7 @@ def unbiased(
 def centred(
     weight: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor
 ) -> Tensor:
-    """The zero of each group that leaves no mean error, given codes and scale."""
+    """Return the zero of each group that leaves no mean error, for given codes and scale."""
     new_zero = _mean(_levels(codes, grid), counts) - _mean(by_group(weight, grid.group_size), counts) / scale
     return _storable(scale, new_zero, scale, zero, grid)[1]
 
@@ -110,7 +129,10 @@ def _levels(codes: Tensor, grid: Grid) -> Tensor:
 def _storable(
     scale: Tensor, zero: Tensor, old_scale: Tensor, old_zero: Tensor | None, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    """The new scale and zero where there is such a thing, else the old ones: a group of one value has no range to solve for."""
+    """Return the new scale and zero of each group, or the old ones if the new cannot be stored.
+
+    A group of one value has no range to solve for.
+    """
     smallest, largest = zero_limits(grid)
     assert old_zero is not None  # the grid is not symmetric
     fits = (scale > 0) & scale.isfinite() & (zero >= smallest) & (zero <= largest)

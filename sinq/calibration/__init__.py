@@ -1,1 +1,1 @@
-"""What is learned about a model from text: data, sites, statistics, collection, gradients."""
+"""Calibration: text, sites, statistics, their collection, and gradients."""

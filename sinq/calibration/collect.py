@@ -1,13 +1,13 @@
-"""Statistics of a model as it is: tensors of it are named by sites, and windows of text are run through it.
+"""Collection of statistics of a model: sites name its tensors, and windows of text run through it.
 
     hessian = Hessian(576, torch.device("cpu"))
     collect(model, {Site(SiteKind.inputs, "model.layers.0.self_attn.q_proj"): hessian}, tokens)
 
-There are two ways to see a tensor. Kinds in `WATCHED` are seen by a hook, wherever their module runs: alone in
-its block, or in the whole model. Kinds in `FED` need a pass of their own through the whole model, where it lives.
-A new kind of site is a new entry in one of the two tables.
+A tensor is seen in one of two ways. Kinds in `WATCHED` are seen by a hook, wherever their module runs: alone
+in its block, or in the whole model. Kinds in `FED` need a separate pass through the whole model, on its own
+device. A new kind of site is a new entry in one of the two tables.
 
-The loop that compresses takes its statistics a block at a time: see `layer_statistics.py`.
+The loop that compresses takes statistics one block at a time: see `methods/layer_statistics.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ from sinq.model.targets import Target, linear_places
 from sinq.model.walk import walk
 
 Watch = Callable[[nn.Module, Callable[[Tensor], None]], RemovableHandle]
-"""Calls a function with a tensor of a module whenever the module runs, until the handle is removed."""
+"""Function that calls another one with a tensor of a module at each run, until the handle is removed."""
 Feed = Callable[[nn.Module, Sequence[Target], Tensor, Sequence[Any]], None]
-"""Runs a model on windows of tokens, and feeds each target's statistic."""
+"""Function that runs a model on windows of tokens and feeds each target's statistic."""
 
 
 def watch_inputs(module: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
@@ -50,14 +50,14 @@ def collect(
     context: Context = Context(),
     clock: Clock | None = None,
 ) -> None:
-    """Feed each statistic all that its site sees while windows run through the model as it is now.
+    """Feed each statistic the tensors of its site while windows run through the model in its present state.
 
     One block at a time is on the device, except where a kind needs the whole model.
 
     Args:
         tokens: ids (windows, seqlen).
-        context: for its device.
-        clock: what it takes is added to it.
+        context: only its device is used.
+        clock: the time of running the model is added to it.
 
     Raises:
         ValueError: a site is not in the model, or its statistic is of another kind.
@@ -68,11 +68,13 @@ def collect(
                 f"{site} cannot feed a {type(statistic).__name__}, which is of {statistic.kind.value}"
             )
     clock = clock or Clock()
-    watched = [(_module(model, site.module), one) for site, one in wanted.items() if site.kind in WATCHED]
+    watched = [
+        (_module(model, site.module), statistic) for site, statistic in wanted.items() if site.kind in WATCHED
+    ]
     if watched:
         _feed_watched(model, watched, tokens, context, clock)
     for kind, feed in FED.items():
-        of_kind = {site.module: one for site, one in wanted.items() if site.kind is kind}
+        of_kind = {site.module: statistic for site, statistic in wanted.items() if site.kind is kind}
         if of_kind:
             with timed(next(model.parameters()).device, clock):
                 feed(model, _targets(model, of_kind), tokens, list(of_kind.values()))
@@ -85,7 +87,7 @@ def _feed_watched(
     context: Context,
     clock: Clock,
 ) -> None:
-    """Feed statistics inside the blocks in a walk, and those outside by running the whole model where it lives."""
+    """Feed statistics inside the blocks in a walk, and the others by running the whole model."""
     members = {module for block in find_blocks(model) for module in block.modules()}
     inside = [(module, statistic) for module, statistic in watched if module in members]
     outside = [(module, statistic) for module, statistic in watched if module not in members]
@@ -101,7 +103,7 @@ def _feed_watched(
 
 @contextmanager
 def watching(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
-    """Feed each statistic what it is of, in its module, for as long as the context lasts."""
+    """Feed each statistic the tensors of its module whenever that runs within the context."""
     with ExitStack() as stack:
         for module, statistic in pairs:
             stack.callback(WATCHED[statistic.kind](module, statistic.update).remove)
@@ -121,6 +123,6 @@ def _targets(model: nn.Module, names: Iterable[str]) -> list[Target]:
     known = {target.name: target for target in linear_places(model)}
     for name in names:
         if name not in known:
-            one = next(iter(known))
-            raise ValueError(f"{type(model).__name__} has no linear layer {name!r}; one is {one!r}")
+            example = next(iter(known))
+            raise ValueError(f"{type(model).__name__} has no linear layer {name!r}; one is {example!r}")
     return [known[name] for name in names]

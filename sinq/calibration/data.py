@@ -1,15 +1,16 @@
-"""What calibrated methods learn from: windows of text, and whether layers see the model as it was or as it is becoming.
+"""Calibration text: windows of tokens, and the state of the model in which statistics are taken.
 
-`sequential=True` (the default; GPTQ's own way): the statistics of a block are taken of inputs that went through the *compressed* blocks
-before it, so later layers can make up for earlier ones. Every setting of the method needs its own pass over the text.
+`sequential=True` (the default; GPTQ's own way): the statistics of a block are taken of inputs that went
+through the *compressed* blocks before it, so later layers can compensate for earlier ones. Every setting of
+the method needs a pass over the text.
 
-`sequential=False`: all statistics are those of the dense model. They do not depend on the method's options, so a `store` can keep
-them: a sweep over bits takes them once.
+`sequential=False`: all statistics are those of the dense model. They do not depend on the method's options,
+so a `store` can keep them: a sweep over bits collects them once.
 
 Gradients of the loss (`statistics.Gradient`) are the dense model's either way.
 
-A method may ask for more order still, `true_sequential`: within a block, the output projection then sees the compressed query, key and
-value, and so on, at the cost of one pass over the block for each such step.
+A method may require a stricter order, `true_sequential`: within a block, the output projection then sees the
+compressed query, key and value, and so on, at the cost of one pass over the block for each group of layers.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor
 
 
 class StatisticStore(Protocol):
-    """Keeps the tensors of statistics of one dense model and one text, by name. A dict is one."""
+    """Tensors of statistics of one dense model and one text, by name. A dict satisfies this protocol."""
 
     def __contains__(self, name: object, /) -> bool: ...
     def __getitem__(self, name: str, /) -> Mapping[str, Tensor]: ...
@@ -29,10 +30,11 @@ class StatisticStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Text to calibrate on, and how."""
+    """Text to calibrate on, and how statistics are taken."""
 
     tokens: Tensor
     """Token ids (windows, seqlen)."""
     sequential: bool = True
+    """Take statistics behind compressed blocks; otherwise in the dense model."""
     store: StatisticStore | None = None
-    """Looked at only where the statistics are the dense model's (`sequential=False`)."""
+    """Store of statistics, used only where they are the dense model's (`sequential=False`)."""

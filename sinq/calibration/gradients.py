@@ -1,13 +1,16 @@
-"""Gradients of the language-model loss by the weights of layers: taken window by window, and handed on without being kept.
+"""Gradients of the language-model loss by layers' weights, passed on window by window without being kept.
 
-The loss is the mean cross-entropy of the next token, in float32. One window at a time goes through the whole model, forwards and
-backwards. Activations inside a block are dropped on the way forwards and computed again on the way back, so that those of one block are
-in memory at a time: on SmolLM2-135M with 2,048 tokens the peak is 2.0 GB above the model instead of 4.3. Each weight's gradient goes to
-its statistic as soon as it is there, and is freed: never are there gradients of more than one weight.
+The loss is the mean cross-entropy of the next token, in float32. One window at a time goes through the whole
+model, forwards and backwards. Activations inside a block are dropped on the way forwards and computed again
+on the way back, so that only one block's activations are in memory: on SmolLM2-135M with 2,048 tokens the
+peak is 2.0 GB above the model instead of 4.3. Each weight's gradient is passed to its statistic as soon as it
+is computed, and is freed: there are never gradients of more than one weight.
 
-The model is left as it was: which parameters ask for a gradient, the gradients they have, and whether modules are in training.
+The model is restored afterwards: which parameters require a gradient, the gradients they have, and the
+training mode of modules.
 
-Not covered: one block at a time on a device, as statistics of inputs are taken. The model runs where it lives, and must fit there.
+Not covered: one block at a time on a device, as statistics of inputs are taken. The model runs on its own
+device, and must fit there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +30,7 @@ from sinq.model.targets import Target
 def feed_gradients(
     model: nn.Module, targets: Sequence[Target], tokens: Tensor, statistics: Sequence[Gradient]
 ) -> None:
-    """Show every statistic the gradient by its target's weight, once for each window.
+    """Pass every statistic the gradient of the loss by its target's weight, once for each window.
 
     Args:
         tokens: ids (windows, seqlen).
@@ -48,13 +51,17 @@ def feed_gradients(
             loss = next_token_loss(model, window)
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"the model's loss on calibration window {index} is {loss.item()}, which has no gradient to work from"
+                    f"the model's loss on calibration window {index} is {loss.item()},"
+                    " which has no gradient to work from"
                 )
             loss.backward()
 
 
 def next_token_loss(model: Any, window: Tensor) -> Tensor:
-    """Mean cross-entropy (a scalar, nats; float32 or better) of each token of a window (seqlen,) after those before it."""
+    """Return the mean cross-entropy of each token of a window (seqlen,) given those before it.
+
+    It is a scalar, in nats, in float32 or a wider type.
+    """
     window = window.to(next(model.parameters()).device)
     logits = model(window[None], use_cache=False).logits[0]
     wide = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32))
@@ -62,6 +69,8 @@ def next_token_loss(model: Any, window: Tensor) -> Tensor:
 
 
 def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Tensor], None]:
+    """Return a hook that moves a parameter's gradient into a statistic."""
+
     def receive(parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
@@ -74,7 +83,7 @@ def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Ten
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout, for a while."""
+    """Put all modules into evaluation mode (no dropout) within the context."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -88,11 +97,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _differentiating(
     model: nn.Module, wanted: Sequence[nn.Parameter], receivers: Sequence[Callable[[Tensor], None]]
 ) -> Iterator[None]:
-    """These parameters, and no others, get a gradient for a while; each receiver is called when its parameter has one."""
+    """Compute gradients of `wanted` alone within the context, and call the receiver of each."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     with ExitStack() as stack:
-        for parameter, asks, gradient in before:
-            stack.callback(_give_back, parameter, asks, gradient)
+        for parameter, requires_grad, gradient in before:
+            stack.callback(_restore, parameter, requires_grad, gradient)
             parameter.grad = None
             parameter.requires_grad_(False)
         for parameter, receive in zip(wanted, receivers, strict=True):
@@ -102,14 +111,14 @@ def _differentiating(
         yield
 
 
-def _give_back(parameter: nn.Parameter, asks: bool, gradient: Tensor | None) -> None:
-    parameter.requires_grad_(asks)
+def _restore(parameter: nn.Parameter, requires_grad: bool, gradient: Tensor | None) -> None:
+    parameter.requires_grad_(requires_grad)
     parameter.grad = gradient
 
 
 @contextmanager
 def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Blocks keep their inputs only, and run again when their gradient is wanted."""
+    """Let blocks keep only their inputs within the context, and run again when their gradient is needed."""
     with ExitStack() as stack:
         for block in find_blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,11 +1,11 @@
-"""Sites: names for the tensors of a model that statistics are taken of."""
+"""Sites: names of the tensors of a model that statistics are taken of."""
 
 import enum
 from dataclasses import dataclass
 
 
 class SiteKind(enum.Enum):
-    """Kinds of tensors a module has. `collect.py` knows how each is seen."""
+    """Kinds of tensors a module has. `collect.py` defines how each is seen."""
 
     inputs = "inputs"
     """First argument of a module, (..., in_features)."""
@@ -15,8 +15,8 @@ class SiteKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor of a model, as in `Site(SiteKind.inputs, "model.layers.0.self_attn.q_proj")`."""
+    """A tensor of a model, as in `Site(SiteKind.inputs, "model.layers.0.self_attn.q_proj")`."""
 
     kind: SiteKind
     module: str
-    """Name of the module; of fused experts, of their parameter."""
+    """Name of the module, or, for fused experts, of their parameter."""

@@ -1,10 +1,14 @@
-"""What a method may ask to know about a layer, accumulated in a stream.
+"""Statistics of layers that methods ask for, accumulated in a stream.
 
-A `LayerMethod` names one of these classes, and `collect.py` fills its accumulators. Each is of one kind of site (`sites.py`):
+A `LayerMethod` names one of these classes, and `collect.py` fills its accumulators. Each class is of one kind
+of site (`sites.py`):
 
-- of the *inputs* of a layer (`InputStatistic`): one accumulator for each input of a block (query, key and value share one), fed every
-  batch. No layer's inputs are kept, so memory does not grow with the text.
-- of the *gradient* of the language-model loss by a layer's weight (`Gradient`): one accumulator for each layer, fed window by window.
+- Statistics of the *inputs* of a layer (`InputStatistic`): one accumulator for each input of a block (query,
+key and
+  value share one), fed every batch. No layer's inputs are kept, so memory does not grow with the text.
+- Statistics of the *gradient* of the language-model loss by a layer's weight (`Gradient`): one accumulator
+for each
+  layer, fed window by window.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +23,7 @@ from sinq.model.targets import Target
 
 
 class Statistic(ABC):
-    """An accumulator of what a method wants to know about a layer."""
+    """An accumulator of the facts a method needs about a layer."""
 
     kind: ClassVar[SiteKind]
     device: torch.device
@@ -29,40 +33,51 @@ class Statistic(ABC):
     @classmethod
     @abstractmethod
     def described(cls) -> str:
-        """Name for messages, such as "Hessian of each layer's inputs"."""
+        """Return a name for messages, such as "Hessian of each layer's inputs"."""
 
     @classmethod
     @abstractmethod
     def refusal(cls, targets: Sequence[Target]) -> str | None:
-        """Reason why it cannot be taken of some of these layers, with the way out; None where it can."""
+        """Return why it cannot be taken of some of these layers, and a remedy; None where it can."""
 
     @classmethod
     @abstractmethod
     def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
-        """An empty one. `shape` is (out, in) of the layer's matrix; of fused experts, that of all their matrices stacked."""
+        """Return an empty statistic of a layer.
+
+        Args:
+            shape: (out, in) of the layer's matrix, or of all matrices of fused experts, stacked.
+        """
 
     @classmethod
     @abstractmethod
     def of_noise(cls, shape: tuple[int, int], device: torch.device) -> Self:
-        """One that has seen noise, the same at every call: for what does not hang on the text, such as how many bytes a method stores."""
+        """Return a statistic that has seen noise, the same at every call.
+
+        It serves questions that do not depend on the text, such as how many bytes a method stores.
+        """
 
     def of_rows(self, start: int, count: int) -> Self:
-        """What holds of some rows of the stacked matrices it was made for: all of it, where rows share their inputs."""
+        """Return the part that concerns some rows of the stacked matrices.
+
+        Where rows share their inputs, that is the whole statistic.
+        """
         return self
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """All it knows, to be kept; `load` is the inverse."""
+        """Return all accumulated tensors, to be stored; `load` is the inverse."""
 
     @abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Take on what another one knew, and return this one."""
+        """Take over the tensors of another statistic, and return this one."""
 
 
 class InputStatistic(Statistic):
     """An accumulator over the inputs of linear layers.
 
-    Inputs may have any number of leading dimensions: (windows, seqlen, in) in dense blocks, (tokens, in) in experts.
+    Inputs may have any number of leading dimensions: (windows, seqlen, in) in dense blocks, (tokens, in) in
+    experts.
     """
 
     kind = SiteKind.inputs
@@ -77,11 +92,9 @@ class InputStatistic(Statistic):
     @classmethod
     def refusal(cls, targets: Sequence[Target]) -> str | None:
         experts = [target.name for target in targets if target.parameter is not None]
-        return (
-            f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
-            if experts
-            else None
-        )
+        if not experts:
+            return None
+        return f"which fused experts ({experts[0]}, …) do not show; add them to layers.exclude"
 
     @classmethod
     def for_layer(cls, shape: tuple[int, int], device: torch.device) -> Self:
@@ -94,7 +107,7 @@ class InputStatistic(Statistic):
         return noisy
 
     def update(self, inputs: Tensor) -> None:
-        """Take in a batch of inputs, (..., in_features)."""
+        """Add a batch of inputs, (..., in_features)."""
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.device)
         self.tokens += len(rows)
         self._add(rows.float())  # half-precision activations overflow when squared
@@ -104,21 +117,22 @@ class InputStatistic(Statistic):
 
     @abstractmethod
     def transformed(self, matrix: Tensor) -> Self:
-        """The statistic of x · matrixᵀ in place of x; `matrix` float32 (in, in)."""
+        """Return the statistic of x · matrixᵀ in place of x; `matrix` is float32 (in, in)."""
 
 
 class Hessian(InputStatistic):
-    """H = XᵀX / tokens, the curvature of a layer's output error (GPTQ, arXiv 2210.17323, up to a factor 2)."""
+    """Curvature of a layer's output error, H = XᵀX / tokens (GPTQ, arXiv 2210.17323, up to a factor 2)."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         super().__init__(in_features, device)
         self._sum = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
 
     def _add(self, rows: Tensor) -> None:
-        self._sum += rows.T @ rows  # float32 within a batch, float64 across: long sums lose their tail
+        # float32 within a batch, float64 across batches: long sums lose their tail.
+        self._sum += rows.T @ rows
 
     def matrix(self) -> Tensor:
-        """float64 (in_features, in_features); zeros if no input was seen."""
+        """Return H, float64 (in_features, in_features); zeros if no input was seen."""
         return self._sum / max(1, self.tokens)
 
     def transformed(self, matrix: Tensor) -> Self:
@@ -128,10 +142,8 @@ class Hessian(InputStatistic):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            "sum": self._sum.float(),
-            "tokens": torch.tensor(self.tokens),
-        }  # the long sum is over; 7 digits will do
+        # The long sum is complete: 7 digits suffice.
+        return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> Self:
         self._sum, self.tokens = tensors["sum"].to(self._sum), int(tensors["tokens"])
@@ -139,10 +151,11 @@ class Hessian(InputStatistic):
 
 
 class Inputs(InputStatistic):
-    """Mean magnitude of each input channel, over all inputs, and a random sample of `ROWS` of them (what AWQ works from).
+    """Mean magnitude of each input channel, and a random sample of `ROWS` inputs (used by AWQ).
 
-    The sample is uniform over everything seen, whatever the order (each input draws a number, the largest stay), and depends only on
-    the inputs and their order: the numbers come from a generator of its own.
+    The sample is uniform over all inputs seen, whatever their order: each input draws a number, and the
+    largest are kept. It depends only on the inputs and their order, since the numbers come from a private
+    generator.
     """
 
     ROWS = 512
@@ -163,15 +176,15 @@ class Inputs(InputStatistic):
         self._draws, self._rows = draws[best], torch.cat([self._rows, rows])[best.to(rows.device)]
 
     def mean_magnitude(self) -> Tensor:
-        """float32 (in_features,); zeros if no input was seen."""
+        """Return the mean magnitudes, float32 (in_features,); zeros if no input was seen."""
         return (self._sum / max(1, self.tokens)).float()
 
     def sample(self) -> Tensor:
-        """float32 (up to ROWS, in_features)."""
+        """Return the sample, float32 (up to ROWS, in_features)."""
         return self._rows
 
     def transformed(self, matrix: Tensor) -> Self:
-        """Mean magnitudes are then those of the sample: the others are gone."""
+        """Return a statistic of the transformed sample alone: other inputs are not kept."""
         rows = self._rows @ matrix.to(self._rows).T
         other = type(self)(len(matrix), self.device)
         other._add(rows)
@@ -194,10 +207,11 @@ class Inputs(InputStatistic):
 
 
 class Gradient(Statistic):
-    """Σ |∂ℓ/∂W| over windows, ℓ being the mean next-token cross-entropy of a window, by the weights of one layer.
+    """Sum of |∂ℓ/∂W| over windows; ℓ is a window's mean next-token cross-entropy, W the weight of one layer.
 
-    Magnitudes are added, not gradients: at a trained model these cancel over many windows. Windows take turns in two sums, so that one can
-    ask how much of a result hangs on the text (`halves`); the second is not there before there is a second window.
+    Magnitudes are added, not gradients: in a trained model gradients cancel over many windows. Windows are
+    added alternately to two sums, which show how much of a result depends on the text (`halves`). The second
+    sum is empty before the second window.
     """
 
     kind = SiteKind.gradient
@@ -228,7 +242,7 @@ class Gradient(Statistic):
         return noisy
 
     def update(self, gradient: Tensor, tokens: int) -> None:
-        """Take in the gradient (out, in) of a window's loss."""
+        """Add the gradient (out, in) of the loss of a window of `tokens` tokens."""
         size = self._size(gradient.to(self.device, torch.float32))
         if self._windows % 2 == 0:
             self._first += size
@@ -242,11 +256,11 @@ class Gradient(Statistic):
         return gradient.abs()
 
     def total(self) -> Tensor:
-        """float32 (out, in); zeros if no window was seen."""
+        """Return the sum over all windows, float32 (out, in); zeros if no window was seen."""
         return self._first + self._second if len(self._second) else self._first
 
     def halves(self) -> tuple[Tensor, Tensor] | None:
-        """Two sums over different windows; None if there was one."""
+        """Return two sums over different windows; None if there are fewer than two windows."""
         return (self._first, self._second) if len(self._second) else None
 
     def of_rows(self, start: int, count: int) -> Self:
@@ -268,7 +282,7 @@ class Gradient(Statistic):
 
 
 class SquaredGradient(Gradient):
-    """Σ (∂ℓ/∂W)² over windows: the diagonal of the empirical Fisher information, of windows instead of tokens."""
+    """Sum of (∂ℓ/∂W)² over windows: diagonal of the empirical Fisher information, per window, not token."""
 
     @staticmethod
     def _size(gradient: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Models on disk: our folder, Hugging Face checkpoints as a source, streaming from one to the other."""
+"""Models on disk: the sinq folder, Hugging Face checkpoints as a source, and streaming between the two."""

@@ -1,8 +1,11 @@
 """Checkpoints of format 1, which named classes by their paths, read as edits.
 
-    {"format": 1, "places": [{"name", "parameter", "values": [{"name", "kind": "sinq.tensor.QuantizedTensor", "config", "tensors"}]}]}
+    {"format": 1, "places": [
+        {"name", "parameter", "values": [{"name", "kind": "sinq.tensor.QuantizedTensor", "config",
+        "tensors"}]}
+    ]}
 
-The table is all there is to know: a path that is not in it is refused, and none is ever imported.
+Only paths in the table are known: any other path is refused, and none is ever imported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,25 +20,28 @@ KINDS = {
     "sinq.rotation.Rotated": "rotated",
     "sinq.sparse.SparseOutliers": "sparse_outliers",
 }
-"""Path of a class at format 1 → its name."""
+"""Name of each class by its path in format 1."""
 
 
-def from_places(places: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Return the places of a layout of format 1 as edits of format 2.
+def edits_from_format_1(
+    entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    """Return the layers of a layout of format 1 as edits of format 2.
 
     Args:
-        tensors: those of the checkpoint, which format 1 does not give the shapes of.
+        entries: the layout's list "places".
+        tensors: tensors of the checkpoint; format 1 does not store their shapes.
 
     Raises:
         ValueError: a path is not in the table, or a tensor is missing.
     """
-    return [_edit(place, [_weight(value, tensors) for value in place["values"]]) for place in places]
+    return [_edit(entry, [_weight(value, tensors) for value in entry["values"]]) for entry in entries]
 
 
-def _edit(place: Mapping[str, Any], weights: list[dict[str, Any]]) -> dict[str, Any]:
-    if place["parameter"] is None:
-        return {"name": "replace_linear", "version": 1, "layer": place["name"], "weight": weights[0]}
-    return {"name": "replace_experts", "version": 1, "parameter": place["name"], "weights": weights}
+def _edit(entry: Mapping[str, Any], weights: list[dict[str, Any]]) -> dict[str, Any]:
+    if entry["parameter"] is None:
+        return {"name": "replace_linear", "version": 1, "layer": entry["name"], "weight": weights[0]}
+    return {"name": "replace_experts", "version": 1, "parameter": entry["name"], "weights": weights}
 
 
 def _weight(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -49,9 +55,10 @@ def _weight(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
 
 
 def _named(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the format and options of a weight under the name of its class."""
     if path not in KINDS:
         raise ValueError(f"{path!r} is not a kind of weight that format 1 had; it had {', '.join(KINDS)}")
-    own = dict(config)
-    if "kind" in own:  # a value around another one
-        own["inner"] = _named(own.pop("kind"), own["inner"])
-    return {"name": KINDS[path], "version": 1, "config": own}
+    options = dict(config)
+    if "kind" in options:  # a value around another one
+        options["inner"] = _named(options.pop("kind"), options["inner"])
+    return {"name": KINDS[path], "version": 1, "config": options}

@@ -1,14 +1,17 @@
-"""A Hugging Face checkpoint on disk, read one tensor at a time.
+"""Hugging Face checkpoint on disk, read one tensor at a time.
 
-`shape_of` builds the architecture on the meta device: names, shapes and ties, without a byte of weights. `Source` finds, for every
-tensor of that model, where it lies in the safetensors files of the folder (one file, or an index of shards).
+`shape_of` builds the architecture on the meta device: names, shapes and ties, without a byte of weights.
+`Source` locates every tensor of that model in the safetensors files of the folder (one file, or an index of
+shards).
 
-Files are memory-mapped. A tensor that is stored as the model has it is a view of the file: its pages come in when they are read and
-may be dropped again at any time, so they cost no memory of their own. Where the files name or lay out tensors differently (older
-names; experts stored one by one that the model fuses into one parameter), transformers' own rules for loading are followed. A
-fused tensor is put together when it is asked for, and is the only thing here that is copied.
+Files are memory-mapped. A tensor that is stored as the model has it is a view of the file: its pages are
+loaded when they are read and may be dropped again at any time, so they take no memory of the process. Where
+the files name or lay out tensors differently (older names; experts stored one by one that the model fuses
+into one parameter), transformers' own rules for loading apply. Only a fused tensor is copied: it is assembled
+when it is asked for.
 
-Not covered: one stored tensor that becomes several of the model; `.bin` files; checkpoints that are already quantized. All are refused.
+Not covered: one stored tensor that becomes several of the model; `.bin` files; checkpoints that are already
+quantized. All are refused.
 """
 
 import copy
@@ -36,24 +39,24 @@ from transformers.initialization import no_init_weights
 
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
-"""Buffers that older checkpoints hold and models make themselves."""
+"""Buffers that older checkpoints store and models now compute."""
 
 TensorReader = Callable[[str], Tensor]
-"""From the name of a model's tensor to the tensor, on the CPU."""
+"""Function from the name of a model's tensor to the tensor, on the CPU."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor of a model lies: one stored tensor, or several and what makes one of them."""
+    """Source of one tensor of a model: one stored tensor, or several and the conversion that fuses them."""
 
     keys: tuple[str, ...]
     patterns: tuple[str, ...] = ()
-    """Per key, the part of the conversion it is for."""
+    """Pattern of the conversion that each key matches."""
     conversion: WeightConverter | None = None
 
 
 def shape_of(folder: Path) -> PreTrainedModel:
-    """The model of a checkpoint folder, on the meta device, tied where the configuration says so.
+    """Return the model of a checkpoint folder, on the meta device, with the ties of its configuration.
 
     Raises:
         ValueError: there is no configuration, or the checkpoint is quantized already.
@@ -72,10 +75,10 @@ def shape_of(folder: Path) -> PreTrainedModel:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the shards of its index, or the only one.
+    """Return the safetensors files of a checkpoint: the shards of its index, or the only file.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
     """
     index = folder / INDEX
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [TENSORS]
@@ -88,7 +91,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first floating-point tensor, for a configuration that does not say."""
+    """Return the dtype of the first floating-point tensor, for a configuration without a dtype."""
     for path in weight_files(folder):
         with opened(path) as file:
             for key in list(file.keys()):
@@ -100,7 +103,11 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, mapped. Raises `ValueError` naming the file if it is cut short or no such file."""
+    """Yield a safetensors file, memory-mapped.
+
+    Raises:
+        ValueError: the file is truncated or no safetensors file; the message names it.
+    """
     try:
         file = safe_open(path, "pt")
     except SafetensorError as error:
@@ -110,10 +117,10 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 class Source:
-    """The tensors of a model, in the files of a checkpoint folder.
+    """Reader of a model's tensors from the files of a checkpoint folder.
 
     Raises:
-        ValueError: tensors that the model needs and the files lack, or the other way round, by name.
+        ValueError: tensors are missing, unknown, or tied but different; the message names them.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
@@ -132,7 +139,7 @@ class Source:
         self._refuse_untied()
 
     def names(self) -> dict[str, str]:
-        """Every tensor of the model once, shared ones under their first name → the name it is stored under."""
+        """Return the stored name by model name, for every tensor once; shared ones have their first name."""
         first: dict[int, str] = {}
         for name, tensor in self._expected.items():
             first.setdefault(id(tensor), name)
@@ -143,13 +150,16 @@ class Source:
 
     @contextmanager
     def reading(self) -> Iterator[TensorReader]:
-        """A reader that opens every file once, and closes them at the end; tensors that are kept keep their file mapped."""
+        """Yield a reader that opens every file once, and closes them at the end.
+
+        Tensors that outlive the context keep their file mapped.
+        """
         with ExitStack() as stack:
             file = cache(lambda path: stack.enter_context(opened(path)))
             yield lambda name: self._read(name, lambda key: file(self._files[key]).get_tensor(key))
 
     def _refuse_untied(self) -> None:
-        """Tensors the configuration ties may be stored twice, if they are equal."""
+        """Raise `ValueError` if tensors that the configuration ties are stored twice and differ."""
         kept = self.names()
         by_identity = {id(self._expected[name]): stored for name, stored in kept.items()}
         with self.reading() as read:
@@ -157,39 +167,43 @@ class Source:
                 other = by_identity[id(self._expected[name])]
                 if other != name and not torch.equal(read(name), read(other)):
                     raise ValueError(
-                        f"{name} and {other} differ, but the configuration ties them; set tie_word_embeddings to false there"
+                        f"{name} and {other} differ, but the configuration ties them;"
+                        " set tie_word_embeddings to false there"
                     )
 
     def _match(self) -> tuple[dict[str, StoredTensor], list[str]]:
-        """Where the model's tensors lie, and stored ones the model has no use for."""
+        """Return the source of each of the model's tensors, and the stored names the model does not use."""
         rules = get_model_conversion_mapping(self._model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
         by_pattern = {pattern: rule for rule in conversions for pattern in rule.source_patterns}
-        prefix, found, unknown = self._model.base_model_prefix, {}, []
+        prefix = self._model.base_model_prefix
+        found: dict[str, StoredTensor] = {}
+        unknown: list[str] = []
         for key in sorted(self._files, key=dot_natural_key):
             name, pattern = rename_source_key(key, renamings, conversions, prefix, self._expected)
             if name not in self._expected and key in self._expected:
                 name, pattern = key, None
             if name not in self._expected:
-                unknown += [] if self._is_ignored(key) else [key]
+                if not self._is_ignored(key):
+                    unknown.append(key)
             elif pattern is None:
                 found[name] = StoredTensor((key,))
             else:
-                before = found.get(name, StoredTensor((), (), by_pattern[pattern]))
-                found[name] = StoredTensor(
-                    (*before.keys, key), (*before.patterns, pattern), before.conversion
-                )
+                parts = found.get(name, StoredTensor((), (), by_pattern[pattern]))
+                found[name] = StoredTensor((*parts.keys, key), (*parts.patterns, pattern), parts.conversion)
         return found, unknown
 
     def _is_ignored(self, key: str) -> bool:
+        """Return True for stored names that the model computes or declares to ignore."""
         patterns = {*MOVED_BUFFERS, *(self._model._keys_to_ignore_on_load_unexpected or ())}
+        if any(re.search(pattern, key) for pattern in patterns):
+            return True
         buffers = {name for name, _ in self._model.named_buffers()}
-        return any(re.search(pattern, key) for pattern in patterns) or bool(
-            {key, f"{self._model.base_model_prefix}.{key}"} & buffers
-        )
+        return key in buffers or f"{self._model.base_model_prefix}.{key}" in buffers
 
     def _read(self, name: str, get: TensorReader) -> Tensor:
+        """Return a tensor of the model, given a function from stored names to stored tensors."""
         stored = self._stored[name]
         tensors = [get(key) for key in stored.keys]
         tensor = tensors[0] if stored.conversion is None else self._convert(name, stored, tensors)
@@ -201,6 +215,7 @@ class Source:
         return tensor
 
     def _convert(self, name: str, stored: StoredTensor, tensors: list[Tensor]) -> Tensor:
+        """Fuse stored tensors into one of the model, by transformers' conversion."""
         conversion = copy.deepcopy(stored.conversion)
         assert conversion is not None
         for key, pattern, tensor in zip(stored.keys, stored.patterns, tensors, strict=True):

@@ -1,9 +1,11 @@
-"""What of a long piece of work is done, in a small JSON file beside its results, so that it can go on after it was killed.
+"""Journal of finished files: a JSON file beside the results, by which killed work is continued.
 
-    {"format": 2, "identity": {…}, "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": […], …}, …}}
+    {"format": 2, "identity": {…},
+     "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": […], …}, …}}
 
-A file of results counts as done when the journal names it and it is as long as the journal says. The journal is rewritten after each file,
-whole or not at all; a file that took its name just before a kill is simply made again. Two processes must not work in one folder at once.
+A file of results counts as done when the journal names it and its length is the journal's. The journal is
+rewritten after each file, entirely or not at all. A file that was renamed to its final name just before a
+kill is made again. Two processes must not work in one folder at once.
 """
 
 import json
@@ -20,25 +22,26 @@ JOURNAL = "stream.json"
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """One finished file."""
+    """A finished file of results."""
 
     nbytes: int
-    """Its length."""
+    """Length of the file."""
     tensors: Sequence[str]
+    """Names of its tensors."""
     edits: Sequence[dict[str, Any]]
-    """Those that put its compressed weights into the model, as `sinq.json` has them."""
+    """Edits that put its compressed weights into the model, as `sinq.json` has them."""
     layers: Sequence[dict[str, Any]]
-    """Their reports."""
+    """Reports of its layers (`PartReport`)."""
 
 
 def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
-    """What is done in a folder, by file name. The folder is made, or cleared of half-written files.
+    """Return the finished files of a folder by name. The folder is made, or cleared of half-written files.
 
     Args:
-        identity: plain JSON values; all that decides what the results are.
+        identity: plain JSON values that determine the results.
 
     Raises:
-        ValueError: the folder holds something else, or results of another identity.
+        ValueError: the folder holds other files, or results of another identity.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = [path for path in folder.iterdir() if not path.name.endswith(SCRATCH)]
@@ -53,11 +56,11 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
     _refuse_other(folder, journal, identity)
     for scratch in folder.glob(f".*{SCRATCH}"):
         scratch.unlink()
-    done = {name: FinishedShard(**it) for name, it in journal["done"].items()}
+    done = {name: FinishedShard(**entry) for name, entry in journal["done"].items()}
     return {
-        name: it
-        for name, it in done.items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == it.nbytes
+        name: shard
+        for name, shard in done.items()
+        if (folder / name).is_file() and (folder / name).stat().st_size == shard.nbytes
     }
 
 
@@ -66,18 +69,20 @@ def write(folder: Path, identity: dict[str, Any], done: dict[str, FinishedShard]
     content = {
         "format": FORMAT,
         "identity": identity,
-        "done": {name: asdict(it) for name, it in done.items()},
+        "done": {name: asdict(shard) for name, shard in done.items()},
     }
     with replacing(folder / JOURNAL) as scratch:
         scratch.write_text(json.dumps(content))
 
 
 def _refuse_other(folder: Path, journal: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise `ValueError` if a journal has another format or identity."""
     if journal["format"] != FORMAT:
         raise ValueError(f"{folder / JOURNAL} has format {journal['format']}; this version reads {FORMAT}")
     for key, wanted in identity.items():
         found = journal["identity"].get(key)
         if found != wanted:
             raise ValueError(
-                f"{folder} was begun with another {key}: {found}, not {wanted}. Delete it, or choose another folder"
+                f"{folder} was begun with another {key}: {found}, not {wanted}."
+                " Delete it, or choose another folder"
             )

@@ -1,25 +1,29 @@
 """Quantizing a checkpoint that does not fit in memory: file to file, one decoder block at a time.
 
-    source/  config.json, model*.safetensors ─▶ map ─▶ quantize matrix by matrix ─▶ target/  what `load` reads
+    source/  config.json, model*.safetensors ─▶ map ─▶ quantize each matrix ─▶ target/  (see `load`)
 
-The architecture is built without weights (`source.py`), so everything `plan.py` refuses is refused at once; only whether weights are finite
-is found out when a matrix is read. A decoder block becomes one file, and so does every tensor outside the blocks. What is not
-compressed goes from the mapped source to the target as it is, in its own dtype.
+The architecture is built without weights (`huggingface.py`), so everything that `methods/plan.py` refuses is
+refused at once. Only non-finite weights are found later, when a matrix is read. A decoder block becomes one
+file, and so does every tensor outside the blocks. Tensors that are not compressed are copied from the mapped
+source to the target, in their own dtype.
 
-Memory: the compressed values of one block, and what quantizing one matrix takes (some float32 copies of it). Fused experts that the
-checkpoint stores one by one are put together first, in their own dtype: one parameter of one layer. Embeddings cost nothing.
+Memory: the compressed values of one block, and the working memory of quantizing one matrix (some float32
+copies of it). Fused experts that the checkpoint stores one by one are assembled first, in their own dtype:
+one parameter of one layer. Embeddings take no memory.
 
-A file takes its name when it is whole and on disk, and the journal (`journal.py`) then says so. Started again after a kill, the work goes
-on with the first file that is missing; a finished folder is only reported on. Matrices are quantized as they are stored: what comes out is,
-bit for bit, what `compress` makes of a model loaded in the checkpoint's dtype, or in float32.
+A file is renamed to its final name when it is complete and on disk, and the journal (`journal.py`) then lists
+it. Restarted after a kill, the work continues with the first missing file; a finished folder is only reported
+on. Matrices are quantized as they are stored: the result is, bit for bit, that of `compress` on a model
+loaded in the checkpoint's dtype, or in float32.
 
-Calibrated methods see the outputs of a running model, and methods that rewrite a model see several layers at once: both are refused.
+Calibrated methods need the outputs of a running model, and methods that rewrite a model need several layers
+at once: both are refused.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -44,18 +48,20 @@ from sinq.model.edits import edit_as_json, edit_from_json, weights_edit
 from sinq.model.targets import Layers
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
-"""The name of the decoder block a tensor is of: `model.layers.3`."""
+"""Pattern of the decoder block in the name of a tensor: `model.layers.3`."""
 BESIDE = (".json", ".model", ".txt", ".jinja")
 """Endings of the small files beside the weights: tokenizer, generation settings."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to be written: the model's tensors in it, the names they are stored under in the source, and the steps for some."""
+    """A file to be written."""
 
     file: str
     names: tuple[tuple[str, str], ...]
-    steps: dict[str, LayerPlan]
+    """(name in the model, name in the source) of each tensor."""
+    plans: dict[str, LayerPlan]
+    """Plans of the tensors that are compressed, by name in the model."""
 
 
 def stream(
@@ -64,42 +70,47 @@ def stream(
     method: Method,
     context: Context = Context(),
 ) -> CompressionReport:
-    """Quantize the checkpoint in a folder into another folder, in the memory of about one layer, going on where it was killed.
+    """Quantize a checkpoint from one folder into another, in the memory of about one layer.
+
+    After a kill, the same call continues the work.
 
     Args:
         source: folder of a Hugging Face checkpoint in safetensors, one file or several.
-        target: folder for the compressed model, which `load` reads; empty, missing, or left by this same work.
+        target: folder for the compressed model, which `load` reads; empty, missing, or left by the same call.
         method: a calibration-free `LayerMethod`.
-        context: as for `Method.compress`; its device is where matrices are quantized, one at a time, by default the CPU.
+        context: as for `Method.compress`; matrices are quantized on its device, by default the CPU.
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
-        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or the target holds other work;
-            on the way, naming the layer, if a weight is not finite. What is finished then stays.
+        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or if
+            the target holds other work; later, naming the layer, if a weight is not finite. Finished files
+            then stay.
         FileNotFoundError: the source lacks a file.
     """
-    source, target, place = Path(source), Path(target), torch.device(context.device or "cpu")
+    source, target = Path(source), Path(target)
+    device = torch.device(context.device or "cpu")
     model = shape_of(source)
     plan = _layer_method(method).plan(model, None, context)
     weights = Source(source, model)
-    identity = _identity(source, method, context.layers, place)
+    identity = _identity(source, method, context.layers, device)
     done = resume(target, identity)
-    pieces = _pieces(weights.names(), plan.steps)
-    for piece in context.progress(pieces, "quantizing files", len(pieces)):
-        if piece.file not in done:
+    shards = _shards(weights.names(), plan.steps)
+    for shard in context.progress(shards, "quantizing files", len(shards)):
+        if shard.file not in done:
             with weights.reading() as read, torch.no_grad():
-                done[piece.file] = _make(piece, read, target, place)
+                done[shard.file] = _make(shard, read, target, device)
             write(target, identity, done)
-    ordered = {piece.file: done[piece.file] for piece in pieces}
+    ordered = {shard.file: done[shard.file] for shard in shards}
     if not (target / LAYOUT).exists():
         save_config(model.config, model.dtype, target)
-        _copy_beside(source, target)
+        _copy_small_files(source, target)
         _finish(target, ordered)
-    reports = tuple(PartReport.from_json(layer) for it in ordered.values() for layer in it.layers)
+    reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
     return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
 
 
 def _layer_method(method: Method) -> LayerMethod:
+    """Return the method, or raise `NotApplicable` if it needs more than one matrix at a time."""
     name = type(method).__name__
     if not isinstance(method, LayerMethod):
         raise NotApplicable(
@@ -111,24 +122,27 @@ def _layer_method(method: Method) -> LayerMethod:
     return method
 
 
-def _identity(source: Path, method: Method, layers: Layers, place: torch.device) -> dict[str, Any]:
-    """All that decides what is written. Source files count by name, size and time of change: reading them all takes too long."""
+def _identity(source: Path, method: Method, layers: Layers, device: torch.device) -> dict[str, Any]:
+    """Return the values that determine the written files, as plain JSON.
+
+    Source files are identified by name, size and time of change: reading them all takes too long.
+    """
     files = [source / "config.json", *weight_files(source)]
     return {
         "method": described(method),
         "layers": described(layers),
-        "kernel": f"{chosen(place).value} on {place.type}",
+        "kernel": f"{chosen(device).value} on {device.type}",
         "source": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
     }
 
 
-def _pieces(names: dict[str, str], steps: Sequence[LayerPlan]) -> list[Shard]:
-    """Files to write, in the order of the model.
+def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
+    """Return the files to write, in the order of the model.
 
     Args:
-        names: of every tensor in the model → in the source.
+        names: name in the source of every tensor by its name in the model.
     """
-    by_name = {step.target.tensor_name: step for step in steps}
+    by_name = {layer.target.tensor_name: layer for layer in plans}
     groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
     return [
         Shard(
@@ -145,58 +159,55 @@ def _block(name: str) -> str:
     return match[0] if match else name
 
 
-def _make(piece: Shard, read: TensorReader, target: Path, place: torch.device) -> FinishedShard:
-    """Write one file, and say what is in it. Tensors live only as long as this call."""
+def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) -> FinishedShard:
+    """Write one file, and return its content. Tensors live only as long as this call."""
     tensors: dict[str, torch.Tensor] = {}
     changes: list[dict[str, Any]] = []
     reports: list[dict[str, Any]] = []
-    for name, stored in piece.names:
-        tensor, step = read(stored), piece.steps.get(name)
-        if step is None:
+    for name, stored in shard.names:
+        tensor, layer = read(stored), shard.plans.get(name)
+        if layer is None:
             tensors[name] = tensor
             continue
-        made = [_quantize(step, key, matrix, place) for key, matrix in step.target.split(tensor).items()]
-        values = [value for value, _ in made]
-        experts = step.target.parameter is not None
-        changes.append(edit_as_json(weights_edit(step.target.name, values, experts)))
-        tensors |= _named_tensors(step.target.name, values, experts)
-        reports += [asdict(report) for _, report in made]
-    save_tensors(tensors, target / piece.file)
-    return FinishedShard((target / piece.file).stat().st_size, list(tensors), changes, reports)
+        quantized = [
+            _quantize(layer, key, matrix, device) for key, matrix in layer.target.split(tensor).items()
+        ]
+        values = [value for value, _ in quantized]
+        experts = layer.target.parameter is not None
+        changes.append(edit_as_json(weights_edit(layer.target.name, values, experts)))
+        tensors |= _named_tensors(layer.target.name, values, experts)
+        reports += [asdict(report) for _, report in quantized]
+    save_tensors(tensors, target / shard.file)
+    return FinishedShard((target / shard.file).stat().st_size, list(tensors), changes, reports)
 
 
 def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
     """Return the tensors of a layer's values under the names that its modules give them."""
-    places = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
-    pairs = zip(places, values, strict=True)
-    return {f"{place}.{key}": tensor for place, value in pairs for key, tensor in value.state_dict().items()}
+    stores = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
+    pairs = zip(stores, values, strict=True)
+    return {f"{store}.{key}": tensor for store, value in pairs for key, tensor in value.state_dict().items()}
 
 
-def _quantize(step: LayerPlan, name: str, matrix: torch.Tensor, place: torch.device) -> Any:
+def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:
+    """Return the compressed weight and the report of a finite matrix (out, in)."""
     require_finite(name, matrix)
-    (made,) = quantize_matrices([(step, name, matrix)], None, place)
-    return made
+    (quantized,) = quantize_matrices([(layer, name, matrix)], None, device)
+    return quantized
 
 
-def _copy_beside(source: Path, target: Path) -> None:
-    for path in _beside(source):
-        with replacing(target / path.name) as scratch:
-            shutil.copyfile(path, scratch)
-
-
-def _beside(source: Path) -> Iterable[Path]:
-    own = {"config.json", INDEX, LAYOUT}
-    return (
-        path
-        for path in sorted(source.iterdir())
-        if path.suffix in BESIDE and path.name not in own and path.is_file()
-    )
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer, generation settings and the like."""
+    written = {"config.json", INDEX, LAYOUT}
+    for path in sorted(source.iterdir()):
+        if path.suffix in BESIDE and path.name not in written and path.is_file():
+            with replacing(target / path.name) as scratch:
+                shutil.copyfile(path, scratch)
 
 
 def _finish(target: Path, done: dict[str, FinishedShard]) -> None:
-    """Write the index of tensors, and last what makes the folder one that `load` takes."""
-    files = {name: file for file, it in done.items() for name in it.tensors}
-    index = {"metadata": {"total_size": sum(it.nbytes for it in done.values())}, "weight_map": files}
+    """Write the index of tensors, then `sinq.json`, which makes the folder loadable."""
+    files = {name: file for file, shard in done.items() for name in shard.tensors}
+    index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}
     with replacing(target / INDEX) as scratch:
         scratch.write_text(json.dumps(index, indent=1))
-    save_layout([edit_from_json(change) for it in done.values() for change in it.edits], target)
+    save_layout([edit_from_json(change) for shard in done.values() for change in shard.edits], target)

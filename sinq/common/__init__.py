@@ -1,1 +1,1 @@
-"""Leaves that know nothing of tensors' meaning: names, errors, progress, timing, files."""
+"""Helpers that know nothing of quantization: names, errors, progress, timing, files."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, made durable, then renamed."""
+"""Atomic file replacement: a file is written beside its final path, made durable, then renamed."""
 
 import os
 import tempfile
@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRATCH = ".tmp"
-"""How the names of files under way end. After a kill -9 one may be left; nothing reads it."""
+"""Suffix of unfinished files. After a kill -9 one may be left; nothing reads it."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch file that takes the name `path` when the block ends well, and is deleted otherwise (also on Ctrl-C).
+    """Yield a scratch file that is renamed to `path` when the block succeeds, else deleted (also on Ctrl-C).
 
-    Whoever still reads, or has mapped, the file there was before keeps its content.
+    A process that has opened or mapped the previous file keeps the previous content. Missing folders are
+    created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH)

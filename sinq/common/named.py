@@ -1,14 +1,15 @@
-"""Names and versions: how files speak of classes.
+"""Names and versions of classes in files.
 
-Rows, checkpoints and journals outlive the source code they were written by. So they never hold the path of a class, which changes
-whenever a file moves, but its `name` below a *root* (`Method`, `CompressedWeight`, `Edit`, `Evaluation` …), unique there, and its
-`version`. Reading works the other way round: `named` looks a name up among the classes that are already imported. Nothing a file says
-is ever imported.
+Rows, checkpoints and journals outlive the source code that wrote them. They never hold the path of a class,
+which changes whenever a file moves. They hold the class's `name`, unique below a *root* (`Method`,
+`CompressedWeight`, `Edit`, `Evaluation` …), and its `version`. To read them, `named` looks a name up among
+the classes that are already imported. Nothing named in a file is ever imported.
 
-The version is raised when the same options give other numbers than before, because a defect was mended or a default changed. Rows of the
-old version are then not taken for runs of the new one; they stay readable.
+The version is raised when the same options give other numbers than before, because a defect was mended or a
+default changed. Rows of the old version are then not taken for runs of the new one; they stay readable.
 
-`described` leaves out options that have their defaults. A new option with a neutral default thus changes no identity of any run.
+`described` leaves out options that have their defaults. A new option with a neutral default thus changes no
+identity of any run.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ T = TypeVar("T", bound="Named")
 
 
 class Named:
-    """A class that files know by `name`. A root is a direct subclass; concrete classes below it declare their own names.
+    """A class that files know by `name`.
+
+    A root is a direct subclass; concrete classes below it declare their own names.
 
     Raises:
         TypeError: when a second class of one root is defined with a name that is taken.
@@ -45,14 +48,15 @@ def named(root: type[T], name: str) -> type[T]:
     """Return the imported subclass of `root` that has a name.
 
     Raises:
-        ValueError: there is none; the message lists the names there are.
+        ValueError: no class has the name; the message lists the known names.
     """
     known: dict[str, type[T]] = {}
     for found in _below(root):
-        own = found.__dict__.get("name")
-        refused = own in known and _path(known[own]) != _path(found)  # as a duplicate, and still in memory
-        if isinstance(own, str) and not refused:
-            known[own] = found
+        declared = found.__dict__.get("name")
+        # A class that `__init_subclass__` refused as a duplicate may still be in memory.
+        refused = declared in known and _path(known[declared]) != _path(found)
+        if isinstance(declared, str) and not refused:
+            known[declared] = found
     if name not in known:
         raise ValueError(
             f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}"
@@ -61,10 +65,10 @@ def named(root: type[T], name: str) -> type[T]:
 
 
 def name_of(value: Named) -> str:
-    """Return the name that the class of a value declares itself; an inherited one would be that of another class.
+    """Return the name that a value's class declares itself; an inherited name belongs to another class.
 
     Raises:
-        TypeError: it declares none.
+        TypeError: the class declares no name.
     """
     name = type(value).__dict__.get("name")
     if not isinstance(name, str):
@@ -75,10 +79,12 @@ def name_of(value: Named) -> str:
 
 
 def described(value: Any, defaults: bool = False) -> Any:
-    """Return a dataclass, enum, list or mapping as plain JSON values; named classes begin with their name and version.
+    """Return a dataclass, enum, list or mapping as plain JSON values.
+
+    Named classes begin with their name and version.
 
     Args:
-        defaults: also say the options that have their default values.
+        defaults: include the options that have their default values.
     """
     if isinstance(value, enum.Enum):
         return value.name
@@ -103,7 +109,7 @@ def _options(value: Any, defaults: bool) -> dict[str, Any]:
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
-    """Return a field's default; `MISSING`, which equals no option, where it has none."""
+    """Return a field's default; `MISSING`, which equals no option, for a field without one."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -1,4 +1,4 @@
-"""Showing progress, as a function: it wraps an iterable, like tqdm, and the library never prints."""
+"""Progress display as a function that wraps an iterable, like tqdm; the library itself never prints."""
 
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
@@ -7,11 +7,11 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Yields the items of `items` while showing how many of `total` are done."""
+    """A function that yields `items` while showing how many of `total` are done."""
 
     def __call__(self, items: Iterable[T], description: str, total: int) -> Iterable[T]: ...
 
 
 def silent(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """Shows nothing."""
+    """Return the items themselves, and show nothing."""
     return items

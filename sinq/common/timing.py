@@ -1,4 +1,4 @@
-"""Time, measured so that work queued on an accelerator is counted where it belongs."""
+"""Wall-clock time that includes work queued on an accelerator."""
 
 import time
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ import torch
 
 
 class Clock:
-    """Seconds measured by `timed`, over all pieces of work it was given for."""
+    """Sum of the seconds that `timed` measured with this clock."""
 
     seconds = 0.0
 
 
 @contextmanager
 def timed(device: torch.device, clock: Clock | None = None) -> Iterator[Clock]:
-    """Measure the wall-clock time of a piece of work, with the device's queue drained at both ends.
+    """Measure the wall-clock time of a piece of work, in seconds; the device's queue is drained at both ends.
 
     Args:
-        clock: the time is added to it; by default to a new one.
+        clock: receives the time in addition to its previous time; by default a new one.
     """
     clock = clock or Clock()
     _drain(device)

@@ -1,1 +1,1 @@
-"""How one matrix is stored: grids, rounding, packing, stored scales, and the values made of them. Pure torch."""
+"""Storage of one matrix: grids, rounding, packing, stored scales, and the values made of them. Pure torch."""

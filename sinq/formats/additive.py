@@ -1,10 +1,11 @@
-"""The value of additive quantization: packed codes, codebooks and row scales of one matrix (`codebooks.py` has the formula).
+"""The value of additive quantization: packed codes, codebooks and row scales of one matrix.
 
-Codes lie as (out, in/g, M), row by row. Up to 8 bits they are one stream of B bits each (`packing.py`); above, their low bytes are one
-tensor and what is left of them another, so a code of 12 bits costs 12 bits.
+`codebooks.py` has the formula. Codes are stored as (out, in/g, M), row by row. Codes of up to 8 bits are
+one stream of B bits each (`packing.py`). Longer codes are split: their low bytes are one tensor and their
+remaining bits another, so a code of 12 bits costs 12 bits.
 
-Codebooks and scales are float16. Weights so small or so large that the scales would leave float16's full precision are stored with an
-exponent common to all rows, one more byte.
+Codebooks and scales are float16. Weights so small or so large that the scales would leave float16's full
+precision are stored with an exponent common to all rows, one more byte.
 """
 
 from collections.abc import Mapping
@@ -20,15 +21,16 @@ from sinq.formats.packing import pack, unpack
 
 BYTE = 8
 EXPONENTS = (-8, 14)
-"""Of the largest scale, between which it is stored as it is: scales up to 2⁶ smaller keep float16's full precision then."""
+"""Exponents of the largest scale, first included and last not, at which scales are stored unchanged. Scales
+up to 2⁶ smaller then keep float16's full precision."""
 
 
 @dataclass(frozen=True, eq=False)
 class AdditiveTensor(CompressedWeight):
     """Codes, codebooks and scales of one matrix, as they are stored.
 
-    tensors: `codes` uint8 packed, and `codes_high` where a code has more than 8 bits; `codebooks` float16 (M, 2^B, g); `scale` float16
-    (out,), with `scale_exponent` where needed.
+    tensors: `codes` uint8 packed, and `codes_high` for codes of more than 8 bits; `codebooks` float16
+    (M, 2^B, g); `scale` float16 (out,), with `scale_exponent` where needed.
     """
 
     name: ClassVar[str] = "additive"
@@ -72,30 +74,24 @@ class AdditiveTensor(CompressedWeight):
         return self.format.group
 
     def codes(self) -> Tensor:
-        """int64 (out, in / g, M)."""
-        bits, places = (
-            self.format.bits_per_codebook,
-            (self.shape[0], self.shape[1] // self.format.group, self.format.codebooks),
-        )
-        codes = unpack(self.tensors["codes"], min(bits, BYTE), places).long()
-        return (
-            codes
-            if bits <= BYTE
-            else codes | unpack(self.tensors["codes_high"], bits - BYTE, places).long() << BYTE
-        )
+        """Return the codes, int64 (out, in / g, M)."""
+        bits = self.format.bits_per_codebook
+        shape = (self.shape[0], self.shape[1] // self.format.group, self.format.codebooks)
+        codes = unpack(self.tensors["codes"], min(bits, BYTE), shape).long()
+        if bits > BYTE:
+            codes = codes | unpack(self.tensors["codes_high"], bits - BYTE, shape).long() << BYTE
+        return codes
 
     def codebooks(self) -> Tensor:
-        """float32 (M, 2^B, g)."""
+        """Return the codebooks, float32 (M, 2^B, g)."""
         return self.tensors["codebooks"].float()
 
     def scale(self) -> Tensor:
-        """float32 (out,)."""
+        """Return the scale of each row, float32 (out,)."""
         scale = self.tensors["scale"].float()
-        return (
-            scale * torch.exp2(self.tensors["scale_exponent"].float())
-            if "scale_exponent" in self.tensors
-            else scale
-        )
+        if "scale_exponent" in self.tensors:
+            scale = scale * torch.exp2(self.tensors["scale_exponent"].float())
+        return scale
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return (summed(self.codes(), self.codebooks()).reshape(self.shape) * self.scale()[:, None]).to(dtype)
@@ -113,7 +109,15 @@ class AdditiveTensor(CompressedWeight):
 
 
 def summed(codes: Tensor, codebooks: Tensor) -> Tensor:
-    """Σ_m codebooks[m, codes[…, m]]: (…, M) and (M, 2^B, g) → (…, g), differentiable in the codebooks."""
+    """Return Σ_m codebooks[m, codes[…, m]], differentiable in the codebooks.
+
+    Args:
+        codes: integers (…, M).
+        codebooks: floating (M, 2^B, g).
+
+    Returns:
+        sums of vectors (…, g).
+    """
     count, vectors, width = codebooks.shape
     first = torch.arange(count, device=codes.device) * vectors
     rows = (codes + first).reshape(-1, count)

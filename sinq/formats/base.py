@@ -1,7 +1,13 @@
-"""What the plan asks of a *format*: whether a matrix can be stored in it, and what could be instead.
+"""The interfaces of a *format*, which describes storage, and of a compressed weight, the stored value.
 
-`Grid` (scalar codes with scales per group) and `Codebooks` (sums of vectors from codebooks) are formats. A method names its own in
-`LayerMethod.format`; everything before the first matrix is touched (`plan.py`) and every label speaks to formats only.
+`Grid` (scalar codes with scales per group) and `Codebooks` (sums of vectors from codebooks) are formats. A
+method declares its format in `LayerMethod.format`. A plan (`methods/plan.py`), made before the first matrix
+is touched, and every label depend on formats only.
+
+`CompressedWeight` is the whole contract between a method and everything behind it (linear layers,
+checkpoints, size accounting): a shape, `dequantize`, and the tensors and plain configuration it is rebuilt
+from. `nbytes` and `bits_per_weight` are sums over those tensors, so they cannot disagree with what is
+saved.
 """
 
 from abc import ABC, abstractmethod
@@ -17,30 +23,33 @@ from sinq.common.named import Named, name_of, named
 
 @dataclass(frozen=True)
 class Incompatibility:
-    """Why a format does not fit a matrix, and what would, as the parts of a sentence: `why` "3 layers: 3 like x (8×9)" `fitting`."""
+    """The reason why a format does not fit a matrix, and the options that would fit.
+
+    Both are parts of one sentence: `reason` "3 layers: 3 like x (8×9)" `accepted`.
+    """
 
     reason: str
     accepted: str
 
 
 class Format(Protocol):
-    """How a method stores a matrix; a frozen dataclass."""
+    """The way a method stores a matrix; a frozen dataclass."""
 
     @property
     def label(self) -> str:
-        """A few letters for people: "4-bit g64", "2x8 g8"."""
+        """A short label for people: "4-bit g64", "2x8 g8"."""
         ...
 
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the smallest piece that can be compressed alone, of a matrix (out, in)."""
+        """Return rows, columns of the smallest piece of a matrix (out, in) that can be compressed alone."""
         ...
 
     def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
-        """Why a matrix (out, in) cannot be stored so; None where it can."""
+        """Return the reason why the format cannot store a matrix (out, in), or None if it can."""
         ...
 
     def shrunk(self, shape: tuple[int, int]) -> Self | None:
-        """The nearest smaller format that fits a matrix (out, in); None where there is none."""
+        """Return the nearest smaller format that fits a matrix (out, in), or None if none does."""
         ...
 
 
@@ -49,40 +58,48 @@ class CompressedWeight(Named, ABC):
 
     shape: tuple[int, int]
     notes: Mapping[str, float]
-    """What was decided while making it (a gate that fired, a damping that was raised); counted in the run's row."""
+    """Decisions made during compression (a gate that fired, a damping that was raised). The run's row counts
+    them."""
 
     @abstractmethod
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The matrix (out, in) this value stands for; computed in float32, then cast."""
+        """Return the matrix (out, in) that this value stands for; computed in float32, then cast."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that is stored, by name."""
+        """Return all stored tensors by name."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What `from_state` needs besides tensors, as plain JSON values."""
+        """Return everything that `from_state` needs besides tensors, as plain JSON values."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        """The inverse of `config` and `state_dict`."""
+        """Return the value that `config` and `state_dict` were taken from."""
 
     @property
     def group_size(self) -> int | None:
-        """Consecutive inputs of a row that are stored together, where there is such a number."""
+        """Number of consecutive inputs of a row that are stored together; None if undefined."""
         return None
 
     def tunable(self) -> tuple[str, ...]:
-        """Names of the stored numbers: tensors of `state_dict` in which `dequantize` can be differentiated. Codes are none."""
+        """Return the names of the tensors in `state_dict` in which `dequantize` can be differentiated.
+
+        By default these are the floating-point tensors; codes never are.
+        """
         return tuple(name for name, tensor in self.state_dict().items() if tensor.is_floating_point())
 
     def to(self, device: torch.device | str) -> Self:
-        """Return this value with its tensors on a device; itself where they are there already."""
+        """Return this value with its tensors on a device."""
         return self.with_tensors({name: tensor.to(device) for name, tensor in self.state_dict().items()})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """This value with other tensors in the place of some, of the same shape, in any floating dtype where it had one."""
+        """Return this value with some tensors replaced.
+
+        Args:
+            tensors: name → tensor of the same shape; a floating-point one may have any floating dtype.
+        """
         return type(self).from_state(self.config(), self.state_dict() | dict(tensors))
 
     @property
@@ -92,12 +109,12 @@ class CompressedWeight(Named, ABC):
 
     @property
     def bits_per_weight(self) -> float:
-        """Everything stored, in bits, divided by the weights it stands for."""
+        """Bits of all stored tensors, divided by the number of weights."""
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
 
 def stored_as(value: CompressedWeight) -> dict[str, Any]:
-    """Return what a file says of a value besides its tensors, as plain JSON values; `rebuilt` is the inverse."""
+    """Return name, version and configuration of a value as plain JSON values; `rebuilt` is the inverse."""
     return {"name": name_of(value), "version": value.version, "config": value.config()}
 
 

@@ -1,14 +1,18 @@
-"""Codebooks: the format of additive quantization (AQLM, arXiv 2401.06118). A group of weights is a sum of vectors, one of each codebook:
+"""Codebooks: the format of additive quantization (AQLM, arXiv 2401.06118).
+
+A group of weights is a sum of vectors, one from each codebook:
 
     W[r, j·group : (j + 1)·group] ≈ scale[r] · Σ_m codebook[m, codes[r, j, m]]
 
-A matrix has M codebooks of 2^B vectors of its own, so what they cost depends on its size. In bits per weight, with o × n weights, groups of
-g, and float16 for codebooks and scales (one for each row):
+Each matrix has its own M codebooks of 2^B vectors, so their cost depends on the size of the matrix. The
+cost in bits per weight, with o × n weights, groups of g, and float16 for codebooks and scales (one for each
+row), is
 
     M·B / g   +   M·2^B·g·16 / (o·n)   +   16 / n
 
-2x8 in groups of 8 is thus called a 2-bit format and costs 2.02 bits on a matrix of 4096², 2.2 on one of 576², and 2.6 on 192 × 576. One
-codebook of 16 bits costs 27 bits a weight at 576². Codebooks that weigh more than the codes are therefore refused, by `codebook_share`.
+2x8 in groups of 8 is thus called a 2-bit format and costs 2.02 bits on a matrix of 4096², 2.2 on one of
+576², and 2.6 on 192 × 576. One codebook of 16 bits costs 27 bits a weight at 576². Codebooks that take more
+bits than the codes are therefore refused, by `codebook_share`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,22 +21,27 @@ from sinq.formats.base import Incompatibility
 
 LARGEST_BITS = 16
 HALF = 16
-"""Bits of a stored number of a codebook, and of a scale."""
+"""Bits of one stored number of a codebook, and of one scale."""
 
 
 @dataclass(frozen=True)
 class Codebooks:
-    """The format of an additively quantized matrix (see the module's formula). Raises `ValueError` for a value no matrix could have."""
+    """The format of an additively quantized matrix (see the module's formula).
+
+    Raises:
+        ValueError: an option has a value that no matrix could have.
+    """
 
     codebooks: int = 2
-    """M: vectors that are summed for a group."""
+    """M: number of codebooks, and of vectors summed for a group."""
     bits_per_codebook: int = 8
     """B: a codebook has 2^B vectors."""
     group: int = 8
     """g: consecutive input weights of one row that share their codes."""
     codebook_share: float = 1.0
-    """Largest size of the codebooks of a layer, in units of its codes. The default admits what is in use: the smallest layer of the
-    published 1x16 models (1024 × 4096) has codebooks exactly as large as its codes."""
+    """Largest accepted size of a layer's codebooks, as a multiple of the size of its codes. The default
+    admits the published 1x16 models: their smallest layer (1024 × 4096) has codebooks exactly as large as
+    its codes."""
 
     def __post_init__(self) -> None:
         for option, most in (("codebooks", None), ("bits_per_codebook", LARGEST_BITS), ("group", None)):
@@ -49,19 +58,19 @@ class Codebooks:
 
     @property
     def vectors(self) -> int:
-        """Vectors of a codebook."""
+        """Number of vectors in a codebook."""
         return 1 << self.bits_per_codebook
 
     def code_bits(self, shape: tuple[int, int]) -> int:
-        """Bits of all codes of a matrix (out, in)."""
+        """Return the bits of all codes of a matrix (out, in)."""
         return shape[0] * (shape[1] // self.group) * self.codebooks * self.bits_per_codebook
 
     def codebook_bits(self) -> int:
-        """Bits of the codebooks of a matrix."""
+        """Return the bits of all codebooks of a matrix."""
         return self.codebooks * self.vectors * self.group * HALF
 
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
-        """What a matrix (out, in) costs, by the module's formula."""
+        """Return the cost of a matrix (out, in) by the module's formula."""
         return (self.code_bits(shape) + self.codebook_bits() + HALF * shape[0]) / (shape[0] * shape[1])
 
     def tile(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -73,17 +82,21 @@ class Codebooks:
             return Incompatibility(f"group={self.group} does not divide", f"take {sizes}")
         if self.codebook_bits() <= self.codebook_share * self.code_bits(shape):
             return None
-        less, share = self.shrunk(shape), f"{self.codebook_share:g} of the codes of"
-        fitting = (
-            f"take up to bits_per_codebook={less.bits_per_codebook}" if less else "take none of this group"
-        )
+        smaller = self.shrunk(shape)
+        remedy = "take none of this group"
+        if smaller is not None:
+            remedy = f"take up to bits_per_codebook={smaller.bits_per_codebook}"
         return Incompatibility(
-            f"codebooks={self.codebooks} of bits_per_codebook={self.bits_per_codebook} weigh more than {share}",
-            f"would cost {self.bits_per_weight(shape):.1f} bits per weight and {fitting}",
+            f"codebooks={self.codebooks} of bits_per_codebook={self.bits_per_codebook} weigh more than"
+            f" {self.codebook_share:g} of the codes of",
+            f"would cost {self.bits_per_weight(shape):.1f} bits per weight and {remedy}",
         )
 
     def shrunk(self, shape: tuple[int, int]) -> "Codebooks | None":
-        """The largest group that divides the inputs, then as many bits as the codebooks' share admits."""
+        """Return this format with the largest group that divides the inputs, and as many bits as fit.
+
+        The bits per codebook are the most that `codebook_share` admits; None if even one bit is too much.
+        """
         groups = [g for g in range(1, self.group + 1) if shape[1] % g == 0]
         for bits in range(self.bits_per_codebook, 0, -1):
             fewer = replace(self, group=groups[-1], bits_per_codebook=bits)

@@ -1,14 +1,17 @@
 """Random-sign Hadamard rotations of a layer's inputs, and the compressed weight that undoes one.
 
-A Hadamard matrix H has entries ±1 and orthogonal rows: H·Hᵀ = n·I. With random signs s, Q = H·diag(s)/√n is orthogonal and mixes every
-input with every other, so a few large weights are spread over a whole row and the row looks Gaussian (QuIP#, arXiv 2402.04396;
-QuaRot, arXiv 2404.00456). Rounding W·Qᵀ in place of W is then easier, and Ŵ = round(W·Qᵀ)·Q.
+A Hadamard matrix H has entries ±1 and orthogonal rows: H·Hᵀ = n·I. With random signs s, Q = H·diag(s)/√n is
+orthogonal and mixes every input with every other, so a few large weights are spread over a whole row and
+the row looks Gaussian (QuIP#, arXiv 2402.04396; QuaRot, arXiv 2404.00456). Rounding W·Qᵀ instead of W then
+loses less, and Ŵ = round(W·Qᵀ)·Q.
 
-H is a Kronecker product: Sylvester's 2^k, and one factor of Paley's two constructions for the rest of n (576 = 16·36, 1536 = 128·12).
-A product with H is one small dense product per factor, n·Σ(factors) operations a row where H itself would take n².
+H is a Kronecker product: Sylvester's 2^k, and one factor of Paley's two constructions for the rest of n
+(576 = 16·36, 1536 = 128·12). A product with H is one small dense product per factor: n·Σ(factors)
+operations a row, against n² for H itself.
 
-Not covered: orders that need other constructions (92, 116, 156 are the first): those sizes are refused. A product rotates x where the
-inner weight has a fast one (`kernels/product.py`); elsewhere a `Rotated` layer dequantizes, and so rotates, its whole weight at every call.
+Not covered: orders that need other constructions (92, 116, 156 are the first): those sizes are refused. If
+the inner weight has a fast product, x is rotated (`kernels/product.py`). Otherwise a `Rotated` layer
+dequantizes, and so rotates, its whole weight at every call.
 """
 
 from collections.abc import Mapping
@@ -25,13 +28,16 @@ from sinq.common.errors import NotApplicable
 from sinq.formats.base import CompressedWeight, rebuilt, stored_as
 from sinq.formats.packing import pack, unpack
 
-SYLVESTER = 64  # powers of two are split into factors up to this: few enough steps, each a product dense enough to be fast
+SYLVESTER = 64
+"""Largest factor of a power of two: few enough products, each dense enough to be fast."""
 INNER = "inner_"
 
 
 @lru_cache
 def factors(size: int) -> tuple[int, ...]:
-    """Hadamard orders whose product is `size`: the smallest factor that is not a power of two first, then powers of two up to 64.
+    """Return Hadamard orders whose product is `size`.
+
+    The smallest factor that is not a power of two comes first, then powers of two up to 64.
 
     Raises:
         NotApplicable: there is no Hadamard matrix of this size among Sylvester's and Paley's.
@@ -41,7 +47,8 @@ def factors(size: int) -> tuple[int, ...]:
     first = next((order for order in candidates if order == 1 or _paley_field(order)), None)
     if first is None:
         raise NotApplicable(
-            f"no Hadamard matrix is known here for {size} inputs; sizes are a power of two times one of Paley's orders"
+            f"no Hadamard matrix is known here for {size} inputs;"
+            " sizes are a power of two times one of Paley's orders"
         )
     rest, parts = size // first, [first] if first > 1 else []
     while rest > 1:
@@ -52,13 +59,18 @@ def factors(size: int) -> tuple[int, ...]:
 
 @lru_cache
 def hadamard(order: int) -> Tensor:
-    """A Hadamard matrix, float32 (order, order) of ±1: Sylvester's where `order` is a power of two, else Paley's."""
+    """Return a Hadamard matrix, float32 (order, order) of ±1.
+
+    It is Sylvester's if `order` is a power of two, else Paley's.
+
+    Raises:
+        NotApplicable: neither of Paley's constructions gives the order.
+    """
+    sylvester = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    if order <= 1:
+        return torch.ones(1, 1)
     if order & (order - 1) == 0:
-        return (
-            torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), hadamard(order // 2))
-            if order > 1
-            else torch.ones(1, 1)
-        )
+        return torch.kron(sylvester, hadamard(order // 2))
     field = _paley_field(order)
     if field is None:
         raise NotApplicable(f"neither of Paley's constructions gives a Hadamard matrix of order {order}")
@@ -66,13 +78,15 @@ def hadamard(order: int) -> Tensor:
     identity = torch.eye(len(conference))
     if len(conference) == order:  # Paley I
         return identity + conference
-    return torch.kron(conference, torch.tensor([[1.0, 1.0], [1.0, -1.0]])) + torch.kron(
-        identity, torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
-    )
+    diagonal = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+    return torch.kron(conference, sylvester) + torch.kron(identity, diagonal)  # Paley II
 
 
 def _paley_field(order: int) -> tuple[int, int] | None:
-    """p and k of the field GF(p^k) that Paley's construction of this order needs: q + 1 for q ≡ 3, 2·(q + 1) for q ≡ 1 (mod 4)."""
+    """Return p and k of the field GF(p^k) that Paley's construction of an order needs, or None.
+
+    With q = p^k, the order is q + 1 for q ≡ 3, and 2·(q + 1) for q ≡ 1 (mod 4).
+    """
     for size, remainder in ((order - 1, 3), (order // 2 - 1, 1)):
         if order % 4 == 0 and size % 4 == remainder and (field := _prime_power(size)):
             return field
@@ -80,7 +94,7 @@ def _paley_field(order: int) -> tuple[int, int] | None:
 
 
 def _prime_power(size: int) -> tuple[int, int] | None:
-    """p and k with p^k = size and p prime."""
+    """Return p and k with p^k = size and p prime, or None."""
     prime = next((p for p in range(2, int(sqrt(size)) + 1) if size % p == 0), size)
     exponent = 0
     while size > 1 and size % prime == 0:
@@ -89,17 +103,19 @@ def _prime_power(size: int) -> tuple[int, int] | None:
 
 
 def _conference(prime: int, exponent: int) -> Tensor:
-    """Paley's matrix (q + 1, q + 1): χ(a − b) for field elements a, b, with a border of ones, antisymmetric where q ≡ 3 (mod 4).
+    """Return Paley's conference matrix (q + 1, q + 1), for q = p^k.
 
-    χ is 1 for squares, −1 for the others, 0 for zero: the powers of a generator are squares and not in turn.
+    Its entries are χ(a − b) for field elements a, b, with a border of ones, antisymmetric for q ≡ 3 (mod 4).
+    χ is 1 for squares, −1 for non-squares, 0 for zero. The powers of a generator are alternately squares and
+    non-squares. The index of an element is Σ_j coefficient_j·p^j.
     """
-    size, place = prime**exponent, torch.tensor([prime**j for j in range(exponent)])
+    size = prime**exponent
+    digit_values = torch.tensor([prime**j for j in range(exponent)])
+    powers = (torch.tensor(_powers_of_generator(prime, exponent)) * digit_values).sum(1)
     character = torch.zeros(size)
-    character[(torch.tensor(_powers_of_generator(prime, exponent)) * place).sum(1)] = torch.tensor(
-        [1.0, -1.0]
-    ).repeat(size // 2)
-    digits = torch.arange(size)[:, None] // place % prime
-    differences = (((digits[:, None] - digits[None]) % prime) * place).sum(2)
+    character[powers] = torch.tensor([1.0, -1.0]).repeat(size // 2)
+    digits = torch.arange(size)[:, None] // digit_values % prime
+    differences = (((digits[:, None] - digits[None]) % prime) * digit_values).sum(2)
     matrix = torch.zeros(size + 1, size + 1)
     matrix[0, 1:] = 1.0
     matrix[1:, 0] = 1.0 if size % 4 == 1 else -1.0
@@ -108,9 +124,11 @@ def _conference(prime: int, exponent: int) -> Tensor:
 
 
 def _powers_of_generator(prime: int, exponent: int) -> list[tuple[int, ...]]:
-    """All q − 1 elements of GF(p^k) but zero, as powers of one of them: coefficients of polynomials in x, lowest first.
+    """Return the q − 1 nonzero elements of GF(p^k) as powers of a generator.
 
-    Times x is a shift with feedback. Feedback whose cycle has the full length is a primitive polynomial; it is found by trying.
+    An element is a tuple of the coefficients of a polynomial in x, lowest first. Multiplication by x is a
+    shift with feedback. Feedback whose cycle has the full length is a primitive polynomial; all are tried
+    in order.
     """
     one = (1,) + (0,) * (exponent - 1)
     for feedback in product(range(prime), repeat=exponent):
@@ -129,7 +147,10 @@ def _powers_of_generator(prime: int, exponent: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """Q = H·diag(signs)/√n. A vector x becomes Q·x; a matrix W that reads x becomes W·Qᵀ, so that W·Qᵀ·Q·x = W·x."""
+    """The rotation Q = H·diag(signs)/√n.
+
+    A vector x becomes Q·x. A matrix W that reads x becomes W·Qᵀ, so that W·Qᵀ·Q·x = W·x.
+    """
 
     signs: Tensor
     """n bits packed into uint8, 1 for −1."""
@@ -137,21 +158,25 @@ class Rotation:
 
     @classmethod
     def random(cls, size: int, seed: int, device: torch.device | str = "cpu") -> Self:
-        """The rotation of `size` inputs that a seed stands for, the same on any device."""
+        """Return the rotation of `size` inputs that a seed stands for, the same on any device.
+
+        Raises:
+            NotApplicable: no Hadamard matrix of this size is known (see `factors`).
+        """
         factors(size)
         bits = torch.randint(2, (size,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return cls(pack(bits, 1).to(device), size)
 
     def apply(self, rows: Tensor) -> Tensor:
-        """Each row x of (..., n) becomes Q·x: rows·Qᵀ, float32."""
+        """Return Q·x for each row x of (..., n): rows·Qᵀ, float32."""
         return _product(rows.float() * self._scaled_signs(), transposed=False)
 
     def undo(self, rows: Tensor) -> Tensor:
-        """Each row y of (..., n) becomes Qᵀ·y: rows·Q, float32; the inverse of `apply`."""
+        """Return Qᵀ·y for each row y of (..., n): rows·Q, float32; the inverse of `apply`."""
         return _product(rows.float(), transposed=True) * self._scaled_signs()
 
     def matrix(self) -> Tensor:
-        """Q, float32 (n, n)."""
+        """Return Q, float32 (n, n)."""
         return self.undo(torch.eye(self.size, device=self.signs.device))
 
     def _scaled_signs(self) -> Tensor:
@@ -159,19 +184,16 @@ class Rotation:
 
 
 def _product(rows: Tensor, transposed: bool) -> Tensor:
-    """H·x (Hᵀ·x if transposed) for each row x of (..., n), one Kronecker factor at a time.
+    """Return H·x (Hᵀ·x if transposed) for each row x of (..., n), one Kronecker factor at a time.
 
-    Each step multiplies the last axis and moves it to the front, so that after all of them the axes are in order again.
+    Each step multiplies the last axis and moves it to the front, so the axes end in their original order.
     """
     size = rows.shape[-1]
     result = rows.reshape(-1, size)
     for order in reversed(factors(size)):
         matrix = hadamard(order).to(rows.device)
-        result = (
-            (result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T))
-            .transpose(1, 2)
-            .reshape(-1, size)
-        )
+        multiplied = result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T)
+        result = multiplied.transpose(1, 2).reshape(-1, size)
     return result.reshape(rows.shape)
 
 
@@ -179,8 +201,8 @@ def _product(rows: Tensor, transposed: bool) -> Tensor:
 class Rotated(CompressedWeight):
     """A compressed weight of rotated inputs, and the rotation: W ≈ inner · Q.
 
-    tensors: those of `inner`, their names prefixed, and `signs`, one bit per input (1 / out_features bits per weight), so that what a
-    file means does not depend on a random number generator.
+    tensors: those of `inner` with a prefix, and `signs`, one bit per input (1 / out_features bits per
+    weight). A file thus does not depend on a random number generator.
     """
 
     name: ClassVar[str] = "rotated"
@@ -200,9 +222,8 @@ class Rotated(CompressedWeight):
         return self.rotation.undo(self.inner.dequantize()).to(dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"signs": self.rotation.signs} | {
-            INNER + name: tensor for name, tensor in self.inner.state_dict().items()
-        }
+        inner = {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
+        return {"signs": self.rotation.signs} | inner
 
     def config(self) -> dict[str, Any]:
         return {"inner": stored_as(self.inner)}

@@ -1,11 +1,8 @@
-"""What a compressed weight is: the protocol all methods produce, and the one value all scalar quantizers produce.
+"""The value that all scalar quantizers produce.
 
-`CompressedWeight` is the whole contract between a method and everything behind it (linear layers, checkpoints, size accounting):
-a shape, `dequantize`, and the tensors and plain configuration it is rebuilt from. `nbytes` and `bits_per_weight` are sums over those
-tensors, so they cannot disagree with what is saved.
-
-`QuantizedTensor` is the value of RTN, SINQ, HQQ, GPTQ, AWQ, NF4 …: packed codes, scales and zeros per group, and column scales
-per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scale are the same field.
+`QuantizedTensor` is the value of RTN, SINQ, HQQ, GPTQ, AWQ, NF4 …: packed codes, scales and zeros per
+group, and column scales per tile (`grid.py` has the formula). SINQ's second scale and AWQ's channel scale
+are the same field.
 """
 
 from collections.abc import Mapping
@@ -26,8 +23,9 @@ from sinq.formats.rounding import assign, by_group, centre, choose, level
 class QuantizedTensor(CompressedWeight):
     """Codes, scales, zeros and column scales of one matrix, as they are stored.
 
-    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where needed (`auxiliary.py`);
-    `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if there is one.
+    tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where
+    needed (`stored_scales.py`); `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if
+    there is one.
     """
 
     name: ClassVar[str] = "scalar"
@@ -48,7 +46,7 @@ class QuantizedTensor(CompressedWeight):
         col_scale: Tensor | None = None,
         notes: Mapping[str, float] | None = None,
     ) -> Self:
-        """Pack codes and round scales to how the grid stores them.
+        """Pack codes, and round scales to the grid's stored form.
 
         Args:
             codes: uint8 (out, in).
@@ -73,11 +71,11 @@ class QuantizedTensor(CompressedWeight):
         col_scale: Tensor | None = None,
         notes: Mapping[str, float] | None = None,
     ) -> Self:
-        """Round scales to how the grid stores them, beside codes that are packed already.
+        """Round scales to the grid's stored form; the codes are packed already.
 
         Args:
             scale, zero, col_scale: as for `store`.
-            row_scale: (out, in/group_size), by which `scale` is multiplied; None for 1.
+            row_scale: factor of `scale`, (out, in/group_size); None for 1.
         """
         whole = scale if row_scale is None else scale * row_scale
         tensors = {"codes": packed} | stored_scales.store_scale(whole, grid.auxiliary_bits)
@@ -89,29 +87,27 @@ class QuantizedTensor(CompressedWeight):
 
     @classmethod
     def round(cls, weight: Tensor, grid: Grid, notes: Mapping[str, float] | None = None) -> Self:
-        """A matrix (out, in), rounded to nearest in float32."""
+        """Return a matrix (out, in), rounded to nearest in float32."""
         weight = weight.float()
         scale, zero = choose(weight, grid)
         return cls.store(assign(weight, scale, zero, grid), grid, scale, zero, notes=notes)
 
     def codes(self) -> Tensor:
-        """uint8 (out, in)."""
+        """Return the codes, uint8 (out, in)."""
         return unpack(self.tensors["codes"], self.grid.bits, self.shape)
 
     def scale(self) -> Tensor:
-        """float32 (out, in / group_size)."""
+        """Return the scale of each group, float32 (out, in / group_size)."""
         return stored_scales.load_scale(self.tensors)
 
     def zero(self) -> Tensor | float:
-        """float32 (out, in / group_size), or the constant of a symmetric grid."""
-        return (
-            stored_scales.load_zero(self.tensors["zero"], self.grid)
-            if "zero" in self.tensors
-            else centre(self.grid)
-        )
+        """Return the zeros, float32 (out, in / group_size), or the constant of a symmetric grid."""
+        if "zero" not in self.tensors:
+            return centre(self.grid)
+        return stored_scales.load_zero(self.tensors["zero"], self.grid)
 
     def col_scale(self) -> Tensor | None:
-        """float32 (out / tile rows, in)."""
+        """Return the column scales of each tile, float32 (out / tile rows, in), or None."""
         return self.tensors["col_scale"].float() if "col_scale" in self.tensors else None
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,13 +1,14 @@
 """Outliers: a few weights kept in float16, as a sparse matrix beside a compressed one.
 
-    Ŵ = inner + S,    S[i, columns[k]] = values[k]   for row_starts[i] ≤ k < row_starts[i + 1]        (compressed sparse rows)
+    Ŵ = inner + S,    S[i, columns[k]] = values[k]   for row_starts[i] ≤ k < row_starts[i + 1]
 
-The two parts are added and nothing is replaced, so a product is the sum of two products: the inner value's own kernel, and torch's sparse
-one, which touches the outliers only. A maker that wants the outliers themselves stored, and not what the inner value lacks there, makes
-an inner value that is 0 in their places; then Ŵ is float16(W) there, to the bit.
+S has compressed sparse rows. The two parts are added and nothing is replaced, so a product is the sum of two
+products: one by the inner value's kernel, and one by torch's sparse product, which touches the outliers
+only. A method that stores the outliers themselves, and not their difference from the inner value, makes an
+inner value that is 0 at their positions; then Ŵ is float16(W) there, to the bit.
 
-What it costs: 32 bits an outlier (a float16 value, a 16-bit column) and 32 bits a row; the inner value spends its bits on the places of
-outliers too. All are counted, since all are stored.
+The cost is 32 bits an outlier (a float16 value, a 16-bit column) and 32 bits a row; the inner value also
+spends its bits on the positions of outliers. All are counted, since all are stored.
 """
 
 from collections.abc import Mapping
@@ -21,15 +22,15 @@ from sinq.formats.base import CompressedWeight, rebuilt, stored_as
 
 INNER = "inner_"
 NARROW = 1 << 16
-"""Up to so many inputs, a column is stored in 16 bits."""
+"""Largest number of inputs for which a column index is stored in 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
 class SparseOutliers(CompressedWeight):
     """A compressed weight plus a sparse one.
 
-    tensors: those of `inner`, their names prefixed; `values` float16 (outliers,), row by row; `columns` (outliers,), uint16 where there
-    are at most 65,536 inputs, else int32; `row_starts` int32 (out + 1,).
+    tensors: those of `inner` with a prefix; `values` float16 (outliers,), row by row; `columns` (outliers,),
+    uint16 for at most 65,536 inputs, else int32; `row_starts` int32 (out + 1,).
     """
 
     name: ClassVar[str] = "sparse_outliers"
@@ -44,15 +45,16 @@ class SparseOutliers(CompressedWeight):
     def store(
         cls, inner: CompressedWeight, weight: Tensor, mask: Tensor, notes: Mapping[str, float] | None = None
     ) -> Self:
-        """Add the weights that a mask chooses, both (out, in), to an inner value.
+        """Add the weights that a mask selects, both (out, in), to an inner value.
 
         Raises:
-            ValueError: one of them is beyond float16.
+            ValueError: a selected weight is beyond float16.
         """
         values = weight[mask].to(torch.float16)
         if not torch.isfinite(values).all():
             raise ValueError(
-                f"an outlier of {weight[mask].abs().max().item():.3g} is beyond float16, whose largest number is 65504"
+                f"an outlier of {weight[mask].abs().max().item():.3g} is beyond float16,"
+                " whose largest number is 65504"
             )
         columns = mask.nonzero()[:, 1].to(torch.uint16 if mask.shape[1] <= NARROW else torch.int32)
         row_starts = torch.nn.functional.pad(mask.sum(1), (1, 0)).cumsum(0).to(torch.int32)
@@ -63,16 +65,15 @@ class SparseOutliers(CompressedWeight):
         return self.inner.shape
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        dense, rows = self.inner.dequantize(), torch.arange(self.shape[0], device=self.values.device)
-        places = (
-            rows.repeat_interleave(self.row_starts.diff(), output_size=len(self.values)),
-            self.columns.long(),
-        )
-        return dense.index_put(places, self.values.float(), accumulate=True).to(dtype)
+        dense = self.inner.dequantize()
+        all_rows = torch.arange(self.shape[0], device=self.values.device)
+        rows = all_rows.repeat_interleave(self.row_starts.diff(), output_size=len(self.values))
+        indices = (rows, self.columns.long())
+        return dense.index_put(indices, self.values.float(), accumulate=True).to(dtype)
 
     def state_dict(self) -> dict[str, Tensor]:
-        own = {"values": self.values, "columns": self.columns, "row_starts": self.row_starts}
-        return own | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
+        sparse = {"values": self.values, "columns": self.columns, "row_starts": self.row_starts}
+        return sparse | {INNER + name: tensor for name, tensor in self.inner.state_dict().items()}
 
     def config(self) -> dict[str, Any]:
         return {"inner": stored_as(self.inner), "notes": dict(self.notes)}

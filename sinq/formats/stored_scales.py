@@ -1,13 +1,16 @@
-"""How scales and zeros are stored: in float16, or one byte each.
+"""Storage of scales and zeros: in float16, or one byte each.
 
-Float16 holds numbers from 2⁻¹⁴ to 2¹⁵ in full precision. Where the scales of a matrix do not lie in between (weights of std 10⁻⁴ and
-less), they are multiplied by a power of two, which is stored in one more byte, so that tiny weights lose nothing.
+Float16 holds numbers from 2⁻¹⁴ to 2¹⁵ in full precision. If the scales of a matrix are not all in this
+range (weights of std 10⁻⁴ and less), they are multiplied by a power of two, which is stored in one more
+byte, so that tiny weights lose nothing.
 
-One byte for a *scale*: its log2, affine in blocks of 32 consecutive scales (row-major) with a float16 (low, step) per block, so
-1.125 bytes a scale. Logarithmic, because what matters is the relative error, and it is the same for every scale of a block.
+One byte for a *scale*: its log2, affine in blocks of 32 consecutive scales (row-major) with a float16 (low,
+step) per block, so 1.125 bytes a scale. Logarithms make the relative error, which matters, the same for
+every scale of a block.
 
-One byte for a *zero*: a whole number around the grid's centre, exactly (`rounding.choose` sees to it that it fits). There is no range
-shared between groups, so one narrow group cannot cost the others their resolution, which it does in the official release.
+One byte for a *zero*: a whole number around the grid's centre, exactly (`rounding.choose` ensures that it
+fits). Groups share no range, so one narrow group cannot cost the others their resolution, which it does in
+the official release.
 """
 
 import torch
@@ -18,11 +21,18 @@ from sinq.formats.rounding import TABLE_ZERO_STEP
 
 BLOCK = 32
 HALF_MIN, HALF_MAX = -14, 14
-"""Exponents of float16: smallest normal, and the largest that stays finite after rounding up."""
+"""Exponents of float16: of the smallest normal number, and the largest that rounding up keeps finite."""
 
 
 def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
-    """Positive float32 scales of any shape → the tensors kept for them."""
+    """Return the stored tensors of positive float32 scales of any shape, by name.
+
+    Args:
+        bits: of a stored scale: 8, 16 or 32.
+
+    Raises:
+        ValueError: with 16 bits, the scales are too far apart for float16.
+    """
     if bits == 32:
         return {"scale": scale}
     if bits == 16:
@@ -45,17 +55,15 @@ def _store_half(scale: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32"
         )
-    exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 wherever that will do
+    exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 if the scales fit unchanged
     tensors = {"scale": (scale * 2.0**-exponent).to(torch.float16)}
-    return tensors | (
-        {"scale_exponent": torch.tensor([exponent], dtype=torch.int8, device=scale.device)}
-        if exponent
-        else {}
-    )
+    if exponent:
+        tensors["scale_exponent"] = torch.tensor([exponent], dtype=torch.int8, device=scale.device)
+    return tensors
 
 
 def load_scale(tensors: dict[str, Tensor]) -> Tensor:
-    """The inverse of `store_scale`: float32."""
+    """Return the float32 scales that `store_scale` stored."""
     stored = tensors["scale"]
     if "scale_exponent" in tensors:
         return stored.float() * torch.exp2(tensors["scale_exponent"].float())
@@ -66,7 +74,7 @@ def load_scale(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def store_zero(zero: Tensor, grid: Grid) -> Tensor:
-    """Zeros as `rounding.choose` gives them → float16, float32, or int8 around the grid's centre."""
+    """Return zeros of `rounding.choose` in stored form: float16, float32, or int8 around the centre."""
     if grid.auxiliary_bits == 8:
         offset, step = _zero_byte(grid)
         return ((zero - offset) / step).round().to(torch.int8)
@@ -74,7 +82,7 @@ def store_zero(zero: Tensor, grid: Grid) -> Tensor:
 
 
 def load_zero(stored: Tensor, grid: Grid) -> Tensor:
-    """The inverse of `store_zero`: float32."""
+    """Return the float32 zeros that `store_zero` stored."""
     if grid.auxiliary_bits == 8:
         offset, step = _zero_byte(grid)
         return stored.float() * step + offset
@@ -82,11 +90,12 @@ def load_zero(stored: Tensor, grid: Grid) -> Tensor:
 
 
 def _zero_byte(grid: Grid) -> tuple[float, float]:
+    """Return offset and step of a zero stored in one byte."""
     return (2.0 ** (grid.bits - 1), 1.0) if grid.levels is Levels.uniform else (0.0, TABLE_ZERO_STEP)
 
 
 def _blocks(values: Tensor) -> Tensor:
-    """(any shape) → (blocks, 32); the last block is filled up with its last value, which changes no range."""
+    """Return values as (blocks, 32). The last block repeats its last value, which changes no range."""
     flat = values.reshape(-1)
     missing = -flat.numel() % BLOCK
     return torch.cat([flat, flat[-1:].expand(missing)]).reshape(-1, BLOCK)

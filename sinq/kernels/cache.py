@@ -1,14 +1,14 @@
 """Compiled kernels on disk, found by the content of all that was compiled into them.
 
-Numba renews a cached function when its own file changes, not when a file does whose functions or constants
-it compiles in, and finds it by the path of its file: a second checkout compiles everything again. Here the
-place is
+Numba renews a cached function when its own file changes, but not when another file changes whose functions or
+constants it compiles in. It finds the function by the path of its file, so a second checkout compiles
+everything again. Here the folder of a kernel is
 
     <cache_dir()>/<module>-<digest>/
 
-where the digest is of the module's file, of every file of ours that it imports, directly or not, and of the
-versions of Numba and llvmlite. Numba itself tells apart signatures, processors and versions of Python. Only
-imports at the top of a file count: a kernel can take nothing from any other.
+where the digest is of the module's file, of every file of `PACKAGES` that it imports, directly or indirectly,
+and of the versions of Numba and llvmlite. Numba itself distinguishes signatures, processors and versions of
+Python. Only imports at the top of a file count: a kernel can take nothing from any other import.
 """
 
 import ast
@@ -25,9 +25,9 @@ import numba
 from numba.core.caching import CacheImpl, _CacheLocator
 
 PACKAGES = {"sinq", "baselines"}
-"""Packages whose kernels are kept here; anyone else's stay where Numba puts them."""
+"""Packages whose kernels are cached here; kernels of other packages stay where Numba puts them."""
 KEPT = 4
-"""Digests of one module that are kept, the last used: a few branches that are worked on in turn."""
+"""Digests kept per module, the last used ones: enough to work on a few branches alternately."""
 
 
 def cache_dir() -> Path:
@@ -41,20 +41,23 @@ def cache_dir() -> Path:
 
 
 def install_locator() -> None:
-    """Make Numba look here first. Call it before a kernel is decorated; again changes nothing."""
+    """Make Numba look here first. Call it before a kernel is decorated; a second call changes nothing."""
     if KernelLocator not in CacheImpl._locator_classes:
         CacheImpl._locator_classes.insert(0, KernelLocator)
 
 
 class KernelLocator(_CacheLocator):
-    """The place of one function of `PACKAGES`, as Numba asks for it."""
+    """Location of one cached function of `PACKAGES`, in the interface that Numba requires."""
 
     def __init__(self, folder: Path, line: int) -> None:
         self._folder, self._line = folder, line
 
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Self | None:
-        """Return the place of a function; None, so that Numba chooses, for others' or where none can be made."""
+        """Return the location of a function, or None, so that Numba chooses one.
+
+        None is for functions of other packages, and where the folder cannot be made.
+        """
         module = py_func.__module__
         if module.partition(".")[0] not in PACKAGES:
             return None
@@ -71,17 +74,17 @@ class KernelLocator(_CacheLocator):
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
-        """Return what a cached function must have been compiled from: the folder's name holds it."""
+        """Return the stamp that a cached function must match: the folder's name, which has the digest."""
         return self._folder.name
 
     def get_disambiguator(self) -> str:
-        """Return what tells apart functions of one name in one file."""
+        """Return the line of the function, which distinguishes functions of one name in one file."""
         return str(self._line)
 
 
 @cache
 def digest(root: Path, module: str) -> str:
-    """Return a hash of what a module compiles, for files below `root`."""
+    """Return a hash of the compilers' versions and of the files below `root` that a module compiles."""
     content = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for name, file in sorted(sources(root, module).items()):
         content.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -89,19 +92,19 @@ def digest(root: Path, module: str) -> str:
 
 
 def sources(root: Path, module: str) -> dict[str, Path]:
-    """Return the files of a module and of those it imports, directly or not, by their names below `root`."""
+    """Return the files of a module and of its imports, direct and indirect, by their names below `root`."""
     found: dict[str, Path] = {}
-    ahead = [_file(root, module)]
-    while ahead:
-        file = ahead.pop()
+    pending = [_file(root, module)]
+    while pending:
+        file = pending.pop()
         if file is not None and (name := str(file.relative_to(root))) not in found:
             found[name] = file
-            ahead += _imported(root, file)
+            pending += _imported(root, file)
     return found
 
 
 def _imported(root: Path, file: Path) -> Iterator[Path | None]:
-    """Yield files that a file imports at its top; `from a import b` means a.b, or else what a holds."""
+    """Yield files that a file imports at its top; `from a import b` is the file of a.b, or else of a."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.Import):
             yield from (_file(root, alias.name) for alias in node.names)
@@ -112,7 +115,7 @@ def _imported(root: Path, file: Path) -> Iterator[Path | None]:
 
 @cache
 def _file(root: Path, module: str) -> Path | None:
-    """Return the file of a module of ours; None for any other name."""
+    """Return the file of a module of `PACKAGES`; None for any other name."""
     if module.partition(".")[0] not in PACKAGES:
         return None
     path = root.joinpath(*module.split("."))
@@ -121,10 +124,10 @@ def _file(root: Path, module: str) -> Path | None:
 
 @cache
 def prepare(folder: Path) -> None:
-    """Make a folder, mark it as used, and remove the module's digests that were not used for longest."""
+    """Make a folder, mark it as used, and remove the module's least recently used digests beyond `KEPT`."""
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     module = folder.name.rpartition("-")[0]
     by_use = sorted(folder.parent.glob(f"{module}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for unused in by_use[KEPT:]:
-        shutil.rmtree(unused, ignore_errors=True)  # another process may be at it too
+        shutil.rmtree(unused, ignore_errors=True)  # another process may remove it at the same time

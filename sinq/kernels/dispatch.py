@@ -1,12 +1,14 @@
 """Fast versions of functions, and the choice between them.
 
-A function that costs time has a *definition* in plain torch, which runs on any device. `fast` names its faster versions:
+A function that costs time has a *definition* in plain torch, which runs on any device. `fast` names its
+faster versions:
 
     @fast(cpu="sinq.kernels.cpu.quantize:round_scaled", triton="sinq.kernels.triton.quantize:round_scaled")
     def round_scaled(weight, row_scale, col_scale, grid): ...       # the definition
 
-A call runs the version that suits the device of its first argument, and the definition where there is none. A version
-takes exactly what the definition takes, is tested against it, and is imported when it first runs: Numba takes a second.
+A call runs the version for the device of its first argument, and the definition where there is no version. A
+version takes exactly the arguments of the definition and is tested against it. It is imported when it first
+runs: importing Numba takes a second.
 """
 
 import enum
@@ -27,7 +29,7 @@ R = TypeVar("R")
 
 
 class Kernel(enum.Enum):
-    """An implementation; `auto` is what suits the device."""
+    """An implementation; `auto` is the fastest one for the device."""
 
     auto = "auto"
     reference = "reference"
@@ -35,32 +37,32 @@ class Kernel(enum.Enum):
     triton = "triton"
 
 
-_asked: ContextVar[Kernel] = ContextVar("kernel", default=Kernel.auto)
+_requested: ContextVar[Kernel] = ContextVar("kernel", default=Kernel.auto)
 
 
 @contextmanager
 def using(kernel: Kernel) -> Iterator[None]:
-    """Run this kernel within the context (of this thread)."""
-    token = _asked.set(kernel)
+    """Run a kernel instead of `auto` within the context, in this thread."""
+    token = _requested.set(kernel)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _requested.reset(token)
 
 
 def chosen(device: torch.device) -> Kernel:
     """Return the implementation for tensors on a device.
 
     Raises:
-        ValueError: the one asked for cannot run there.
+        ValueError: the requested kernel cannot run on the device.
     """
-    asked = _asked.get()
-    return _best(device.type) if asked is Kernel.auto else _permitted(asked, device.type)
+    requested = _requested.get()
+    return _best(device.type) if requested is Kernel.auto else _permitted(requested, device.type)
 
 
 def reason_for_reference(device: torch.device) -> str:
-    """Say why `chosen` returns the reference for a device."""
-    if _asked.get() is Kernel.reference:
+    """Return the reason why `chosen` returns the reference for a device."""
+    if _requested.get() is Kernel.reference:
         return "kernel=reference was asked for"
     return "triton is not installed" if device.type == "cuda" else f"there are no kernels for {device.type}"
 
@@ -72,18 +74,18 @@ def _best(device_type: str) -> Kernel:
     return Kernel.triton if device_type == "cuda" and find_spec("triton") else Kernel.reference
 
 
-def _permitted(asked: Kernel, device_type: str) -> Kernel:
+def _permitted(requested: Kernel, device_type: str) -> Kernel:
     possible = dict.fromkeys((Kernel.auto, Kernel.reference, _best(device_type)))
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
         possible[Kernel.triton] = None
-    if asked not in possible:
+    if requested not in possible:
         names = ", ".join(kernel.value for kernel in possible)
-        raise ValueError(f"kernel={asked.value} cannot run on {device_type} here; possible are {names}")
-    return asked
+        raise ValueError(f"kernel={requested.value} cannot run on {device_type} here; possible are {names}")
+    return requested
 
 
 class Fast(Generic[P, R]):
-    """A function of tensors with faster versions. A call runs the one for the device of its first argument."""
+    """A function of tensors with faster versions; a call runs the version for the first argument's device."""
 
     def __init__(
         self,
@@ -107,10 +109,11 @@ def fast(
     covers: Callable[..., bool] | None = None,
     **versions: str,
 ) -> Callable[[Callable[Concatenate[Tensor, P], R]], Fast[P, R]]:
-    """Name the faster versions of the definition that is decorated.
+    """Name the faster versions of the decorated definition.
 
     Args:
-        covers: takes the arguments of a call; False for a case that only the definition computes. None: there is none.
+        covers: takes the arguments of a call and returns False where only the definition computes it. None:
+            the faster versions cover every case.
         versions: "module:function" by the name of the kernel.
     """
     by_kernel = {Kernel(name): path for name, path in versions.items()}

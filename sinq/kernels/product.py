@@ -1,19 +1,19 @@
 """Products with a compressed weight, x Ŵᵀ + b, dispatched by the type of the value.
 
-The definition dequantizes in the dtype of x and leaves the rest to torch. Faster versions read what is stored. `kernel_of`
-chooses, by the type of the value and the device, and says why nothing faster runs; it is a `functools.singledispatch`,
-so that a new type of value joins without a change here:
+The definition dequantizes in the dtype of x and leaves the rest to torch. Faster versions read the stored
+tensors. `kernel_of` chooses by the type of the value and the device, and gives the reasons why nothing faster
+runs. It is a `functools.singledispatch`, so that a new type of value is added without a change here:
 
     @kernel_of.register
     def _(value: Mine, device: torch.device) -> Choice:
         return Choice("mine", multiply=my_product)
 
-A type that registers nothing is dequantized. Fast versions have no gradient: where one is asked for, in x or in what is
-stored, the definition runs.
+A value of an unregistered type is dequantized. Fast versions have no gradient: where x or a stored tensor
+requires one, the definition runs.
 
-Products with sparse matrices are torch's own. Against a loop in Numba and `embedding_bag` on one core of a processor, for
-one row of x: as fast as the loop (about 20 µs for 1 % of 1536×576, beside 75 µs for the 3-bit rest); `embedding_bag` takes
-twice as long.
+torch multiplies by sparse matrices. Compared with a loop in Numba and with `embedding_bag`, on one core of a
+processor and for one row of x, torch is as fast as the loop (about 20 µs for 1 % of 1536×576, beside 75 µs
+for the 3-bit rest); `embedding_bag` takes twice as long.
 """
 
 import sys
@@ -34,7 +34,10 @@ from sinq.formats.sparse_outliers import SparseOutliers
 from sinq.kernels.dispatch import Kernel, chosen, imported, reason_for_reference
 
 Multiply = Callable[[Any, Tensor, Tensor | None], Tensor]
-"""From a value (out, in), x (..., in) and a bias (out,) in the dtype of x, or None: x Ŵᵀ + b, (..., out) in the dtype of x."""
+"""A function from a value (out, in), x (..., in) and a bias (out,) or None to x Ŵᵀ + b, (..., out).
+
+The bias and the result have the dtype of x.
+"""
 
 
 def dequantized(value: CompressedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,18 +50,26 @@ class Choice:
     """The implementation that multiplies by a value."""
 
     kernel: str = Kernel.reference.value
-    """Its name: reference, cpu, cpu+csr, triton …"""
+    """Name of the kernel: reference, cpu, cpu+csr, triton …"""
     refusals: tuple[str, ...] = ()
-    """Why nothing faster runs, one reason for each implementation that could not."""
+    """Reasons why nothing faster runs, one for each implementation that could not."""
     multiply: Multiply = dequantized
-    """A function of a module, where `torch.compile` finds it."""
+    """Function at the top of a module, where `torch.compile` finds it."""
 
 
 def product(value: CompressedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply, (..., in_features) → (..., out_features) in the dtype of x, by the implementation `kernel_of` chooses.
+    """Return x Ŵᵀ + b by the implementation that `kernel_of` chooses.
+
+    Args:
+        value: Ŵ, (out_features, in_features).
+        x: (..., in_features).
+        bias: (out_features,), or None for 0.
+
+    Returns:
+        (..., out_features) in the dtype of x.
 
     Raises:
-        ValueError: the kernel asked for cannot run on the device of x.
+        ValueError: the requested kernel cannot run on the device of x.
     """
     multiply = _multiply(value, x.device)
     if torch.is_grad_enabled() and _is_differentiated(value, x):
@@ -76,7 +87,7 @@ def _multiply(value: CompressedWeight, device: torch.device) -> Multiply:
 
 @torch.compiler.assume_constant_result
 def _address(value: CompressedWeight, device: torch.device) -> str:
-    """Return "module:name" of `Choice.multiply`: a compiled graph takes a string for a constant, but no function."""
+    """Return "module:name" of `Choice.multiply`: a compiled graph has strings as constants, no functions."""
     multiply = kernel_of(value, device).multiply
     return f"{multiply.__module__}:{multiply.__name__}"
 
@@ -87,20 +98,24 @@ def _is_differentiated(value: CompressedWeight, x: Tensor) -> bool:
 
 @singledispatch
 def kernel_of(value: CompressedWeight, device: torch.device) -> Choice:
-    """Choose how to multiply by a value on a device.
+    """Choose the implementation that multiplies by a value on a device.
 
     Raises:
-        ValueError: the kernel asked for cannot run there.
+        ValueError: the requested kernel cannot run on the device.
     """
     return kernel_of_device(value, device, {})
 
 
 def kernel_of_device(value: CompressedWeight, device: torch.device, modules: dict[Kernel, str]) -> Choice:
-    """Choose the module for the kernel of the device, unless it refuses the value.
+    """Choose the module for the kernel of the device, or the definition where that module refuses the value.
 
     Args:
-        modules: by kernel, a module with `product(value, x, bias)` and `refusal(value)`, which returns the reason why
-            `product` cannot take a value, or None where it can.
+        modules: by kernel, the name of a module with two functions: `product(value, x, bias)`, and
+            `refusal(value)`, which returns the reason why `product` cannot take a value, or None where it
+            can.
+
+    Raises:
+        ValueError: the requested kernel cannot run on the device.
     """
     kernel = chosen(device)
     if kernel is Kernel.reference:
@@ -130,9 +145,8 @@ def _(value: AdditiveTensor, device: torch.device) -> Choice:
 @kernel_of.register
 def _(value: Rotated, device: torch.device) -> Choice:
     inner = kernel_of(value.inner, device)
-    return Choice(
-        inner.kernel, inner.refusals, dequantized if inner.multiply is dequantized else _with_rotated_inputs
-    )
+    multiply = dequantized if inner.multiply is dequantized else _with_rotated_inputs
+    return Choice(inner.kernel, inner.refusals, multiply)
 
 
 def _with_rotated_inputs(value: Rotated, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -153,12 +167,16 @@ def _with_outliers(value: SparseOutliers, x: Tensor, bias: Tensor | None) -> Ten
 
 
 def sparse_product(x: Tensor, values: Tensor, columns: Tensor, row_starts: Tensor) -> Tensor:
-    """x Sᵀ, (..., in_features) → (..., out_features), float32, with S in compressed rows (see `sparse.py`). No gradient.
+    """Return x Sᵀ, with S in compressed rows (see `sinq/formats/sparse_outliers.py`), without a gradient.
 
     Args:
+        x: (..., in_features).
         values: (entries,), any floating dtype.
-        columns: (entries,), any whole numbers.
+        columns: (entries,), any integer dtype.
         row_starts: int32 (out_features + 1,).
+
+    Returns:
+        float32 (..., out_features).
     """
     run = _sparse_operator if torch.compiler.is_compiling() else _sparse_product
     result: Tensor = run(x, values, columns, row_starts)
@@ -174,14 +192,14 @@ def _sparse_product(x: Tensor, values: Tensor, columns: Tensor, row_starts: Tens
 
 @cache
 def _silence_beta_warning() -> None:
-    """Have torch say once, unheard, that sparse rows are in beta: the user can do nothing about it."""
+    """Trigger and ignore torch's one warning that sparse rows are in beta: users can do nothing about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
 
 
 _sparse_operator = torch.library.custom_op("sinq::sparse_product", _sparse_product, mutates_args=())
-"""The same function as one node of a compiled graph, which knows no sparse tensors."""
+"""`_sparse_product` as one node of a compiled graph, which supports no sparse tensors."""
 
 
 @_sparse_operator.register_fake

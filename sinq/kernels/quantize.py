@@ -1,14 +1,16 @@
-"""Quantizing in few passes over the weights: scales of columns, and rounding with them.
+"""Quantizing in few passes over the weights: column scales, and rounding with them.
 
-Definitions are here or in the module that has the mathematics; the fast versions take the same arguments. All but the
-scales of columns work on the matrix M = W / (row ⊗ col), which a fast version never writes. Their arguments:
+Definitions are here or in the module that has the mathematics; the fast versions take the same arguments. All
+functions but those that compute column scales work on the matrix M = W / (row ⊗ col), which a fast version
+never writes. Their arguments:
 
     weight       (out, in), any float type
     row_scale    (out, in / group_size), or None for 1
     col_scale    (out / tile rows, in), or None for 1
-    grid         how M is rounded and stored
+    grid         options of the rounding and the storage of M
 
-and they return packed codes (see `packing.py`) with the scale and zero of each group of M, float32 (out, in / group_size).
+They return packed codes (see `sinq/formats/packing.py`) with the scale and zero of each group of M, float32
+(out, in / group_size).
 """
 
 from torch import Tensor
@@ -43,12 +45,12 @@ sinkhorn_scales = fast(
     cpu="sinq.kernels.cpu.quantize:sinkhorn_scales",
     triton="sinq.kernels.triton.quantize:sinkhorn_scales",
 )(sinkhorn.sinkhorn_scales)
-"""SINQ's row and column scales: see `sinq.algorithms.sinkhorn.sinkhorn_scales`."""
+"""Row and column scales of SINQ: see `sinq.algorithms.sinkhorn.sinkhorn_scales`."""
 
 column_magnitudes = fast(cpu="sinq.kernels.cpu.unbiased:column_magnitudes", covers=_has_norm_1)(
     unbiased_scales.column_magnitudes
 )
-"""Refined SINQ's column scales: see `sinq.algorithms.unbiased_scales.column_magnitudes`."""
+"""Column scales of refined SINQ: see `sinq.algorithms.unbiased_scales.column_magnitudes`."""
 
 
 @fast(
@@ -80,7 +82,7 @@ def refine_scaled(
     """Round M with zeros that make the error sparse (HQQ): `inverse_scale`, `refine` and `pack`.
 
     Args:
-        round_zero: whether the refinement starts from whole zeros.
+        round_zero: start the refinement from zeros rounded to integers.
     """
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
     inverse = half_quadratic.inverse_scale(matrix, grid)
@@ -116,10 +118,10 @@ def rounding_error(
     """Return W − Ŵ, float32 (out, in), where Ŵ is M rounded to nearest, stored, and read back.
 
     Args:
-        limit: (out, in / group_size), at ± which M is cut before it is rounded. None: it is not cut.
+        limit: (out, in / group_size); M is cut at ± limit before it is rounded. None: M is not cut.
     """
-    tried = weight if limit is None else rounding.cut(weight, row_scale, col_scale, limit)
-    packed, scale, zero = round_scaled.definition(tried, row_scale, col_scale, grid)
+    clipped = weight if limit is None else rounding.cut(weight, row_scale, col_scale, limit)
+    packed, scale, zero = round_scaled.definition(clipped, row_scale, col_scale, grid)
     shape = weight.shape[0], weight.shape[1]
     stored = QuantizedTensor.store_packed(
         packed, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale

@@ -1,1 +1,1 @@
-"""What a method is, the plan, the loop over blocks, the report; and the SINQ family."""
+"""Methods: their base classes, the plan, the loop over blocks, the report, and the SINQ family."""

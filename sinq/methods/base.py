@@ -3,9 +3,10 @@
     report = SINQ(Grid(bits=4)).compress(model)            # the whole interface
     weight = SINQ(Grid(bits=4)).quantize(matrix, None)     # one matrix, pure
 
-Nearly all methods work one matrix at a time: they are a `LayerMethod` and write only `quantize`. A method that needs a whole decoder block
-is a `BlockMethod` and writes `compress_block`. `block_loop.py` does the rest. Methods compose by value: a method around another one has it
-in its field `inner` (`LayerWrapper`, `Tuned`), as in `AWQ(inner=RTN(Grid(bits=3)))`.
+Nearly all methods work on one matrix at a time: they are a `LayerMethod` and write only `quantize`. A method
+that needs a whole decoder block is a `BlockMethod` and writes `compress_block`. `block_loop.py` does the
+rest. Methods compose by value: a method around another one holds it in its field `inner` (`LayerWrapper`,
+`Tuned`), as in `AWQ(inner=RTN(Grid(bits=3)))`.
 """
 
 from abc import ABC, abstractmethod
@@ -35,15 +36,15 @@ class Method(Named, ABC):
 
     @property
     def statistic(self) -> type[Statistic] | None:
-        """Class of what the method must know about each layer besides its weight; None if nothing."""
+        """Class of the statistic the method needs of each layer besides its weight; None if it needs none."""
         return None
 
     changes_model: ClassVar[bool] = True
-    """False for the dense model alone, which layers, kernels and streaming do not concern."""
+    """False for the dense model alone: layers, kernels and streaming do not apply to it."""
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether `compress` looks at calibration text."""
+        """True if `compress` reads calibration text."""
         return self.statistic is not None
 
     @abstractmethod
@@ -56,8 +57,8 @@ class Method(Named, ABC):
         """Replace layers of `model`, in place, by compressed ones.
 
         Args:
-            calibration: text, for methods that need it; others do not look at it.
-            context: which layers, where the work is done, and who is told how far it is.
+            calibration: text, for methods that need it; others ignore it.
+            context: the layers to compress, the device to work on, and the progress display.
 
         Raises:
             ValueError: before any work, if the options do not fit the model, naming the layers.
@@ -73,10 +74,15 @@ class BlockMethod(Method):
 
     @abstractmethod
     def compress_block(self, block: BlockView) -> list[PartReport]:
-        """Change `block.module` in place, and say what became of its matrices."""
+        """Change `block.module` in place, and return a report of each of its matrices."""
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
-        """Decide what is done to each layer, and refuse what cannot be done. By default nothing is decided."""
+        """Decide how each layer is compressed, and refuse what cannot be done. The default is an empty plan.
+
+        Raises:
+            NotApplicable: the method cannot compress the model, or lacks calibration text.
+            ValueError: the options do not fit the model.
+        """
         return Plan()
 
     def compress(
@@ -94,19 +100,22 @@ class BlockMethod(Method):
         calibration: Calibration | None,
         context: Context,
     ) -> CompressionReport:
-        """Compress a model as a plan of this method says.
+        """Compress a model by a plan of this method.
 
         Raises:
             NotApplicable: there is no text to run the blocks on, or only the dense model may be run.
         """
         name = type(self).__name__
         if calibration is None:
-            why = "it works from what each block computes"
-            raise NotApplicable(f"{name} needs calibration text: {why}. Try calibration=wikitext2 or sotu")
+            raise NotApplicable(
+                f"{name} needs calibration text: it works from what each block computes."
+                " Try calibration=wikitext2 or sotu"
+            )
         if not calibration.sequential:
             raise NotApplicable(
-                f"{name} works on each block behind the compressed blocks before it, which calibration.sequential=false"
-                " never runs; use calibration.sequential=true, or a method of single layers"
+                f"{name} works on each block behind the compressed blocks before it,"
+                " which calibration.sequential=false never runs;"
+                " use calibration.sequential=true, or a method of single layers"
             )
         return compress_blocks(model, self, plan, calibration, context)
 
@@ -114,19 +123,23 @@ class BlockMethod(Method):
 class LayerMethod(BlockMethod):
     """A method that compresses one matrix at a time.
 
-    Subclasses are dataclasses with a field `grid`, or delegate it; those of another format have `format` and `with_format` instead.
+    Subclasses are dataclasses with a field `grid`, or delegate it. Subclasses of another format have `format`
+    and `with_format` instead.
     """
 
     grid: Grid
 
     @property
     def format(self) -> Format:
-        """Storage of a matrix: the grid, unless a subclass says otherwise."""
+        """Storage of a matrix: the grid, unless a subclass overrides it."""
         return self.grid
 
     @property
     def true_sequential(self) -> bool:
-        """Whether layers of a block wait for those before them in the same block to be compressed (see `calibration.py`)."""
+        """True if each layer of a block waits until the layers before it in the block are compressed.
+
+        `calibration/data.py` describes this order.
+        """
         return False
 
     @property
@@ -142,9 +155,10 @@ class LayerMethod(BlockMethod):
         """
 
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
-        """Compress matrices that share their inputs, and so their statistic (query, key and value; gate and up).
+        """Compress matrices (out, in) that share inputs and a statistic (query, key and value; gate and up).
 
-        A statistic of their rows (`Statistic.of_rows`) has those of the first matrix, then those of the second …
+        A statistic of rows (`Statistic.of_rows`) holds the rows of the first matrix, then of the second, and
+        so on.
         """
         starts = accumulate((len(weight) for weight in weights), initial=0)
         pairs = zip(weights, starts, strict=False)
@@ -154,15 +168,15 @@ class LayerMethod(BlockMethod):
         ]
 
     def with_grid(self, grid: Grid) -> Self:
-        """This method on another grid (used when a group size is shrunk to fit)."""
+        """Return this method on another grid (used when a group size is shrunk to fit)."""
         return replace(self, grid=grid)  # type: ignore[type-var]
 
     def with_format(self, format: Any) -> Self:
-        """This method in another format of the same kind."""
+        """Return this method in another format of the same kind."""
         return self.with_grid(format)
 
     def warming_up(self) -> Self:
-        """Cheaper copy, run once so that the compilation of kernels is not timed as the first layer."""
+        """Return a cheaper copy, run once so that compiling kernels is not timed as the first layer."""
         return self
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
@@ -175,29 +189,33 @@ class LayerMethod(BlockMethod):
         calibration: Calibration | None,
         context: Context,
     ) -> CompressionReport:
-        """Compress block by block if statistics are to be seen behind compressed blocks, else layer by layer."""
+        """Compress block by block if statistics are taken behind compressed blocks, else layer by layer."""
         if calibration is not None and calibration.sequential and seen_in_blocks(self.statistic):
             return compress_blocks(model, self, plan, calibration, context)
         return compress_layers(model, plan, calibration, context)
 
     def compress_block(self, block: BlockView) -> list[PartReport]:
-        """Collect the statistics of the block's layers, quantize each group of layers that share one, and replace them."""
+        """Collect statistics of the block's layers, quantize the layers group by group, and replace them."""
         groups = groups_in_block(block)
-        at_once = [[group] for group in groups] if self.true_sequential else [groups]
+        stages = [[group] for group in groups] if self.true_sequential else [groups]
         reports: list[PartReport] = []
-        for some in at_once:
-            for group, statistic in zip(some, collect_in_block(block, some), strict=True):
+        for stage in stages:
+            for group, statistic in zip(stage, collect_in_block(block, stage), strict=True):
                 reports += compress_group(block.model, group, statistic, block.device)
         return reports
 
 
 class LayerWrapper(LayerMethod):
-    """A layer method around another. Subclasses are dataclasses with a field `inner`, whose format, statistic and order are theirs."""
+    """A layer method around another.
+
+    Subclasses are dataclasses with a field `inner`, and take format, statistic and order from it.
+    """
 
     inner: LayerMethod
 
+    # The override: `grid` is a field of most methods, and only a property can delegate it.
     @property
-    def grid(self) -> Grid:  # type: ignore[override]  # a field of most methods, which only a property can hand on
+    def grid(self) -> Grid:  # type: ignore[override]
         return self.inner.grid
 
     @property

@@ -1,15 +1,16 @@
-"""The loop that turns a model's layers into compressed ones.
+"""Loop that replaces a model's layers by compressed ones.
 
     inputs of block k ─▶ statistics ─▶ quantize each layer of the block ─▶ inputs of block k+1
 
-`compress_blocks` goes through the model in a walk (`walk.py`), in which each block is given what the *compressed*
-blocks before it make of the text, and leaves what is done to a block to the method. `compress_layers` is for what
-needs no such order: methods without statistics, or with those of the dense model. Either way only one block or one
-matrix is on the device at a time, so a model larger than the accelerator is no special case; results go back to where
-the model lives.
+`compress_blocks` walks through the model (`model/walk.py`): each block is given the text as the *compressed*
+blocks before it transform it, and the method decides what is done to a block. `compress_layers` serves
+methods that need no such order: methods without statistics, or with statistics of the dense model. Either way
+only one block or one matrix is on the device at a time, so a model larger than the accelerator needs no
+special case. Results go back to the model's device.
 
-Layers that share a statistic (`layer_statistics.py` finds them) are handed to the method together. Layers outside the
-blocks come last. Everything that can be refused is refused by a method's `plan`, before the first matrix is touched.
+Layers that share a statistic (`layer_statistics.py` finds them) are handed to the method together. Layers
+outside the blocks come last. Everything that can be refused is refused by a method's `plan`, before the first
+matrix is changed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,7 @@ WARM_UP_ROWS = 16
 
 
 class CompressesBlocks(Protocol):
-    """The part of a method that `compress_blocks` needs; `BlockMethod` is it."""
+    """The part of a method that `compress_blocks` needs, which `BlockMethod` provides."""
 
     def compress_block(self, block: BlockView) -> list[PartReport]: ...
 
@@ -48,10 +49,10 @@ def compress_blocks(
     calibration: Calibration,
     context: Context,
 ) -> CompressionReport:
-    """Let a method compress each block behind the compressed ones before it, then the layers outside the blocks."""
+    """Compress each block behind the compressed ones before it, then the layers outside the blocks."""
     running = Clock()
     compiling = warm_up(plan.steps, context.device_for(model))
-    outside = outside_blocks(model, plan.steps)  # now: layers that were replaced are in no block any more
+    outside = outside_blocks(model, plan.steps)  # found now: replaced layers are in no block any more
     reports: list[PartReport] = []
     blocks = walk(model, calibration.tokens, context, plan.steps, running)
     for block in context.progress(blocks, "compressing blocks", len(find_blocks(model))):
@@ -67,12 +68,12 @@ def compress_layers(
     calibration: Calibration | None,
     context: Context,
 ) -> CompressionReport:
-    """Compress layers one by one, with statistics of the dense model where the plan's methods have any."""
+    """Compress layers one by one, with statistics of the dense model where the plan's methods need any."""
     device, running = context.device_for(model), Clock()
     compiling = warm_up(plan.steps, device)
     work: Iterable[tuple[Group, Statistic | None]]
     if calibration is None or plan.steps[0].method.statistic is None:
-        groups = [[step] for step in plan.steps]
+        groups = [[layer] for layer in plan.steps]
         work = [(group, None) for group in groups]
     else:
         groups = _groups(model, plan.steps, calibration.tokens, running)
@@ -95,7 +96,7 @@ def _compress_outside(
     context: Context,
     clock: Clock,
 ) -> list[PartReport]:
-    """Compress the layers that are in no block, on statistics of the model as it is now."""
+    """Compress layers that are in no block, with statistics of the model in its present state."""
     groups = _groups(model, outside, tokens, clock)
     device = context.device_for(model)
     statistics = collect_in_model(model, groups, device, tokens, clock)
@@ -105,17 +106,18 @@ def _compress_outside(
     return reports
 
 
-def _groups(model: nn.Module, steps: Sequence[LayerPlan], tokens: Tensor, clock: Clock) -> list[Group]:
+def _groups(model: nn.Module, plans: Sequence[LayerPlan], tokens: Tensor, clock: Clock) -> list[Group]:
     """Find which layers share a statistic by running the model on a few tokens."""
     with timed(next(model.parameters()).device, clock):
-        return find_groups(steps, lambda: run_model(model, tokens[0, :PROBE_TOKENS]))
+        return find_groups(plans, lambda: run_model(model, tokens[0, :PROBE_TOKENS]))
 
 
-def warm_up(steps: Sequence[LayerPlan], device: torch.device) -> float:
-    """Quantize a few rows for nothing, so that compiling a kernel is no layer's time; return the seconds it took."""
-    if chosen(device) is Kernel.reference or not steps:
+def warm_up(plans: Sequence[LayerPlan], device: torch.device) -> float:
+    """Quantize a few rows and discard them, so that no layer's time includes compiling; return seconds."""
+    if chosen(device) is Kernel.reference or not plans:
         return 0.0
-    matrix, method = next(iter(steps[0].target.matrices().values())), steps[0].method.warming_up()
+    matrix = next(iter(plans[0].target.matrices().values()))
+    method = plans[0].method.warming_up()
     rows = min(len(matrix), method.format.tile((WARM_UP_ROWS, matrix.shape[1]))[0])
     with timed(device) as clock:
         statistic = method.statistic and method.statistic.of_noise((rows, matrix.shape[1]), device)
@@ -129,29 +131,28 @@ def compress_group(
     statistic: Statistic | None,
     device: torch.device,
 ) -> list[PartReport]:
-    """Quantize the matrices of targets that share a statistic, and put the results into the model."""
+    """Quantize the matrices of layers that share a statistic, and put the results into the model."""
     reports = []
-    for alike in _by_format(group):
-        named = [(step, name, matrix) for step in alike for name, matrix in step.target.matrices().items()]
-        made: dict[str, list[CompressedWeight]] = {}
-        for (step, _, _), (value, report) in zip(
-            named, quantize_matrices(named, statistic, device), strict=True
-        ):
-            made.setdefault(step.target.name, []).append(value)
+    for plans in _by_format(group):
+        named = [(layer, name, matrix) for layer in plans for name, matrix in layer.target.matrices().items()]
+        quantized = quantize_matrices(named, statistic, device)
+        weights: dict[str, list[CompressedWeight]] = {}
+        for (layer, _, _), (weight, report) in zip(named, quantized, strict=True):
+            weights.setdefault(layer.target.name, []).append(weight)
             reports.append(report)
-        for step in alike:
-            step.target.replace(model, made[step.target.name])
+        for layer in plans:
+            layer.target.replace(model, weights[layer.target.name])
     return reports
 
 
 def quantize_matrices(
     named: Sequence[tuple[LayerPlan, str, Tensor]], statistic: Statistic | None, device: torch.device
 ) -> list[tuple[CompressedWeight, PartReport]]:
-    """Quantize matrices that share a statistic, on a device; the values lie where the matrices did.
+    """Quantize matrices that share a statistic, on `device`; each result is on the device of its matrix.
 
     Args:
-        named: of each matrix the step it belongs to, its name, and itself, (out, in) in any floating dtype. All
-            steps have one format.
+        named: (plan of the layer, name, matrix) of each matrix. A matrix is (out, in) in any floating dtype.
+            All plans have one format.
     """
     weights = [matrix.to(device, torch.float32).contiguous() for _, _, matrix in named]
     unseen = statistic is not None and statistic.tokens == 0
@@ -159,14 +160,14 @@ def quantize_matrices(
     with timed(device) as clock:
         compressed = named[0][0].method.quantize_together(weights, statistic)
     share = clock.seconds / sum(weight.numel() for weight in weights)
-    made = []
-    for (step, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
-        report = describe(name, weight, value, share * weight.numel(), (*step.decisions, *decisions))
-        made.append((value.to(matrix.device), report))
-    return made
+    results = []
+    for (layer, name, matrix), weight, value in zip(named, weights, compressed, strict=True):
+        report = describe(name, weight, value, share * weight.numel(), (*layer.decisions, *decisions))
+        results.append((value.to(matrix.device), report))
+    return results
 
 
 def _by_format(group: Group) -> list[Group]:
-    """Split a group by format: layers whose format was changed are compressed apart."""
-    formats = list(dict.fromkeys(step.method.format for step in group))
-    return [[step for step in group if step.method.format == one] for one in formats]
+    """Split a group by format: layers whose format was shrunk are compressed separately."""
+    formats = list(dict.fromkeys(layer.method.format for layer in group))
+    return [[layer for layer in group if layer.method.format == format] for format in formats]

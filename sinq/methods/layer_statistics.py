@@ -1,12 +1,12 @@
-"""Statistics for the loop that compresses: which layers share one, and where each is taken.
+"""Statistics for the loop over blocks: which layers share one, and in which state of the model it is taken.
 
-Layers that are given the same tensor (query, key and value; gate and up) are a *group* and share a statistic. Which
-ones, and in which order they run, is seen in one pass over a few tokens.
+Layers that are given the same tensor (query, key and value; gate and up) are a *group* and share a statistic.
+One pass over a few tokens shows the groups and the order in which they run.
 
-`collect_in_block` and `dense_statistics` are the two meanings of `Calibration.sequential`: statistics of the inputs a
-block is given in a walk, behind compressed blocks, and statistics of the model as it was before anything was
-compressed. Of both only those of one block are in memory, unless their kind takes a pass of the whole model
-(gradients): then all are, where the model lives.
+`collect_in_block` and `dense_statistics` are the two meanings of `Calibration.sequential`. The first takes
+statistics of the inputs a block is given in a walk, behind compressed blocks. The second takes statistics of
+the model as it was before anything was compressed. Either way only the statistics of one block are in memory,
+unless their kind needs a pass of the whole model (gradients): then all are, on the model's device.
 """
 
 from collections import deque
@@ -28,51 +28,52 @@ from sinq.model.context import Context
 from sinq.model.walk import BlockView, outside_blocks, walk
 
 Group = list[LayerPlan]
-"""Steps that share a statistic."""
+"""Plans of layers that share a statistic."""
 
 
 def seen_in_blocks(kind: type[Statistic] | None) -> bool:
-    """Whether a statistic is taken where a block runs alone, so that it can be taken behind compressed ones."""
+    """Return True if a statistic can be taken in a block that runs alone, and so behind compressed blocks."""
     return kind is not None and kind.kind in WATCHED
 
 
-def find_groups(steps: Sequence[LayerPlan], run: Callable[[], object]) -> list[Group]:
-    """Group steps whose layers see the same tensor while `run` runs, in the order they see it; others come last, each alone.
+def find_groups(plans: Sequence[LayerPlan], run: Callable[[], object]) -> list[Group]:
+    """Group layers that see the same tensor while `run` runs, in the order they see it.
 
-    Where statistics are none, or not seen in blocks, nothing is shared and nothing runs.
+    Layers that see none come last, each alone. Without statistics, or with statistics that are not seen in
+    blocks, nothing is shared and nothing runs.
     """
-    kind = steps[0].method.statistic if steps else None
+    kind = plans[0].method.statistic if plans else None
     if kind is None or kind.kind not in WATCHED:
-        return [[step] for step in steps]
-    seen: list[
-        tuple[Tensor, Group]
-    ] = []  # holds the tensors, so that none is taken for a later one in the same place
+        return [[layer] for layer in plans]
+    # Tensors are held, so that none is mistaken for a later one at the same address.
+    seen: list[tuple[Tensor, Group]] = []
     with ExitStack() as stack:
-        for step in steps:
-            stack.callback(WATCHED[kind.kind](step.target.module, partial(_note, seen, step)).remove)
+        for layer in plans:
+            stack.callback(WATCHED[kind.kind](layer.target.module, partial(_note, seen, layer)).remove)
         run()
     groups = [group for _, group in seen]
-    return groups + [[step] for step in steps if not any(step in group for group in groups)]
+    return groups + [[layer] for layer in plans if not any(layer in group for group in groups)]
 
 
-def _note(seen: list[tuple[Tensor, Group]], step: LayerPlan, tensor: Tensor) -> None:
+def _note(seen: list[tuple[Tensor, Group]], layer: LayerPlan, tensor: Tensor) -> None:
+    """Add a layer to the group of the tensor it sees."""
     group = next((group for known, group in seen if known is tensor), None)
     if group is None:
-        seen.append((tensor, [step]))
-    elif step not in group:
-        group.append(step)
+        seen.append((tensor, [layer]))
+    elif layer not in group:
+        group.append(layer)
 
 
 def groups_in_block(block: BlockView) -> list[Group]:
-    """Group the layers of a block by what they see of its first window."""
+    """Group the layers of a block by the tensors they see while its first window runs."""
     with timed(block.device, block.clock):
         return find_groups(block.steps, lambda: block.run(block.inputs[0]))
 
 
 def collect_in_block(block: BlockView, groups: Sequence[Group]) -> list[Statistic] | list[None]:
-    """Return the statistics of groups of a block's layers, of the block's inputs as the block is now.
+    """Return a statistic of each group of a block's layers, taken of the block in its present state.
 
-    None for each where methods have no statistic.
+    Each is None where methods have no statistic.
     """
     if not groups or groups[0][0].method.statistic is None:
         return [None] * len(groups)
@@ -89,9 +90,12 @@ def collect_in_model(
     tokens: Tensor,
     clock: Clock,
 ) -> list[Statistic] | list[None]:
-    """Return the statistics of groups of layers, all at once, on a device, of the model as it is now.
+    """Return a statistic of each group of layers, of the model in its present state, all on one device.
 
-    None for each where methods have no statistic.
+    Each is None where methods have no statistic.
+
+    Args:
+        tokens: ids (windows, seqlen).
     """
     if not groups or groups[0][0].method.statistic is None:
         return [None] * len(groups)
@@ -109,24 +113,22 @@ def dense_statistics(
     context: Context,
     clock: Clock,
 ) -> Iterator[tuple[Group, Statistic]]:
-    """Yield each group with its statistic of the model as it was at the first one: later changes are not seen.
+    """Yield each group with a statistic of the model in its state at the first group.
 
-    A store that has them all is read; otherwise they are collected, and kept in the store if there is one.
+    Later changes of the model are not seen. A store that has all statistics is read. Otherwise they are
+    collected, and kept in the store if there is one.
     """
     store, device = calibration.store, context.device_for(model)
     if store is not None and all(_key(group) in store for group in groups):
         for group in groups:
             yield group, _empty(group, device).load(store[_key(group)])
         return
-    by_block = seen_in_blocks(groups[0][0].method.statistic)
-    collected = (_block_by_block if by_block else _all_at_once)(
-        model, groups, calibration.tokens, device, clock
-    )
-    for group, statistic in collected:
+    collect_groups = _block_by_block if seen_in_blocks(groups[0][0].method.statistic) else _all_at_once
+    for group, statistic in collect_groups(model, groups, calibration.tokens, device, clock):
         kept = statistic.tensors()
         if store is not None:
             store[_key(group)] = kept
-        yield group, _empty(group, device).load(kept)  # found and fresh ones are the same to the last digit
+        yield group, _empty(group, device).load(kept)  # stored and fresh ones are equal to the last digit
 
 
 def _block_by_block(
@@ -136,16 +138,17 @@ def _block_by_block(
     device: torch.device,
     clock: Clock,
 ) -> Iterator[tuple[Group, Any]]:
+    """Yield the groups with statistics taken in a walk through the blocks, then those outside the blocks."""
     firsts = [group[0] for group in groups]
-    beside = outside_blocks(model, firsts)
-    outside = [group for group in groups if group[0] in beside]
+    firsts_outside = outside_blocks(model, firsts)
+    outside = [group for group in groups if group[0] in firsts_outside]
     last = collect_in_model(model, outside, device, tokens, clock)  # now, while nothing is compressed
     for block in walk(model, tokens, Context(device=device), firsts, clock):
-        own = [group for group in groups if group[0] in block.steps]
-        statistics = [_empty(group, device) for group in own]
-        with watching(zip(_modules(own), statistics, strict=True)):
+        inside = [group for group in groups if group[0] in block.steps]
+        statistics = [_empty(group, device) for group in inside]
+        with watching(zip(_modules(inside), statistics, strict=True)):
             block.advance()
-        yield from zip(own, statistics, strict=True)
+        yield from zip(inside, statistics, strict=True)
     yield from zip(outside, last, strict=True)
 
 
@@ -156,13 +159,15 @@ def _all_at_once(
     device: torch.device,
     clock: Clock,
 ) -> Iterator[tuple[Group, Any]]:
-    home = next(model.parameters()).device  # there may be no room for all of them on `device`
+    """Yield the groups with statistics that were collected together, on the model's device."""
+    home = next(model.parameters()).device  # `device` may have no room for all of them
     waiting = deque(collect_in_model(model, groups, home, tokens, clock))
     for group in groups:
-        yield group, waiting.popleft()  # so that each is freed when its layer is done
+        yield group, waiting.popleft()  # so each is freed when its group is done
 
 
 def _empty(group: Group, device: torch.device) -> Statistic:
+    """Return an empty statistic for a group; fused experts count all their matrices."""
     kind, target = group[0].method.statistic, group[0].target
     assert kind is not None
     return kind.for_layer((target.numel // target.shape[1], target.shape[1]), device)
@@ -176,4 +181,5 @@ def _key(group: Group) -> str:
 
 
 def _modules(groups: Sequence[Group]) -> list[nn.Module]:
+    """Return the module of each group's first layer."""
     return [group[0].target.module for group in groups]

@@ -1,17 +1,22 @@
-"""PreSINQ: SINQ's column scales without their cost, by folding them into the model before any quantizer sees it.
+"""PreSINQ: SINQ's column scales without their cost, folded into the model before any quantizer sees it.
 
-SINQ stores W = (row ⊗ col) · Ŵ and multiplies by `col` at run time. Where the layer before can be scaled instead, the column scales t of
-Sinkhorn's iteration are moved there exactly, and a plain quantizer rounds the balanced matrix:
+SINQ stores W = (row ⊗ col) · Ŵ and multiplies by `col` at run time. Where the layer before can be scaled
+instead, the column scales t of Sinkhorn's iteration are moved there exactly, and a plain quantizer rounds the
+balanced matrix:
 
-    q k v       W / t, input norm's gain · t            gate up (every expert, router)   W / t, post-attention norm's gain · t
-    down        W / t, rows of up · t                   o                                W / t, rows of v · t
+    q k v                              W / t, input norm's gain · t
+    gate up (every expert, router)     W / t, post-attention norm's gain · t
+    down                               W / t, rows of up · t
+    o                                  W / t, rows of v · t
 
-Matrices that share their inputs share t, found on all of them stacked. With grouped queries one row of v feeds several columns of o, so
-t is found with these stacked too. Row scales stay behind: a quantizer with a scale per row and group has them anyway.
+Matrices that share their inputs share t, found on all of them stacked. With grouped queries one row of v
+feeds several columns of o, so t is found with these stacked too. Row scales are not moved: a quantizer with a
+scale per row and group has them anyway.
 
-The authors' code does this for GGUF (arXiv 2509.22944, no-overhead SINQ), dividing t by its median and choosing the number of iterations by
-the divergence of the logits on a few prompts. Here t has geometric mean 1 in each group of columns, where its level means nothing
-(the group's scale has it), and the iterations are an option. t is exact up to the number format the model is in.
+The authors' code does this for GGUF (arXiv 2509.22944, no-overhead SINQ). It divides t by its median and
+chooses the number of iterations by the divergence of the logits on a few prompts. Here t has geometric mean 1
+in each group of columns, where its level is arbitrary (the group's scale absorbs it), and the number of
+iterations is an option. t is exact up to the number format the model is in.
 """
 
 from dataclasses import dataclass
@@ -33,30 +38,38 @@ from sinq.model.decoder import Block, Gated, Norm, ParameterRef, decoder, with_b
 
 @dataclass(frozen=True)
 class PreSINQ(Rewriting):
-    """Balances the columns of a decoder's matrices with Sinkhorn scales folded into the layers before, then lets `inner` compress it."""
+    """Sinkhorn column scales of a decoder, folded into the layers before; `inner` compresses the result.
+
+    Raises:
+        NotApplicable: `inner` has no grid.
+    """
 
     name: ClassVar[str] = "presinq"
 
     inner: Method
     sinkhorn: Sinkhorn = Sinkhorn()
     output_projection: bool = True
-    """Also balance o against v. Off in the authors' code, whose order of heads is wrong for grouped queries."""
+    """Also balance o against v.
+
+    Off in the authors' code, whose order of heads is wrong for grouped queries.
+    """
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(self.inner, "grid", None), Grid):
             raise NotApplicable(
-                f"PreSINQ balances groups of columns, but inner={type(self.inner).__name__} has no grid to name their size"
+                f"PreSINQ balances groups of columns, but inner={type(self.inner).__name__}"
+                " has no grid to name their size"
             )
 
     @property
     def grid(self) -> Grid:
-        """The inner method's."""
+        """Grid of the inner method."""
         inner: Any = self.inner
         return inner.grid
 
     @property
     def format(self) -> Format:
-        """As for `LayerMethod`."""
+        """Storage of a matrix: the grid."""
         return self.grid
 
     def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
@@ -73,34 +86,38 @@ class PreSINQ(Rewriting):
             self._fold_norm(norm, device)
 
     def _fold_norm(self, norm: Norm, device: torch.device) -> None:
-        stacked = torch.cat([place.read(device).flatten(0, -2) for place in norm.matrices])
+        """Divide the columns of all matrices that read a norm, and multiply its gain."""
+        stacked = torch.cat([matrix.read(device).flatten(0, -2) for matrix in norm.matrices])
         scale = self.column_scale(stacked)
-        del stacked  # all experts at once
-        for place in norm.readers:
-            place.write(place.read(device) / scale)
+        del stacked  # it holds all experts at once
+        for reader in norm.readers:
+            reader.write(reader.read(device) / scale)
         norm.gain.write(norm.gain.read(device) * scale)
 
     def _fold_gated(self, gated: Gated, device: torch.device) -> None:
+        """Divide the columns of down, and multiply the rows of up."""
         down = gated.down.read(device)
         scale = self.column_scale(down)
         gated.down.write(down / scale.unsqueeze(-2))
-        for place in with_bias(gated.up):
-            _scale_rows(place, scale, device)
+        for parameter in with_bias(gated.up):
+            _scale_rows(parameter, scale, device)
 
     def _fold_values(self, block: Block, device: torch.device) -> None:
+        """Divide the columns of o, and multiply the rows of v."""
         weight, width = block.output.read(device), block.head_width
         heads = len(block.value.read(device)) // width
-        # Inputs of o are (kv head, query head of it, channel); the query heads of a kv head average the same values.
+        # Inputs of o are (kv head, query head, channel). Query heads of one kv head average the same values.
         by_head = weight.reshape(len(weight), heads, -1, width)
         scale = self.column_scale(by_head.transpose(1, 2).reshape(-1, heads * width))
         block.output.write((by_head / scale.reshape(heads, 1, width)).reshape(weight.shape))
-        for place in with_bias(block.value):
-            _scale_rows(place, scale, device)
+        for parameter in with_bias(block.value):
+            _scale_rows(parameter, scale, device)
 
     def column_scale(self, weight: Tensor) -> Tensor:
-        """t of a matrix, or of each of several, (…, out, in): float32 (…, in), positive, of geometric mean 1 in each group of columns.
+        """Return t of a matrix or of each of several, (…, out, in): positive float32 (…, in).
 
-        Groups are the grid's, over all rows; where its size does not divide `in`, the largest below that does.
+        Its geometric mean is 1 in each group of columns. Groups have the grid's size and span all rows; where
+        that size does not divide `in`, they have the largest smaller size that does.
         """
         *several, rows, columns = weight.shape
         grid = Grid(group_size=self.grid.group_size).shrunk((rows, columns))
@@ -110,12 +127,12 @@ class PreSINQ(Rewriting):
         return (scale / scale.log().mean(1, keepdim=True).exp()).reshape(*several, columns)
 
 
-def _scale_rows(place: ParameterRef, scale: Tensor, device: torch.device) -> None:
-    """Multiply the last rows of a weight (…, out, in), or the last entries of a bias (out,), by scale (…, rows)."""
-    values = place.read(device).clone()
+def _scale_rows(parameter: ParameterRef, scale: Tensor, device: torch.device) -> None:
+    """Multiply the last rows of a weight (…, out, in), or of a bias (out,), by scale (…, rows)."""
+    values = parameter.read(device).clone()
     rows = scale.shape[-1]
-    if place.name == "bias":
+    if parameter.name == "bias":
         values[-rows:] *= scale
     else:
         values[..., -rows:, :] *= scale.unsqueeze(-1)
-    place.write(values)
+    parameter.write(values)

@@ -1,8 +1,8 @@
-"""What a compression says about itself: one entry for each part of the model it changed, and totals.
+"""Report of a compression: one entry for each part of the model it changed, and totals.
 
-Most parts are weight matrices, but a part may be anything with a size: heads, neurons, a cache. Sizes are told apart by
-the parameters that are present and those the dense model had there, so that what was pruned is not counted as stored
-in no bits. A report without parts is legal: the dense model's is one.
+Most parts are weight matrices, but a part may be anything with a size: heads, neurons, a cache. A part counts
+the parameters that are present now and those the dense model had there, so pruned parameters are not counted
+as stored in 0 bits. A report without parts is legal: the dense model has one.
 """
 
 from collections import Counter
@@ -21,41 +21,41 @@ from sinq.formats.scalar import QuantizedTensor
 
 @dataclass(frozen=True)
 class Decision:
-    """Something that was decided for one part, and not by the user: its bits, a smaller group, a raised damping."""
+    """A decision taken for one part, not by the user: its bits, a smaller group, a raised damping."""
 
     name: str
     value: float
     chosen: bool = False
-    """True if the value *is* the decision (bits=3); otherwise it measures one (9 rows were rounded)."""
+    """True if the value *is* the decision (bits=3); False if it measures one (9 rows were rounded)."""
 
     @property
     def label(self) -> str:
-        """Name for counting parts by: decisions with other chosen values are other decisions."""
+        """Name under which parts are counted. Different chosen values count as different decisions."""
         return f"{self.name}={self.value:g}" if self.chosen else self.name
 
 
 def measured(values: Mapping[str, float]) -> tuple[Decision, ...]:
-    """Return the decisions that a value noted while it was made, by name."""
+    """Return the notes of a compressed weight as decisions."""
     return tuple(Decision(name, value) for name, value in values.items())
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """One part of a model, before and after."""
+    """Part of a model, before and after compression."""
 
     kind: str
-    """What the part is: weight, or another word of the method that changed it."""
+    """Kind of the part: "weight", or another word of the method that changed it."""
     name: str
     dense_parameters: int
-    """Parameters the dense model has there."""
+    """Number of parameters the dense model has there."""
     parameters: int
-    """Parameters that are present now, in any number of bits."""
+    """Number of parameters that are present now, in any number of bits."""
     nbytes: int
-    """Bytes of all that is stored for it."""
+    """Bytes of everything stored for the part."""
     relative_error: float | None
     """‖W − Ŵ‖ / ‖W‖, Frobenius; None where the part is no approximation of a matrix."""
     seconds: float
-    """Time spent on it, and its share, by parameters, of the time its block was tuned."""
+    """Time spent on the part, plus its share (by parameters) of the time its block was tuned."""
     decisions: tuple[Decision, ...] = ()
     shape: tuple[int, int] | None = None
     """(out_features, in_features) of a weight."""
@@ -63,23 +63,22 @@ class PartReport:
     imbalance_before: float | None = None
     """Mean over tiles of largest/smallest row or column std of W. None for weights without scales."""
     imbalance_after: float | None = None
-    """The same of W / (scale · col_scale): the matrix as the rounding sees it."""
+    """Same measure of W / (scale · col_scale), the matrix that is rounded."""
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored for each parameter that is present; 0 where there is none."""
+        """Bits stored per present parameter; 0 where there is none."""
         return 8 * self.nbytes / self.parameters if self.parameters else 0.0
 
     @property
     def decided(self) -> dict[str, float]:
-        """Name of each decision → its value."""
+        """Value of each decision by name."""
         return {decision.name: decision.value for decision in self.decisions}
 
     def as_row(self) -> dict[str, Any]:
-        """Return the part as a line of a table, all cells plain."""
-        row = asdict(self) | {
-            "decisions": "; ".join(f"{name}={value:g}" for name, value in self.decided.items())
-        }
+        """Return the part as a row of a table; all cells are plain values."""
+        decisions = "; ".join(f"{name}={value:g}" for name, value in self.decided.items())
+        row = asdict(self) | {"decisions": decisions}
         out_features, in_features = row.pop("shape") or (None, None)
         return row | {
             "out_features": out_features,
@@ -89,7 +88,7 @@ class PartReport:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Return the part that `dataclasses.asdict` gave, after it was a file."""
+        """Return the part whose `dataclasses.asdict` was written as JSON."""
         decisions = tuple(Decision(**each) for each in content["decisions"])
         shape = content["shape"] and (content["shape"][0], content["shape"][1])
         return cls(**{**content, "decisions": decisions, "shape": shape})
@@ -97,7 +96,7 @@ class PartReport:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """All changed parts of a model. Times exclude loading and this report's own measurements."""
+    """All changed parts of a model. Times, in seconds, exclude loading and the report's measurements."""
 
     parts: tuple[PartReport, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -105,17 +104,17 @@ class CompressionReport:
     seconds_statistics: float = 0.0
     seconds_quantize: float = 0.0
     seconds_compile: float = 0.0
-    """Before the first layer: compiling kernels, or loading them from the disk."""
+    """Time before the first layer: compiling kernels, or loading them from disk."""
 
     @property
     def decisions(self) -> dict[str, int]:
-        """Count the parts each kind of decision was taken for."""
+        """Number of parts by label of decision, and of skipped layers."""
         counts = Counter(decision.label for part in self.parts for decision in part.decisions)
         return dict(counts) | ({"skipped": len(self.skipped)} if self.skipped else {})
 
     @property
     def relative_error_mean(self) -> float | None:
-        """Mean over parts that have an error; None where none has."""
+        """Mean of `relative_error` over the parts that have one; None where none has."""
         errors = [part.relative_error for part in self.parts if part.relative_error is not None]
         return sum(errors) / len(errors) if errors else None
 
@@ -123,10 +122,11 @@ class CompressionReport:
 def describe(
     name: str, weight: Tensor, compressed: CompressedWeight, seconds: float, decisions: Sequence[Decision]
 ) -> PartReport:
-    """Compare a matrix (out, in) with what it became.
+    """Report on a compressed matrix (out, in).
 
     Args:
-        decisions: taken for it, besides those the value has noted itself.
+        seconds: time spent on the matrix.
+        decisions: decisions besides those that `compressed` has noted.
     """
     weight = weight.float()
     balance = _imbalances(weight, compressed) if isinstance(compressed, QuantizedTensor) else (None, None)
@@ -149,6 +149,7 @@ def describe(
 
 
 def _imbalances(weight: Tensor, compressed: QuantizedTensor) -> tuple[float, float]:
+    """Return the imbalance of W and of W / (scale · col_scale)."""
     grid = compressed.grid
     scale = compressed.scale().abs().repeat_interleave(grid.group_size, dim=1)
     col_scale = compressed.col_scale()

@@ -1,4 +1,4 @@
-"""Methods that first turn a model into an equal one that is easier to compress."""
+"""Methods that first rewrite a model into an equal one that is easier to compress."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -16,17 +16,18 @@ from sinq.model.context import Context
 
 
 class Rewriting(Method):
-    """A method that first turns a model into an equal one that is easier to compress, then lets `inner` compress it.
+    """A method that rewrites a model into an equal one, easier to compress, which `inner` then compresses.
 
-    Subclasses are dataclasses with a field `inner`. The equal model has parameters of its own, beside the dense model's, until `inner`
-    has replaced them. What `inner` reports (errors, imbalance) is of the rewritten matrices; the rewriting's time is added to its own.
+    Subclasses are dataclasses with a field `inner`. The equal model has new parameters, beside the dense
+    model's, until `inner` replaces them. The report's errors and imbalances refer to the rewritten matrices.
+    The time of rewriting is added to the time of quantizing.
     """
 
     inner: Method
 
     @abstractmethod
     def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
-        """Replace parameters of `model`, keeping its function; the work is done on `device`."""
+        """Replace parameters of `model` without changing its function, working on `device`."""
 
     @property
     def statistic(self) -> type[Statistic] | None:
@@ -51,7 +52,7 @@ class Rewriting(Method):
 
 
 def _require_finite(model: nn.Module) -> None:
-    """Refuse here what rewriting would spread from one layer to others."""
+    """Raise `ValueError` for NaN or Inf, which rewriting would spread from one layer to others."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ValueError(f"{name} has NaN or Inf; repair the checkpoint")

@@ -1,9 +1,10 @@
-"""Scalar quantizers in two halves: normalize a matrix, then round it. Methods that scale weights put their work between the halves.
+"""Scalar quantizers in two halves: normalize a matrix, then round it.
 
-    normalized = inner.normalize(weight)                       # SINQ: the Sinkhorn scales; RTN, HQQ: nothing
-    quantized = inner.round(normalized.scaled_by(channel))     # AWQ: tries many channel scales on one normalized matrix
+    normalized = inner.normalize(weight)                     # SINQ: the Sinkhorn scales; RTN, HQQ: nothing
+    quantized = inner.round(normalized.scaled_by(channel))   # AWQ: many channel scales, one normalized matrix
 
-What does not depend on the channel scale is thus done once, whatever the inner method is.
+Methods that scale weights work between the halves. Everything that does not depend on the channel scale is
+thus done once, whatever the inner method is.
 """
 
 from abc import abstractmethod
@@ -24,7 +25,7 @@ from sinq.methods.base import LayerMethod
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """W and the scales it is divided by before it is rounded; a scale that is None is 1."""
+    """A weight W and the scales that divide it before rounding; a scale that is None is 1."""
 
     weight: Tensor
     """float32 (out, in)."""
@@ -36,7 +37,7 @@ class Normalized:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """float32 (out, in), what is rounded: W / (row ⊗ col)."""
+        """The matrix that is rounded, W / (row ⊗ col): float32 (out, in)."""
         return divide(self.weight, self.row_scale, self.col_scale)
 
     @property
@@ -44,48 +45,33 @@ class Normalized:
         return self.weight.shape[0], self.weight.shape[1]
 
     def scaled_by(self, channel: Tensor) -> "Normalized":
-        """Column j of the matrix times channel[j], (in,), undone in `col_scale`: the same W, rounded differently."""
-        return replace(
-            self, col_scale=1 / channel[None] if self.col_scale is None else self.col_scale / channel
-        )
+        """Multiply column j of the matrix by channel[j], (in,), and divide `col_scale` by it: W stays."""
+        col_scale = 1 / channel[None] if self.col_scale is None else self.col_scale / channel
+        return replace(self, col_scale=col_scale)
 
     def cut_at(self, limit: Tensor) -> "Normalized":
-        """With every group of a row of the matrix cut at ± its limit, (out, in / group_size)."""
+        """Cut every group of a row of the matrix at ± its limit, (out, in / group_size)."""
         return replace(self, weight=cut(self.weight, self.row_scale, self.col_scale, limit))
 
     def rounded(self, grid: Grid) -> QuantizedTensor:
-        """Round the matrix to nearest (without writing it to memory, where a fast kernel runs): the quantized W."""
+        """Round the matrix to nearest: the quantized W. Fast kernels never write the matrix to memory."""
         packed, scale, zero = round_scaled(self.weight, self.row_scale, self.col_scale, grid)
-        return QuantizedTensor.store_packed(
-            packed,
-            self.shape,
-            grid,
-            scale,
-            zero,
-            row_scale=self.row_scale,
-            col_scale=self.col_scale,
-            notes=self.notes,
-        )
+        return self._store(grid, packed, scale, zero)
 
     def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> QuantizedTensor:
-        """Round with zeros refined by HQQ's steps; from whole ones if `round_zero`."""
+        """Round with zeros refined by HQQ's steps, which start from whole zeros if `round_zero`."""
         packed, scale, zero = refine_scaled(
             self.weight, self.row_scale, self.col_scale, grid, options, round_zero
         )
-        return QuantizedTensor.store_packed(
-            packed,
-            self.shape,
-            grid,
-            scale,
-            zero,
-            row_scale=self.row_scale,
-            col_scale=self.col_scale,
-            notes=self.notes,
-        )
+        return self._store(grid, packed, scale, zero)
 
     def unbiased(self, grid: Grid, options: Unbiased) -> QuantizedTensor:
         """Round with scales and zeros that leave no error along a group's weights, nor along a constant."""
         packed, scale, zero = round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options)
+        return self._store(grid, packed, scale, zero)
+
+    def _store(self, grid: Grid, packed: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedTensor:
+        """Build the quantized W from packed codes, scales and zeros of the groups."""
         return QuantizedTensor.store_packed(
             packed,
             self.shape,
@@ -99,10 +85,13 @@ class Normalized:
 
 
 class ScalarMethod(LayerMethod):
-    """A calibration-free quantizer that gives a `QuantizedTensor`. Subclasses write `round`, and `normalize` if they do."""
+    """A calibration-free quantizer that returns a `QuantizedTensor`.
+
+    Subclasses write `round`, and `normalize` if they scale the matrix first.
+    """
 
     def normalize(self, weight: Tensor) -> Normalized:
-        """The part that does not depend on how columns are scaled afterwards."""
+        """Scale a weight (out, in), independently of later column scales. The default scales nothing."""
         return Normalized(weight)
 
     @abstractmethod
@@ -110,19 +99,21 @@ class ScalarMethod(LayerMethod):
         """Choose scales, zeros and codes for the normalized matrix."""
 
     def only_rounds(self, normalized: Normalized) -> bool:
-        """Whether `round` is `Normalized.rounded`, whose error is found without storing anything."""
+        """Return True if `round` is `Normalized.rounded`, whose error needs no stored tensor."""
         return False
 
     def error(self, normalized: Normalized, limit: Tensor | None = None) -> Tensor:
-        """W − Ŵ, float32 (out, in), of the normalized matrix rounded, or cut at ± limit (out, in / group_size) and then rounded."""
+        """Return W − Ŵ, float32 (out, in), of rounding the normalized matrix.
+
+        Args:
+            limit: cut each group at ± this first, (out, in / group_size).
+        """
         if self.only_rounds(normalized):
             return rounding_error(
                 normalized.weight, normalized.row_scale, normalized.col_scale, self.grid, limit
             )
-        return (
-            normalized.weight
-            - self.round(normalized if limit is None else normalized.cut_at(limit)).dequantize()
-        )
+        limited = normalized if limit is None else normalized.cut_at(limit)
+        return normalized.weight - self.round(limited).dequantize()
 
     def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
         return self.round(self.normalize(weight))

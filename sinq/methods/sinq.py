@@ -1,7 +1,8 @@
 """SINQ: Sinkhorn-Normalized Quantization (arXiv 2509.22944).
 
-A scale per row and group, and a scale per column of each tile, found by the iteration of `sinkhorn.py`; then round to nearest, or
-HQQ's refinement of the zero-points (`half_quadratic.py`), on the balanced matrix.
+The iteration of `algorithms/sinkhorn.py` finds a scale per row and group, and a scale per column of each
+tile. The balanced matrix is then rounded to nearest, or with HQQ's refinement of the zero-points
+(`algorithms/half_quadratic.py`).
 """
 
 from dataclasses import dataclass
@@ -21,14 +22,21 @@ from sinq.methods.scalar import Normalized, ScalarMethod
 
 @dataclass(frozen=True)
 class SINQ(ScalarMethod):
-    """Sinkhorn-Normalized Quantization (arXiv 2509.22944): balance row and column deviations, then round to nearest."""
+    """Sinkhorn-Normalized Quantization: balance row and column deviations, then round to nearest.
+
+    Source: arXiv 2509.22944.
+
+    Raises:
+        NotApplicable: `refinement` on a grid without fractional zero-points.
+        ValueError: `kurtosis_gate` is not above 0.
+    """
 
     name: ClassVar[str] = "sinq"
 
     grid: Grid = Grid()
     sinkhorn: Sinkhorn = Sinkhorn()
     kurtosis_gate: float | None = None
-    """Round to nearest, without Sinkhorn, matrices whose kurtosis is above this. The paper has no gate; the release has 5."""
+    """Kurtosis above which a matrix is rounded without Sinkhorn. The paper has no gate; the release has 5."""
 
     refinement: HalfQuadratic | None = None
     """HQQ's refinement of the zero-points of the normalized matrix."""
@@ -39,7 +47,8 @@ class SINQ(ScalarMethod):
             grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform
         ):
             raise NotApplicable(
-                "refinement moves zero-points by fractions: it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
+                "refinement moves zero-points by fractions:"
+                " it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
             )
         if self.kurtosis_gate is not None and self.kurtosis_gate <= 0:
             raise ValueError(
@@ -51,9 +60,8 @@ class SINQ(ScalarMethod):
             measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
             if measured > self.kurtosis_gate:
                 return Normalized(weight, notes={"gated_by_kurtosis": measured})
-        row_scale, col_scale = sinkhorn_scales(
-            weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.sinkhorn
-        )
+        tile = self.grid.tile((weight.shape[0], weight.shape[1]))
+        row_scale, col_scale = sinkhorn_scales(weight, tile, self.sinkhorn)
         return Normalized(weight, row_scale, col_scale)
 
     def only_rounds(self, normalized: Normalized) -> bool:
@@ -66,7 +74,11 @@ class SINQ(ScalarMethod):
 
 
 def kurtosis(weight: Tensor, variance_floor: float = 0.0) -> float:
-    """E[(w − μ)⁴] / var² over the whole matrix; 3 for a Gaussian. The release floors var at 1e-6, in absolute terms."""
+    """Return E[(w − μ)⁴] / var² over the whole matrix; 3 for a Gaussian.
+
+    Args:
+        variance_floor: least var; the release has 1e-6, in absolute terms.
+    """
     centred = weight.float() - weight.float().mean()
     variance = centred.square().mean().clamp_min(max(variance_floor, torch.finfo(torch.float32).tiny))
     return ((centred / variance.sqrt()) ** 4).mean().item()

@@ -1,21 +1,24 @@
-"""SINQ, refined: the same stored format as SINQ and no calibration, with other answers to its two questions.
+"""SINQ, refined: SINQ's stored format without calibration, with other column scales and another range.
 
-*Which column scales?* SINQ equalises standard deviations. A column with a few large weights has a large one, and then all of its other
-weights are rounded coarsely for their sake. Here a column's scale is its mean |w| (rows divided by their root mean square first,
-so that no row outweighs another), which a few large weights hardly move. Two passes, in closed form, instead of sixteen.
+*Column scales.* SINQ equalises standard deviations. A column with a few large weights has a large deviation,
+so all of its other weights are rounded coarsely. Here a column's scale is its mean |w|, which a few large
+weights hardly move (rows are first divided by their root mean square, so that no row outweighs another). This
+takes two passes, in closed form, instead of sixteen.
 
-*Which range, at few bits?* A narrower one makes the typical error smaller. But the least-squares fit to it does harm: its error points
-along −W (large weights are cut and the whole group shrinks towards its mean), so it adds up over a layer's inputs and over layers, where
-errors of rounding cancel. So the range is narrowed, and then, given the codes q, scale and zero are solved for such that the error has
-no part along the group's weights, nor along a constant:
+*Range at few bits.* A narrower range makes the typical error smaller. But the least-squares fit to it does
+harm: its error points along −W (large weights are cut, and the whole group shrinks towards its mean), so it
+adds up over a layer's inputs and over layers, where rounding errors cancel. So the range is narrowed, and
+then, given the codes q, scale and zero are solved for such that the error has no part along the group's
+weights, nor along a constant:
 
     Σ (ŵ − w) = 0   and   Σ (ŵ − w)·w = 0     ⟺     scale = Σ(w − w̄)² / Σ(w − w̄)(q − q̄),   zero = q̄ − w̄/scale
 
-(the unbiased scale of EDEN, Vargaftik et al. 2022). In these sums and means a column counts t^−2: SINQ's supposition that a column of small
-weights has large inputs, which on SmolLM2 holds on the whole for q, v, o and down, but not for k and gate. This
-alternates with new codes; after the last codes only the zero is solved for.
+(the unbiased scale of EDEN, Vargaftik et al. 2022). In these sums and means a column has weight t^−2. This is
+SINQ's assumption that a column of small weights has large inputs; on SmolLM2 it holds on the whole for q, v,
+o and down, but not for k and gate. Solving alternates with new codes; after the last codes only the zero is
+solved for.
 
-The defaults were chosen on one model, SmolLM2-135M. The mathematics is in `unbiased.py`.
+The defaults were chosen on one model, SmolLM2-135M. The mathematics is in `algorithms/unbiased_scales.py`.
 Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve for.
 """
 
@@ -34,26 +37,35 @@ from sinq.methods.scalar import Normalized, ScalarMethod
 
 @dataclass(frozen=True)
 class SINQRefined(ScalarMethod):
-    """SINQ's format with column scales from mean magnitudes and unbiased scales of groups."""
+    """SINQ's format with column scales from mean magnitudes and unbiased scales of groups.
+
+    Raises:
+        NotApplicable: the grid has no fractional zero-points.
+        ValueError: an option is out of range.
+    """
 
     name: ClassVar[str] = "sinq_refined"
 
     grid: Grid = Grid()
     norm: float = 1.0
-    """p of a column's magnitude, mean(|w|^p)^(1/p)."""
+    """Exponent p of a column's magnitude, mean(|w|^p)^(1/p)."""
     passes: int = 2
     """Alternations between rows and columns."""
     steps: int = 2
-    """Alternations between codes, and scale and zero."""
+    """Alternations between codes and (scale, zero)."""
     influence: float = 2.0
-    """A weight of the normalized matrix counts col_scale^−influence in what is solved for; 0: all count the same."""
+    """Exponent in the sums: a normalized weight counts col_scale^−influence; 0: all count the same."""
     range_share: float | None = None
-    """Where rounding starts: this share of the range between a group's extremes; null: 1 − 2.5·2^(−1.5·bits) (0.69 at 2, 0.96 at 4)."""
+    """Share of the range between a group's extremes that rounding starts with.
+
+    null: 1 − 2.5·2^(−1.5·bits) (0.69 at 2 bits, 0.96 at 4).
+    """
 
     def __post_init__(self) -> None:
         if self.grid.symmetric or self.grid.auxiliary_bits == 8:
             raise NotApplicable(
-                "SINQRefined solves for fractional zero-points: it needs symmetric=false and auxiliary_bits=16 or 32"
+                "SINQRefined solves for fractional zero-points:"
+                " it needs symmetric=false and auxiliary_bits=16 or 32"
             )
         for option, least in (("passes", 1), ("steps", 0)):
             if getattr(self, option) < least:
@@ -66,10 +78,8 @@ class SINQRefined(ScalarMethod):
             )
 
     def normalize(self, weight: Tensor) -> Normalized:
-        col_scale = column_magnitudes(
-            weight, self.grid.tile((weight.shape[0], weight.shape[1])), self.norm, self.passes
-        )
-        return Normalized(weight, col_scale=col_scale)
+        tile = self.grid.tile((weight.shape[0], weight.shape[1]))
+        return Normalized(weight, col_scale=column_magnitudes(weight, tile, self.norm, self.passes))
 
     def round(self, normalized: Normalized) -> QuantizedTensor:
         share = 1 - 2.5 * 2 ** (-1.5 * self.grid.bits) if self.range_share is None else self.range_share

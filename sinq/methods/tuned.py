@@ -1,4 +1,4 @@
-"""Tuning as a method around another: each block is tuned when whatever compresses it is done with it."""
+"""Tuning as a method around another: each block is tuned after the inner method has compressed it."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,9 +20,10 @@ from sinq.training.block_tuning import BlockTuning
 
 @dataclass(frozen=True)
 class Tuned(BlockMethod):
-    """Tunes blocks that `inner` has compressed until their outputs are near the dense ones, as in `Tuned(AQLM())`.
+    """Blocks compressed by `inner`, then tuned until their outputs are near the dense ones: `Tuned(AQLM())`.
 
-    Layers outside the blocks are compressed by `inner` and not tuned. Reports are of layers after tuning.
+    Layers outside the blocks are compressed by `inner` and not tuned. Reports describe the layers after
+    tuning.
     """
 
     name: ClassVar[str] = "tuned"
@@ -36,7 +37,7 @@ class Tuned(BlockMethod):
 
     @property
     def format(self) -> Format:
-        """Storage of a matrix, where `inner` has one for all."""
+        """Storage of a matrix, where `inner` has one format for all."""
         inner: Any = self.inner
         return inner.format
 
@@ -54,24 +55,27 @@ class Tuned(BlockMethod):
         decision = improved if result.epoch else Decision("tuning_kept_start", 1.0)
         share = clock.seconds / max(1, sum(report.dense_parameters for report in reports))
         compressed = _compressed(block)
-        pairs = ((report, dense.get(report.name), compressed.get(report.name)) for report in reports)
-        return [_after_tuning(*pair, share, decision) for pair in pairs]
+        return [
+            _after_tuning(report, dense.get(report.name), compressed.get(report.name), share, decision)
+            for report in reports
+        ]
 
 
 def _dense(block: BlockView) -> dict[str, Tensor]:
     """Return the planned matrices of a block, (out, in), by name."""
-    return {name: matrix for step in block.steps for name, matrix in step.target.matrices().items()}
+    return {name: matrix for layer in block.steps for name, matrix in layer.target.matrices().items()}
 
 
 def _compressed(block: BlockView) -> dict[str, CompressedWeight]:
-    """Return what the planned matrices of a block have become, by name."""
+    """Return the compressed weights of a block's planned matrices, by name."""
     found: dict[str, CompressedWeight] = {}
-    for step in block.steps:
-        module: Any = block.model.get_submodule(step.target.name)
+    for layer in block.steps:
+        name = layer.target.name
+        module: Any = block.model.get_submodule(name)
         if isinstance(module, CompressedExperts):
-            found |= {f"{step.target.name}.{k}": store.value for k, store in enumerate(module.stores())}
+            found |= {f"{name}.{k}": store.value for k, store in enumerate(module.stores())}
         else:
-            found[step.target.name] = module.weight.value
+            found[name] = module.weight.value
     return found
 
 
@@ -82,10 +86,15 @@ def _after_tuning(
     share: float,
     decision: Decision,
 ) -> PartReport:
-    """Describe a matrix anew, with its share of the time; what was reported of other things stays."""
-    seconds, decisions = report.seconds + share * report.dense_parameters, (*report.decisions, decision)
+    """Describe a matrix anew after tuning; reports of other parts keep their measurements.
+
+    Args:
+        share: seconds of tuning per parameter of the dense block.
+    """
+    seconds = report.seconds + share * report.dense_parameters
+    decisions = (*report.decisions, decision)
     if dense is None or compressed is None:
         return replace(report, seconds=seconds, decisions=decisions)
-    noted = {each.name for each in measured(compressed.notes)}
-    own = [each for each in decisions if each.name not in noted]
-    return describe(report.name, dense, compressed, seconds, own)
+    noted = {note.name for note in measured(compressed.notes)}
+    kept = [decision for decision in decisions if decision.name not in noted]
+    return describe(report.name, dense, compressed, seconds, kept)

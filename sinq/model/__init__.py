@@ -1,1 +1,1 @@
-"""A transformers model as this library sees it: targets, blocks, decoder graph, the modules put in, edits, the walk."""
+"""A transformers model in this library: targets, blocks, decoder graph, inserted modules, edits, the walk."""

@@ -1,10 +1,11 @@
-"""Running a model block by block: its decoder blocks, what they are called with, and the hidden states between two of them.
+"""Execution of a model block by block: decoder blocks, their arguments, and hidden states between them.
 
-Assumed of a model: blocks are its largest `ModuleList`, each maps hidden states (first argument) to hidden states (its output, or the
-first of a tuple), and its other arguments depend on the length of the window but not on its text.
+Assumptions about a model: its blocks are its largest `ModuleList`; each maps hidden states (first argument)
+to hidden states (its output, or the first of a tuple); and its other arguments depend on the length of the
+window but not on its text.
 
-Hidden states of all windows lie in a temporary file, so memory does not grow with their number. (Where the system keeps its temporary
-folder in memory, point TMPDIR elsewhere.)
+Hidden states of all windows are in a temporary file, so memory does not grow with their number. (If the
+system keeps its temporary folder in memory, point TMPDIR elsewhere.)
 """
 
 import tempfile
@@ -16,17 +17,21 @@ import torch
 from torch import Tensor, nn
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with besides its hidden states."""
+"""Positional and keyword arguments of a block besides its hidden states."""
 
 
 class BlockFunction(Protocol):
-    """A block as a function of hidden states; `dtype` is what to compute in, if not the block's own."""
+    """A block as a function of hidden states; inputs are cast to `dtype`, unless it is None."""
 
     def __call__(self, states: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks: the `ModuleList` with the most parameters."""
+    """Return the decoder blocks: the `ModuleList` with the most parameters.
+
+    Raises:
+        ValueError: the model has no `ModuleList`.
+    """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ValueError(f"{type(model).__name__} has no ModuleList of blocks; calibrated methods need one")
@@ -41,7 +46,7 @@ class HiddenStates:
         self._count = 0
 
     def append(self, states: Tensor) -> None:
-        """Take one in, from any device."""
+        """Add one tensor, from any device."""
         self._shape, self._dtype = states.shape, states.dtype
         self._file.write(states.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         self._count += 1
@@ -60,21 +65,24 @@ class HiddenStates:
         return (self[index] for index in range(self._count))
 
     def through(self, run: Callable[[Tensor], Tensor]) -> "HiddenStates":
-        """Apply a block to each, and keep the results in order."""
+        """Return the outputs of a block for each tensor, in order."""
         outputs = HiddenStates()
         for states in self:
             outputs.append(run(states))
         return outputs
 
     def close(self) -> None:
-        """Give the disk's space back; nothing can be read afterwards."""
+        """Free the disk space; nothing can be read afterwards."""
         self._file.close()
 
 
 def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> tuple[HiddenStates, list[Arguments]]:
-    """Hidden states of every window before the first block, and each block's other arguments.
+    """Return the hidden states of every window before the first block, and each block's other arguments.
 
     The model runs with blocks that only pass their input on, so this costs an embedding look-up.
+
+    Args:
+        tokens: ids (windows, seqlen).
     """
     arguments: list[Arguments] = [((), {}) for _ in blocks]
     hidden = HiddenStates()
@@ -98,36 +106,36 @@ def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> tuple[Hidd
 
 
 def run_model(model: Any, window: Tensor) -> None:
-    """One window of token ids, (seqlen,), through a model, where it lives."""
+    """Run a model on one window of token ids, (seqlen,), on the device of the model."""
     model(window[None].to(next(model.parameters()).device), use_cache=False)
 
 
 @contextmanager
-def block_at(block: nn.Module, arguments: Arguments, place: torch.device) -> Iterator[BlockFunction]:
-    """Hold a block on a device for a while, as a function of hidden states (and a dtype, where it is not the block's own)."""
+def block_at(block: nn.Module, arguments: Arguments, device: torch.device) -> Iterator[BlockFunction]:
+    """Move a block to a device, yield it as a function of hidden states, and move it back at the end."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]
-    by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, place, None)}
+    by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, device, None)}
 
     def run(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if dtype not in by_dtype:
-            by_dtype[dtype] = _moved(arguments, place, dtype)
+            by_dtype[dtype] = _moved(arguments, device, dtype)
         args, kwargs = by_dtype[dtype]
-        output = block(states.to(place, dtype), *args, **kwargs)
+        output = block(states.to(device, dtype), *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    block.to(place)
+    block.to(device)
     try:
         yield run
     finally:
         block.to(home)
-        for tensor in tensors:  # those that were replaced may be shared with a dense copy of the model
+        for tensor in tensors:  # a replaced tensor may be shared with a dense copy of the model
             tensor.data = tensor.data.to(home)
 
 
-def _moved(value: Any, place: torch.device, dtype: torch.dtype | None) -> Any:
+def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
-        return value.to(place, dtype if value.is_floating_point() else None)
+        return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):
-        return {key: _moved(item, place, dtype) for key, item in value.items()}
-    return tuple(_moved(item, place, dtype) for item in value) if isinstance(value, tuple) else value
+        return {key: _moved(item, device, dtype) for key, item in value.items()}
+    return tuple(_moved(item, device, dtype) for item in value) if isinstance(value, tuple) else value

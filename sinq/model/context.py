@@ -1,4 +1,4 @@
-"""How a compression is carried out: nothing here changes what a method does to a matrix."""
+"""Execution options of a compression; they do not change the result of a method on a matrix."""
 
 from dataclasses import dataclass, field
 
@@ -11,15 +11,15 @@ from sinq.model.targets import Layers
 
 @dataclass(frozen=True)
 class Context:
-    """The layers to work on, the device to work on, and who is told how far the work is."""
+    """The layers to compress, the device to compute on, and the display of progress."""
 
     layers: Layers = field(default_factory=Layers)
-    """All but the output head by default."""
+    """By default all but the output head."""
     device: torch.device | str | None = None
-    """Holds one layer or block at a time; by default the model stays where it is."""
+    """Device that holds one layer or block at a time; by default the model's device."""
     progress: Progress = silent
-    """Wraps an iterable to show how far it is."""
+    """Function that wraps an iterable to show its progress."""
 
     def device_for(self, model: nn.Module) -> torch.device:
-        """Return the device, or where `model` is if none was named."""
+        """Return the device, or that of `model` if it is None."""
         return next(model.parameters()).device if self.device is None else torch.device(self.device)

@@ -1,16 +1,18 @@
-"""What is connected to what in a decoder, for methods that rewrite a model into an equal one before it is quantized.
+"""Connections of a decoder, for methods that rewrite a model into an equal one before it is quantized.
 
-    embedding ─▶ residual ─┬▶ norm ─▶ q k v ─▶ attention ─▶ o ─┬▶ norm ─▶ gate up ─▶ act(gate)·up ─▶ down ─┬▶ … ─▶ norm ─▶ head
-                           └───────────────────────────────────┴───────────────────────────────────────────┘
+    embed ▶ residual ┬▶ norm ▶ q k v ▶ attention ▶ o ┬▶ norm ▶ gate up ▶ act(gate)·up ▶ down ┬▶ … norm ▶ head
+                     └───────────────────────────────┴───────────────────────────────────────┘
 
-A diagonal may be moved between a norm's gain and all who read the normed stream (routers and shared experts of a mixture included),
-between the rows of `up` and the columns of `down`, and between the rows of v and the columns of o: a softmax only averages values. An
-orthogonal matrix may be moved into the residual stream, because RMSNorm without its gain keeps lengths: RMSNorm(Q·x) = Q·RMSNorm(x).
+A diagonal may be moved between a norm's gain and every matrix that reads the normed stream (routers and
+shared experts of a mixture included), between the rows of `up` and the columns of `down`, and between the
+rows of v and the columns of o: a softmax only averages values. An orthogonal matrix may be moved into the
+residual stream, because RMSNorm without its gain keeps lengths: RMSNorm(Q·x) = Q·RMSNorm(x).
 
-This is knowledge about architectures, not something a module tree shows (Gemma's norm multiplies by 1 + gain), so those that are
-known are listed by name. Weights lie as (…, out, in) in all of them, fused experts included.
+A module tree does not show these connections (Gemma's norm multiplies by 1 + gain), so known architectures
+are listed by name. Weights are stored as (…, out, in) in all of them, fused experts included.
 
-Never in place: parameters may be shared with the dense model, so every change puts a new parameter in the old one's place.
+Nothing is changed in place: parameters may be shared with the dense model, so every change replaces a
+parameter with a new one.
 """
 
 from collections.abc import Iterator
@@ -34,17 +36,17 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class ParameterRef:
-    """A parameter of a module, read and replaced."""
+    """A reference to a parameter of a module, to read and to replace it."""
 
     module: nn.Module
     name: str = "weight"
 
     def read(self, device: torch.device) -> Tensor:
-        """The parameter, float32, on a device; possibly the very tensor, so not to be changed in place."""
+        """Return the parameter, float32, on a device; it may be the same tensor: never change it in place."""
         return getattr(self.module, self.name).detach().to(device, torch.float32)
 
     def write(self, value: Tensor) -> None:
-        """Put a new parameter there, in the dtype and on the device of the old one."""
+        """Replace the parameter with a new one, in the dtype and on the device of the old one."""
         old = getattr(self.module, self.name)
         setattr(self.module, self.name, nn.Parameter(value.to(old.device, old.dtype), requires_grad=False))
 
@@ -55,9 +57,9 @@ class Norm:
 
     gain: ParameterRef
     matrices: tuple[ParameterRef, ...]
-    """Those of linear layers and experts."""
+    """Matrices of linear layers and experts."""
     routers: tuple[ParameterRef, ...] = ()
-    """Those that choose or weigh experts."""
+    """Matrices that choose or weigh experts."""
 
     @property
     def readers(self) -> tuple[ParameterRef, ...]:
@@ -66,16 +68,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Gated:
-    """act(gate)·up ─▶ down, dense (2-D) or of experts (3-D)."""
+    """The pair act(gate)·up ─▶ down, dense (2-D) or of experts (3-D)."""
 
     up: ParameterRef
-    """Its last rows, as many as `down` has columns: all of them, or the second half where gate and up are fused."""
+    """Matrix whose last rows, as many as `down` has columns, are `up`: all rows, or the second half if gate
+    and up are fused."""
     down: ParameterRef
 
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block."""
+    """A decoder block."""
 
     value: ParameterRef
     """The matrix of v, (kv heads · head width, hidden)."""
@@ -103,21 +106,21 @@ class Decoder:
 
 
 def decoder(model: Any) -> Decoder:
-    """The connections of a dense model.
+    """Return the connections of a dense model.
 
     Raises:
-        NotApplicable: they are not known.
+        NotApplicable: the architecture is not known.
     """
     name = type(model).__name__
     if name not in KNOWN:
         raise NotApplicable(
-            f"{name} is not an architecture whose norms and residual stream are known here; those are {', '.join(KNOWN)}"
+            f"{name} is not an architecture whose norms and residual stream are known here;"
+            f" those are {', '.join(KNOWN)}"
         )
     body = model.model
     blocks = tuple(_block(layer) for layer in body.layers)
-    return Decoder(
-        ParameterRef(body.embed_tokens), blocks, Norm(ParameterRef(body.norm), (ParameterRef(model.lm_head),))
-    )
+    final = Norm(ParameterRef(body.norm), (ParameterRef(model.lm_head),))
+    return Decoder(ParameterRef(body.embed_tokens), blocks, final)
 
 
 def _block(layer: Any) -> Block:
@@ -128,40 +131,31 @@ def _block(layer: Any) -> Block:
         Norm(ParameterRef(layer.input_layernorm), inputs),
         Norm(ParameterRef(layer.post_attention_layernorm), matrices, routers),
     )
-    return Block(
-        ParameterRef(attention.v_proj), ParameterRef(attention.o_proj), attention.head_dim, norms, gated
-    )
+    value, output = ParameterRef(attention.v_proj), ParameterRef(attention.o_proj)
+    return Block(value, output, attention.head_dim, norms, gated)
 
 
 Mlp = tuple[tuple[ParameterRef, ...], tuple[ParameterRef, ...], tuple[Gated, ...]]
-"""Matrices and routers that read the stream, and what is between the matrices."""
+"""Matrices and routers that read the normed stream, and the pairs of up and down."""
 
 
 def _dense(mlp: Any) -> Mlp:
-    return (
-        (ParameterRef(mlp.gate_proj), ParameterRef(mlp.up_proj)),
-        (),
-        (Gated(ParameterRef(mlp.up_proj), ParameterRef(mlp.down_proj)),),
-    )
+    gate, up, down = (ParameterRef(part) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    return (gate, up), (), (Gated(up, down),)
 
 
 def _mixture(mlp: Any) -> Mlp:
     fused = ParameterRef(mlp.experts, "gate_up_proj")
-    matrices, gated = (fused,), (Gated(fused, ParameterRef(mlp.experts, "down_proj")),)
+    gated = (Gated(fused, ParameterRef(mlp.experts, "down_proj")),)
+    router = ParameterRef(mlp.gate)
     if not hasattr(mlp, "shared_expert"):
-        return matrices, (ParameterRef(mlp.gate),), gated
+        return (fused,), (router,), gated
     shared, _, shared_gated = _dense(mlp.shared_expert)
-    return (
-        matrices + shared,
-        (ParameterRef(mlp.gate), ParameterRef(mlp.shared_expert_gate)),
-        gated + shared_gated,
-    )
+    return (fused, *shared), (router, ParameterRef(mlp.shared_expert_gate)), gated + shared_gated
 
 
-def with_bias(place: ParameterRef) -> tuple[ParameterRef, ...]:
-    """A matrix and, if its layer has one, its bias."""
-    return (
-        (place, ParameterRef(place.module, "bias"))
-        if getattr(place.module, "bias", None) is not None
-        else (place,)
-    )
+def with_bias(matrix: ParameterRef) -> tuple[ParameterRef, ...]:
+    """Return a matrix and, if its layer has a bias, the bias."""
+    if getattr(matrix.module, "bias", None) is None:
+        return (matrix,)
+    return matrix, ParameterRef(matrix.module, "bias")

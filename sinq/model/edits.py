@@ -1,14 +1,15 @@
 """Edits: every lasting change to a model, stored with it and repeated when it is loaded.
 
-    edit(model, ReplaceLinear("model.layers.0.mlp.down_proj", stored_as(value)))      # what compressing a layer does
-    edits(model)                                                                      # all of them, in order
+    edit(model, ReplaceLinear("model.layers.0.mlp.down_proj", describe_weight(value)))   # compress a layer
+    edits(model)                                                                         # all edits, in order
 
-An edit has plain options and no tensors. Applied, it puts modules into the model whose parameters and buffers have the right shapes and
-any content; content travels in the state dict. So a saved model is its configuration, its edits and its tensors, and `load` is
-architecture → edits → tensors.
+An edit has plain options and no tensors. It puts modules into the model whose parameters and buffers have
+the right shapes and any content; the content is stored in the state dict. So a saved model is its
+configuration, its edits and its tensors, and `load` is architecture → edits → tensors.
 
-`unexplained` is the other half of that promise: it builds the architecture anew, without weights, repeats the edits, and names whatever the
-model has and the copy has not, or the other way round. `save` refuses such a model, because `load` could not bring it back.
+`unexplained` checks this: it builds the architecture anew, without weights, repeats the edits, and names
+every difference between the model and the copy. `save` refuses a model with differences, because `load`
+could not restore it.
 """
 
 from abc import ABC, abstractmethod
@@ -29,22 +30,22 @@ from sinq.model.linear import CompressedLinear, WeightStore
 REMEMBERED = "_sinq_edits"
 """Attribute of a model that holds its edits; a deep copy of the model has them too."""
 FOREIGN = ("transformers.", "accelerate.", "torch.")
-"""Packages whose own hooks come and go with the use of a model, and are no change to it."""
+"""Packages whose hooks come and go with the use of a model, and do not change it."""
 
 StoredWeight = Mapping[str, Any]
-"""A value without its tensors: `stored_as`, and `tensors`: name → [dtype, shape]."""
+"""A value without its tensors: the entries of `stored_as`, and `tensors`: name → [dtype, shape]."""
 
 
 class Edit(Named, ABC):
-    """One lasting change to a model; a frozen dataclass of plain options."""
+    """A lasting change to a model; a frozen dataclass of plain options."""
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Make the change in place. New parameters and buffers have the right shapes and any content."""
+        """Change the model in place. New parameters and buffers have the right shapes and any content."""
 
 
 def edit(model: nn.Module, change: Edit) -> None:
-    """Apply a change to a model, and remember it there."""
+    """Apply a change to a model, and record it in the model."""
     change.apply(model)
     setattr(model, REMEMBERED, (*edits(model), change))
 
@@ -65,7 +66,7 @@ def edit_from_json(content: Mapping[str, Any]) -> Edit:
     """Return the edit that a file describes.
 
     Raises:
-        ValueError: its name, version or options are not known to this code.
+        ValueError: the name, version or options are not known to this code.
     """
     kind = named(Edit, content["name"])  # type: ignore[type-abstract]
     if content["version"] != kind.version:
@@ -81,7 +82,7 @@ def edit_from_json(content: Mapping[str, Any]) -> Edit:
 
 @dataclass(frozen=True)
 class ReplaceLinear(Edit):
-    """A linear layer becomes a `CompressedLinear`."""
+    """Replacement of a linear layer by a `CompressedLinear`."""
 
     name: ClassVar[str] = "replace_linear"
 
@@ -96,30 +97,30 @@ class ReplaceLinear(Edit):
 
 @dataclass(frozen=True)
 class ReplaceExperts(Edit):
-    """A fused 3-D parameter of a mixture of experts becomes `CompressedExperts`."""
+    """Replacement of a fused 3-D parameter of a mixture of experts by `CompressedExperts`."""
 
     name: ClassVar[str] = "replace_experts"
 
     parameter: str
     """Full name of the parameter."""
     weights: Sequence[StoredWeight]
-    """One for each expert."""
+    """Stored weights, one for each expert."""
 
     def apply(self, model: nn.Module) -> None:
         module, _, parameter = self.parameter.rpartition(".")
         owner: Any = model.get_submodule(module)
         values = [_empty(weight) for weight in self.weights]
-        CompressedExperts(values, bool(owner.is_transposed), getattr(owner, parameter).dtype).install(
-            owner, parameter
-        )
+        dtype = getattr(owner, parameter).dtype
+        CompressedExperts(values, bool(owner.is_transposed), dtype).install(owner, parameter)
 
 
 def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], experts: bool) -> None:
-    """Put compressed weights in the place of a linear layer's weight, or of a fused parameter of experts.
+    """Replace a linear layer's weight, or a fused parameter of experts, by compressed weights.
 
     Args:
         name: of the layer's module, or of the parameter.
-        values: one (out, in), or one for each expert.
+        values: one value (out, in), or one for each expert.
+        experts: True if `name` is a fused parameter.
     """
     edit(model, weights_edit(name, values, experts))
     for store, value in zip(weight_stores(model.get_submodule(name)), values, strict=True):
@@ -133,7 +134,7 @@ def weights_edit(name: str, values: Sequence[CompressedWeight], experts: bool) -
 
 
 def weight_stores(module: nn.Module) -> list[WeightStore]:
-    """Return the stores of all compressed weights in a module, in its order."""
+    """Return the stores of all compressed weights in a module, in the order of its modules."""
     return [part for part in module.modules() if isinstance(part, WeightStore)]
 
 
@@ -147,7 +148,7 @@ def describe_weight(value: CompressedWeight) -> dict[str, Any]:
 
 
 def _empty(weight: StoredWeight) -> CompressedWeight:
-    """Return the value that a file describes, on the meta device."""
+    """Return the value that a file describes, with tensors on the meta device."""
     tensors = {
         name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         for name, (dtype, shape) in weight["tensors"].items()
@@ -158,7 +159,7 @@ def _empty(weight: StoredWeight) -> CompressedWeight:
 def architecture(
     config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
 ) -> PreTrainedModel:
-    """Return the causal language model of a configuration with edits, its weights not initialized."""
+    """Return the causal language model of a configuration with edits, weights not initialized."""
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
@@ -168,7 +169,10 @@ def architecture(
 
 
 def unexplained(model: PreTrainedModel) -> list[str]:
-    """Return what neither the configuration nor the edits of a model account for, a line each: modules, shapes, ties and hooks."""
+    """Return the differences between a model and its configuration with its edits, one line each.
+
+    Compared are modules, shapes of tensors, ties and hooks; contents of tensors are not.
+    """
     with torch.device("meta"):
         expected = architecture(model.config, None, edits(model))
     if type(expected) is not type(model):
@@ -177,25 +181,23 @@ def unexplained(model: PreTrainedModel) -> list[str]:
 
 
 def _other_modules(model: nn.Module, expected: nn.Module) -> list[str]:
-    own, others = dict(model.named_modules()), dict(expected.named_modules())
-    found = [f"module {name} is unknown" for name in own if name not in others]
-    found += [f"module {name} is gone" for name in others if name not in own]
-    for name in own.keys() & others.keys():
-        if type(own[name]) is not type(others[name]):
-            found.append(
-                f"module {name} is a {type(own[name]).__name__}, not a {type(others[name]).__name__}"
-            )
-        if _hooks(own[name]) != _hooks(others[name]):
-            found.append(
-                f"module {name or 'of the whole model'} has hooks: {', '.join(map(_called, _hooks(own[name]))) or 'none'}"
-            )
-        if "forward" in vars(own[name]) and not hasattr(own[name], "_hf_hook"):
+    actual, wanted = dict(model.named_modules()), dict(expected.named_modules())
+    found = [f"module {name} is unknown" for name in actual if name not in wanted]
+    found += [f"module {name} is gone" for name in wanted if name not in actual]
+    for name in actual.keys() & wanted.keys():
+        module, other = actual[name], wanted[name]
+        if type(module) is not type(other):
+            found.append(f"module {name} is a {type(module).__name__}, not a {type(other).__name__}")
+        if _hooks(module) != _hooks(other):
+            hooks = ", ".join(map(_hook_name, _hooks(module))) or "none"
+            found.append(f"module {name or 'of the whole model'} has hooks: {hooks}")
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             found.append(f"module {name} has a forward of its own")
     return found
 
 
 def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
-    """Return the hooks of a module that change what it computes, but for those of libraries."""
+    """Return the hooks of a module that may change its output, except those of `FOREIGN` packages."""
     kinds = (
         module._forward_pre_hooks,
         module._forward_hooks,
@@ -206,33 +208,34 @@ def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
     return [hook for hook in hooks if not f"{getattr(hook, '__module__', '')}.".startswith(FOREIGN)]
 
 
-def _called(hook: Callable[..., Any]) -> str:
+def _hook_name(hook: Callable[..., Any]) -> str:
     return getattr(hook, "__qualname__", type(hook).__name__)
 
 
 def _other_tensors(model: nn.Module, expected: nn.Module) -> list[str]:
-    own, others = model.state_dict(), expected.state_dict()
-    found = [f"tensor {name} is unknown" for name in own if name not in others]
-    found += [f"tensor {name} is gone" for name in others if name not in own]
-    for name in own.keys() & others.keys():
-        if own[name].shape != others[name].shape:
-            found.append(f"tensor {name} is {list(own[name].shape)}, not {list(others[name].shape)}")
+    actual, wanted = model.state_dict(), expected.state_dict()
+    found = [f"tensor {name} is unknown" for name in actual if name not in wanted]
+    found += [f"tensor {name} is gone" for name in wanted if name not in actual]
+    for name in actual.keys() & wanted.keys():
+        if actual[name].shape != wanted[name].shape:
+            found.append(f"tensor {name} is {list(actual[name].shape)}, not {list(wanted[name].shape)}")
     return found
 
 
 def _other_ties(model: nn.Module, expected: nn.Module) -> list[str]:
-    """Return pairs of names that are one tensor in one of two models only."""
-    own, others = _first_names(model), _first_names(expected)
+    """Return a line for each pair of names that are one tensor in only one of the two models."""
+    actual, wanted = _first_names(model), _first_names(expected)
     return [
-        f"tensors {name} and {first} are {'not one' if own[name] == name else 'one'}, against the configuration"
-        for name in own.keys() & others.keys()
-        if own[name] != others[name]
-        for first in {own[name], others[name]} - {name}
+        f"tensors {name} and {first} are {'not one' if actual[name] == name else 'one'},"
+        " against the configuration"
+        for name in actual.keys() & wanted.keys()
+        if actual[name] != wanted[name]
+        for first in {actual[name], wanted[name]} - {name}
     ]
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Return the first name, in the state dict, of the tensor behind each name."""
+    """Return, for each name in the state dict, the first name of the same tensor."""
     first: dict[object, str] = {}
     return {
         name: first.setdefault(tensor_identity(tensor), name)
@@ -241,7 +244,7 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 
 def tensor_identity(tensor: Tensor) -> object:
-    """Return what is equal for two names of one stored tensor."""
+    """Return a key that is equal for two names of one stored tensor."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.data_ptr(), tensor.shape, tensor.stride()

@@ -1,8 +1,8 @@
-"""Compressed weights in the place of the fused experts of a mixture.
+"""Compressed weights for the fused experts of a mixture.
 
-`CompressedExperts` stands in for one fused 3-D parameter (transformers ≥ 5 keeps all experts of a layer in
-one tensor). Model code reads that parameter as an attribute, so two hooks on its owner put the dequantized
-tensor there for the length of one forward pass: it works with any experts implementation, and only one
+`CompressedExperts` replaces one fused 3-D parameter (transformers ≥ 5 keeps all experts of a layer in one
+tensor). Model code reads that parameter as an attribute, so two hooks on its owner set that attribute to
+the dequantized tensor during each forward pass. This works with any experts implementation, and only one
 layer's experts are dense at a time.
 """
 
@@ -21,14 +21,15 @@ class CompressedExperts(nn.ModuleList):
     """The matrices of a fused expert parameter, one `WeightStore` each.
 
     Args:
-        weights: one (out, in) value per expert.
-        transposed: whether the model keeps them as (experts, in, out).
+        weights: one value (out, in) per expert.
+        transposed: True if the model's parameter is (experts, in, out), False if it is (experts, out, in).
+        dtype: of the dequantized parameter.
     """
 
     choice = Choice(
         refusals=("fused experts are dequantized for the model's code, which reads them as one parameter",)
     )
-    """No product happens here: the code of the model multiplies."""
+    """The same for all: this module computes no product, the code of the model does."""
     kernel = choice.kernel
 
     def __init__(self, weights: list[CompressedWeight], transposed: bool, dtype: torch.dtype) -> None:
@@ -37,22 +38,21 @@ class CompressedExperts(nn.ModuleList):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.dtype = fn(
-            torch.zeros(1, dtype=self.dtype)
-        ).dtype  # a cast of the model changes what it computes in
+        # A cast of the model changes the dtype of the dequantized parameter.
+        self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype
         return self
 
     def stores(self) -> list[WeightStore]:
-        """One per expert."""
+        """Return the stores, one per expert."""
         return [store for store in self if isinstance(store, WeightStore)]
 
     def dense(self) -> Tensor:
-        """The parameter as the model's code expects it, 3-D."""
+        """Return the 3-D parameter in the layout of the model's code."""
         matrices = torch.stack([store.value.dequantize(self.dtype) for store in self.stores()])
         return matrices.transpose(1, 2) if self.transposed else matrices
 
     def install(self, owner: nn.Module, parameter: str) -> None:
-        """Take the place of `owner.<parameter>`."""
+        """Replace the parameter `owner.<parameter>` by this module, and hook its owner."""
         if not any(isinstance(child, CompressedExperts) for child in owner.children()):
             owner.register_forward_pre_hook(_show_dense)
             owner.register_forward_hook(_hide_dense, always_call=True)
@@ -61,7 +61,7 @@ class CompressedExperts(nn.ModuleList):
 
 
 def choices(model: nn.Module) -> list[Choice]:
-    """Return how each compressed layer of a model multiplies, in the order of its modules."""
+    """Return the kernel choice of each compressed layer of a model, in the order of its modules."""
     return [
         module.choice
         for module in model.modules()
@@ -72,7 +72,7 @@ def choices(model: nn.Module) -> list[Choice]:
 def _show_dense(owner: nn.Module, args: Any) -> None:
     for name, child in owner.named_children():
         if isinstance(child, CompressedExperts):
-            owner.__dict__[name] = child.dense()  # found before the module of that name
+            owner.__dict__[name] = child.dense()  # looked up before the module of that name
 
 
 def _hide_dense(owner: nn.Module, args: Any, output: Any) -> None:

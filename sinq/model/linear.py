@@ -1,13 +1,10 @@
-"""Modules around a `CompressedWeight`, and how they get into a model.
+"""Modules around a `CompressedWeight` (`experts.py` has the one for fused experts).
 
-`WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts see them. A cast such as
-`model.half()` does not touch them: scales are numbers on disk, not activations.
+`WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts
+see them. A cast such as `model.half()` does not change them: scales are stored numbers, not activations.
 
-`CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel that suits the value and the device (`kernels/product.py`).
-
-`CompressedExperts` stands in for one fused 3-D parameter of a mixture of experts (transformers ≥ 5 keeps all experts of a layer in
-one tensor). Model code reads that parameter as an attribute, so two hooks on its owner put the dequantized tensor there for
-the length of one forward pass: it works with any experts implementation, and only one layer's experts are dense at a time.
+`CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel for the value and the device
+(`kernels/product.py`).
 """
 
 from collections.abc import Callable
@@ -27,7 +24,7 @@ class WeightStore(nn.Module):
         self.hold(value)
 
     def hold(self, value: CompressedWeight) -> None:
-        """Take a value in, in the place of the one before."""
+        """Hold a value instead of the previous one."""
         self.value = value
         for name, tensor in value.state_dict().items():
             self.register_buffer(name, tensor)
@@ -64,12 +61,12 @@ class CompressedLinear(nn.Module):
 
     @property
     def choice(self) -> Choice:
-        """The implementation that multiplies, now and here, and why nothing faster does."""
+        """The kernel that multiplies on the present device, and the reasons against faster ones."""
         return kernel_of(self.weight.value, next(self.weight.buffers()).device)
 
     @property
     def kernel(self) -> str:
-        """Name of the implementation that multiplies."""
+        """Name of the kernel that multiplies."""
         return self.choice.kernel
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,4 +74,5 @@ class CompressedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits_per_weight={bits:.3f}, kernel={self.kernel}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bits_per_weight={bits:.3f}, kernel={self.kernel}"

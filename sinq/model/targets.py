@@ -1,10 +1,10 @@
-"""Which matrices of a model are compressed, and what happens where a group size does not divide one.
+"""The matrices of a model to compress, and the policy for a matrix that the format does not fit.
 
-Found in any Hugging Face causal language model: `nn.Linear`; GPT-2's `Conv1D`, which stores (in, out); and fused experts, one 3-D
-parameter for all experts of a layer. Every matrix is handed on as (out_features, in_features).
+In any Hugging Face causal language model these are `nn.Linear`; GPT-2's `Conv1D`, which stores (in, out);
+and fused experts, one 3-D parameter for all experts of a layer. Every matrix is returned as (out, in).
 
-The output head stays dense by default, whatever the architecture calls it, and so do embeddings, routers that are bare
-parameters, norms and convolutions.
+The output head stays dense by default, under any name. Embeddings, routers that are bare parameters, norms
+and convolutions always stay dense.
 """
 
 import enum
@@ -23,7 +23,7 @@ HEAD = "lm_head"
 
 
 class OnMisfit(enum.Enum):
-    """What to do with a layer whose shape the grid does not divide."""
+    """Policy for a layer that the format does not fit: raise, use a smaller format, or leave it dense."""
 
     error = "error"
     shrink = "shrink"
@@ -32,16 +32,17 @@ class OnMisfit(enum.Enum):
 
 @dataclass(frozen=True)
 class Layers:
-    """The choice of layers, and the policy where the grid does not fit one."""
+    """The choice of layers, and the policy for a layer that the format does not fit."""
 
     exclude: tuple[str, ...] = (HEAD,)
-    """Layers left dense: shell patterns for a full name or its last parts. `lm_head` means the output head under any name."""
+    """Layers left dense: shell patterns for a full name or its last parts. `lm_head` matches the output
+    head under any name."""
     on_misfit: OnMisfit = OnMisfit.error
 
 
 @dataclass(frozen=True)
 class Target:
-    """One place in a model that holds one matrix, or (fused experts) several of the same shape.
+    """A parameter of a model that holds one matrix, or (fused experts) several of the same shape.
 
     `parameter` names the 3-D parameter of fused experts; it is None for a linear layer.
     """
@@ -56,16 +57,16 @@ class Target:
 
     @property
     def tensor(self) -> nn.Parameter:
-        """The model's parameter, as it lies."""
+        """The model's parameter, in its stored layout."""
         tensor: nn.Parameter = getattr(self.module, self.parameter or "weight")
         return tensor
 
     def matrices(self) -> dict[str, Tensor]:
-        """Name → (out, in), as views of the model's parameter."""
+        """Return name → matrix (out, in), views of the model's parameter."""
         return self.split(self.tensor.detach())
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Name → (out, in), as views of a tensor that lies as the model's parameter does."""
+        """Return name → matrix (out, in), views of a tensor in the layout of the model's parameter."""
         if self.parameter is None:
             return {self.name: tensor.T if self._transposed else tensor}
         return {
@@ -79,40 +80,43 @@ class Target:
 
     @property
     def numel(self) -> int:
-        """Weights in all matrices together."""
+        """Number of weights in all matrices together."""
         return self.tensor.numel()
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of each matrix."""
+        """Shape (out, in) of each matrix."""
         rows, columns = next(iter(self.matrices().values())).shape
         return rows, columns
 
     def replace(self, model: nn.Module, weights: list[CompressedWeight]) -> None:
-        """Put compressed weights, in the order of `matrices`, in the place of the dense ones."""
+        """Replace the dense matrices by compressed weights, in the order of `matrices`."""
         replace_weights(model, self.name, weights, experts=self.parameter is not None)
 
 
 def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[Target]:
-    """All matrices to compress, in the order of the model's modules.
+    """Return all targets to compress, in the order of the model's modules.
 
     Raises:
-        ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with the embedding;
-            a 3-D parameter that is not known to be experts.
+        ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
+            the embedding; a 3-D parameter that is not known to be experts.
     """
     head = output_head(model)
     candidates = list(linear_places(model))
     kept = [
-        t for t in candidates if not (_matches(t.name, exclude) or (HEAD in exclude and t.module is head))
+        target
+        for target in candidates
+        if not (_matches(target.name, exclude) or (HEAD in exclude and target.module is head))
     ]
     for pattern in exclude:
-        if pattern != HEAD and not any(_matches(t.name, (pattern,)) for t in candidates):
+        if pattern != HEAD and not any(_matches(target.name, (pattern,)) for target in candidates):
             raise ValueError(
                 f"layers.exclude={pattern!r} matches no layer; layers are named like {candidates[0].name!r}"
             )
     if not kept:
         raise ValueError(
-            f"no layer to compress in {type(model).__name__}: all {len(candidates)} linear layers are excluded"
+            f"no layer to compress in {type(model).__name__}:"
+            f" all {len(candidates)} linear layers are excluded"
         )
     for target in kept:
         _refuse_tied(model, target, head)
@@ -121,13 +125,13 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The module that turns hidden states into logits, whatever the architecture calls it."""
-    ask: Any = getattr(model, "get_output_embeddings", None)
-    return ask() if ask else None
+    """Return the module that turns hidden states into logits, under any name, or None."""
+    getter: Any = getattr(model, "get_output_embeddings", None)
+    return getter() if getter else None
 
 
 def linear_places(model: nn.Module) -> Iterator[Target]:
-    """Every place that holds matrices of linear layers, the output head included."""
+    """Yield every parameter that holds matrices of linear layers, the output head included."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
             yield Target(name, module)
@@ -145,13 +149,15 @@ def _refuse_tied(model: nn.Module, target: Target, head: nn.Module | None) -> No
     embedding = model.get_input_embeddings() if target.module is head else None  # type: ignore[operator]
     if embedding is not None and embedding.weight is target.module.weight:
         raise ValueError(
-            f"{target.name} shares its weight with the input embedding; compressing it would untie them. Add it to layers.exclude"
+            f"{target.name} shares its weight with the input embedding; compressing it would untie them."
+            " Add it to layers.exclude"
         )
 
 
 def _refuse_unknown(target: Target) -> None:
     if target.parameter is not None and not hasattr(target.module, "is_transposed"):
         raise ValueError(
-            f"{target.name} is a 3-D parameter of {type(target.module).__name__}, which does not say how its experts lie;"
+            f"{target.name} is a 3-D parameter of {type(target.module).__name__},"
+            " which does not say how its experts lie;"
             f" leave it dense with layers.exclude=['{target.name.rsplit('.', 1)[-1]}']"
         )

@@ -1,11 +1,12 @@
-"""Walk through a model's decoder blocks, one at a time on the device, each with the hidden states it is given.
+"""Walk through a model's decoder blocks, one at a time on the device, each with its input hidden states.
 
     for block in walk(model, tokens, context):
-        ...                     # look at `block.inputs`, run it, change `block.module`
+        ...                     # read `block.inputs`, run it, change `block.module`
 
-On leaving a block its inputs are run through what the block has become, and the outputs are the next block's inputs:
-this is the only thing that happens implicitly. A visitor that wants the next block to see what this one is *now*,
-whatever is done to it afterwards, says so by `block.advance()`. One that changes nothing walks the model as it is.
+At the end of a visit the changed block runs on its inputs, and the outputs are the next block's inputs.
+Nothing else happens implicitly. `block.advance()` runs the block earlier: the next block then gets the
+outputs of the block as it is at that call, and later changes do not count. A visitor that changes nothing
+walks the unchanged model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from sinq.model.targets import Target
 
 
 class OnTarget(Protocol):
-    """Work that is planned for one target; a `Step` of a plan is it."""
+    """Work planned for one target, such as a `LayerPlan`."""
 
     @property
     def target(self) -> Target: ...
@@ -33,37 +34,37 @@ T = TypeVar("T", bound=OnTarget)
 
 @dataclass(eq=False)
 class BlockView:
-    """One decoder block, on the device for as long as the walk stays at it."""
+    """A decoder block, on the device during its visit."""
 
     model: nn.Module
-    """The whole model; its other blocks are where it lives."""
+    """The whole model; its other blocks stay on their device."""
     index: int
     module: nn.Module
-    """The block itself, to be changed in place."""
+    """The block itself; a visitor may change it in place."""
     device: torch.device
     steps: list[Any]
-    """Those of the walk's steps whose layers are in this block, in the order of the plan."""
+    """Plans of the layers in this block, from the `steps` of `walk`, in their order."""
     inputs: HiddenStates
-    """One tensor (1, seqlen, hidden) for each window."""
+    """Input of the block: one tensor (1, seqlen, hidden) for each window."""
     run: BlockFunction
     """The block as a function of hidden states."""
     clock: Clock
-    """Time the walk spends running the model."""
+    """Time that the walk spends running the model."""
     _following: HiddenStates | None = field(default=None, init=False)
 
     def outputs(self) -> HiddenStates:
-        """BlockFunction the block as it is now on all its inputs, and keep the results on disk."""
+        """Run the present block on all its inputs, and return the results, which are on disk."""
         with torch.no_grad(), timed(self.device, self.clock):
             return self.inputs.through(self.run)
 
     def pass_inputs(self) -> None:
-        """BlockFunction the block as it is now on all its inputs, for the sake of hooks."""
+        """Run the present block on all its inputs, only for its hooks."""
         with torch.no_grad(), timed(self.device, self.clock):
             for states in self.inputs:
                 self.run(states)
 
     def advance(self) -> HiddenStates:
-        """Settle the next block's inputs: the outputs of this block as it is at the first call."""
+        """Return the next block's inputs: the outputs of this block at the first call."""
         if self._following is None:
             self._following = self.outputs()
         return self._following
@@ -76,13 +77,13 @@ def walk(
     steps: Sequence[OnTarget] = (),
     clock: Clock | None = None,
 ) -> Iterator[BlockView]:
-    """Visit the decoder blocks in order. The last one is run on its inputs only if the visitor does it.
+    """Visit the decoder blocks in order. The last one runs on its inputs only if the visitor runs it.
 
     Args:
         tokens: ids (windows, seqlen).
-        context: for its device.
-        steps: of any layers; each view has those of its block.
-        clock: what running the model takes is added to it.
+        context: gives the device.
+        steps: plans of any layers; each view has those of its block.
+        clock: receives the time spent running the model.
 
     Raises:
         ValueError: the model has no `ModuleList` of blocks.
@@ -100,13 +101,13 @@ def walk(
                 view.inputs.close()
 
 
-def within(module: nn.Module, steps: Sequence[T]) -> list[T]:
-    """Return the steps whose layers are in a module."""
+def within(module: nn.Module, plans: Sequence[T]) -> list[T]:
+    """Return the plans whose layers are in a module."""
     members = set(module.modules())
-    return [step for step in steps if step.target.module in members]
+    return [layer for layer in plans if layer.target.module in members]
 
 
-def outside_blocks(model: nn.Module, steps: Sequence[T]) -> list[T]:
-    """Return the steps whose layers are in no decoder block."""
+def outside_blocks(model: nn.Module, plans: Sequence[T]) -> list[T]:
+    """Return the plans whose layers are in no decoder block."""
     members = {module for block in find_blocks(model) for module in block.modules()}
-    return [step for step in steps if step.target.module not in members]
+    return [layer for layer in plans if layer.target.module not in members]

@@ -1,1 +1,1 @@
-"""Training of what is stored: tuning a block after its layers are compressed."""
+"""Training of stored numbers: tuning a block after its layers are compressed."""

@@ -1,14 +1,17 @@
-"""Tuning a block after its layers are compressed: codes stay, the numbers beside them move.
+"""Tuning of a block after its layers are compressed: codes stay, the numbers stored beside them are trained.
 
-A compressed block still has numbers that are not codes: codebooks and scales of its layers, gains of its norms, biases. They are
-trained by Adam until the block's output is near that of the *dense* block on the same inputs, and these inputs went through the
-compressed blocks before it (AQLM, arXiv 2401.06118; the last step of most methods below 3 bits).
+A compressed block has numbers that are not codes: codebooks and scales of its layers, gains of its norms,
+biases. Adam trains them until the block's output is near that of the *dense* block on the same inputs. These
+inputs went through the compressed blocks before it (AQLM, arXiv 2401.06118; the last step of most methods
+below 3 bits).
 
-    minimize  mean (block_q(X) − block_fp(X))²      over all tensors that `CompressedWeight.tunable` names, and parameters of one dimension
+    minimize  mean (block_q(X) − block_fp(X))²
+    over      all tensors that `CompressedWeight.tunable` names, and parameters of one dimension
 
-Training is in float32, one window at a time, gradients summed over a batch. The last windows are held out: after each epoch the loss on
-them is measured on numbers *as they are stored* (rounded back to their own dtype), and what was best there is kept. The start counts as a
-candidate, so on held-out windows a block is never worse than before; with one window nothing is held out and the trained one is measured.
+Training is in float32, one window at a time, with gradients summed over a batch. The last windows are held
+out: after each epoch the loss on them is measured with numbers *as they are stored* (rounded to their stored
+dtype), and the best numbers are kept. The start is a candidate, so on held-out windows a block is never worse
+than before. With one window nothing is held out, and the loss is measured on the training window.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from sinq.training.trained_numbers import TrainedNumbers
 
 @dataclass(frozen=True)
 class TuningResult:
-    """Mean squared errors on the windows held out, before and after, and the epoch that was kept (0: the start)."""
+    """Mean squared errors on held-out windows before and after, and the epoch kept (0: the start)."""
 
     before: float
     after: float
@@ -31,20 +34,27 @@ class TuningResult:
 
 @dataclass(frozen=True)
 class BlockTuning:
-    """Options of tuning. Defaults are those of AQLM's published recipe, but for the batch, which there is 32 windows of 4,096 tokens."""
+    """Options of tuning.
+
+    Defaults are those of AQLM's published recipe, except the batch, which there is 32 windows of 4,096
+    tokens.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
 
     epochs: int = 10
-    """At most so many passes over the windows."""
+    """Greatest number of passes over the windows."""
     patience: int = 3
-    """Passes without a better loss on the windows held out, after which it stops."""
+    """Number of passes without a better loss on the held-out windows after which training stops."""
     batch: int = 4
-    """Windows of a step."""
+    """Number of windows per step."""
     learning_rate: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.95)
     validation: float = 0.125
-    """Share of the windows that is held out; at least one window is, and at least one is not."""
+    """Share of the windows that is held out; at least one window is held out, and at least one is not."""
     seed: int = 0
-    """Of the order of windows."""
+    """Seed of the order of windows."""
 
     def __post_init__(self) -> None:
         for option in ("epochs", "patience", "batch"):
@@ -58,15 +68,17 @@ class BlockTuning:
             )
 
     def tune(self, block: BlockView, targets: HiddenStates) -> TuningResult:
-        """Train the numbers of a block in place (its values and parameters are replaced; none is written to).
+        """Train the numbers of a block, and replace its values and parameters; old ones are not written to.
 
         Args:
             targets: outputs of the dense block on `block.inputs`.
         """
-        numbers, training, held_out = TrainedNumbers(block.module), *self._split(len(block.inputs))
+        numbers = TrainedNumbers(block.module)
+        training, held_out = self._split(len(block.inputs))
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.Adam(numbers.leaves, self.learning_rate, self.betas)
-        kept, best = 0, numbers.rounded()
+        kept = 0
+        best = numbers.rounded()
         before = after = _stored_loss(block, targets, numbers, held_out)
         for epoch in range(1, self.epochs + 1):
             order = [training[k] for k in torch.randperm(len(training), generator=generator).tolist()]
@@ -81,13 +93,13 @@ class BlockTuning:
         return TuningResult(before, after, kept)
 
     def _split(self, count: int) -> tuple[range, range]:
-        """Windows to train on, and those held out; the same one for both if there is only one."""
+        """Return the windows to train on and the held-out ones; a single window is both."""
         held = min(max(1, round(self.validation * count)), count - 1)
         return range(count - held), range(count - held, count) if held else range(count)
 
 
 def _stored_loss(block: BlockView, targets: HiddenStates, numbers: TrainedNumbers, windows: range) -> float:
-    """Mean squared error of windows, of the block as it would be stored."""
+    """Return the mean squared error on windows of the block as it would be stored."""
     with torch.no_grad(), numbers.computing([number.float() for number in numbers.rounded()]):
         return sum(_error(block, targets, index).item() for index in windows) / len(windows)
 
@@ -99,7 +111,7 @@ def _step(
     windows: list[int],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Take one step down the mean error of some windows."""
+    """Take one optimizer step on the mean error of some windows."""
     optimizer.zero_grad()
     with torch.enable_grad(), numbers.computing(numbers.leaves):
         for index in windows:
@@ -108,6 +120,6 @@ def _step(
 
 
 def _error(block: BlockView, targets: HiddenStates, index: int) -> torch.Tensor:
-    """Mean squared error of one window, computed in float32."""
+    """Return the mean squared error on one window, computed in float32."""
     output = block.run(block.inputs[index], torch.float32)
     return torch.nn.functional.mse_loss(output, targets[index].to(output))

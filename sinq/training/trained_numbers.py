@@ -1,8 +1,8 @@
-"""Numbers of a compressed block that can be trained: those stored beside codes, and parameters of one dimension.
+"""Trainable numbers of a compressed block: numbers stored beside codes, and parameters of one dimension.
 
-Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given numbers for a
-while, and `TrainedNumbers.store` makes them the block's own. What the block had before is never written to: a dense
-model may share it.
+Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given
+numbers, and `TrainedNumbers.store` puts them into the block. Tensors the block had before are never written
+to: a dense model may share them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,20 +18,20 @@ class Owner(Protocol):
     """A module that has numbers to train."""
 
     stored: dict[str, Tensor]
-    """The numbers as the module had them at first, by name."""
+    """Numbers of the module before training, by name."""
 
     def compute_with(self, numbers: dict[str, Tensor]) -> None:
-        """Let the module compute in float32 with these numbers, through which gradients reach them."""
+        """Let the module compute in float32 with these numbers, so that gradients reach them."""
 
     def restore(self) -> None:
         """Undo `compute_with`."""
 
     def store(self, numbers: dict[str, Tensor]) -> None:
-        """Make numbers, in the dtypes of `stored`, the module's own."""
+        """Put numbers, in the dtypes of `stored`, into the module."""
 
 
 class ValueNumbers:
-    """Scales, zeros, codebooks … of a compressed value; codes are not among them."""
+    """Scales, zeros, codebooks and other tunable tensors of a compressed weight; not its codes."""
 
     def __init__(self, module: WeightStore) -> None:
         self._module, self._value = module, module.value
@@ -51,7 +51,7 @@ class ValueNumbers:
 class ParameterNumbers:
     """Gains and biases of an ordinary module: its parameters of one dimension.
 
-    Its other parameters only change their dtype while it computes.
+    The module's other parameters only change their dtype while it computes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -62,7 +62,8 @@ class ParameterNumbers:
     def compute_with(self, numbers: dict[str, Tensor]) -> None:
         for name, parameter in self._all.items():
             wide = numbers.get(name, parameter.detach().float())
-            self._module._parameters[name] = wide  # type: ignore[assignment]  # gradients would stop at a Parameter
+            # A plain tensor: gradients would stop at a Parameter.
+            self._module._parameters[name] = wide  # type: ignore[assignment]
 
     def restore(self) -> None:
         self._module._parameters.update(self._all)
@@ -73,7 +74,7 @@ class ParameterNumbers:
 
 
 class TrainedNumbers:
-    """All numbers of a block that are trained, in one order."""
+    """All trained numbers of a block, in a fixed order."""
 
     def __init__(self, block: nn.Module) -> None:
         modules = list(block.modules())
@@ -83,27 +84,28 @@ class TrainedNumbers:
         self.leaves = [number.detach().float().clone().requires_grad_() for number in self._stored]
 
     def rounded(self) -> list[Tensor]:
-        """Copies of the leaves, rounded to the dtypes they are stored in."""
+        """Return copies of the leaves, rounded to the dtypes they are stored in."""
         pairs = zip(self.leaves, self._stored, strict=True)
         return [leaf.detach().to(stored.dtype, copy=True) for leaf, stored in pairs]
 
     @contextmanager
     def computing(self, numbers: Sequence[Tensor]) -> Iterator[None]:
-        """Let the block compute in float32 with these numbers, in the order of `leaves`, within the context."""
+        """Let the block compute in float32 with these numbers, ordered as `leaves`, within the context."""
         try:
-            for owner, own in self._by_owner(numbers):
-                owner.compute_with(own)
+            for owner, named in self._by_owner(numbers):
+                owner.compute_with(named)
             yield
         finally:
             for owner in self._owners:
                 owner.restore()
 
     def store(self, numbers: Sequence[Tensor]) -> None:
-        """Make numbers, rounded to the dtypes they are stored in, the block's own."""
-        for owner, own in self._by_owner(numbers):
-            owner.store(own)
+        """Put numbers, rounded to the dtypes they are stored in, into the block."""
+        for owner, named in self._by_owner(numbers):
+            owner.store(named)
 
     def _by_owner(self, numbers: Sequence[Tensor]) -> Iterator[tuple[Owner, dict[str, Tensor]]]:
+        """Yield each owner with its numbers by name."""
         remaining = iter(numbers)
         for owner in self._owners:
             yield owner, {name: next(remaining) for name in owner.stored}

@@ -1,4 +1,4 @@
-"""AQLM: gradients against autograd, the search against all possible codes and its own definition, and that training helps."""
+"""AQLM: gradients against autograd, search against all codes and its definition, gains of training."""
 
 import itertools
 from dataclasses import replace
@@ -36,9 +36,9 @@ def fit(rows: int, groups: int, count: int, vectors: int, width: int) -> Fit:
     )
 
 
-def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
-    """A sweep in loops and float64: the whole loss of a row is computed for every vector of every hypothesis."""
-    weight, hessian, codebooks = it.weight.double(), it.hessian.double(), start.codebooks.double()
+def explicit(case: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
+    """Sweep in loops and float64, with the whole loss of a row for every vector of every hypothesis."""
+    weight, hessian, codebooks = case.weight.double(), case.hessian.double(), start.codebooks.double()
 
     def loss(r: int, codes: Tensor) -> float:
         total = sum(codebooks[m, codes[:, m]] for m in range(len(codebooks)))
@@ -63,60 +63,66 @@ def explicit(it: Problem, start: Fit, beam: int, order: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_sweep_is_the_one_in_loops(beam: int) -> None:
-    it, start = problem(6, 16), fit(6, 4, 2, 4, 4)
+    case, start = problem(6, 16), fit(6, 4, 2, 4, 4)
     for visit in (sweep.definition, cpu.sweep):
         found = visit(
-            it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, torch.tensor([2, 0, 3, 1])
+            case.weight,
+            case.hessian,
+            start.codes,
+            start.codebooks,
+            start.scale,
+            beam,
+            torch.tensor([2, 0, 3, 1]),
         )
-        assert torch.equal(found, explicit(it, start, beam, [2, 0, 3, 1]))
+        assert torch.equal(found, explicit(case, start, beam, [2, 0, 3, 1]))
 
 
 def test_a_wider_beam_finds_no_worse_codes() -> None:
-    it, start, order = problem(64, 32), fit(64, 4, 2, 16, 8), torch.tensor([1, 3, 0, 2])
+    case, start, order = problem(64, 32), fit(64, 4, 2, 16, 8), torch.tensor([1, 3, 0, 2])
     losses = []
     for beam in (1, 4):
-        found = cpu.sweep(it.weight, it.hessian, start.codes, start.codebooks, start.scale, beam, order)
-        losses.append(it.row_losses(found, start.codebooks, start.scale).sum())
+        found = cpu.sweep(case.weight, case.hessian, start.codes, start.codebooks, start.scale, beam, order)
+        losses.append(case.row_losses(found, start.codebooks, start.scale).sum())
     assert losses[1] < losses[0]
 
 
 def test_no_row_is_worse_after_any_search() -> None:
-    it, now, generator = problem(20, 32), fit(20, 4, 2, 16, 8), torch.Generator().manual_seed(0)
-    before = it.row_losses(now.codes, now.codebooks, now.scale)
+    case, now, generator = problem(20, 32), fit(20, 4, 2, 16, 8), torch.Generator().manual_seed(0)
+    before = case.row_losses(now.codes, now.codebooks, now.scale)
     for _ in range(5):
-        codes, losses, _ = search(it, now.codes, now.codebooks, now.scale, 2, generator)
+        codes, losses, _ = search(case, now.codes, now.codebooks, now.scale, 2, generator)
         error = (
-            summed(codes, now.codebooks.double()).reshape(20, 32) * now.scale[:, None].double() - it.weight
+            summed(codes, now.codebooks.double()).reshape(20, 32) * now.scale[:, None].double() - case.weight
         )
         torch.testing.assert_close(
-            losses, ((error @ it.hessian.double()) * error).sum(1), rtol=1e-4, atol=1e-5
+            losses, ((error @ case.hessian.double()) * error).sum(1), rtol=1e-4, atol=1e-5
         )
         assert (losses <= before).all()
         now, before = replace(now, codes=codes), losses
 
 
 def test_gradients_are_autograds() -> None:
-    it, start = problem(6, 12), fit(6, 3, 2, 5, 4)
+    case, start = problem(6, 12), fit(6, 3, 2, 5, 4)
     codebooks, scale = start.codebooks.double().requires_grad_(), start.scale.double().requires_grad_()
-    error = summed(start.codes, codebooks).reshape(6, 12) * scale[:, None] - it.weight.double()
-    ((error @ it.hessian.double()) * error).sum().div(6).backward()
-    of_codebooks, of_scale = start.gradients(it)
+    error = summed(start.codes, codebooks).reshape(6, 12) * scale[:, None] - case.weight.double()
+    ((error @ case.hessian.double()) * error).sum().div(6).backward()
+    of_codebooks, of_scale = start.gradients(case)
     torch.testing.assert_close(of_codebooks, codebooks.grad.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(of_scale, scale.grad.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
-    it, start = problem(5, 4), fit(5, 2, 1, 4, 2)
+    case, start = problem(5, 4), fit(5, 2, 1, 4, 2)
     losses = []
     for pair in itertools.product(range(4), repeat=2):
         codes = torch.tensor(pair).reshape(1, 2, 1).expand(5, 2, 1)
-        losses.append(it.row_losses(codes, start.codebooks, start.scale))
+        losses.append(case.row_losses(codes, start.codebooks, start.scale))
     for visit in (sweep.definition, cpu.sweep):
         found = visit(
-            it.weight, it.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0])
+            case.weight, case.hessian, start.codes, start.codebooks, start.scale, 16, torch.tensor([1, 0])
         )
         torch.testing.assert_close(
-            it.row_losses(found, start.codebooks, start.scale),
+            case.row_losses(found, start.codebooks, start.scale),
             torch.stack(losses).amin(0),
             rtol=1e-4,
             atol=1e-5,
@@ -125,10 +131,10 @@ def test_beam_as_wide_as_all_codes_finds_the_best_of_all() -> None:
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_kernel_chooses_as_its_definition(beam: int) -> None:
-    it, start = problem(19, 24), fit(19, 3, 2, 16, 8)
+    case, start = problem(19, 24), fit(19, 3, 2, 16, 8)
     arguments = (
-        it.weight,
-        it.hessian,
+        case.weight,
+        case.hessian,
         start.codes,
         start.codebooks,
         start.scale,
@@ -137,24 +143,24 @@ def test_kernel_chooses_as_its_definition(beam: int) -> None:
     )
     found, expected = cpu.sweep(*arguments), sweep.definition(*arguments)
     assert (found == expected).float().mean() > 0.99  # near ties may fall either way
-    before = it.row_losses(start.codes, start.codebooks, start.scale)
-    assert (it.row_losses(found, start.codebooks, start.scale) <= before * (1 + 1e-5)).all()
+    before = case.row_losses(start.codes, start.codebooks, start.scale)
+    assert (case.row_losses(found, start.codebooks, start.scale) <= before * (1 + 1e-5)).all()
 
 
 def test_alternating_lowers_the_loss_of_the_start() -> None:
-    it = problem(32, 32)
+    case = problem(32, 32)
     method = AQLM(format=Codebooks(2, 4, 4), init_iterations=10, rounds=3, steps=10)
-    start, (done, _) = method.start(it.weight), method._alternate(it)
-    before, after = (it.row_losses(f.codes, f.codebooks, f.scale).sum() for f in (start, done))
+    start, (done, _) = method.start(case.weight), method._alternate(case)
+    before, after = (case.row_losses(f.codes, f.codebooks, f.scale).sum() for f in (start, done))
     assert after < 0.9 * before
 
 
 @pytest.mark.parametrize("factor", [2.0**-6, 3e4])
 def test_the_result_follows_the_scale_of_the_weight(factor: float) -> None:
-    it, method = problem(32, 32), AQLM(format=Codebooks(2, 4, 4), init_iterations=10, rounds=2, steps=10)
+    case, method = problem(32, 32), AQLM(format=Codebooks(2, 4, 4), init_iterations=10, rounds=2, steps=10)
     statistic = Hessian.for_layer((32, 32), torch.device("cpu"))
     statistic.update(torch.randn(100, 32, generator=torch.Generator().manual_seed(2)))
-    plain, scaled = (method.quantize(w, statistic).dequantize() for w in (it.weight, it.weight * factor))
+    plain, scaled = (method.quantize(w, statistic).dequantize() for w in (case.weight, case.weight * factor))
     assert (scaled / factor - plain).norm() < 1e-3 * plain.norm()
 
 
@@ -182,10 +188,8 @@ def test_fewer_groups_than_vectors_are_stored_without_error() -> None:
 
 
 def test_blocks_cannot_be_tuned_behind_a_dense_model() -> None:
-    method, dense_inputs = (
-        Tuned(AQLM(format=Codebooks(4, 4, 4))),
-        Calibration(tiny_tokens(), sequential=False),
-    )
+    method = Tuned(AQLM(format=Codebooks(4, 4, 4)))
+    dense_inputs = Calibration(tiny_tokens(), sequential=False)
     with pytest.raises(
         NotApplicable,
         match=r"Tuned works on each block behind .* calibration\.sequential=true, or a method of single",
@@ -196,7 +200,8 @@ def test_blocks_cannot_be_tuned_behind_a_dense_model() -> None:
 def test_codebooks_that_dwarf_layers_are_not_applicable() -> None:
     with pytest.raises(
         NotApplicable,
-        match=r"codebooks=1 of bits_per_codebook=16 weigh more than 1 of the codes of 14 layers.*up to bits_per_codebook=",
+        match=r"codebooks=1 of bits_per_codebook=16 weigh more than 1 of the codes of 14 layers"
+        r".*up to bits_per_codebook=",
     ):
         AQLM(format=Codebooks(1, 16, 8)).compress(tiny_model("llama"), Calibration(tiny_tokens()))
 

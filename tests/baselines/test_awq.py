@@ -57,7 +57,7 @@ def test_no_worse_than_the_package_on_held_out_inputs(file: str, name: str) -> N
 @needs_golden
 @pytest.mark.parametrize(("file", "name"), golden_entries("awq"))
 def test_the_packages_matrix_is_one_of_the_candidates(file: str, name: str) -> None:
-    """So the scales and the rounding are the same; which candidate its search ends at is another matter (see the module's docstring)."""
+    """Scales and rounding are equal; the search may end at another candidate (see the module's docstring)."""
     golden = read_golden(file)
     method = AWQ(RTN(Grid(int(name.split(".")[1][1:]), 64, auxiliary_bits=32)))
     whole = Normalized(golden["weight"])
@@ -71,7 +71,7 @@ def test_the_packages_matrix_is_one_of_the_candidates(file: str, name: str) -> N
 
 
 def test_the_search_is_the_published_one() -> None:
-    """α by α, in float64, for one layer: (w / s) quantized times s, squared output error, the smallest wins."""
+    """One layer, α by α, in float64: (w / s) quantized times s; the smallest squared output error wins."""
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(32, 64, generator=generator), spiky(200, 64)
     grid = Grid(3, 16, auxiliary_bits=32)
@@ -93,7 +93,10 @@ def test_the_search_is_the_published_one() -> None:
 def test_dropping_candidates_early_drops_no_winner(
     weight: Tensor, inner: ScalarMethod, norm: int, tokens: int
 ) -> None:
-    """Against every candidate's whole error, in float64, of what the definitions round; two layers that share an input."""
+    """Compare with whole errors of all candidates, in float64, rounded by the definitions.
+
+    Two layers share an input.
+    """
     method, inputs = AWQ(inner, norm=norm, clip=False), spiky(tokens)
     weights = [weight, weight.flip(0)[:32] ** 3]
     normalized = [inner.normalize(one) for one in weights]
@@ -223,7 +226,7 @@ def test_half_precision_activations_do_not_overflow(weight: Tensor) -> None:
 
 
 def test_expert_inputs_are_two_dimensional() -> None:
-    """The official code takes the mean over the first two dimensions of (tokens, in), which leaves one number for all channels."""
+    """The official code averages over the first two dimensions: of (tokens, in), that leaves one number."""
     inputs = spiky()
     flat, batched = seen(inputs), seen(inputs.reshape(3, 100, -1))
     torch.testing.assert_close(flat.mean_magnitude(), inputs.abs().mean(0))

@@ -32,7 +32,10 @@ def test_no_worse_than_the_package_on_held_out_inputs(file: str, name: str) -> N
 
 @pytest.mark.parametrize("order", ActOrder)
 def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder) -> None:
-    """The published algorithm without lazy blocks and Cholesky: after each column, the inverse Hessian of what is left, in float64."""
+    """The published algorithm without lazy blocks and Cholesky, in float64.
+
+    After each column, the Hessian of the remaining columns is inverted anew.
+    """
     generator = torch.Generator().manual_seed(1)
     weight, hessian = torch.randn(8, 64, generator=generator), seen(correlated())
     method = GPTQ(Grid(3, 16, auxiliary_bits=32), damping=0.01, block=32, act_order=order)
@@ -44,8 +47,8 @@ def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder)
     for column in columns:
         group = column // 16
         if order is not ActOrder.full and len(left) % 16 == 0:
-            own = work[:, 16 * group : 16 * group + 16].float()
-            scale[:, group], zero[:, group] = (x[:, 0] for x in choose(own, method.grid))  # type: ignore[index]
+            found = choose(work[:, 16 * group : 16 * group + 16].float(), method.grid)
+            scale[:, group], zero[:, group] = (x[:, 0] for x in found)  # type: ignore[index]
         inverse = torch.linalg.inv(damped[left][:, left])
         s, z = scale[:, group].double(), zero[:, group].double()  # type: ignore[index]
         codes[:, column] = (work[:, column] / s + z).round().clamp(0, 7).to(torch.uint8)
@@ -80,20 +83,17 @@ def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: G
 def test_never_a_larger_weighted_error_than_round_to_nearest(
     seed: int, tokens: int, bits: int, order: ActOrder, symmetric: bool
 ) -> None:
-    weight, hessian = (
-        torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)),
-        seen(correlated(tokens, 32, seed)),
-    )
+    weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
+    hessian = seen(correlated(tokens, 32, seed))
     grid = Grid(bits, 16, symmetric=symmetric)
-    ours, rounded = (
-        m.quantize(weight, hessian).dequantize() for m in (GPTQ(grid, act_order=order), RTN(grid))
-    )  # type: ignore[attr-defined]
+    ours = GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize()
+    rounded = RTN(grid).quantize(weight, hessian).dequantize()
     assert weighted_error(weight, ours, hessian) <= weighted_error(weight, rounded, hessian) * (1 + 1e-9)
 
 
 def test_it_is_much_better_than_round_to_nearest_on_correlated_inputs() -> None:
     weight, hessian = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), seen(correlated(2000))
-    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(GRID), RTN(GRID)))  # type: ignore[attr-defined]
+    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(GRID), RTN(GRID)))
     assert weighted_error(weight, ours, hessian) < 0.5 * weighted_error(weight, rounded, hessian)
 
 
@@ -130,9 +130,8 @@ def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
     inputs = correlated(300, 128)
     inputs[:, [3, 77]] = 0
     grid = Grid(4, 16, auxiliary_bits=32)
-    result = GPTQ(grid, act_order=ActOrder.full).quantize(
-        weight, seen(inputs)
-    )  # static groups: the scales are those of RTN
+    # static groups: the scales are those of RTN
+    result = GPTQ(grid, act_order=ActOrder.full).quantize(weight, seen(inputs))
     assert result.notes["dead_columns"] == 2
     scale, zero = choose(weight, grid)
     assert torch.equal(result.codes()[:, [3, 77]], assign(weight, scale, zero, grid)[:, [3, 77]])
@@ -149,12 +148,8 @@ def test_true_sequential_layers_see_their_compressed_neighbours() -> None:
     GPTQ(grid).compress(plain, Calibration(tokens))
     GPTQ(grid, true_sequential=True).compress(ordered, Calibration(tokens))
     same = {name: torch.equal(stored(plain, name), stored(ordered, name)) for name in NAMES}
-    assert same == {
-        NAMES[0]: True,
-        NAMES[1]: True,
-        NAMES[2]: False,
-        NAMES[3]: False,
-    }  # the first to run see the same either way
+    # the first to run see the same either way
+    assert same == {NAMES[0]: True, NAMES[1]: True, NAMES[2]: False, NAMES[3]: False}
 
 
 def stored(model: torch.nn.Module, name: str) -> Tensor:

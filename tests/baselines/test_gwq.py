@@ -96,10 +96,8 @@ def test_ranges_do_not_see_outliers(weight: Tensor) -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_without_outliers_it_is_round_to_nearest(weight: Tensor, score: Score) -> None:
-    value, plain = (
-        GWQ(GRID, 0.0, score).quantize(weight, seen(GWQ(GRID, score=score), gradient())),
-        RTN(GRID).quantize(weight),
-    )
+    value = GWQ(GRID, 0.0, score).quantize(weight, seen(GWQ(GRID, score=score), gradient()))
+    plain = RTN(GRID).quantize(weight)
     assert isinstance(value.inner, QuantizedTensor)
     assert value.inner.tensors.keys() == plain.tensors.keys()
     assert all(torch.equal(value.inner.tensors[name], tensor) for name, tensor in plain.tensors.items())
@@ -174,7 +172,7 @@ def test_decisions_are_counted(weight: Tensor) -> None:
 
 
 def test_the_gradient_foretells_the_change_of_the_loss() -> None:
-    """Σ G ∘ (Ŵ − W) against the loss itself, layer by layer, at 8 bits, where the first order is most of it."""
+    """Compare Σ G ∘ (Ŵ − W) with the change of the loss, layer by layer, at 8 bits: mostly first order."""
     window, agreed = tiny_tokens(1, 64), []
     method = GWQ(Grid(8, 32))
     layers = [
@@ -216,7 +214,10 @@ def first_order(method: GWQ | RTN, tokens: Tensor) -> float:
 
 
 def test_gradients_choose_better_than_chance_which_is_better_than_nothing() -> None:
-    """By the bound they are chosen for, on their own text: a random model has no structure that another text would share."""
+    """Measure the bound that the weights are chosen by, on the text of the gradients.
+
+    A random model has no structure that another text would share.
+    """
     grid, tokens = Grid(3, 32), tiny_tokens(1)
     methods = (GWQ(grid, 0.05), GWQ(grid, 0.05, Score.random), RTN(grid))
     gradients, chance, nothing = (first_order(method, tokens) for method in methods)
@@ -225,7 +226,7 @@ def test_gradients_choose_better_than_chance_which_is_better_than_nothing() -> N
 
 
 def test_ordering_of_layer_errors(weight: Tensor) -> None:
-    """tr(E H Eᵀ): keeping the largest weights helps more than keeping any, which helps more than keeping none."""
+    """By tr(E H Eᵀ), keeping the largest weights is better than keeping any, and any better than none."""
     inputs = torch.randn(400, 128, generator=torch.Generator().manual_seed(0))
 
     def error(value: Tensor) -> float:

@@ -23,9 +23,8 @@ def test_every_architecture_keeps_its_function_when_nothing_is_rounded(architect
     before = model(tokens).logits
     report = Hadamard(Keep()).compress(model)
     torch.testing.assert_close(model(tokens).logits, before, rtol=0, atol=1e-4)
-    assert all(
-        0 < layer.relative_error < 1e-5 for layer in report.parts
-    )  # not zero: it was rotated and rotated back
+    # not zero: it was rotated and rotated back
+    assert all(0 < layer.relative_error < 1e-5 for layer in report.parts)
 
 
 def test_the_inner_method_sees_the_rotated_matrix(weight: Tensor) -> None:
@@ -132,7 +131,7 @@ def test_the_inner_method_is_one_that_works_layer_by_layer() -> None:
         Hadamard(Dense())  # type: ignore[arg-type]
 
 
-# That ResidualHadamard keeps a model's function is tested with PreSINQ, in tests/sinq/test_presinq.py.
+# tests/sinq/methods/test_presinq.py tests, with PreSINQ, that ResidualHadamard keeps a model's function.
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -144,9 +143,8 @@ def test_the_whole_residual_stream_is_rotated(name: str) -> None:
     after = model.model(tokens, output_hidden_states=True).hidden_states
     matrix = Rotation.random(64, seed=2).matrix()
     assert len(before) == 3
-    for old, new in zip(
-        before[:-1], after[:-1], strict=True
-    ):  # the last is behind the last norm, whose gain is gone
+    # the last hidden state is behind the last norm, whose gain is gone
+    for old, new in zip(before[:-1], after[:-1], strict=True):
         torch.testing.assert_close(new, old @ matrix.T, rtol=0, atol=1e-4)
     gains = [
         parameter

@@ -34,7 +34,8 @@ def test_agrees_with_the_hqq_package(file: str, key: str, kernel: Kernel) -> Non
     with using(kernel):
         result = HQQ(grid, round_zero=start == "round_zero1").quantize(weight).dequantize()
     same = (result - expected).abs() <= 1e-4 * expected.abs().max(1, keepdim=True).values
-    # Bit by bit where torch sums as it did for the package. In another order (AVX-512) a weight halfway between codes may go elsewhere.
+    # Bit by bit where torch sums as it did for the package.
+    # In another order (AVX-512), a weight halfway between codes may go to the other code.
     assert same.float().mean() >= (0.9999 if sums_as_with_avx2() else 0.998)
     assert (result - weight).norm().item() == pytest.approx((expected - weight).norm().item(), rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""MG-PTQ: its budget against brute force, its graph and network against their definitions, its limits against GPTQ."""
+"""MG-PTQ: budget against brute force, graph and network against their definitions, limits against GPTQ."""
 
 from dataclasses import replace
 from itertools import product
@@ -52,7 +52,7 @@ def dealt(value: object) -> Tensor:
 @settings(deadline=None, max_examples=200)
 @given(seed=st.integers(0, 10_000), columns=st.integers(1, 6), budget=st.integers(0, 18))
 def test_the_budget_is_met_to_the_last_bit_and_near_the_best(seed: int, columns: int, budget: int) -> None:
-    """Against every assignment there is: within what the last, partly paid upgrade of one column could gain."""
+    """Compare with all assignments: the gap is at most one partly paid upgrade of a column, the last."""
     allowed = min(columns + budget, 4 * columns)
     cost = (
         torch.rand(columns, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -79,9 +79,8 @@ def test_where_each_further_bit_gains_less_it_is_the_best(seed: int, columns: in
     )
     cost = -torch.cat([torch.zeros(columns, 1, dtype=torch.float64), gains.cumsum(1)], dim=1)
     index = allocation.within(cost, WIDTHS, allowed / columns)
-    best = (
-        gains.flatten().sort(descending=True).values[: allowed - columns].sum()
-    )  # greedy is exact on concave gains
+    # greedy is exact on concave gains
+    best = gains.flatten().sort(descending=True).values[: allowed - columns].sum()
     assert cost.gather(1, index[:, None]).sum().item() == pytest.approx(-best.item(), abs=1e-12)
 
 
@@ -91,10 +90,8 @@ def test_a_cost_that_rises_with_bits_leaves_none_of_the_budget_unspent() -> None
 
 
 def test_what_rounding_a_column_costs_is_its_definition() -> None:
-    errors, factor = (
-        torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)),
-        torch.rand(5, 5).triu() + torch.eye(5),
-    )
+    errors = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    factor = torch.rand(5, 5).triu() + torch.eye(5)
     table = allocation.separable(errors, factor.double())
     for j in range(5):
         for b in range(4):
@@ -184,19 +181,16 @@ def trained(hessian: Tensor, edges: Tensor | None, options: Training = SHORT) ->
 def test_it_does_not_know_in_which_order_columns_come() -> None:
     generator = torch.Generator().manual_seed(0)
     network = ColumnGNN.random(37, 16, 4, generator, torch.device("cpu"))
-    edges, features = (
-        column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor),
-        torch.randn(64, 37, generator=generator),
-    )
+    edges = column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor)
+    features = torch.randn(64, 37, generator=generator)
     order = torch.randperm(64, generator=generator)
     with torch.no_grad():
         expected = network.logits(edges, features)[order]
         torch.testing.assert_close(
             network.logits(edges[order][:, order], features[order]), expected, rtol=1e-4, atol=1e-5
         )
-        assert not torch.allclose(
-            network.logits(edges, features[order]), expected, atol=1e-2
-        )  # edges are part of it
+        # edges are part of it
+        assert not torch.allclose(network.logits(edges, features[order]), expected, atol=1e-2)
 
 
 def test_it_is_its_formula_in_loops() -> None:
@@ -205,7 +199,7 @@ def test_it_is_its_formula_in_loops() -> None:
     edges, features = torch.rand(5, 5, generator=generator), torch.randn(5, 3, generator=generator)
     first, second, last = (parameter.detach() for parameter in network.parameters())
     inner = [torch.relu(sum(edges[j, k] * features[k] for k in range(5)) @ first) for j in range(5)]
-    outer = [torch.relu(sum(edges[j, k] * inner[k] for k in range(5)) @ second) + inner[j] for j in range(5)]  # type: ignore[operator]
+    outer = [torch.relu(sum(edges[j, k] * inner[k] for k in range(5)) @ second) + inner[j] for j in range(5)]
     torch.testing.assert_close(
         network.logits(edges, features).detach(), torch.stack([row @ last for row in outer])
     )
@@ -231,9 +225,8 @@ def test_the_loss_and_its_gradient_are_those_of_the_trace() -> None:
     expected.backward()  # type: ignore[no-untyped-call]
     found, slope = work.loss(chosen.detach().float())
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    torch.testing.assert_close(
-        slope.double(), chosen.grad, rtol=1e-3, atol=1e-3 * chosen.grad.abs().max().item()
-    )  # type: ignore[union-attr]
+    tolerance = 1e-3 * chosen.grad.abs().max().item()  # type: ignore[union-attr]
+    torch.testing.assert_close(slope.double(), chosen.grad, rtol=1e-3, atol=tolerance)
 
 
 def test_gradients_reach_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +259,7 @@ def test_temperature_falls_geometrically() -> None:
 
 
 def test_what_channels_have_to_do_with_each_other_changes_the_bits() -> None:
-    """Two Hessians with one diagonal; without the others' part of the loss and without edges, they would be the same problem."""
+    """Two Hessians share a diagonal; without off-diagonal losses and edges, the problems would be equal."""
     full = uneven().matrix()
     plain = torch.diag(full.diagonal())
     one, other = (
@@ -313,7 +306,10 @@ def test_the_kernel_rounds_as_the_loop(allocator: Allocator, order: ActOrder) ->
 
 
 def test_each_error_is_spread_over_the_later_columns_as_defined() -> None:
-    """GPTQ with bits per column without lazy blocks and Cholesky: after each column, the inverse Hessian of what is left, in float64."""
+    """GPTQ with bits per column, without lazy blocks and Cholesky, in float64.
+
+    After each column, the Hessian of the remaining columns is inverted anew.
+    """
     grid, weight, hessian = Grid(2, 16, auxiliary_bits=32), matrix(8), seen(correlated())
     method = MGPTQ(grid, allocator=Allocator.random)
     curvature = method.gptq.curvature(hessian)
@@ -322,11 +318,8 @@ def test_each_error_is_spread_over_the_later_columns_as_defined() -> None:
     damped = hessian.matrix() + 0.01 * hessian.matrix().diagonal().mean() * torch.eye(64, dtype=torch.float64)
     work, codes, left = weight.double(), torch.empty_like(weight, dtype=torch.uint8), curvature.order.tolist()
     for column in curvature.order.tolist():
-        inverse, scale, zero = (
-            torch.linalg.inv(damped[left][:, left]),
-            value.scale()[:, column // 16],
-            value.zero()[:, column // 16],
-        )  # type: ignore[attr-defined]
+        inverse = torch.linalg.inv(damped[left][:, left])
+        scale, zero = value.scale()[:, column // 16], value.zero()[:, column // 16]  # type: ignore[attr-defined]
         places = levels.position(torch.arange(2 ** int(levels.bits[column])), column)
         target = work[:, column] / scale + zero
         codes[:, column] = (target[:, None] - places).abs().argmin(1)
@@ -372,7 +365,7 @@ def test_errors_at_each_width_are_those_of_rounding_everything_to_it() -> None:
 
 
 def test_orders_of_quality_on_unequal_channels() -> None:
-    """The better where more bits: RTN 2 > GPTQ 2 > bits by the separable error > GPTQ 3; and chance is worse than GPTQ 2."""
+    """Errors fall from RTN 2 to GPTQ 2, bits by the separable error, GPTQ 3; chance is worse than GPTQ 2."""
     weight, hessian = matrix(64), uneven()
 
     def error(method: GPTQ | RTN | MGPTQ) -> float:
@@ -399,20 +392,18 @@ def test_a_whole_model_has_its_budget_in_every_layer() -> None:
     report = MGPTQ(Grid(2, 32), training=replace(SHORT, steps=3)).compress(model, Calibration(tiny_tokens(2)))
     for layer in report.parts:
         weights = layer.dense_parameters
-        assert 8 * layer.nbytes / weights == pytest.approx(
-            2 + 32 / 32 + 2 / layer.shape[0], abs=64 / weights
-        )  # bytes are whole
+        # bytes are whole, hence the tolerance
+        expected = 2 + 32 / 32 + 2 / layer.shape[0]
+        assert 8 * layer.nbytes / weights == pytest.approx(expected, abs=64 / weights)
 
 
 def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() -> None:
-    """Later blocks see what earlier ones make of the text; `GPTQ` has a product of its own, whose last digits differ."""
+    """Later blocks see earlier outputs; the product of the format of `GPTQ` differs in its last digits."""
     models = tiny_model("llama"), tiny_model("llama")
     with using(Kernel.reference):
-        for model, method in zip(
-            models,
-            (GPTQ(Grid(2, 32), act_order=ActOrder.full), MGPTQ(Grid(2, 32), allocator=Allocator.uniform)),
-            strict=True,
-        ):
+        gptq = GPTQ(Grid(2, 32), act_order=ActOrder.full)
+        mgptq = MGPTQ(Grid(2, 32), allocator=Allocator.uniform)
+        for model, method in zip(models, (gptq, mgptq), strict=True):
             method.compress(model, Calibration(tiny_tokens(2)))
         one, other = (model(tiny_tokens(2)).logits for model in models)
     assert torch.equal(one, other)

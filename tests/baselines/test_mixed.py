@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines.mixed import Mixed
 from baselines.mixed.knapsack import Budget, allocate
-from baselines.mixed.sensitivity import damages, predict, price, swapped
+from baselines.mixed.sensitivity import cost, predict, sensitivities, swapped
 from baselines.rtn import RTN
 from sinq import (
     SINQ,
@@ -38,11 +38,13 @@ TEXT = Calibration(tiny_tokens(2, 32))
 BITS = (2, 3, 4, 8)
 
 
-def best(nbytes: np.ndarray, damage: np.ndarray, budget: int) -> float:
-    """The least damage within the budget, by trying everything."""
+def best(nbytes: np.ndarray, sensitivity: np.ndarray, budget: int) -> float:
+    """The least sensitivity within the budget, by trying everything."""
     layers = np.arange(len(nbytes))
     tried = (list(choice) for choice in product(range(nbytes.shape[1]), repeat=len(nbytes)))
-    return min(damage[layers, choice].sum() for choice in tried if nbytes[layers, choice].sum() <= budget)
+    return min(
+        sensitivity[layers, choice].sum() for choice in tried if nbytes[layers, choice].sum() <= budget
+    )
 
 
 @st.composite
@@ -67,29 +69,29 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
             )
         )
     )
-    nbytes, damage = steps.cumsum(1), falls[:, ::-1].cumsum(1)[:, ::-1].astype(float)
-    return nbytes, damage, draw(st.integers(int(nbytes[:, 0].sum()), int(nbytes[:, -1].sum())))
+    nbytes, sensitivity = steps.cumsum(1), falls[:, ::-1].cumsum(1)[:, ::-1].astype(float)
+    return nbytes, sensitivity, draw(st.integers(int(nbytes[:, 0].sum()), int(nbytes[:, -1].sum())))
 
 
 @settings(deadline=None, max_examples=200)
 @given(problems())
 def test_an_allocation_is_within_one_upgrade_of_the_best(problem: tuple[np.ndarray, np.ndarray, int]) -> None:
-    nbytes, damage, budget = problem
-    chosen = allocate(nbytes, damage, budget)
+    nbytes, sensitivity, budget = problem
+    chosen = allocate(nbytes, sensitivity, budget)
     layers = np.arange(len(nbytes))
-    found = damage[layers, chosen].sum()
+    found = sensitivity[layers, chosen].sum()
     assert nbytes[layers, chosen].sum() <= budget
     assert (
-        best(nbytes, damage, budget)
+        best(nbytes, sensitivity, budget)
         <= found
-        <= best(nbytes, damage, budget) + (damage[:, 0] - damage[:, -1]).max()
+        <= best(nbytes, sensitivity, budget) + (sensitivity[:, 0] - sensitivity[:, -1]).max()
     )
     for uniform in range(nbytes.shape[1]):
-        assert found <= damage[:, uniform].sum() or nbytes[:, uniform].sum() > budget
+        assert found <= sensitivity[:, uniform].sum() or nbytes[:, uniform].sum() > budget
     left = budget - nbytes[layers, chosen].sum()
     for layer, choice in product(layers, range(nbytes.shape[1])):  # no upgrade that fits is left lying
         assert (
-            damage[layer, choice] >= damage[layer, chosen[layer]]
+            sensitivity[layer, choice] >= sensitivity[layer, chosen[layer]]
             or nbytes[layer, choice] - nbytes[layer, chosen[layer]] > left
         )
 
@@ -97,10 +99,10 @@ def test_an_allocation_is_within_one_upgrade_of_the_best(problem: tuple[np.ndarr
 @pytest.mark.parametrize("budget", range(12, 49))
 def test_an_allocation_is_the_best_where_layers_are_alike_and_curves_convex(budget: int) -> None:
     nbytes = np.tile([2, 3, 4, 8], (6, 1))
-    damage = np.random.default_rng(0).lognormal(0, 2, (6, 1)) * np.array([64, 16, 4, 0.02])
-    chosen = allocate(nbytes, damage, budget)
+    sensitivity = np.random.default_rng(0).lognormal(0, 2, (6, 1)) * np.array([64, 16, 4, 0.02])
+    chosen = allocate(nbytes, sensitivity, budget)
     if budget <= 24:  # up to here all upgrades are of one byte
-        assert damage[np.arange(6), chosen].sum() == pytest.approx(best(nbytes, damage, budget))
+        assert sensitivity[np.arange(6), chosen].sum() == pytest.approx(best(nbytes, sensitivity, budget))
     assert budget - nbytes[np.arange(6), chosen].sum() <= (3 if budget > 24 else 0)
 
 
@@ -119,7 +121,7 @@ def steps_of(model: nn.Module, method: LayerMethod) -> tuple[LayerPlan, ...]:
 
 def test_a_sensitivity_is_the_divergence_of_a_model_with_one_layer_rounded(architecture: str) -> None:
     model = tiny_model(architecture)
-    measured = damages(model, steps_of(model, RTN(GRID)), (2, 4), TEXT.tokens, Context())
+    measured = sensitivities(model, steps_of(model, RTN(GRID)), (2, 4), TEXT.tokens, Context())
     reference = log_probabilities(tiny_model(architecture), TEXT.tokens)
     every = steps_of(model, RTN(GRID))
     assert set(measured) == {(step.target.name, bits) for step in every for bits in (2, 4)}
@@ -138,7 +140,7 @@ def test_a_sensitivity_is_the_divergence_of_a_model_with_one_layer_rounded(archi
 def test_measuring_leaves_the_model_as_it_was(architecture: str) -> None:
     model = tiny_model(architecture)
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
-    damages(model, steps_of(model, RTN(GRID)), (2,), TEXT.tokens, Context())
+    sensitivities(model, steps_of(model, RTN(GRID)), (2,), TEXT.tokens, Context())
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(
@@ -159,10 +161,10 @@ def test_a_failure_while_a_layer_is_swapped_puts_it_back() -> None:
 
 
 @pytest.mark.parametrize("inner", [RTN(GRID), SINQ(GRID)])
-def test_a_price_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> None:
+def test_a_cost_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> None:
     step = steps_of(tiny_model("moe"), inner)[4]
     assert step.target.parameter is not None
-    priced = price(step, BITS, CPU)
+    measured = cost(step, BITS, CPU)
     for bits in BITS:
         matrices = [matrix.contiguous() for matrix in step.target.matrices().values()]
         values = [
@@ -172,11 +174,11 @@ def test_a_price_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> 
             (matrix - value.dequantize()).square().sum()
             for matrix, value in zip(matrices, values, strict=True)
         ]
-        assert priced.nbytes[bits] == sum(value.nbytes for value in values)
-        assert priced.squared_error[bits] == pytest.approx(float(sum(errors)), rel=1e-5)
+        assert measured.nbytes[bits] == sum(value.nbytes for value in values)
+        assert measured.squared_error[bits] == pytest.approx(float(sum(errors)), rel=1e-5)
 
 
-def test_damage_is_predicted_from_the_squared_error() -> None:
+def test_sensitivity_is_predicted_from_the_squared_error() -> None:
     errors = np.array([[16.0, 4.0, 1.0], [32.0, 8.0, 2.0], [0.0, 0.0, 0.0]])
     weights = np.array([10, 10, 10])
     exact = np.array(
@@ -189,7 +191,7 @@ def test_damage_is_predicted_from_the_squared_error() -> None:
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
-def test_shrinkage_narrows_the_damage_per_weight_around_its_median(shrinkage: float) -> None:
+def test_shrinkage_narrows_the_sensitivity_per_weight_around_its_median(shrinkage: float) -> None:
     weights, errors = np.array([10.0, 20.0, 40.0]), np.array([[10.0], [20.0], [40.0]])
     per_weight = np.array([1.0, 3.0, 18.0])
     predicted = predict(errors, errors, (per_weight * weights)[:, None], weights, shrinkage)[:, 0] / weights

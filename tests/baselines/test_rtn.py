@@ -1,4 +1,4 @@
-"""Round to nearest, NF4 and FP4, against a loop in numpy, bitsandbytes, and the bit patterns of a 4-bit float."""
+"""Round to nearest, NF4 and FP4: against a loop in numpy, bitsandbytes and bit patterns of 4-bit floats."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_nf4_is_that_of_bitsandbytes(file: str, name: str) -> None:
 
 
 def test_fp4_levels_are_those_of_its_bits() -> None:
-    """Sign, two exponent bits, one mantissa bit, over the largest (12); the subnormal is 1/16, as bitsandbytes has it."""
+    """Sign, two exponent bits, one mantissa bit, over the largest (12); subnormal 1/16 as in bitsandbytes."""
     normal = [2.0**exponent * (1 + mantissa / 2) for exponent in (1, 2, 3) for mantissa in (0, 1)]
     positive = [0.0, 1 / 16, *normal]
     expected = sorted([value / 12 for value in positive] + [-value / 12 for value in positive])

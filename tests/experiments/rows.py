@@ -27,11 +27,17 @@ def finished(
     dense = method == "none"
     options: dict[str, Any] = {} if dense else {"grid": {"bits": bits, "group_size": 64, **grid}}
     ratio = 0.5 * bits
+    speed = {"dense_tokens_per_second": 10.0}
+    if not dense:
+        speed |= {"tokens_per_second": 10 * ratio, "ratio": ratio}
     metrics: dict[str, Any] = {
-        "perplexity": {"value": float(np.exp(nll.mean())), "windows": 20, "windows_available": 40, "seqlen": 2048},
-        "size": {"bits_per_weight": 16.0 if dense else bits + 0.5, "model_nbytes": 1e8 if dense else bits * 1e7},
-        "latency": {phase: {"dense_tokens_per_second": 10.0, **({} if dense else {"tokens_per_second": 10 * ratio, "ratio": ratio})}
-                    for phase in ("prefill", "decode")} | {"kernel": "cpu"},
+        "perplexity": {
+            "value": float(np.exp(nll.mean())), "windows": 20, "windows_available": 40, "seqlen": 2048,
+        },
+        "size": {
+            "bits_per_weight": 16.0 if dense else bits + 0.5, "model_nbytes": 1e8 if dense else bits * 1e7,
+        },
+        "latency": {phase: dict(speed) for phase in ("prefill", "decode")} | {"kernel": "cpu"},
     }  # fmt: skip
     if not dense:
         metrics["compression"] = {
@@ -46,7 +52,8 @@ def finished(
         "name": method if dense else f"{method} {bits}-bit g{options['grid']['group_size']}",
         "choices": {"method": method, "model": "m", "text": text},
         "identity": {
-            "model": {"name": "m", "dtype": "float32"}, "text": {"name": text}, "method": {"name": method, **options}, "device": "cpu",
+            "model": {"name": "m", "dtype": "float32"}, "text": {"name": text},
+            "method": {"name": method, **options}, "device": "cpu",
         },
         "options": {"method": {"name": method, **options}},
         "status": record.FINISHED,
@@ -54,14 +61,20 @@ def finished(
         "metrics": metrics,
         "samples": {
             "perplexity": {"window_nll": nll.tolist(), "window_kl": [0.1] * 20},
-            "latency": {"seconds": {key: {"dense": [1.0, 1.0], "compressed": [1 / ratio, 0.8 / ratio]} for key in ("prefill", "decode")}},
+            "latency": {
+                "seconds": {
+                    phase: {"dense": [1.0, 1.0], "compressed": [1 / ratio, 0.8 / ratio]}
+                    for phase in ("prefill", "decode")
+                }
+            },
         },
         "protocol": {
             "source": f"file {text}", "fingerprint": text, "tokens": 9000, "tokenizer": "k", "bos": "none",
             "dtype": "float32", "model_commit": None,
         },
         "provenance": {
-            "finished_at": "2026-01-02T03:04:05+00:00", "code": {"commit": "0123456789abcdef", "changed": False}, "device": "A chip",
+            "finished_at": "2026-01-02T03:04:05+00:00",
+            "code": {"commit": "0123456789abcdef", "changed": False}, "device": "A chip",
         },
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The real command line: a run begun by the system, the others forked, which is the same and takes a moment."""
+"""The real command line: one run begun by the system, the others forked, which is the same and faster."""
 
 import os
 import signal
@@ -61,10 +61,8 @@ def run_by_the_system(tiny_folder: Path, tmp_path: Path) -> Callable[..., "subpr
 
 
 def results_of(folder: Path, *words: str) -> Forked:
-    """`python -m experiments.results.listing --results <folder>`, when it has ended."""
-    done = forked.run(
-        folder.parent / "work", ("-m", "experiments.results.listing", "--results", str(folder), *words)
-    )
+    """`python -m experiments.results --results <folder>`, when it has ended."""
+    done = forked.run(folder.parent / "work", ("-m", "experiments.results", "--results", str(folder), *words))
     done.done()
     return done
 
@@ -109,7 +107,8 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
     assert [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")] == [
         "not applicable: method=none, bits=3: method=none takes no group_size and no bits; it has no options",
         "not applicable: method=none, bits=4: method=none takes no group_size and no bits; it has no options",
-        "not applicable: method=sinq_nf4, bits=3: bits=3 is not possible with levels=nf4, whose table has 4 bits",
+        "not applicable: method=sinq_nf4, bits=3: "
+        "bits=3 is not possible with levels=nf4, whose table has 4 bits",
     ]
     assert sorted(record.load(results)["name"]) == [
         "none",
@@ -134,7 +133,7 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         (["metod=rtn"], "error: there is no option metod; there are: "),
         (
             ["method=aqlm"],
-            "error: method=aqlm takes no group_size; its options are method.format.codebooks, ",
+            "error: method=aqlm takes no group_size; its options are method.inner.format.codebooks, ",
         ),
         (["table=table1"], "error: table=table1 is filled by a sweep; add experiment=paper"),
         (["experiment=paper"], "error: table is missing; give table=<name>, one of smoke, smollm2, table1, "),
@@ -165,7 +164,8 @@ def test_a_traceback_is_shown_when_asked_for(tiny_folder: Path, tmp_path: Path) 
 
 def test_ctrl_c_leaves_nothing_that_looks_finished(run: Callable[..., Forked], tmp_path: Path) -> None:
     results = tmp_path / "results"
-    # Latency over many rounds goes on until it is stopped; by then the model is compressed and nothing is recorded yet.
+    # Latency over many rounds goes on until it is stopped.
+    # By then, the model is compressed and nothing is recorded yet.
     endless = [
         "evaluation=default",
         "evaluation.latency.rounds=1000000",

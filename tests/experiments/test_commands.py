@@ -1,4 +1,4 @@
-"""Commands agree: `--results` is the folder they read, `--out` the file they write, `--help` has an example."""
+"""Commands agree: `--results` is the folder to read, `--out` the file to write, `--help` has an example."""
 
 import runpy
 import sys

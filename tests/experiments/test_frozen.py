@@ -1,10 +1,13 @@
-"""No number moves unnoticed: every method of `conf/method/` on a real small model, against a file of what it gave before.
+"""Frozen numbers: every method of `conf/method/` on a real small model, against a file of earlier results.
 
-`tests/frozen/numbers.json` holds, for each method at 4, 3 and 2 bits where it applies, a hash of all stored tensors, bytes, bits per
-weight, the NLL of each window and the perplexity. On the kind of processor that wrote the file everything is compared to the last digit.
-Elsewhere sums are taken in another order: sizes are still equal, and perplexities agree to 2 %.
+`tests/frozen/numbers.json` holds, for each method at 4, 3 and 2 bits where it applies, a hash of all stored
+tensors, bytes, bits per weight, the NLL of each window and the perplexity. On the kind of processor that
+wrote the file, everything is compared to the last digit. Elsewhere sums are taken in another order: sizes are
+still equal, and perplexities agree to 2 %.
 
-    python -m tests.experiments.test_frozen     writes the file anew: only for a change that is meant to move numbers
+The command below writes the file anew, only for a change that is meant to move numbers:
+
+    python -m tests.experiments.test_frozen
 """
 
 import hashlib
@@ -60,8 +63,8 @@ def machine() -> str:
 
 def numbers(name: str, bits: int) -> dict[str, Any]:
     """What is frozen of a method at a width."""
-    own = () if name in ONE_SIZE else (f"bits={bits}",)
-    run = run_of((*COMMON, f"method={name}", *own, *EXTRA.get(name, ())))
+    width = () if name in ONE_SIZE else (f"bits={bits}",)
+    run = run_of((*COMMON, f"method={name}", *width, *EXTRA.get(name, ())))
     loaded = models.load(run.model, torch.device("cpu"))
     model: Any = models.sparing_clone(loaded.model)
     of_text = [
@@ -76,17 +79,15 @@ def numbers(name: str, bits: int) -> dict[str, Any]:
 
 
 def stored(model: nn.Module) -> dict[str, Any]:
-    """Bytes, bits per weight and a hash of all compressed weights of a model, which holds only their tensors."""
+    """Bytes, bits per weight and a hash of the compressed weights of a model; the hash is of tensors only."""
     stores = {name: module.value for name, module in model.named_modules() if isinstance(module, WeightStore)}
     digest = hashlib.sha256()
     for name, value in stores.items():
         for key, tensor in sorted(value.state_dict().items()):
             digest.update(f"{name} {key} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    nbytes, weights = (
-        sum(v.nbytes for v in stores.values()),
-        sum(v.shape[0] * v.shape[1] for v in stores.values()),
-    )
+    nbytes = sum(v.nbytes for v in stores.values())
+    weights = sum(v.shape[0] * v.shape[1] for v in stores.values())
     return {"sha256": digest.hexdigest(), "nbytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, weights)}
 
 
@@ -131,12 +132,12 @@ def test_no_number_moves(cases: list[tuple[str, int]], tmp_path: Path) -> None:
     assert len(found) == len(cases) > 20
     if machine() == frozen["machine"]:
         assert found == before
-    for key, own in found.items():
-        assert (own["nbytes"], own["bits_per_weight"]) == (
+    for key, now in found.items():
+        assert (now["nbytes"], now["bits_per_weight"]) == (
             before[key]["nbytes"],
             before[key]["bits_per_weight"],
         )
-        assert own["perplexity"] == pytest.approx(before[key]["perplexity"], rel=0.02), key
+        assert now["perplexity"] == pytest.approx(before[key]["perplexity"], rel=0.02), key
 
 
 if __name__ == "__main__":

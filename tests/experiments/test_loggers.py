@@ -20,30 +20,29 @@ BLOCK, HEADER = 32768, 7
 
 def records(file: Path) -> Iterator[pb.Record]:
     """What an offline file holds: a LevelDB log of protobuf messages, after a header of seven bytes."""
-    content, place, message = file.read_bytes(), HEADER, b""
-    while place + HEADER <= len(content):
-        if BLOCK - place % BLOCK < HEADER:  # the rest of a block too short for a header is padding
-            place += BLOCK - place % BLOCK
+    content, offset, message = file.read_bytes(), HEADER, b""
+    while offset + HEADER <= len(content):
+        if BLOCK - offset % BLOCK < HEADER:  # the rest of a block too short for a header is padding
+            offset += BLOCK - offset % BLOCK
             continue
-        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
-        message += content[place + HEADER : place + HEADER + length]
-        place += HEADER + length
+        length, kind = int.from_bytes(content[offset + 4 : offset + 6], "little"), content[offset + 6]
+        message += content[offset + HEADER : offset + HEADER + length]
+        offset += HEADER + length
         if kind in (1, 4):  # whole, or the last part
             yield pb.Record.FromString(message)
             message = b""
 
 
 def finished_records(file: Path) -> list[pb.Record]:
-    """All records, once the last one is there: W&B's own process may still be writing when `finish` returns."""
+    """Return all records once the last is there: the process of W&B may still write when `finish` returns."""
     start = time.monotonic()
     while time.monotonic() - start < 120:
         found = list(records(file))
         if found and found[-1].HasField("exit"):
             return found
         time.sleep(0.2)
-    raise AssertionError(
-        f"{file.name} was never finished; it has {[record.WhichOneof('record_type') for record in records(file)]}"
-    )
+    kinds = [record.WhichOneof("record_type") for record in records(file)]
+    raise AssertionError(f"{file.name} was never finished; it has {kinds}")
 
 
 def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:

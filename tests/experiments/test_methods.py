@@ -1,4 +1,7 @@
-"""Every method there is a YAML for, on a small model: the same each time, saved and loaded bit for bit, the dense model untouched."""
+"""Every method of `conf/method/` on a small model: repeatable, saved and loaded bit for bit.
+
+The dense model stays untouched.
+"""
 
 from pathlib import Path
 
@@ -28,10 +31,8 @@ EXTRA = {
     "mgptq": [GROUPS, "bits=3"],
     "mixed": [GROUPS, "budget.bits_per_weight=5"],
 }
-EXTRA |= {
-    "aqlm_untuned": UNTUNED,
-    **dict.fromkeys(CODED[:3], TUNED),
-}  # those of published size dwarf a small layer
+# codebooks of published size dwarf a small layer
+EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -67,7 +68,7 @@ def compressed(method: Method, layers: Layers) -> Compressed:
 
 @pytest.fixture(scope="module")
 def sharing(method: Method, layers: Layers) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The same once more, of a model that shares its tensors with a dense one; that one, and its logits before."""
+    """Compress a model that shares its tensors with a dense one; return both and the dense logits before."""
     dense = tiny_model("qwen3-tied")
     model, before = sparing_clone(dense), dense(tiny_tokens(3)).logits
     method.compress(model, Calibration(tiny_tokens(3)), Context(layers))

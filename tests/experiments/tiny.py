@@ -23,9 +23,8 @@ def subject(
     loaded = LoadedModel(tiny_model(architecture), tiny_tokenizer(), torch.float32)
     model = compressed if compressed is not None else loaded.model
     tokens = tiny_tokens(windows, 64).reshape(-1)
-    return EvaluationContext(
-        model, loaded, tokens, report or CompressionReport(), torch.device("cpu"), silent
-    )  # type: ignore[arg-type]
+    report = report or CompressionReport()
+    return EvaluationContext(model, loaded, tokens, report, torch.device("cpu"), silent)  # type: ignore[arg-type]
 
 
 class Capped(nn.Module):

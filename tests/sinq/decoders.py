@@ -1,4 +1,4 @@
-"""Decoders with nothing trivial in them, and a method that rounds nothing: what rewriting a model is tested with."""
+"""Decoders without trivial parameters and a method that rounds nothing, for tests of rewriting models."""
 
 import copy
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ DECODERS: dict[str, PretrainedConfig] = {
 
 
 def random_decoder(name: str) -> PreTrainedModel:
-    """A model whose every weight, gain and bias is random and matters; gains differ by factors, as real ones do."""
+    """Model of random weights, gains and biases that all matter; gains differ by factors, as real ones."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(DECODERS[name])).eval().requires_grad_(False)
     for key, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from sinq.calibration.statistics import Hessian, Inputs, Statistic
 
 @dataclass(frozen=True)
 class Recorder(LayerMethod):
-    """Rounds to nearest at 2 bits, so that compressed predecessors matter, and keeps the statistics it saw, in order."""
+    """Round to nearest at 2 bits, so that compressed predecessors matter; keep the statistics in order."""
 
     name: ClassVar[str] = "toy_recorder"
 

@@ -1,1 +1,1 @@
-"""Other packages, timed beside ours in processes of their own."""
+"""Other packages, timed with ours in separate processes."""

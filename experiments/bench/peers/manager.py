@@ -1,17 +1,18 @@
-"""Other people's packages, each in a process of its own, asked to quantize through a pipe.
+"""Other packages, each in a separate process that quantizes on request through a pipe.
 
-All peers run by one mechanism (`peer_worker.py`): the package is imported from the folder named for it, or from this environment; it reads
-the same matrices from a file and times itself when asked, so that it takes part in the same rounds as everybody else. While
-it is not asked it waits for its input, and uses no processor.
+All peers run in `worker.py`. A worker imports the package from the folder given for it, or from this
+environment, reads the matrices from a file, and times itself on request, so that it takes part in the same
+rounds as the other contenders. Between requests it waits for input, and uses no CPU.
 
-A package that is not there, or that breaks, is listed with the reason (`PeerError`) and stops nothing. How to have them:
+A package that is missing or fails is listed with the reason (`PeerError`) and stops nothing. To install them:
 
     pip install --no-deps --target peers/hqq hqq termcolor
-    pip install --no-deps --target peers/sinq sinq          # never into this environment: our own package has that name
+    pip install --no-deps --target peers/sinq sinq    # never into this environment: our package has that name
     pip install --no-deps --target peers/autoawq autoawq
     python -m experiments.bench --peers hqq=peers/hqq,sinq=peers/sinq,asinq=peers/sinq,autoawq=peers/autoawq
 
-The last two take a minute and more for a matrix on a processor. Not covered: gptqmodel; the bench lists it as absent.
+The last two take a minute and more for a matrix on a CPU. Not covered: gptqmodel; the bench lists it as
+absent.
 """
 
 import json
@@ -37,20 +38,24 @@ OWN_FOLDER = ("sinq", "asinq")
 
 
 class Worker:
-    """A running peer. Made by `started`."""
+    """A running peer, made by `started`.
+
+    Raises:
+        PeerError: the package could not be loaded; other methods raise it where the work fails.
+    """
 
     def __init__(self, peer: str, process: "subprocess.Popen[str]", errors: IO[bytes], scratch: Path) -> None:
         self.peer, self.process, self.errors, self.scratch = peer, process, errors, scratch
         self.version: str = self._answer()["version"]
 
     def prepare(self, weights: Sequence[Tensor], bits: int, group_size: int) -> None:
-        """Hand over the matrices that `seconds` is about."""
+        """Send the matrices for `seconds` to the peer."""
         file = self.scratch / f"{self.peer}.pt"
         torch.save([weight.detach().float().contiguous() for weight in weights], file)
         self._ask({"file": str(file), "bits": bits, "group_size": group_size})
 
     def seconds(self) -> float:
-        """Let it quantize all matrices once; the seconds it says it took."""
+        """Let the peer quantize all matrices once; return the seconds it reports."""
         return float(self._ask({})["seconds"])
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -63,9 +68,9 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        answer = (
-            json.loads(line) if line else {"error": f"its process ended; last words: {self._last_words()}"}
-        )
+        if not line:
+            raise PeerError(f"its process ended; last words: {self._last_words()}")
+        answer = json.loads(line)
         if "error" in answer:
             raise PeerError(answer["error"])
         return answer
@@ -77,7 +82,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Peers:
-    """The workers that started, and who did not."""
+    """Workers that started, and peers that did not."""
 
     workers: tuple[Worker, ...] = ()
     absent: tuple[Skipped, ...] = ()
@@ -85,36 +90,33 @@ class Peers:
     def contenders(
         self, wanted: Collection[str], weights: Sequence[Tensor], bits: int, group_size: int, nbytes: int
     ) -> tuple[list[Implementation], list[Skipped]]:
-        """The wanted peers as contenders that quantize these matrices, and those that cannot."""
+        """Return the wanted peers as contenders that quantize these matrices, and the absent ones."""
         ready, absent = [], list(self.absent)
         for worker in self.workers:
             if worker.peer not in wanted:
                 continue
+            name, version = title(worker.peer), f"version {worker.version}"
             try:
                 worker.prepare(weights, bits, group_size)
             except PeerError as error:
-                absent.append(Skipped(title(worker.peer), str(error)))
+                absent.append(Skipped(name, str(error)))
                 continue
-            ready.append(
-                Implementation(
-                    title(worker.peer), worker.seconds, nbytes, f"version {worker.version}", is_peer=True
-                )
-            )
+            ready.append(Implementation(name, worker.seconds, nbytes, version, is_peer=True))
         return ready, absent
 
 
 def title(peer: str) -> str:
-    """What a peer is called among contenders."""
+    """Return the name of a peer among contenders."""
     return f"{peer} package"
 
 
 @contextmanager
 def started(folders: Mapping[str, Path], threads: int) -> Iterator[Peers]:
-    """All peers that can be started; they end with this context.
+    """Start all peers that can be started; they end with this context.
 
     Args:
-        folders: where a peer is to be imported from; others are looked for in this environment.
-        threads: that each may use.
+        folders: peer → folder to import it from; other peers are imported from this environment.
+        threads: number of threads that each may use.
     """
     workers, absent = [], [Skipped(title(name), reason) for name, reason in NO_WORKER.items()]
     with ExitStack() as stack:
@@ -130,17 +132,13 @@ def started(folders: Mapping[str, Path], threads: int) -> Iterator[Peers]:
 def _running(peer: str, folder: Path | None, threads: int) -> Iterator[Worker]:
     if folder is None and peer in OWN_FOLDER:
         raise PeerError(
-            f"not looked for: it has the name of our own package; give its folder with --peers {peer}=<folder>"
+            "not looked for: it has the name of our own package;"
+            f" give its folder with --peers {peer}=<folder>"
         )
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as errors:
-        command = [
-            sys.executable,
-            "-P",
-            str(WORKER),
-            peer,
-            str(threads),
-            *([] if folder is None else [str(folder.resolve())]),
-        ]
+        command = [sys.executable, "-P", str(WORKER), peer, str(threads)]
+        if folder is not None:
+            command.append(str(folder.resolve()))
         process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True, cwd=scratch)
-        with process:  # leaving closes its input, which ends it
+        with process:  # on exit, its input is closed, which ends it
             yield Worker(peer, process, errors, Path(scratch))

@@ -1,16 +1,18 @@
-"""A process that quantizes with somebody else's package and times itself. Started by `peers.py`, and standing alone: it imports nothing of
-this project, because one of the packages is called `sinq` too.
+"""A process that quantizes with another package and times itself.
 
-    python -P peer_worker.py <peer> <threads> [<folder>]
+It is started by `manager.py`, and imports nothing of this project, because one of the packages is named
+`sinq` too.
 
-One JSON object per line in each direction:
+    python -P worker.py <peer> <threads> [<folder>]
 
-    → (start)                                                  ← {"version": "0.2.8"} or {"error": "…"}
-    → {"file": "weights.pt", "bits": 4, "group_size": 64}      ← {} or {"error": "…"}
-    → {}                                                       ← {"seconds": 0.25} or {"error": "…"}     all matrices of the file, once
+One JSON object per line in each direction; any answer may be {"error": "…"} instead:
 
-The folder is put on the import path by hand, after Python has started: `sinq` brings a `sitecustomize.py` that patches other packages of
-every interpreter that finds it.
+    → (start)                                                  ← {"version": "0.2.8"}
+    → {"file": "weights.pt", "bits": 4, "group_size": 64}      ← {}
+    → {}                                                       ← {"seconds": 0.25}, all matrices once
+
+The folder is put on the import path only after Python has started: `sinq` has a `sitecustomize.py` that
+patches other packages in every interpreter that finds it.
 """
 
 import json
@@ -31,7 +33,7 @@ Quantize = Callable[[Tensor, int, int], object]
 
 
 def hqq() -> Quantize:
-    """HQQ as its package runs it for itself: groups along rows, float32, codes packed."""
+    """Return HQQ as its package runs it by default: groups along rows, float32, packed codes."""
     quantizer = import_module("hqq.core.quantize").Quantizer
 
     def quantize(weight: Tensor, bits: int, group_size: int) -> object:
@@ -42,17 +44,21 @@ def hqq() -> Quantize:
 
 
 def sinq() -> Quantize:
-    """Official SINQ, 1-D tiling: scales and codes. The codes stay float32 and unpacked, which is less work than ours do."""
+    """Return official SINQ with 1-D tiling: scales and codes.
+
+    The codes stay float32 and unpacked, which is less work than our methods do.
+    """
     tiled = import_module("sinq.dual_shift").tiled_quant_rectangle
     return lambda weight, bits, group_size: tiled(weight, [0, 2**bits - 1], group_size, method="sinq")
 
 
 def asinq() -> Quantize:
-    """Official A-SINQ: 20 scales are tried, each with SINQ's whole iteration, then SINQ at the best. On random inputs."""
-    search, tiled = (
-        import_module("sinq.awq").compute_awq_scale,
-        import_module("sinq.dual_shift").tiled_quant_rectangle,
-    )
+    """Return official A-SINQ on random inputs.
+
+    It tries 20 scales, each with SINQ's whole iteration, then runs SINQ at the best.
+    """
+    search = import_module("sinq.awq").compute_awq_scale
+    tiled = import_module("sinq.dual_shift").tiled_quant_rectangle
 
     def quantize(weight: Tensor, bits: int, group_size: int) -> object:
         levels, name = [0, 2**bits - 1], "sinq_awq_l1_quantAux"
@@ -65,9 +71,10 @@ def asinq() -> Quantize:
 
 
 def autoawq() -> Quantize:
-    """AutoAWQ's search for scales and for clipping, and the rounding, on random inputs. One layer alone, as it does for `o_proj`.
+    """Return AutoAWQ on random inputs: its search for scales and for clipping, and the rounding.
 
-    Its `__init__` imports every model family of an older transformers, so the package is entered by its folder.
+    It runs for a single layer, as AutoAWQ does for `o_proj`. The package's `__init__` imports every model
+    family of an older transformers, so its modules are imported by folder, without it.
     """
     package = ModuleType("awq")
     package.__path__ = [str(Path(folder, "awq")) for folder in sys.path]
@@ -95,30 +102,30 @@ def _inputs(weight: Tensor) -> Tensor:
 
 
 TOKENS = 512
-"""Inputs of calibrated methods, as many as `quantize.py` has."""
+"""Number of inputs of calibrated methods, as in `suites/quantize.py`."""
 PEERS: dict[str, tuple[str, Callable[[], Quantize]]] = {
     "hqq": ("hqq", hqq),
     "sinq": ("sinq", sinq),
     "asinq": ("sinq", asinq),
     "autoawq": ("autoawq", autoawq),
 }
-"""Per peer, the distribution it is in, and what makes it ready."""
+"""Peer → its distribution, and the function that loads it."""
 
 
 def serve(peer: str, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Answer requests until there are no more."""
-    distribution, ready = PEERS[peer]
-    quantize = ready()
+    """Answer requests until the input ends."""
+    distribution, load = PEERS[peer]
+    quantize = load()
     answer({"version": version(distribution)})
     weights: list[Tensor] = []
-    asked: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if request:
-            asked, weights = request, torch.load(request["file"], weights_only=True)
+            grid, weights = request, torch.load(request["file"], weights_only=True)
             answer({})
         else:
-            answer({"seconds": _seconds(quantize, weights, asked["bits"], asked["group_size"])})
+            answer({"seconds": _seconds(quantize, weights, grid["bits"], grid["group_size"])})
 
 
 @torch.no_grad()
@@ -132,7 +139,7 @@ def _seconds(quantize: Quantize, weights: list[Tensor], bits: int, group_size: i
 
 
 def main() -> None:
-    """Read the command line, and serve; what the package prints goes to standard error."""
+    """Serve the peer of the command line; output of the package goes to standard error."""
     peer, threads, *folder = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -145,7 +152,7 @@ def main() -> None:
 
     try:
         serve(peer, answer)
-    except Exception as error:  # noqa: BLE001 - whatever another package raises is told to the one who asked, who decides
+    except Exception as error:  # noqa: BLE001 - the manager handles any error of a package
         answer({"error": f"{type(error).__name__}: {error}"})
 
 

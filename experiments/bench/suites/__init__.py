@@ -1,1 +1,1 @@
-"""What the bench times: quantizing, products, decoding."""
+"""Suites of the bench: quantizing, products, decoding."""

@@ -1,14 +1,15 @@
-"""The suite `linear`: x Wᵀ with a compressed weight, against dense weights and torch's own 4-bit product.
+"""The suite `linear`: x Wᵀ with a compressed weight, compared with dense weights and torch's 4-bit product.
 
-Decoding is this with one row of x: every weight is read once for two operations, so bytes decide, and the fewer bits the faster, if the
-kernel lets it. Each contender has a stack of layers of one shape, together larger than a cache, and goes through it once a turn, as a token
-goes through a model: weights come from memory, and the code between two layers is at hand. Times are those of one layer.
+Decoding is this product with one row of x: every weight is read once for two operations, so bytes decide, and
+fewer bits are faster, if the kernel allows. Each contender has a stack of layers of one shape, together
+larger than a cache, and runs it once per sample, as a token passes a model: weights come from memory, and
+code stays cached. Times are per layer.
 
-    fp32, bf16     torch's product with dense weights (the baseline is fp32 on a processor, bf16 on CUDA)
-    torch int4     torch.ops.aten._weight_int4pack_mm_for_cpu: asymmetric, groups along rows, as the C++ of torch has it (processors only)
+    fp32, bf16     torch's product with dense weights (the baseline is fp32 on a CPU, bf16 on CUDA)
+    torch int4     torch.ops.aten._weight_int4pack_mm_for_cpu, C++: asymmetric, groups along rows (CPU only)
     SINQ b bits    `CompressedLinear` around SINQ's weight, with the kernel it names
 
-x has the number format of the baseline (for bf16, its own). On CUDA all run as graphs.
+x has the number format of the baseline; for the contender bf16, x is bf16. On CUDA all run as graphs.
 """
 
 from collections.abc import Callable
@@ -30,41 +31,42 @@ INT4 = "torch int4"
 INT4_BITS = 4
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16
-"""The packed form has whole blocks of so many rows."""
+"""Rows of a block of the packed form; the number of rows must be a multiple."""
 STACK = 128 * 2**20
-"""Bytes of a stack's weights, at least: more than the caches of most machines."""
+"""Least bytes of a stack's weights: more than the caches of most machines."""
 MOST_LAYERS = 128
-"""In a stack: of layers below a megabyte, so many stay in a cache, and making thousands would take longer than timing them."""
+"""Most layers in a stack.
+
+With layers below a megabyte, so many stay in a cache; making thousands would take longer than timing them.
+"""
 
 
 def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, device: torch.device) -> Case:
-    """One shape (out, in), at every number of bits, for x (batch, in).
+    """Return the case of a shape (out, in), at every number of bits, for x (batch, in).
 
     Raises:
-        ValueError: the groups do not fit the shape.
+        ValueError: the group size does not divide the shape.
     """
     weight = random_weight(shape, device)
     grids = [Grid(bits=count, group_size=group_size) for count in bits]
     if not grids[0].fits(shape):
-        raise ValueError(
-            f"group_size={group_size} does not divide {shape[1]}; sizes that fit are {grids[0].fitting_sizes(shape)}"
-        )
+        sizes = grids[0].fitting_sizes(shape)
+        raise ValueError(f"group_size={group_size} does not divide {shape[1]}; sizes that fit are {sizes}")
     baseline = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if baseline == "bf16" else torch.float32
     x = torch.randn(batch, shape[1], generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    dense = [_dense("bf16", weight.bfloat16(), x.bfloat16())] + (
-        [_dense("fp32", weight, x)] if baseline == "fp32" else []
-    )
+    dense = [_dense("fp32", weight, x)] if baseline == "fp32" else []
+    dense.append(_dense("bf16", weight.bfloat16(), x.bfloat16()))
     int4, absent = _torch_int4(weight, group_size, x)
     ours = [_compressed(weight, grid, x, INT4 if int4 and grid.bits == INT4_BITS else None) for grid in grids]
     name = f"{shape[0]}×{shape[1]}, batch {batch}, groups of {group_size}"
-    return Case("linear", name, [*reversed(dense), *int4, *ours], baseline, absent)
+    return Case("linear", name, [*dense, *int4, *ours], baseline, absent)
 
 
 def _dense(name: str, weight: Tensor, x: Tensor) -> Implementation:
     def layer() -> Callable[[], object]:
-        own = weight.clone()
-        return lambda: nn.functional.linear(x, own)
+        copied = weight.clone()
+        return lambda: nn.functional.linear(x, copied)
 
     return _contender(name, layer, weight.nbytes, weight, x, is_peer=True)
 
@@ -76,15 +78,8 @@ def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Impl
         tensors = {name: tensor.clone() for name, tensor in value.state_dict().items()}
         return CompressedLinear(QuantizedTensor.from_state(value.config(), tensors), None)
 
-    return _contender(
-        f"SINQ {grid.bits} bits",
-        lambda: partial(layer(), x),
-        value.nbytes,
-        weight,
-        x,
-        kernel=layer().kernel,
-        peer=peer,
-    )
+    name, kernel = f"SINQ {grid.bits} bits", layer().kernel
+    return _contender(name, lambda: partial(layer(), x), value.nbytes, weight, x, kernel=kernel, peer=peer)
 
 
 def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implementation], list[Skipped]]:
@@ -101,7 +96,10 @@ def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implem
 
 
 def int4_weight(value: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A 4-bit weight without column scales as torch's operator wants it: packed codes, and (in / group_size, out, 2) scales and offsets.
+    """Return a 4-bit weight without column scales in the layout of torch's operator.
+
+    Returns:
+        packed codes, and scales with offsets (in / group_size, out, 2).
 
     The operator computes (code − 8) · scale + offset, so offset = (8 − zero) · scale.
     """
@@ -111,7 +109,7 @@ def int4_weight(value: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 
 def int4_product(packed: Tensor, scales: Tensor, group_size: int, x: Tensor) -> Callable[[], Tensor]:
-    """x Wᵀ by torch's operator, as work to be timed."""
+    """Return x Wᵀ by torch's operator, as work to be timed."""
     return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales)
 
 
@@ -126,7 +124,7 @@ def _contender(
     peer: str | None = None,
     is_peer: bool = False,
 ) -> Implementation:
-    """A stack of layers, each made by `layer`."""
+    """Return a contender that runs a stack of layers, each made by `layer`."""
     nbytes = product_nbytes(weight_nbytes, len(x), (weight.shape[0], weight.shape[1]), x.itemsize)
     stack = [layer() for _ in range(min(MOST_LAYERS, -(-STACK // weight_nbytes)))]
     whole = graphed(lambda: [work() for work in stack], weight.device)

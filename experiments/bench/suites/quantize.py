@@ -1,10 +1,11 @@
-"""The suites `quantize` and `quantize-model`: how long a matrix takes, and how long all linear layers of a model take.
+"""The suites `quantize` and `quantize-model`: the time for a matrix, and for all linear layers of a model.
 
-The work is what `LayerMethod.quantize` does: a float32 matrix in, packed codes and stored scales out; statistics of calibrated methods are
-collected before, from random inputs, and are not timed. "(torch)" is the definition in plain torch; the others run the kernel that suits
-the device, where there is one for what they do. Weights are Gaussian, with rows and columns of different scales, unless a model is named.
+The work is `LayerMethod.quantize`: a float32 matrix in, packed codes and stored scales out. Statistics of
+calibrated methods are collected before, from random inputs, and are not timed. "(torch)" is the definition in
+plain torch; the others run the kernel of the device, where there is one. Weights are Gaussian, with rows and
+columns of different scales, unless a model is named.
 
-The floor reads the weight and writes the result once, the result being RTN's (column scales are left out; they are below 1 %).
+The floor reads the weight and writes RTN's result once (column scales are left out; they are below 1 %).
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +28,14 @@ from sinq.calibration.statistics import InputStatistic, Statistic
 Shape = tuple[int, int]
 CPU_SHAPES: tuple[Shape, ...] = ((1024, 4096),)
 CUDA_SHAPES: tuple[Shape, ...] = ((5120, 5120), (1024, 5120), (17408, 5120), (5120, 17408))
-"""Query and output, key and value, gate and up, and down projection of Qwen3-14B."""
+"""Shapes in Qwen3-14B: query and output, key and value, gate and up, and down projection."""
 BASELINE = "RTN (torch)"
 TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method of ours, the kernel it is to run with, and the peer (of `peer_worker.py`) it is to be compared with."""
+    """A method of ours, the kernel to run it with, and the peer (of `peers/worker.py`) to compare it with."""
 
     name: str
     method: LayerMethod
@@ -43,7 +44,7 @@ class Entry:
 
 
 def calibration_free(grid: Grid) -> list[Entry]:
-    """The baseline, and what also quantizes whole models here."""
+    """Return the methods without calibration, the baseline first; they are also timed on whole models."""
     return [
         Entry(BASELINE, RTN(grid), Kernel.reference),
         Entry("RTN", RTN(grid)),
@@ -54,7 +55,7 @@ def calibration_free(grid: Grid) -> list[Entry]:
 
 
 def others(grid: Grid) -> list[Entry]:
-    """The methods that SINQ is compared with, with the options of `conf/method/`."""
+    """Return refined and calibrated methods, with the options of `conf/method/`."""
     return [
         Entry("SINQ + HQQ", SINQ(grid, refinement=HalfQuadratic())),
         Entry("SINQ refined", SINQRefined(grid)),
@@ -65,10 +66,10 @@ def others(grid: Grid) -> list[Entry]:
 
 
 def matrix_case(shape: Shape, grid: Grid, peers: Peers, device: torch.device) -> Case:
-    """One matrix of a shape (out, in), by every method.
+    """Return the case of a matrix of a shape (out, in), by every method.
 
     Raises:
-        ValueError: the grid does not fit the shape.
+        ValueError: the group size does not divide the shape.
     """
     weight = random_weight(shape, device)
     name = f"{shape[0]}×{shape[1]}, {grid.bits} bits, groups of {grid.group_size}"
@@ -76,7 +77,11 @@ def matrix_case(shape: Shape, grid: Grid, peers: Peers, device: torch.device) ->
 
 
 def model_case(model: Named, grid: Grid, peers: Peers, device: torch.device) -> Case:
-    """All matrices of a model's linear layers but the head."""
+    """Return the case of all matrices of a model's linear layers but the head.
+
+    Raises:
+        ValueError: the group size does not divide a matrix.
+    """
     weights = [
         matrix.to(device, torch.float32)
         for target in find_targets(model.dense)
@@ -87,7 +92,10 @@ def model_case(model: Named, grid: Grid, peers: Peers, device: torch.device) -> 
 
 
 def random_weight(shape: Shape, device: torch.device) -> Tensor:
-    """float32 (out, in), Gaussian, with row and column scales that differ as those of real layers do. The same at every call."""
+    """Return a float32 matrix (out, in), Gaussian, with row and column scales that differ as in real layers.
+
+    Every call returns the same numbers.
+    """
     generator = torch.Generator().manual_seed(0)
     rows, columns = (torch.randn(size, generator=generator).mul(0.3).exp() for size in shape)
     return (0.02 * torch.randn(shape, generator=generator) * rows[:, None] * columns).to(device)
@@ -99,9 +107,8 @@ def _case(suite: str, name: str, weights: list[Tensor], entries: Sequence[Entry]
     nbytes = sum(weight.nbytes + RTN(grid).quantize(weight).nbytes for weight in weights)
     wanted = {entry.peer for entry in entries if entry.peer}
     theirs, absent = peers.contenders(wanted, weights, grid.bits, grid.group_size, nbytes)
-    return Case(
-        suite, name, [*(_contender(entry, weights, nbytes) for entry in entries), *theirs], BASELINE, absent
-    )
+    ours = [_contender(entry, weights, nbytes) for entry in entries]
+    return Case(suite, name, [*ours, *theirs], BASELINE, absent)
 
 
 def _check(weights: list[Tensor], grid: Grid) -> None:
@@ -118,7 +125,8 @@ def _contender(entry: Entry, weights: list[Tensor], nbytes: int) -> Implementati
     with using(entry.kernel):
         kernel = entry.kernel.value if entry.kernel is Kernel.reference else f"auto: {chosen(device).value}"
     work = clocked(_work(entry, weights), device)
-    return Implementation(entry.name, work, nbytes, kernel, None if entry.peer is None else title(entry.peer))
+    peer = None if entry.peer is None else title(entry.peer)
+    return Implementation(entry.name, work, nbytes, kernel, peer)
 
 
 def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:
@@ -133,16 +141,14 @@ def _work(entry: Entry, weights: list[Tensor]) -> Callable[[], object]:
 
 
 def _statistic(kind: type[Statistic] | None, weight: Tensor) -> Statistic | None:
-    """What a method knows about a layer: here, random inputs with channels of different magnitude, or else noise."""
+    """Return a layer's statistic: of random inputs with channels of different magnitude, or else of noise."""
     if kind is None:
         return None
     if not issubclass(kind, InputStatistic):
         return kind.of_noise((weight.shape[0], weight.shape[1]), weight.device)
     generator, in_features = torch.Generator().manual_seed(1), weight.shape[1]
-    inputs = (
-        torch.randn(TOKENS, in_features, generator=generator)
-        * torch.randn(in_features, generator=generator).exp()
-    )
+    inputs = torch.randn(TOKENS, in_features, generator=generator)
+    magnitudes = torch.randn(in_features, generator=generator).exp()
     statistic = kind(in_features, weight.device)
-    statistic.update(inputs)
+    statistic.update(inputs * magnitudes)
     return statistic

@@ -1,21 +1,24 @@
-"""What a model answered, item by item and small enough to be kept in a row; and how two models' answers differ.
+"""Answers of a model, item by item and small enough for a row, and the flips between two models' answers.
 
-Equal accuracies can hide many changed answers, since as many may turn right as turn wrong. Two definitions of a flip are in use,
-so both are given:
+Equal accuracies can hide many changed answers, since as many may turn right as turn wrong. Two definitions of
+a flip are in use, so both are given:
 
-- *prediction*: the answer is another one (the SINQ paper, Table 2);
-- *correctness*: it was right and is wrong, or the other way (Dutta et al. 2024, "Accuracy is not all you need").
+- *prediction*: the answer changed (the SINQ paper, Table 2);
+- *correctness*: it was right and is wrong, or the reverse (Dutta et al. 2024, "Accuracy is not all you
+  need").
 
-With two choices they are the same; with more, an answer can change from wrong to wrong. Shares have Wilson's interval, which is
-sensible for none of few; the difference of accuracies has the paired bootstrap's (`compare.py`).
+With two choices they are the same; with more, an answer can change from wrong to wrong. Shares have Wilson's
+interval, which is sensible even for no flip among few items; the difference of accuracies has the interval of
+the paired bootstrap (`experiments/compare/paired.py`).
 
-Predictions are a letter per item (the choice's number, in digits and then letters), or a hash per item where the answer is a text.
-Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there is no prediction to compare, only correctness.
+Predictions are a letter per item (the choice's number, in digits and then letters), or a hash per item where
+the answer is a text. Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there is no
+prediction to compare, only correctness.
 """
 
 import hashlib
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,11 @@ import numpy as np
 from experiments.common.intervals import bootstrap_interval, share
 
 Answers = dict[str, dict[str, Any]]
-"""By metric: "correct", a letter (0 or 1) per item; "prediction"; "values" per item of metrics that are no accuracy."""
+"""Kind → metric → answers.
+
+The kinds are "correct" (a letter, 0 or 1, per item), "prediction" (see above), and "values" (a number per
+item of a metric that is no accuracy).
+"""
 
 LETTERS = string.digits + string.ascii_letters
 LENGTHS: dict[str, Callable[[str], float]] = {
@@ -31,16 +38,16 @@ LENGTHS: dict[str, Callable[[str], float]] = {
     "acc_norm": len,
     "acc_bytes": lambda choice: len(choice.encode()),
 }
-"""By what each metric divides a choice's log-likelihood before it takes the largest."""
+"""Metric → divisor of a choice's log-likelihood; the largest quotient is the answer."""
 
 
 def metric_name(metric: str, filtered: str) -> str:
-    """lm-eval's name of a metric, with the filter the answer went through where there is one."""
+    """Return lm-eval's name of a metric, followed by the filter of the answers where there is one."""
     return metric if filtered == "none" else f"{metric}@{filtered}"
 
 
 def answers(task: Any, samples: list[dict[str, Any]]) -> Answers:
-    """Of one task: what lm-eval logged of each item, as plain JSON values."""
+    """Return the answers to one task, from the samples that lm-eval logged, as plain JSON values."""
     kept: Answers = {"correct": {}, "prediction": {}, "values": {}}
     for filtered in dict.fromkeys(sample["filter"] for sample in samples):
         items = sorted(
@@ -59,7 +66,7 @@ def answers(task: Any, samples: list[dict[str, Any]]) -> Answers:
 
 
 def predictions(task: Any, metric: str, items: list[dict[str, Any]]) -> str | list[str] | None:
-    """What was answered; None where that cannot be known."""
+    """Return the answer to each item (see the module's docstring); None where lm-eval does not log it."""
     if task.OUTPUT_TYPE == "generate_until":
         return [hashlib.sha256(str(item["filtered_resps"][0]).encode()).hexdigest()[:8] for item in items]
     if task.OUTPUT_TYPE != "multiple_choice" or metric not in LENGTHS:
@@ -76,34 +83,34 @@ def _likeliest(item: dict[str, Any], choices: list[str], metric: str) -> int:
     return int(np.argmax(scores))
 
 
-def flips(own: Sequence[Answers], dense: Sequence[Answers]) -> dict[str, Any]:
-    """By metric, how answers differ from the dense model's: of one task, or of several taken together."""
-    pairs = list(zip(own, dense, strict=True))
+def flips(compressed: Sequence[Answers], dense: Sequence[Answers]) -> dict[str, Any]:
+    """Return by metric the flips from the dense model's answers, over one task or several tasks together."""
+    pairs = list(zip(compressed, dense, strict=True))
     metrics = [
-        name for name in own[0].get("correct", {}) if all(name in mine.get("correct", {}) for mine in own)
+        name
+        for name in compressed[0].get("correct", {})
+        if all(name in answered.get("correct", {}) for answered in compressed)
     ]
     return {name: _flips_of(name, pairs) for name in metrics}
 
 
 def _flips_of(metric: str, pairs: list[tuple[Answers, Answers]]) -> dict[str, Any]:
-    right = np.array(
-        [(a == "1", b == "1") for own, dense in pairs for a, b in _both(own, dense, "correct", metric)]
-    )
-    own, dense = right[:, 0], right[:, 1]
-    low, high = bootstrap_interval(own.astype(float) - dense)
+    right = np.array([(a == "1", b == "1") for a, b in _paired(pairs, "correct", metric)])
+    compressed, dense = right[:, 0], right[:, 1]
+    low, high = bootstrap_interval(compressed.astype(float) - dense)
     result: dict[str, Any] = {
-        "correctness": share(own != dense),
-        "to_wrong": int((dense & ~own).sum()),
-        "to_right": int((own & ~dense).sum()),
+        "correctness": share(compressed != dense),
+        "to_wrong": int((dense & ~compressed).sum()),
+        "to_right": int((compressed & ~dense).sum()),
         "dense": float(dense.mean()),
-        "difference": {"value": float(own.mean() - dense.mean()), "low": low, "high": high},
+        "difference": {"value": float(compressed.mean() - dense.mean()), "low": low, "high": high},
     }
-    if all(metric in mine.get("prediction", {}) for mine, _ in pairs):
-        result["prediction"] = share(
-            np.array([a != b for mine, other in pairs for a, b in _both(mine, other, "prediction", metric)])
-        )
+    if all(metric in answered.get("prediction", {}) for answered, _ in pairs):
+        result["prediction"] = share(np.array([a != b for a, b in _paired(pairs, "prediction", metric)]))
     return result
 
 
-def _both(own: Answers, dense: Answers, kind: str, metric: str) -> list[tuple[str, str]]:
-    return list(zip(own[kind][metric], dense[kind][metric], strict=True))
+def _paired(pairs: list[tuple[Answers, Answers]], kind: str, metric: str) -> Iterator[tuple[str, str]]:
+    """Yield the compressed and the dense model's answer to each item of all tasks."""
+    for compressed, dense in pairs:
+        yield from zip(compressed[kind][metric], dense[kind][metric], strict=True)

@@ -1,15 +1,18 @@
-"""Zero-shot tasks, asked through lm-eval, and how a compressed model's answers differ from the dense one's.
+"""Zero-shot tasks, asked through lm-eval, and the flips from the dense model's answers.
 
-Any task, group or tag of lm-eval by name, and two on local files (`experiments/tasks`). Accuracies and their standard errors are lm-eval's.
-What was answered to each item is kept in the row, so that flips (`answers.py`) can be computed between any two rows;
-those to the dense model are in the row. The dense model is asked once, in its own run.
+Every task, group or tag of lm-eval is available by name, and two tasks on local files (`local_tasks/`).
+Accuracies and their standard errors are lm-eval's. The answer to each item is kept in the row, so that flips
+(`answers.py`) can be computed between any two rows; the flips from the dense model are in the row. The dense
+model is asked once, in a run of its own.
 
-What is not covered: chat templates, tasks with pictures, tasks that run code the model writes.
+Not covered: chat templates, tasks with pictures, tasks that run code the model writes.
 """
 
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase
 
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.zero_shot import tasks
@@ -27,11 +30,14 @@ class ZeroShot(Evaluation):
     tasks: tuple[str, ...] = ("piqa_local",)
     """Names of tasks, groups or tags."""
     limit: int | None = None
-    """How many items of each task, from its start; null for all."""
+    """Number of items of each task, from its start; null for all."""
     shots: int | None = None
     """Solved examples before each question; null for the task's own number."""
     max_length: int | None = 2048
-    """Longest input in tokens, longer ones lose their beginning; the model's context where that is smaller, or for null."""
+    """Longest input in tokens, at most the model's context; null for the context.
+
+    Longer inputs lose their beginning.
+    """
     batch_size: int | None = None
     """Items at once; null for as many as fit."""
 
@@ -39,7 +45,8 @@ class ZeroShot(Evaluation):
         object.__setattr__(self, "tasks", tuple(self.tasks))  # Hydra gives a list
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(
-                f"{OPTION}.tasks={list(self.tasks)} is not possible; it must name one or more tasks, each once"
+                f"{OPTION}.tasks={list(self.tasks)} is not possible;"
+                " it must name one or more tasks, each once"
             )
         for option, least in (("limit", 1), ("shots", 0), ("max_length", 2), ("batch_size", 1)):
             value = getattr(self, option)
@@ -49,39 +56,32 @@ class ZeroShot(Evaluation):
     def content(self) -> dict[str, Any]:
         return {"questions": tasks.fingerprints(self.tasks, self.limit, self.shots)}
 
-    def check(self, subject: EvaluationContext) -> None:
-        tokenizer, longest = subject.loaded.tokenizer, self._max_length(subject)
+    def check(self, context: EvaluationContext) -> None:
+        tokenizer, longest = context.loaded.tokenizer, self._max_length(context)
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError(
-                f"{OPTION}: the model's tokenizer has neither a first nor a last token (bos, eos); lm-eval needs one"
+                f"{OPTION}: the model's tokenizer has neither a first nor a last token (bos, eos);"
+                " lm-eval needs one"
             )
         self.content()  # loads the tasks and builds their requests
         for loaded in tasks.load(self.tasks, self.shots).values():
             for name, task in loaded["tasks"].items():
-                for instance in (each for each in task.instances if each.request_type == "loglikelihood"):
-                    length = len(
-                        tokenizer(instance.arguments[1], add_special_tokens=False, verbose=False)["input_ids"]
-                    )
-                    if length > longest:
-                        raise ValueError(
-                            f"{OPTION}.tasks={name}: item {instance.doc_id} has an answer of {length} tokens, longer than an input may be"
-                            f" ({longest}, the smaller of {OPTION}.max_length and the model's context)"
-                        )
+                _check_answers(name, task, tokenizer, longest)
 
-    def _max_length(self, subject: EvaluationContext) -> int:
-        return min(self.max_length or subject.loaded.context, subject.loaded.context)
+    def _max_length(self, context: EvaluationContext) -> int:
+        return min(self.max_length or context.loaded.context, context.loaded.context)
 
-    def measure(self, subject: EvaluationContext) -> Measurement:
+    def measure(self, context: EvaluationContext) -> Measurement:
         from experiments.evaluation.zero_shot.harness import Harness, ask
 
         with tasks.quiet():
             harness = Harness(
-                subject.model, subject.loaded.tokenizer, self._max_length(subject), self.batch_size
+                context.model, context.loaded.tokenizer, self._max_length(context), self.batch_size
             )
         metrics: dict[str, Any] = {}
         samples: dict[str, Any] = {}
-        label = f"zero-shot, {'dense' if subject.is_dense else 'compressed'}"
-        for loaded in subject.progress(tasks.load(self.tasks, self.shots).values(), label, len(self.tasks)):
+        label = f"zero-shot, {'dense' if context.is_dense else 'compressed'}"
+        for loaded in context.progress(tasks.load(self.tasks, self.shots).values(), label, len(self.tasks)):
             result = ask(harness, loaded, self.limit)
             for name, numbers in result["results"].items():
                 metrics[name] = _numbers(numbers)
@@ -93,24 +93,42 @@ class ZeroShot(Evaluation):
         settings = {"limit": self.limit, "max_length": harness.max_length, "lm_eval": version("lm-eval")}
         return Measurement({"tasks": metrics} | settings, samples)
 
-    def against_dense(self, own: Measurement, dense: Measurement) -> dict[str, Any]:
-        """Flips of every task and group."""
-        tasks = {}
-        for name, metrics in own.metrics["tasks"].items():
+    def against_dense(self, compressed: Measurement, dense: Measurement) -> dict[str, Any]:
+        """Return the metrics of every task and group, with the flips from the dense model's answers."""
+        with_flips = {}
+        for name, metrics in compressed.metrics["tasks"].items():
             members = metrics.get("tasks", [name])
-            found = flips([own.samples[each] for each in members], [dense.samples[each] for each in members])
-            tasks[name] = metrics | ({"flips": found} if found else {})
-        return {"tasks": tasks}
+            found = flips(
+                [compressed.samples[member] for member in members],
+                [dense.samples[member] for member in members],
+            )
+            with_flips[name] = metrics | ({"flips": found} if found else {})
+        return {"tasks": with_flips}
+
+
+def _check_answers(name: str, task: Any, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Raise `ValueError` if an answer of a task has more than `longest` tokens."""
+    for instance in task.instances:
+        if instance.request_type != "loglikelihood":
+            continue
+        answer = tokenizer(instance.arguments[1], add_special_tokens=False, verbose=False)
+        length = len(answer["input_ids"])
+        if length > longest:
+            raise ValueError(
+                f"{OPTION}.tasks={name}: item {instance.doc_id} has an answer of {length} tokens,"
+                f" longer than an input may be ({longest}, the smaller of {OPTION}.max_length and the model's"
+                " context)"
+            )
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:
-    """{"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …} → {"acc": 0.5, "acc_stderr": 0.1}."""
-    split = {
-        key: key.partition(",") for key, value in results.items() if "," in key and not isinstance(value, str)
-    }
-    return {
-        metric_name(metric, filtered): float(results[key]) for key, (metric, _, filtered) in split.items()
-    }
+    """Return {"acc": 0.5, "acc_stderr": 0.1} of {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": …}."""
+    numbers = {}
+    for key, value in results.items():
+        metric, comma, filtered = key.partition(",")
+        if comma and not isinstance(value, str):
+            numbers[metric_name(metric, filtered)] = float(value)
+    return numbers
 
 
 def _facts(task: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:

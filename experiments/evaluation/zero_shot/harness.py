@@ -1,7 +1,10 @@
-"""lm-eval around a model in memory. Importing this module takes lm-eval's ten seconds, so it is imported where it is used.
+"""lm-eval around a model in memory.
 
-lm-eval finds its batch size by running out of memory, which on a CPU ends the process. Here it follows from a budget for what is largest,
-the logits: three float32 tensors (batch, tokens, vocabulary) at the length of the task's longest item.
+Importing this module takes lm-eval's ten seconds, so it is imported where it is used.
+
+lm-eval finds its batch size by running out of memory, which on a CPU ends the process. Here it follows from a
+budget for the largest tensors, the logits: three float32 tensors (batch, tokens, vocabulary) at the length of
+the task's longest item.
 """
 
 import copy
@@ -18,14 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.evaluation.zero_shot.tasks import Loaded, quiet, reproducible
 
 CPU_BUDGET = 2**30
-"""Bytes for the logits of a batch on a CPU; on a GPU it is a quarter of what is free."""
+"""Bytes for the logits of a batch on a CPU; on a GPU the budget is a quarter of the free memory."""
 LARGEST_BATCH = 64
 RESAMPLES = 100
 """Bootstraps of lm-eval's standard errors where there is no formula (there is one for accuracies)."""
 
 
 class Harness(HFLM):
-    """A model as lm-eval wants it. The model and the tokenizer stay as they are."""
+    """A model with lm-eval's interface. The model and the tokenizer are not changed."""
 
     def __init__(
         self,
@@ -36,36 +39,36 @@ class Harness(HFLM):
     ) -> None:
         self.used = batch_size
         """The latest batch size."""
-        with _not_tied_again(model):  # HFLM would; a compressed output head has nothing to tie
-            own = copy.deepcopy(tokenizer)  # HFLM sets its padding token
+        with _not_tied_again(model):  # HFLM would tie weights; a compressed output head has nothing to tie
             super().__init__(
-                pretrained=model, tokenizer=own, max_length=max_length, batch_size=batch_size or "auto"
+                pretrained=model,
+                tokenizer=copy.deepcopy(tokenizer),  # HFLM sets the padding token
+                max_length=max_length,
+                batch_size=batch_size or "auto",
             )
 
     def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-        length = (
-            self.max_length
-            if not requests
-            else min(self.max_length, len(requests[pos][1]) + len(requests[pos][2]))
-        )
-        self.used = batch_that_fits(
-            budget(self.device), length, self.model.config.get_text_config().vocab_size
-        )
+        length = self.max_length
+        if requests:
+            length = min(length, len(requests[pos][1]) + len(requests[pos][2]))
+        vocabulary = self.model.config.get_text_config().vocab_size
+        self.used = batch_that_fits(budget(self.device), length, vocabulary)
         return self.used
 
 
 def batch_that_fits(budget_bytes: int, length: int, vocabulary: int) -> int:
-    """How many items of `length` tokens have their logits in the budget; at least 1."""
+    """Return the number of items of `length` tokens whose logits fit the budget; at least 1."""
     return max(1, min(LARGEST_BATCH, budget_bytes // (3 * 4 * length * vocabulary)))
 
 
 def budget(device: torch.device) -> int:
-    """Bytes for the logits of a batch."""
+    """Return the bytes for the logits of a batch."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CPU_BUDGET
 
 
 @contextmanager
 def _not_tied_again(model: PreTrainedModel) -> Iterator[None]:
+    """Disable `model.tie_weights` during a block."""
     vars(model)["tie_weights"] = lambda *_, **__: None
     try:
         yield
@@ -74,14 +77,14 @@ def _not_tied_again(model: PreTrainedModel) -> Iterator[None]:
 
 
 def ask(harness: Harness, loaded: Loaded, limit: int | None) -> dict[str, Any]:
-    """lm-eval's results: "results" by task, "samples" by task, and more."""
+    """Return lm-eval's results: "results" by task, "samples" by task, and more."""
     with quiet(), reproducible(), _in_this_process():
         return evaluator.evaluate(harness, loaded, limit=limit, bootstrap_iters=RESAMPLES)
 
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """lm-eval's bootstrap forks otherwise, with the model and torch's threads."""
+    """Stop lm-eval's bootstrap from forking, with the model and torch's threads, during a block."""
     name = "DISABLE_MULTIPROC"
     before = os.environ.get(name)
     os.environ[name] = "1"

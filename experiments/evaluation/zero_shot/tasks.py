@@ -1,11 +1,13 @@
-"""Zero-shot tasks: found by name, and known by what they ask.
+"""Zero-shot tasks: found by name, and identified by their requests.
 
-Names are lm-eval's own (tasks, groups, tags), and those of the YAML files in `local_tasks/`, whose data lie in a folder. The index of
-lm-eval's 14,000 names takes half a minute to read, so it is read only for a name that is not ours.
+Names are lm-eval's (tasks, groups, tags), and those of the YAML files in `local_tasks/`, whose data are in
+the data folder. The index of lm-eval's 14,000 names takes half a minute to read, so it is read only for a
+name that is not in `local_tasks/`.
 
-What a task asks depends on data, prompt, few-shot examples and lm-eval's version. `fingerprints` hashes the requests that come out of all
-that; it is part of a run's identity, so that a row is found again, and its answers compared, only where the questions are the same.
-Some tasks shuffle with the global generators, so those start from the same seed each time, and are put back.
+The requests of a task depend on data, prompt, few-shot examples and lm-eval's version. `fingerprints` hashes
+them; the hash is part of a run's identity, so that a row is found again, and its answers compared, only where
+the questions are the same. Some tasks shuffle with the global generators, so these start from the same seed
+each time, and are restored.
 """
 
 import difflib
@@ -27,20 +29,21 @@ FOLDER = Path(__file__).parent / "local_tasks"
 LOCAL = tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
 """Names of the tasks on local files."""
 SEED = 1234
-"""lm-eval's own default."""
+"""Seed of the few-shot examples and the global generators; lm-eval's default."""
 
 Loaded = dict[str, Any]
-"""What lm-eval's `TaskManager.load` gives: "tasks" by name, "groups", and "group_map"."""
+"""Result of lm-eval's `TaskManager.load`: "tasks" by name, "groups", and "group_map"."""
 
 
 def load(names: tuple[str, ...], shots: int | None = None) -> dict[str, Loaded]:
-    """The tasks of every name; a group or tag has several.
+    """Return the tasks of every name; a group or tag has several.
 
     Args:
+        names: names of tasks, groups or tags.
         shots: solved examples before each question; None for the task's own number, which is mostly 0.
 
     Raises:
-        ValueError: there is no such task, its data cannot be had, or it cannot be asked here; the message names it.
+        ValueError: a task does not exist, its data cannot be loaded, or it cannot be asked here.
     """
     return _load(names, shots, data_dir())
 
@@ -63,27 +66,23 @@ def _manager(only_local: bool) -> Any:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = [each for each in difflib.get_close_matches(name, known, n=5) if each not in LOCAL]
+    close = [match for match in difflib.get_close_matches(name, known, n=5) if match not in LOCAL]
     meant = f", of lm-eval perhaps {', '.join(close)}" if close else ""
     more = "or any that `lm-eval ls tasks` lists"
-    return f"evaluation.zero_shot.tasks={name}: there is no such task; known are, on local files, {', '.join(LOCAL)}{meant}, {more}"
+    known_here = f"known are, on local files, {', '.join(LOCAL)}"
+    return f"evaluation.zero_shot.tasks={name}: there is no such task; {known_here}{meant}, {more}"
 
 
 def _load_one(manager: Any, name: str, shots: int | None) -> Loaded:
     from datasets.exceptions import DatasetNotFoundError
 
+    raised_by_loading = (OSError, ValueError, RuntimeError, ImportError, DatasetNotFoundError)
     if name in LOCAL:
         loaded: Loaded = manager.load([name])
     else:
         try:
             loaded = manager.load([name])
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            ImportError,
-            DatasetNotFoundError,
-        ) as error:  # what `datasets` and task files raise
+        except raised_by_loading as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             instead = f"Without a network, use {' or '.join(LOCAL)}"
             raise ValueError(
@@ -95,6 +94,7 @@ def _load_one(manager: Any, name: str, shots: int | None) -> Loaded:
 
 
 def _prepare(task: Any, shots: int | None) -> None:
+    """Set a task's number of examples and its seed; raise `ValueError` if it cannot be asked so."""
     for flag, reason in (
         ("UNSAFE_CODE", "runs code the model writes"),
         ("MULTIMODAL", "shows pictures or sounds"),
@@ -103,8 +103,9 @@ def _prepare(task: Any, shots: int | None) -> None:
             raise ValueError(
                 f"evaluation.zero_shot.tasks={task.task_name} {reason}; such tasks cannot be asked here"
             )
-    own = task.get_config("num_fewshot")
-    if own is None or (shots is not None and own != 0):  # 0 in a task's file means that it can have none
+    configured = task.get_config("num_fewshot")
+    # 0 in a task's file says that the task cannot have examples.
+    if configured is None or (shots is not None and configured != 0):
         task.set_config("num_fewshot", shots or 0)
     if shots and task.get_config("num_fewshot") != shots:
         raise ValueError(
@@ -114,7 +115,7 @@ def _prepare(task: Any, shots: int | None) -> None:
 
 
 def fingerprints(names: tuple[str, ...], limit: int | None, shots: int | None) -> dict[str, str]:
-    """A hash of what each task asks, by its name. The requests stay in `task.instances`."""
+    """Return a hash of each task's requests, by the task's name. The requests stay in `task.instances`."""
     found = {}
     with quiet(), reproducible():
         for loaded in load(names, shots).values():
@@ -132,7 +133,7 @@ def _fingerprint(task: Any) -> str:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """The global generators of `random` and numpy start from `SEED`, and afterwards are as they were."""
+    """Start the global generators of `random` and numpy from `SEED`, and restore them after the block."""
     plain, numpy_state = random.getstate(), np.random.get_state()
     random.seed(SEED)
     np.random.seed(SEED)
@@ -145,6 +146,6 @@ def reproducible() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the lines and bars that lm-eval prints."""
+    """Suppress the lines and bars that lm-eval prints during a block."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield

@@ -1,12 +1,13 @@
-"""x Ŵᵀ on a processor by look-up tables, from packed codes of an additively quantized matrix (AQLM's way of decoding).
+"""Product x Ŵᵀ on a processor by look-up tables, from packed codes of an additive format (as in AQLM).
 
-A group of inputs x_j meets the same few vectors in every row, so their products are taken once, and a row only adds up entries:
+A group of inputs x_j meets the same few vectors in every row, so their products are computed once, and a row
+only adds up entries:
 
     lut[j, m, c] = x_j · codebook[m, c]            y[r] = scale[r] · Σ_j Σ_m lut[j, m, codes[r, j, m]]
 
-The matrix is never written. Groups are taken a few at a time, so that their part of the table lies in a core's first cache while all rows
-of that core pass over it. Threads share rows out: no two write to one entry. That pays for a few rows of x (decoding); for many, the
-matrix is dequantized and multiplied.
+The matrix is never written. Groups are taken a few at a time, so that their part of the table lies in a
+core's first-level cache while all rows of that core pass over it. Threads divide the rows: no two write to
+one entry. That pays for a few rows of x (decoding); for many, the matrix is dequantized and multiplied.
 """
 
 import numpy as np
@@ -19,7 +20,7 @@ from sinq.kernels.cpu.threads import array, torch_threads
 
 FAST = {"reassoc", "contract", "nsz"}
 FEW = 4
-"""Up to so many rows of x, the matrix is not written."""
+"""Rows of x up to which the matrix is not written."""
 CACHE = 1 << 13
 """Entries of the table that are used together: 32 KiB."""
 ROWS = 64
@@ -29,15 +30,21 @@ ROWS = 64
 def refusal(value: AdditiveTensor) -> str | None:
     """Return the reason why `product` cannot take a value, or None where it can."""
     bits = value.format.bits_per_codebook
-    return (
-        None
-        if bits <= BYTE
-        else f"bits_per_codebook={bits}: tables of more than {BYTE} bits outweigh the matrix"
-    )
+    if bits <= BYTE:
+        return None
+    return f"bits_per_codebook={bits}: tables of more than {BYTE} bits outweigh the matrix"
 
 
 def product(value: AdditiveTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
+    """Return x Ŵᵀ + b. No gradient flows through it.
+
+    Args:
+        value: Ŵ, (out_features, in_features).
+        x: (..., in_features).
+        bias: (out_features,), or None for 0.
+
+    Returns:
+        (..., out_features) in the dtype of x.
 
     Raises:
         ValueError: x has another number of features than the matrix.
@@ -46,12 +53,8 @@ def product(value: AdditiveTensor, x: Tensor, bias: Tensor | None = None) -> Ten
         raise ValueError(f"x has {x.shape[-1]} features; the matrix takes {value.shape[1]}")
     if x.numel() // x.shape[-1] > FEW:
         return torch.nn.functional.linear(x, value.dequantize(x.dtype), bias)
-    codes, codebooks, scale = value.tensors["codes"], value.codebooks(), value.scale()
-    result = (
-        _operator(x, codes, codebooks, scale)
-        if torch.compiler.is_compiling()
-        else _linear(x, codes, codebooks, scale)
-    )
+    run = _operator if torch.compiler.is_compiling() else _linear
+    result: Tensor = run(x, value.tensors["codes"], value.codebooks(), value.scale())
     return result if bias is None else result + bias
 
 
@@ -88,7 +91,7 @@ def _add_up(table, codes, bits, scale, output):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _entries(part, codes, vectors):  # type: ignore[no-untyped-def]
-    """Σ_k part[k, codes[k]], four sums side by side: an entry need not wait for the one before."""
+    """Σ_k part[k, codes[k]] in four independent sums: an entry need not wait for the previous one."""
     a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     whole = len(codes) // 4 * 4
     for k in range(0, whole, 4):
@@ -103,7 +106,7 @@ def _entries(part, codes, vectors):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _entries_packed(part, packed, position, bits, count):  # type: ignore[no-untyped-def]
-    """The same of `count` codes from a position on, in a stream of `bits` bits each."""
+    """Σ_k part[k, code_k] of `count` codes from `position` on, in a stream of codes of `bits` bits."""
     total, mask = np.float32(0), (1 << bits) - 1
     for k in range(count):
         bit = (position + k) * bits
@@ -114,7 +117,7 @@ def _entries_packed(part, packed, position, bits, count):  # type: ignore[no-unt
 
 
 _operator = torch.library.custom_op("sinq::cpu_additive", _linear, mutates_args=())
-"""The same function as one node of a compiled graph."""
+"""`_linear` as one node of a compiled graph."""
 
 
 @_operator.register_fake

@@ -1,6 +1,8 @@
-"""A *job*: the arguments of a compiled C function, as int64 numbers and addresses.
+"""Layout of a *job*: the arguments of a compiled C function, as int64 numbers and addresses.
 
-A C function of the kernels takes one argument, the address of a job; `field = carray(pointer(job), FIELDS, np.int64)` reads it.
+A C function of the kernels takes one argument, the address of a job, and reads it by
+
+    field = carray(pointer(job), FIELDS, np.int64)
 """
 
 from typing import Any
@@ -31,14 +33,17 @@ FAST = {"reassoc", "contract", "nsz"}
     Y,
 ) = range(17)
 FIELDS = 17
-"""Of a job: numbers (rows FIRST to LAST are asked for; COL_SCALE is one row per TILE rows), then addresses, 0 for what is not there."""
+"""Number of fields of a job: numbers up to LAST, then addresses, which are 0 for tensors that do not exist.
+
+Rows FIRST to LAST are to be computed; COL_SCALE has one row per TILE rows.
+"""
 
 f32, i32, i16 = np.float32, np.int32, np.int16
 
 
 @intrinsic
 def _as_pointer(_context, _address):  # type: ignore[no-untyped-def]
-    """An address as a pointer, for `carray`."""
+    """Convert an address to a pointer, for `carray`, in compiled code."""
 
     def cast(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)

@@ -1,16 +1,19 @@
-"""Multiplying by a quantized matrix on a processor, from its codes as they are stored.
+"""Multiplication by a quantized matrix on a processor, from the stored codes.
 
 Per row i, with x' = x · col_scale:
 
     y_i = Σ_g scale_ig · (Σ_j code_ij · x'_j − zero_ig · Σ_j x'_j)        j in group g
 
-x' is rounded to 16 bits, in units of its largest entry in each group: an error of 2⁻¹⁶ of that at most, and sums in whole numbers.
+x' is rounded to 16 bits, in units of the largest entry of each group divided by 32767: an error of at most
+2⁻¹⁶ of that entry, and sums of integers.
 
-Eight codes are `bits` bytes. Here they are *lanes*: 32-bit integers with eight codes of 2, 3 or 4 bits, or four of 5, 6 or 8. Code c of
-eight neighbouring lanes is one vector (`vectors.py`), so x' is laid out to match it, filled up with zeros.
+Eight codes are `bits` bytes. Here they are *lanes*: 32-bit integers with eight codes of 2, 3 or 4 bits, or
+four of 5, 6 or 8. Code c of eight adjacent lanes is one vector (`llvm_vectors.py`), so x' is laid out to
+match it, padded with zeros.
 
-A kernel is a C function of one argument, the address of a *job* (`job.py`). Each of its threads does its share of the rows; what depends
-on x alone (x', its sums) each prepares for itself, which is cheaper than waiting for another.
+A kernel is a C function of one argument, the address of a *job* (`arguments.py`). Each of its threads
+computes its share of the rows. Each thread prepares x' and its sums for itself, since they depend on x alone:
+that is cheaper than waiting for another thread.
 """
 
 from functools import cache
@@ -44,25 +47,29 @@ from sinq.kernels.cpu.llvm_vectors import WIDTH
 from sinq.kernels.cpu.openmp import thread_count, thread_number
 from sinq.kernels.cpu.scales import decode, floats, spread
 
-LARGEST, TINIEST = 32767, 1e-30  # of 16 bits; a group of x below this counts as zeros
-SPARE = llvm_vectors.BYTES  # a row's last vector reads so many bytes beyond its codes at most
+LARGEST, TINIEST = 32767, 1e-30  # largest 16-bit integer; a group of x below TINIEST counts as zeros
+SPARE = llvm_vectors.BYTES  # bytes that a row's last vector reads beyond its codes, at most
 STRIP = 16  # rows whose scales are decoded together: one row of a small matrix is too short for vectors
 Kernel = Any
-"""A compiled C function: its `address`, and `ctypes` to call it."""
+"""Type of a compiled C function, with its `address`, and `ctypes` to call it."""
 
-whole, halved, mixed = (llvm_vectors.product(parts) for parts in (1, 2, 8))  # scales of a block
+# By the number of scales of a block.
+whole, halved, mixed = (llvm_vectors.product(parts) for parts in (1, 2, 8))
 widened = llvm_vectors.widening()
 
 
 @cache
 def multiply() -> Kernel:
-    """The C function y = x Ŵᵀ: float32 x (TOKENS, COLUMNS) → y (TOKENS, ROWS)."""
+    """Compile the C function y = x Ŵᵀ: float32 x (TOKENS, COLUMNS) → y (TOKENS, ROWS)."""
     return cfunc(types.void(types.intp), cache=True, fastmath=FAST)(_multiply)
 
 
 @cache
 def widen() -> Kernel:
-    """The C function that writes rows FIRST … LAST of Ŵ / col_scale, times factors, as float32 (row, block, code, lane)."""
+    """Compile the C function that writes rows FIRST … LAST of Ŵ / col_scale, times factors, to Y.
+
+    Y is float32 (row, block, code, lane); `llvm_vectors.factor` gives the factor of each code.
+    """
     return cfunc(types.void(types.intp), cache=True, fastmath=FAST)(_widen)
 
 
@@ -71,9 +78,9 @@ def _multiply(job):  # type: ignore[no-untyped-def]
     rows, columns, tile, tokens, bits = field[ROWS], field[COLUMNS], field[TILE], field[TOKENS], field[BITS]
     each, blocks = _layout(field)
     groups, row = columns // field[GROUP], blocks * WIDTH
-    per = field[GROUP] // (each * WIDTH)  # blocks of a group
+    per = field[GROUP] // (each * WIDTH)  # blocks per group
     if per * each * WIDTH != field[GROUP]:
-        per = 0  # a block has parts of several groups: of two halves, or scales are spread over lanes
+        per = 0  # a block has parts of several groups: two halves, or else scales are spread over lanes
     halves = 2 * field[GROUP] == each * WIDTH and groups % 2 == 0
     x, sums = np.zeros((tokens, row * each), np.int16), np.empty((tokens, groups), np.float32)
     units, factors = np.empty((tokens, groups), np.float32), np.empty(STRIP * groups, np.float32)
@@ -130,7 +137,10 @@ def _multiply(job):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST)
 def _combine(scale_at, zero_at, units_at, sums_at, factors_at, shifts_at, rows, groups):  # type: ignore[no-untyped-def]
-    """Scales of rows times those of x, and Σ scale · zero · Σ x. (Addresses, since an index that may be negative is slow.)"""
+    """Write scales of rows times units of x to `factors_at`, and Σ scale · zero · Σ x to `shifts_at`.
+
+    Arguments are addresses, since an index that may be negative is slow.
+    """
     units, sums = carray(pointer(units_at), groups, np.float32), carray(pointer(sums_at), groups, np.float32)
     shifts = carray(pointer(shifts_at), rows, np.float32)
     for i in range(rows):
@@ -170,21 +180,24 @@ def _widen(job):  # type: ignore[no-untyped-def]
 
 @njit
 def _layout(field):  # type: ignore[no-untyped-def]
-    """Codes in a lane, and blocks in a row."""
+    """Number of codes in a lane, and of blocks in a row."""
     each = 8 if field[BITS] <= 4 else 4
     return each, (field[COLUMNS] + each * WIDTH - 1) // (each * WIDTH)
 
 
 @njit
 def _share(first, last):  # type: ignore[no-untyped-def]
-    """The rows of this thread."""
+    """First and last (exclusive) of the rows of this thread."""
     count, number, threads = last - first, np.int64(thread_number()), np.int64(thread_count())  # type: ignore[arg-type]
     return first + count * number // threads, first + count * (number + 1) // threads
 
 
 @njit(fastmath=FAST)
 def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-def]
-    """x · col_scale of a tile in 16 bits and its layout, and units and sums of its groups. What x is filled up with stays 0."""
+    """Write x · col_scale of a tile to `x`, and the units and sums of its groups.
+
+    `x` has 16 bits and the layout of the codes; its padding stays 0.
+    """
     group, columns = field[GROUP], len(inputs)
     each, _ = _layout(field)
     half = each // 2
@@ -209,7 +222,7 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
         for j in range(group):
             values[j] = np.rint(values[j] * inverse)
             total += values[j]
-        units[g] = largest / f32(LARGEST) + (exact - exact)  # NaN, where x has one or overflows
+        units[g] = largest / f32(LARGEST) + (exact - exact)  # NaN where x has one or overflows
         sums[g] = total * units[g]
     for lane in range(columns // each):
         place = lane // WIDTH * half * 2 * WIDTH + lane % WIDTH * 2
@@ -220,7 +233,7 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
 
 @njit(fastmath=FAST | {"nnan"}, forceinline=True)
 def _largest(values):  # type: ignore[no-untyped-def]
-    """Largest magnitude. A NaN may be overlooked; whoever asks finds it by the sum."""
+    """Largest magnitude. A NaN may be overlooked; the caller finds it by the sum."""
     largest = f32(0)
     for j in range(len(values)):
         largest = max(largest, abs(values[j]))
@@ -229,7 +242,10 @@ def _largest(values):  # type: ignore[no-untyped-def]
 
 @njit(forceinline=True)
 def _codes(field, i, copied_at, size):  # type: ignore[no-untyped-def]
-    """The address of a row's codes: its own where they fill whole blocks and more rows follow, otherwise of a copy with room behind it."""
+    """Address of a row's codes: of the stored codes, or of a copy with SPARE bytes behind it.
+
+    The stored codes are used where they fill whole blocks and more rows follow.
+    """
     count = field[COLUMNS] // 8 * field[BITS]
     start = field[CODES] + i * count
     if count + SPARE == size and i + 1 < field[ROWS]:

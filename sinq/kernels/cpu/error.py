@@ -1,7 +1,8 @@
-"""The error of rounding on a processor, in two passes over one matrix in memory: the divided weights, then, in their place, the errors.
+"""Error of rounding on a processor, in two passes over one matrix in memory.
 
-Between the passes the scales and zeros of the groups, a small fraction of the data, are rounded by torch to how they are stored: Numba
-has no float16 on processors, and how a scale is stored may depend on all the others.
+The first pass writes the divided weights; the second overwrites them by the errors. Between the passes torch
+rounds the scales and zeros of the groups, a small fraction of the data, to their stored form: Numba has no
+float16 on processors, and the stored form of a scale may depend on all the others.
 """
 
 import numpy as np
@@ -35,40 +36,26 @@ def rounding_error(
 def _divided(
     weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, limit: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W / (row ⊗ col), cut at ± limit if there is one, and the scale and zero of its groups."""
+    """Return W / (row ⊗ col), cut at ± limit if there is a limit, and the scale and zero of its groups."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = torch.ones(1, groups) if row_scale is None else row_scale
     col = torch.ones(1, columns) if col_scale is None else col_scale
-    matrix, scale, zero = (
-        np.empty((rows, columns), np.float32),
-        np.empty((rows, groups), np.float32),
-        np.empty((rows, groups), np.float32),
-    )
+    matrix = np.empty((rows, columns), np.float32)
+    scale, zero = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
     with torch_threads():
         _divide(array(weight), array(row), array(col), matrix)
         if limit is not None:
-            _cut(
-                array(weight),
-                array(row),
-                array(col),
-                array(1 / row),
-                array(1 / col),
-                array(limit.reshape(rows, groups)),
-                matrix,
-            )
+            inverses = (array(1 / row), array(1 / col))
+            _cut(array(weight), array(row), array(col), *inverses, array(limit.reshape(rows, groups)), matrix)
         _ranges(matrix, np.float32(2**grid.bits - 1), range_limits(grid), scale, zero)
     return torch.from_numpy(matrix), nonzero(torch.from_numpy(scale)), torch.from_numpy(zero)
 
 
 def _rounded_in_place(
-    matrix: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    stored: QuantizedTensor,
+    matrix: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, stored: QuantizedTensor
 ) -> Tensor:
-    """Overwrite divided weights by the error of W rounded with scale and zero, and read back as stored."""
+    """Overwrite divided weights by the error of W, rounded with scale and zero and read back as stored."""
     step, offset, col = stored.scale(), stored.zero(), stored.col_scale()
     assert isinstance(offset, Tensor)
     column = np.ones((1, weight.shape[1]), np.float32) if col is None else array(col)
@@ -93,7 +80,10 @@ def _divide(weight, row, col, matrix):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _cut(weight, row, col, inverse_row, inverse_col, limit, matrix):  # type: ignore[no-untyped-def]
-    """In the order of `rounding.cut`: a group cut on both sides has its zero exactly between two whole numbers, so that digits count."""
+    """Cut the divided weights in the order of operations of `rounding.cut`.
+
+    A group cut on both sides has its zero exactly between two integers, so that the last digit decides.
+    """
     rows, groups = limit.shape
     size = weight.shape[1] // groups
     for i in prange(rows):
@@ -116,7 +106,7 @@ def _ranges(matrix, top, limits, scale, zero):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _errors(weight, scale, zero, step, offset, col, top, matrix):  # type: ignore[no-untyped-def]
-    """Codes come from scale and zero, values from step and offset, which is what was stored of them."""
+    """Write W − Ŵ to `matrix`: codes from scale and zero, values from step and offset, their stored forms."""
     rows, groups = scale.shape
     size = weight.shape[1] // groups
     for i in prange(rows):
@@ -142,7 +132,7 @@ def _divide_group(weight, col, matrix, factor):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _cut_group(weight, matrix, inverse_col, inverse, limit):  # type: ignore[no-untyped-def]
-    """A divided group overwritten by its weights without what is beyond the limit."""
+    """Overwrite a divided group by its weights without their excess over the limit."""
     for j in range(len(matrix)):
         excess = matrix[j] - min(max(matrix[j], -limit), limit)
         matrix[j] = weight[j] - excess / inverse_col[j] / inverse

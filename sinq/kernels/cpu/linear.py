@@ -1,11 +1,13 @@
-"""x Ŵᵀ on a processor, from packed codes.
+"""Product x Ŵᵀ on a processor, from packed codes.
 
-Few rows of x (decoding) go through `codes.multiply`, which never writes the matrix and rounds x to 16 bits. Many rows (prefill) are
-torch's product with pieces of the matrix, widened to float32 and used while they lie in cache. Sums of pieces are float32 whatever the
-dtype of x: on processors without instructions for bfloat16 its product is slower than that of float32, and never more exact.
+Few rows of x (decoding) go through `codes.multiply`, which never writes the matrix and rounds x to 16 bits.
+Many rows (prefill) are multiplied by torch with pieces of the matrix, widened to float32 and used while they
+lie in cache. Sums of pieces are float32 for every dtype of x: on processors without instructions for bfloat16
+its product is slower than that of float32, and never more exact.
 
-Nothing is prepared or kept beside the value: codes, scales and zeros are read where they are, so a layer that was moved, copied or loaded
-needs nothing done to it. Not covered: tables of levels, and groups that are no multiple of 8.
+Nothing is prepared or kept beside the value: codes, scales and zeros are read from the stored tensors, so a
+layer that was moved, copied or loaded needs no preparation. Not covered: tables of levels, and groups that
+are no multiple of 8.
 """
 
 from array import array
@@ -22,9 +24,9 @@ from sinq.kernels.cpu.codes import Kernel, multiply, widen
 from sinq.kernels.cpu.openmp import parallel
 
 FEW = 16
-"""Up to so many rows of x, the matrix is not written."""
+"""Rows of x up to which the matrix is not written."""
 PIECE = 1 << 18
-"""Weights widened at a time, 1 MiB: a core's cache."""
+"""Weights widened at a time: 1 MiB, a core's cache."""
 SMALL = 1 << 18
 """Multiplications below which a second thread does not pay."""
 OPTIONAL = ("zero", "col_scale", "scale_range", "scale_exponent")
@@ -41,22 +43,23 @@ def refusal(value: QuantizedTensor) -> str | None:
 
 
 def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Ŵᵀ + b: (..., in_features) → (..., out_features), in the dtype of x. No gradient flows through it.
+    """Return x Ŵᵀ + b. No gradient flows through it.
+
+    Args:
+        value: Ŵ, (out_features, in_features).
+        x: (..., in_features).
+        bias: (out_features,), or None for 0.
+
+    Returns:
+        (..., out_features) in the dtype of x.
 
     Raises:
         ValueError: x has another number of features than the matrix.
     """
-    stored = value.tensors
-    rest = [stored.get(name) for name in OPTIONAL]
-    arguments: tuple[Any, ...] = (
-        x,
-        stored["codes"],
-        stored["scale"],
-        *rest,
-        value.shape[0],
-        value.grid.bits,
-        value.grid.group_size,
-    )
+    tensors, grid = value.tensors, value.grid
+    optional = [tensors.get(name) for name in OPTIONAL]
+    sizes = (value.shape[0], grid.bits, grid.group_size)
+    arguments: tuple[Any, ...] = (x, tensors["codes"], tensors["scale"], *optional, *sizes)
     result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
     return result if bias is None else result + bias
 
@@ -105,17 +108,16 @@ def _by_pieces(inputs: Tensor, col_scale: Tensor | None, fields: list[int], outp
                 scaled = inputs if col_scale is None else inputs * col_scale[last_tile].float()
                 arranged = _arrange(scaled, fields[BITS])
             end = min(start + step, first + tile)
-            fields[FIRST], fields[LAST], fields[Y] = (
-                start,
-                end,
-                piece.data_ptr(),
-            )
+            fields[FIRST], fields[LAST], fields[Y] = start, end, piece.data_ptr()
             _run(widen(), fields, (end - start) * columns)
             outputs[:, start:end] = arranged @ piece[: end - start].T
 
 
 def _arrange(x: Tensor, bits: int) -> Tensor:
-    """(tokens, columns) → (tokens, blocks · codes · lanes) divided by factors, as `codes.widen` lays out the matrix."""
+    """Return x (tokens, columns), divided by factors, in the layout of the matrix that `codes.widen` writes.
+
+    The result is (tokens, blocks · codes · lanes).
+    """
     each = llvm_vectors.codes_per_lane(bits)
     block = each * llvm_vectors.WIDTH
     filled = torch.nn.functional.pad(x, (0, -x.shape[1] % block)).view(len(x), -1, llvm_vectors.WIDTH, each)
@@ -125,12 +127,12 @@ def _arrange(x: Tensor, bits: int) -> Tensor:
 
 def _run(kernel: Kernel, fields: list[int], work: int) -> None:
     start, packed = parallel(), array("q", fields)
-    assert start is not None  # or `refusal` has a reason
+    assert start is not None  # `refusal` returns a reason otherwise
     start(kernel.address, packed.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())
 
 
 _operator = torch.library.custom_op("sinq::cpu_linear", _linear, mutates_args=())
-"""The same function as one node of a compiled graph."""
+"""`_linear` as one node of a compiled graph."""
 
 
 @_operator.register_fake

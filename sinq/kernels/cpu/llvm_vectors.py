@@ -1,14 +1,15 @@
-"""The two innermost loops over quantized codes, written as vectors of eight 32-bit numbers.
+"""Innermost loops over quantized codes, written as vectors of eight 32-bit numbers: `product` and `widening`.
 
-Eight lanes of codes (`cpu_codes.py`) are a *block*. Vectors are LLVM's own, of no one processor: two registers of NEON, one of AVX2, half
-of AVX-512.
+Eight lanes of codes (`codes.py`) are a *block*. Vectors are LLVM's own, of no one processor: two registers of
+NEON, one of AVX2, half of AVX-512.
 
-`product` works in whole numbers: sixteen codes at a time, of 16 bits each, meet sixteen 16-bit entries of x, and neighbouring products are
-added, in one instruction. That is four instructions for sixteen weights, where codes turned to floats need three for eight.
+`product` works in integers: sixteen codes at a time, of 16 bits each, meet sixteen 16-bit entries of x, and
+neighbouring products are added, in one instruction. That is four instructions for sixteen weights, where
+codes turned to floats need three for eight.
 
-`widening` writes floats. Code c of each lane is masked in place, which leaves a number of 2^(c · bits) times its value; `factor` says so,
-and whoever prepares x divides by it. A float holds such a number exactly, so nothing is ever shifted down but the code at the top,
-which would be negative.
+`widening` writes floats. Code c of each lane is masked without a shift, which leaves a number of 2^(c · bits)
+times its value. `factor` returns this factor, and the code that prepares x divides by it. A float holds such
+a number exactly, so nothing is ever shifted down but the code at the top, which would be negative.
 """
 
 from collections.abc import Callable
@@ -25,38 +26,44 @@ from sinq.formats.grid import BITS
 WIDTH = 8
 BYTES = 4 * WIDTH
 AHEAD = 2048
-"""Bytes from a read to its prefetch. Of 0, 512, 1024, 2048 and 4096 the fastest on an AMD EPYC (Zen 4): 4096×4096 at 4 bits took 0.81 ms,
-against 1.07 without."""
-FLAGS = ("contract", "nsz")  # multiply-adds
+"""Bytes from a read to its prefetch.
+
+2048 was the fastest of 0, 512, 1024, 2048 and 4096 on an AMD EPYC (Zen 4): 4096×4096 at 4 bits took 0.81 ms,
+and 1.07 ms without a prefetch.
+"""
+FLAGS = ("contract", "nsz")  # permit fused multiply-adds
 HAS_AVX2 = get_host_cpu_features().get("avx2", False)
 WHOLE, REAL = ir.VectorType(ir.IntType(32), WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
 SHORT = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
 def codes_per_lane(bits: int) -> int:
-    """How many codes share 32 bits: eight of 2, 3 or 4 bits, four of 5, 6 or 8."""
+    """Return the number of codes that share 32 bits: eight of 2, 3 or 4 bits, four of 5, 6 or 8."""
     return 8 if bits <= 4 else 4
 
 
 def factor(code: int, bits: int) -> float:
-    """By how much a code is larger when it is masked in place."""
+    """Return the factor by which a code is larger where it is masked without a shift."""
     return 1.0 if (code + 1) * bits == 32 else 2.0 ** (code * bits)
 
 
 def product(parts: int) -> Callable[..., Any]:
-    """For compiled code: Σ code · x · scale of a row, float32, from bits, the addresses of packed codes, x and scales, and two counts.
+    """Return a function for compiled code that returns Σ code · x · scale of a row, float32.
 
-    Sums over a block are whole numbers, exact; x is int16, laid out (block, code of a half, lane, half). Scales (of codes, times those of
-    x) are one for each run of `per` blocks, of which there are `runs`; or `parts` for each block, 2 or 8 (then `per` is 1, and a run is a
-    block).
+    It takes (bits, codes, x, scales, runs, per), where `codes`, `x` and `scales` are addresses. Sums over a
+    block are exact integers; x is int16, laid out (block, code of a half, lane, half).
+
+    Scales are those of the codes times those of x. With `parts` = 1 there is one scale for each of `runs`
+    runs of `per` blocks. With `parts` = 2 or 8 there are `parts` scales for each block; `per` is 1, and a run
+    is a block.
     """
 
     @intrinsic
     def row_product(_context, bits, codes, x, scales, runs, per):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            given, *rest = arguments
+            given_bits, *rest = arguments
             return _by_bits(
-                builder, given, ir.FloatType(), lambda bits: _row_product(builder, bits, parts, *rest)
+                builder, given_bits, ir.FloatType(), lambda bits: _row_product(builder, bits, parts, *rest)
             )
 
         return types.float32(*[types.intp] * 6), generate
@@ -77,14 +84,11 @@ def _row_product(
     total = cgutils.alloca_once_value(builder, ir.Constant(REAL, [0.0] * WIDTH))
 
     def add(block: ir.Value, run: ir.Value) -> None:
-        _prefetch(
-            builder,
-            builder.add(codes, builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))),
-        )
+        offset = builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))
+        _prefetch(builder, builder.add(codes, offset))
         part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
-        builder.store(
-            _multiply_add(builder, part, _spread(builder, parts, scales, run), builder.load(total)), total
-        )
+        scale = _spread(builder, parts, scales, run)
+        builder.store(_multiply_add(builder, part, scale, builder.load(total)), total)
 
     one = ir.Constant(per.type, 1)
     with builder.if_else(builder.icmp_signed("==", per, one), likely=True) as (alone, several):
@@ -98,48 +102,54 @@ def _row_product(
 def _by_bits(
     builder: ir.IRBuilder, bits: ir.Value, kind: ir.Type, generate: Callable[[int], ir.Value]
 ) -> ir.Value:
-    """What `generate` makes for the width that is given when the code runs. A switch, since functions for one width each, made by a
-    function, would not be found again in Numba's cache on disk."""
+    """Emit a switch over the number of bits, known when the code runs, with a case of `generate` for each.
+
+    Compiled functions for one number of bits each, made by a Python function, would not be found again in
+    Numba's cache on disk.
+    """
     result = cgutils.alloca_once(builder, kind)
-    other, after = builder.append_basic_block("other"), builder.append_basic_block("after")
-    switch = builder.switch(bits, other)
-    for width in BITS:
-        case = builder.append_basic_block(f"bits{width}")
-        switch.add_case(ir.Constant(bits.type, width), case)
+    unsupported, after = builder.append_basic_block("other"), builder.append_basic_block("after")
+    switch = builder.switch(bits, unsupported)
+    for known_bits in BITS:
+        case = builder.append_basic_block(f"bits{known_bits}")
+        switch.add_case(ir.Constant(bits.type, known_bits), case)
         builder.position_at_end(case)
-        builder.store(generate(width), result)
+        builder.store(generate(known_bits), result)
         builder.branch(after)
-    builder.position_at_end(other)
+    builder.position_at_end(unsupported)
     builder.unreachable()
     builder.position_at_end(after)
     return builder.load(result)
 
 
 def _block(builder: ir.IRBuilder, bits: int, lanes: ir.Value, x: ir.Value, block: ir.Value) -> ir.Value:
-    """Σ code · x of each lane of a block: eight int32."""
+    """Emit Σ code · x of each lane of a block: eight int32."""
     half = codes_per_lane(bits) // 2
     halves = _halves(builder, lanes, bits * half)
     part = ir.Constant(WHOLE, [0] * WIDTH)
     for k in range(half):
         code = builder.lshr(halves, ir.Constant(SHORT, [k * bits] * 2 * WIDTH))
         code = builder.and_(code, ir.Constant(SHORT, [(1 << bits) - 1] * 2 * WIDTH))
-        part = builder.add(
-            part, _pairs(builder, code, _load(builder, SHORT, x, _offset(builder, block, half, k)))
-        )
+        entries = _load(builder, SHORT, x, _offset(builder, block, half, k))
+        part = builder.add(part, _pairs(builder, code, entries))
     return part
 
 
 def widening() -> Callable[..., Any]:
-    """For compiled code: writes (code · scale − shift) · factor of a row at `out`, float32 (block, code, lane).
+    """Return a function for compiled code that writes (code · scale − shift) · factor of a row to `out`.
 
-    Takes bits, the addresses of packed codes, scales and shifts (both per lane) and out, and how many blocks.
+    It takes (bits, codes, scales, shifts, out, blocks), where `codes`, `scales`, `shifts` and `out` are
+    addresses and `blocks` is the number of blocks. Scales and shifts are per lane; `out` is float32
+    (block, code, lane).
     """
 
     @intrinsic
     def row_widened(_context, bits, codes, scales, shifts, out, blocks):  # type: ignore[no-untyped-def]
         def generate(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            given, *rest = arguments
-            return _by_bits(builder, given, ir.IntType(64), lambda bits: _row_widened(builder, bits, *rest))
+            given_bits, *rest = arguments
+            return _by_bits(
+                builder, given_bits, ir.IntType(64), lambda bits: _row_widened(builder, bits, *rest)
+            )
 
         return types.intp(*[types.intp] * 6), generate
 
@@ -162,9 +172,8 @@ def _row_widened(
             index = _offset(builder, loop.index, codes_per_lane(bits), code)
             moved = builder.fmul(shift, ir.Constant(REAL, [factor(code, bits)] * WIDTH), flags=FLAGS)
             value = builder.fmul(_code(builder, lane, code, bits), scale, flags=FLAGS)
-            builder.store(
-                builder.fsub(value, moved, flags=FLAGS), _pointer(builder, REAL, out, index), align=4
-            )
+            difference = builder.fsub(value, moved, flags=FLAGS)
+            builder.store(difference, _pointer(builder, REAL, out, index), align=4)
     return ir.Constant(ir.IntType(64), 0)
 
 
@@ -176,26 +185,26 @@ def _code(builder: ir.IRBuilder, lane: ir.Value, code: int, bits: int) -> ir.Val
 
 
 def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -> ir.Value:
-    """The lanes of a block, from its packed codes; what lies above a lane's last code is not cleared. May read to BYTES after its start."""
+    """Emit the lanes of a block, from its packed codes.
+
+    The bits above a lane's last code are not cleared. The code may read BYTES bytes from the start of the
+    block.
+    """
     width = codes_per_lane(bits) * bits
-    start = builder.add(
-        codes, builder.mul(block, ir.Constant(block.type, width))
-    )  # eight lanes of `width` bits are `width` bytes
+    # Eight lanes of `width` bits are `width` bytes.
+    start = builder.add(codes, builder.mul(block, ir.Constant(block.type, width)))
     if width == 32:
         return _read(builder, WHOLE, start)
     if width == 16:
         return builder.zext(_read(builder, ir.VectorType(ir.IntType(16), WIDTH), start), WHOLE)
     words = _read(builder, WHOLE, start)
     spare = width // 8  # lanes 4 … 7 begin here, in words of 32 bits, or half a word later
-    halves = builder.shuffle_vector(
-        words, words, ir.Constant(WHOLE, [0, 1, 2, 3, spare, spare + 1, spare + 2, spare + 3])
-    )
-    places = [lane * width // 8 - (4 * spare - 16 if lane >= WIDTH // 2 else 0) for lane in range(WIDTH)]
-    kind = ir.VectorType(ir.IntType(8), BYTES)
-    parts = builder.bitcast(halves, kind)
-    order = ir.Constant(
-        ir.VectorType(ir.IntType(32), BYTES), [place + min(byte, 2) for place in places for byte in range(4)]
-    )
+    both = [0, 1, 2, 3, spare, spare + 1, spare + 2, spare + 3]
+    halves = builder.shuffle_vector(words, words, ir.Constant(WHOLE, both))
+    offsets = [lane * width // 8 - (4 * spare - 16 if lane >= WIDTH // 2 else 0) for lane in range(WIDTH)]
+    parts = builder.bitcast(halves, ir.VectorType(ir.IntType(8), BYTES))
+    sources = [offset + min(byte, 2) for offset in offsets for byte in range(4)]
+    order = ir.Constant(ir.VectorType(ir.IntType(32), BYTES), sources)
     lanes = builder.bitcast(builder.shuffle_vector(parts, parts, order), WHOLE)
     if width % 8:
         return builder.lshr(lanes, ir.Constant(WHOLE, [lane * width % 8 for lane in range(WIDTH)]))
@@ -203,14 +212,16 @@ def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -
 
 
 def _prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for codes that are read a little later: a core that computes as it reads looks ahead too little to keep memory busy."""
+    """Emit a prefetch of codes AHEAD bytes later.
+
+    A core that computes as it reads looks ahead too little to keep memory busy.
+    """
     word, bytes_at = ir.IntType(32), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [bytes_at, word, word, word])
     later = builder.inttoptr(builder.add(address, ir.Constant(address.type, AHEAD)), bytes_at)
     to_read, keep, data = word(0), word(3), word(1)
-    builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [later, to_read, keep, data]
-    )
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(prefetch, [later, to_read, keep, data])
 
 
 def _read(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value) -> ir.Value:
@@ -222,10 +233,9 @@ def _offset(builder: ir.IRBuilder, block: ir.Value, each: int, code: int) -> ir.
 
 
 def _pointer(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
-    """Of vector `index` at an address."""
-    return builder.inttoptr(
-        builder.add(address, builder.mul(index, ir.Constant(index.type, BYTES))), kind.as_pointer()
-    )
+    """Emit the pointer to vector `index` of an array at an address."""
+    offset = builder.mul(index, ir.Constant(index.type, BYTES))
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
 
 
 def _load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value, index: ir.Value) -> ir.Value:
@@ -237,38 +247,38 @@ def _multiply_add(builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total:
 
 
 def _halves(builder: ir.IRBuilder, lanes: ir.Value, width: int) -> ir.Value:
-    """Lanes of 2 · width bits as pairs of 16-bit numbers of `width` bits."""
+    """Emit lanes of 2 · width bits as pairs of 16-bit numbers of `width` bits."""
     if width < 16:
         low = builder.and_(lanes, ir.Constant(WHOLE, [(1 << width) - 1] * WIDTH))
-        high = builder.shl(
-            builder.lshr(lanes, ir.Constant(WHOLE, [width] * WIDTH)), ir.Constant(WHOLE, [16] * WIDTH)
-        )
+        rest = builder.lshr(lanes, ir.Constant(WHOLE, [width] * WIDTH))
+        high = builder.shl(rest, ir.Constant(WHOLE, [16] * WIDTH))
         lanes = builder.or_(low, high)
     return builder.bitcast(lanes, SHORT)
 
 
 def _pairs(builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
-    """left · right of int16, exact, neighbours added: eight int32. One instruction of AVX2, which LLVM does not always find by itself."""
+    """Emit eight int32: exact products left · right of int16, with neighbours added.
+
+    This is one instruction of AVX2, which LLVM does not always find by itself.
+    """
     if HAS_AVX2:
         kind = ir.FunctionType(WHOLE, [SHORT, SHORT])
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [left, right]
-        )
+        instruction = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+        return builder.call(instruction, [left, right])
     wide = ir.VectorType(ir.IntType(32), 2 * WIDTH)
     products = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
     even, odd = (ir.Constant(WHOLE, list(range(start, 2 * WIDTH, 2))) for start in (0, 1))
-    nothing = ir.Constant(wide, ir.Undefined)
-    return builder.add(
-        builder.shuffle_vector(products, nothing, even), builder.shuffle_vector(products, nothing, odd)
-    )
+    undefined = ir.Constant(wide, ir.Undefined)
+    lower = builder.shuffle_vector(products, undefined, even)
+    upper = builder.shuffle_vector(products, undefined, odd)
+    return builder.add(lower, upper)
 
 
 def _spread(builder: ir.IRBuilder, parts: int, address: ir.Value, index: ir.Value) -> ir.Value:
-    """`parts` float32 at an index, each for its share of eight lanes."""
+    """Emit a vector of eight lanes from the `parts` float32 at an index, each spread over 8 / parts lanes."""
     kind = ir.VectorType(ir.FloatType(), parts)
-    values = _read(
-        builder, kind, builder.add(address, builder.mul(index, ir.Constant(index.type, 4 * parts)))
-    )
+    offset = builder.mul(index, ir.Constant(index.type, 4 * parts))
+    values = _read(builder, kind, builder.add(address, offset))
     lanes = ir.Constant(WHOLE, [lane * parts // WIDTH for lane in range(WIDTH)])
     return builder.shuffle_vector(values, ir.Constant(kind, ir.Undefined), lanes)
 

@@ -1,9 +1,11 @@
-"""Quantizing on a processor: each tile is balanced while it lies in a core's cache, and rounded and packed in one more pass.
+"""Quantizing on a processor: tiles are balanced in a core's cache, and rounded and packed in one more pass.
 
-One pass over a tile gives both row and column deviations of W / (row ⊗ col), which is never written. A row is short and is centred on its
-own mean. A column is long: it is shifted by the mean it is expected to have (its last one, moved by the last step), so that a large common
-offset costs no digits; float32 sums of 32 rows go into float64 ones. A tile stops as soon as its imbalance rises, since nothing changes
-after that. It is copied first: rows that lie a power of two apart share few places of a cache, and would drive each other out in each pass.
+One pass over a tile gives both row and column deviations of W / (row ⊗ col), which is never written. A row is
+short and is centred on its own mean. A column is long: it is shifted by its expected mean (the last mean,
+moved by the last step), so that a large common offset costs no digits; float32 sums of 32 rows are added in
+float64. A tile stops as soon as its imbalance rises, since nothing changes after that. The tile is copied
+first: rows whose distance is a power of two share few lines of a cache, and would evict each other in each
+pass.
 """
 
 import numpy as np
@@ -17,8 +19,8 @@ from sinq.formats.rounding import nonzero, zero_limits
 from sinq.kernels.cpu.threads import array, torch_threads
 
 FAST = {"reassoc", "contract", "nsz"}
-ROWS = 32  # summed in float32 before they are added in float64
-CODES = 8  # in a packed word
+ROWS = 32  # rows summed in float32 before their sum is added in float64
+CODES = 8  # codes in a packed word
 
 
 def sinkhorn_scales(
@@ -28,29 +30,18 @@ def sinkhorn_scales(
     (height, width), (rows, columns) = tile, weight.shape
     row_scale = np.empty((rows, columns // width), np.float32)
     col_scale = np.empty((rows // height, columns), np.float32)
-    steps = np.array(
-        [
-            options.step_min,
-            options.step_max,
-            options.log_min,
-            options.log_max,
-            options.std_min,
-            options.std_max,
-        ],
-        np.float32,
+    limits = (
+        options.step_min,
+        options.step_max,
+        options.log_min,
+        options.log_max,
+        options.std_min,
+        options.std_max,
     )
+    steps = np.array(limits, np.float32)
+    matrix, flags = array(weight), (options.early_stop, options.relative_floors)
     with torch_threads():
-        _balance(
-            array(weight),
-            height,
-            width,
-            options.iterations,
-            steps,
-            options.early_stop,
-            options.relative_floors,
-            row_scale,
-            col_scale,
-        )
+        _balance(matrix, height, width, options.iterations, steps, *flags, row_scale, col_scale)
     return torch.from_numpy(row_scale), torch.from_numpy(col_scale)
 
 
@@ -70,7 +61,7 @@ def round_scaled(
 
 
 def range_limits(grid: Grid) -> np.ndarray:
-    """What `choose_range` needs of a grid: the smallest range, the smallest and the largest zero."""
+    """Return the limits that `choose_range` takes: the smallest range, the smallest and the largest zero."""
     return np.array([grid.range_floor, *zero_limits(grid)], np.float32)
 
 
@@ -88,7 +79,7 @@ def _balance(weight, height, width, iterations, steps, early_stop, relative, row
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _balance_tile(tile, iterations, steps, early_stop, relative):  # type: ignore[no-untyped-def]
-    """The row and column scales of one tile."""
+    """Return the row and column scales of one tile."""
     height, width = tile.shape
     log_row, log_col = np.zeros(height, np.float32), np.zeros(width, np.float32)
     best_row, best_col = log_row.copy(), log_col.copy()
@@ -135,7 +126,10 @@ def _column_means(tile):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type: ignore[no-untyped-def]
-    """Unbiased deviations of rows and columns of tile · inverse_row ⊗ inverse_col, and of all its entries; `mean` of columns, anew."""
+    """Write row and column deviations of tile · inverse_row ⊗ inverse_col, and return that of all entries.
+
+    Deviations are unbiased. `mean` is updated to the means of the columns.
+    """
     height, width = tile.shape
     sums, squares = np.zeros(width, np.float64), np.zeros(width, np.float64)
     scaled, part, part_squares = (
@@ -176,7 +170,7 @@ def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _move(log_scale, std, inverse, target, steps):  # type: ignore[no-untyped-def]
-    """One step of `log_scale` and `inverse` = exp(−log_scale); returns by how much each inverse was multiplied."""
+    """Move `log_scale` and `inverse` = exp(−log_scale) by one step, and return the factor of each inverse."""
     change = np.empty_like(inverse)
     for k in range(len(std)):
         ratio = min(max(min(max(std[k], steps[4]), steps[5]) / target, steps[0]), steps[1])
@@ -189,7 +183,7 @@ def _move(log_scale, std, inverse, target, steps):  # type: ignore[no-untyped-de
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _round(weight, row, col, bits, limits, packed, scale, zero):  # type: ignore[no-untyped-def]
-    """Eight rows at a time: their codes fill whole words, whatever their length."""
+    """Round eight rows at a time: their codes fill whole words, at any row length."""
     rows, columns = weight.shape
     for chunk in prange(-(-rows // CODES)):
         first, last = chunk * CODES, min(rows, (chunk + 1) * CODES)
@@ -228,7 +222,10 @@ def _round_row(weight, row, col, bits, limits, codes, scale, zero):  # type: ign
 
 @njit(fastmath=FAST | {"nnan"}, error_model="numpy", cache=True)
 def extremes(values):  # type: ignore[no-untyped-def]
-    """Smallest and largest. A loop of its own: only where no NaN is minded are they found in several lanes at once."""
+    """Return the smallest and the largest value.
+
+    This is a separate loop without regard to NaN: only then does it run in several lanes at once.
+    """
     low = high = values[0]
     for value in values:
         low, high = min(low, value), max(high, value)
@@ -253,7 +250,7 @@ def choose_range(low, high, top, limits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def pack_words(words, bits, packed):  # type: ignore[no-untyped-def]
-    """Eight codes in the bytes of each uint64 → `bits` bytes of `packed`; see `packing.py` for the three steps."""
+    """Pack the eight codes of each uint64 into `bits` bytes; see `packing.py` for the three steps."""
     for k in range(len(words)):
         word = words[k]
         for width in (8, 16, 32):

@@ -1,8 +1,9 @@
-"""HQQ's refinement on a processor: weights become positions on the grid once, and each step is one pass over the positions.
+"""HQQ's refinement on a processor: weights become grid positions once, and each step is one pass over them.
 
-A group whose zero no longer moves is left out of the later steps; after a few of them that is nearly every group. The power |e|^(p−1)
-is needed only in groups with an error that `shrink` does not take to 0. There |e| = m·2^k with 1 ≤ m < 2, so |e|^(p−1) is a table's
-entry for k times a polynomial in m, to a few units of float32's last digit, and eight at a time.
+A group whose zero no longer moves is left out of the later steps; after a few of them that is nearly every
+group. The power |e|^(p−1) is needed only in groups with an error that `shrink` does not take to 0. There
+|e| = m·2^k with 1 ≤ m < 2, so |e|^(p−1) is an entry of a table for k times a polynomial in m, accurate to a
+few units of float32's last digit, and eight are computed at a time.
 """
 
 import numpy as np
@@ -17,11 +18,12 @@ from sinq.formats.rounding import nonzero
 from sinq.kernels.cpu.quantize import CODES, FAST, choose_range, extremes, pack_words, range_limits
 from sinq.kernels.cpu.threads import array, torch_threads
 
-SMALLEST, LARGEST = 1e-5, 1e5  # magnitudes are kept between these; see `half_quadratic.shrink`
-EXPONENTS = 17  # of 2, of these magnitudes: −17 … 17
+SMALLEST, LARGEST = 1e-5, 1e5  # limits of magnitudes; see `half_quadratic.shrink`
+EXPONENTS = 17  # exponents of 2 of these magnitudes: −17 … 17
 DEGREE = 9
 LANES = 32
-EXACT = {"nsz"}  # named, so that no order is changed: functions without flags take those of their caller
+EXACT = {"nsz"}
+"""Flags that keep the order of sums; explicit, since functions without flags take those of their caller."""
 
 
 def refine_scaled(
@@ -37,62 +39,48 @@ def refine_scaled(
     groups = columns // grid.group_size
     row = np.ones((1, groups), np.float32) if row_scale is None else array(row_scale)
     col = np.ones((1, columns), np.float32) if col_scale is None else array(col_scale)
-    positions, inverse, start = (
-        np.empty((rows, columns), np.float32),
-        np.empty((rows, groups), np.float32),
-        np.empty((rows, groups), np.float32),
-    )
+    positions = np.empty((rows, columns), np.float32)
+    inverse, start = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
     packed = np.empty(-(-rows * columns // CODES) * grid.bits, np.uint8)
-    powers, polynomial = power(options.norm - 1)
+    fitted = power(options.norm - 1)
 
     def step(zero: Tensor, beta: float, moving: Tensor) -> tuple[Tensor, Tensor]:
         moved, size = np.empty_like(start), np.empty_like(start)
-        needed = np.float32(unshrunk(options.norm, beta))
-        _step(
-            positions,
-            inverse,
-            array(zero),
-            moving.numpy(),
-            grid.bits,
-            needed,
-            np.float32(beta),
-            powers,
-            polynomial,
-            moved,
-            size,
-        )
+        state = (positions, inverse, array(zero), moving.numpy())
+        shrinking = (np.float32(unshrunk(options.norm, beta)), np.float32(beta), *fitted)
+        _step(*state, grid.bits, *shrinking, moved, size)
         return torch.from_numpy(moved), torch.from_numpy(size)
 
+    matrix, limits = array(weight), range_limits(grid)
     with torch_threads():
-        _positions(
-            array(weight), row, col, grid.bits, range_limits(grid), round_zero, positions, inverse, start
-        )
+        _positions(matrix, row, col, grid.bits, limits, round_zero, positions, inverse, start)
         used, zero = alternate(step, torch.from_numpy(start), grid.tile((rows, columns))[0], options)
         _codes(positions, array(used), grid.bits, packed)
-    scale = torch.from_numpy(
-        np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), 0).astype(np.float32)
-    )
-    return torch.from_numpy(packed), nonzero(scale), zero
+    scale = np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), 0).astype(np.float32)
+    return torch.from_numpy(packed), nonzero(torch.from_numpy(scale)), zero
 
 
 def unshrunk(norm: float, beta: float) -> float:
-    """A magnitude up to which `shrink` gives 0, or −1 where there is none."""
+    """Return a magnitude up to which `half_quadratic.shrink` returns 0, or −1 where there is none."""
     limit = beta ** (-1 / (2 - norm)) * (1 - 1e-5)
     return limit if limit > SMALLEST else -1.0
 
 
 def power(exponent: float) -> tuple[np.ndarray, np.ndarray]:
-    """(2^k)^exponent for k from −EXPONENTS, and the coefficients of m^exponent in m − 1.5, for m from 1 to 2; both float32."""
+    """Return the table and the polynomial of m^exponent · (2^k)^exponent, both float32.
+
+    The table has (2^k)^exponent for k from −EXPONENTS to EXPONENTS. The polynomial has the coefficients of
+    m^exponent in m − 1.5, for m from 1 to 2.
+    """
     powers = 2.0 ** (np.arange(-EXPONENTS, EXPONENTS + 1) * exponent)
     fitted = Chebyshev.interpolate(lambda m: m**exponent, DEGREE, domain=[1, 2])
-    return powers.astype(np.float32), fitted.convert(
-        domain=[1, 2], kind=Polynomial, window=[-0.5, 0.5]
-    ).coef.astype(np.float32)
+    polynomial = fitted.convert(domain=[1, 2], kind=Polynomial, window=[-0.5, 0.5])
+    return powers.astype(np.float32), polynomial.coef.astype(np.float32)
 
 
 @njit(parallel=True, fastmath=EXACT, error_model="numpy", cache=True)
 def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, zero):  # type: ignore[no-untyped-def]
-    """W / (row ⊗ col) · inverse, `inverse` (0 for a group of zeros), and the zeros to start from."""
+    """Write W / (row ⊗ col) · inverse, `inverse` (0 for a group of zeros), and the initial zeros."""
     rows, columns = weight.shape
     top, size = np.float32(2**bits - 1), columns // inverse.shape[1]
     for i in prange(rows):
@@ -119,13 +107,12 @@ def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, z
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _step(positions, inverse, zero, moving, bits, limit, beta, powers, polynomial, moved, size):  # type: ignore[no-untyped-def]
-    """The next zeros and Σ|error| of the groups that move."""
+    """Write the next zeros and Σ|error| of the groups that move."""
     rows, groups = zero.shape
     top, width = np.float32(2**bits - 1), positions.shape[1] // groups
     for i in prange(rows):
-        rest = np.empty(
-            width, np.float32
-        )  # codes − positions: their mean is the next zero where nothing is shrunk
+        # codes − positions; their mean is the next zero where nothing is shrunk
+        rest = np.empty(width, np.float32)
         for group in range(groups):
             if not moving[i, group]:
                 continue
@@ -149,7 +136,7 @@ def _step(positions, inverse, zero, moving, bits, limit, beta, powers, polynomia
 
 @njit(fastmath=EXACT, error_model="numpy", cache=True)
 def _sum(values):  # type: ignore[no-untyped-def]
-    """In torch's order (with AVX2): its last digit decides ties, of which weights from a 4-bit grid have many."""
+    """Sum in torch's order (with AVX2): the last digit decides ties; weights from a 4-bit grid have many."""
     lanes, whole = np.zeros(LANES, np.float32), len(values) // LANES * LANES
     for start in range(0, whole, LANES):
         for k in range(LANES):
@@ -164,7 +151,7 @@ def _sum(values):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _add_shrunk(rest, offset, factor, scale, beta, powers, polynomial):  # type: ignore[no-untyped-def]
-    """rest += shrink(error) · factor, where error = (offset − rest) · scale."""
+    """Add shrink(error) · factor to `rest`, where error = (offset − rest) · scale."""
     magnitude, mantissa = np.empty(len(rest), np.float32), np.empty(len(rest), np.float32)
     bits, mantissa_bits = magnitude.view(np.int32), mantissa.view(np.int32)
     for j in range(len(rest)):
@@ -187,7 +174,7 @@ def _add_shrunk(rest, offset, factor, scale, beta, powers, polynomial):  # type:
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _codes(positions, zero, bits, packed):  # type: ignore[no-untyped-def]
-    """Eight rows at a time: their codes fill whole words, whatever their length."""
+    """Choose and pack codes of eight rows at a time: they fill whole words, at any row length."""
     rows, columns = positions.shape
     top, width = np.float32(2**bits - 1), columns // zero.shape[1]
     for chunk in prange(-(-rows // CODES)):

@@ -1,6 +1,9 @@
-"""Scales and zeros as they are stored, to floats, in compiled code: halves, floats, or the 8-bit form of `auxiliary.py`.
+"""Conversion of stored scales and zeros to floats, in compiled code: from float16, float32 or 8-bit scales.
 
-Loops are over arrays made from addresses: an index into a slice may be negative as far as the compiler knows, which keeps it from vectors.
+The 8-bit form is that of `sinq/formats/stored_scales.py`.
+
+Loops are over arrays made from addresses: the compiler must assume that an index into a slice may be
+negative, and then does not vectorize.
 """
 
 import numpy as np
@@ -26,7 +29,7 @@ from sinq.kernels.cpu.llvm_vectors import WIDTH
 
 @njit(fastmath=FAST)
 def decode(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
-    """The first `count` scales, and scale · zero, from a row on."""
+    """Write the first `count` scales, and scale · zero, from `row` on."""
     start, auxiliary = row * (field[COLUMNS] // field[GROUP]), field[AUXILIARY]
     if auxiliary == 8:
         _bytes_to_scales(field, start, count, scale)
@@ -52,7 +55,10 @@ def decode(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
 
 @njit
 def spread(values, out, rows, groups, each):  # type: ignore[no-untyped-def]
-    """The value of each group for each of its lanes. Eight copies are one instruction if their number is known."""
+    """Write the value of each group to each of its lanes.
+
+    Eight copies are one instruction where the compiler knows their number.
+    """
     if each % WIDTH == 0:
         filled = 0
         for part in range(rows * groups):
@@ -71,7 +77,10 @@ def spread(values, out, rows, groups, each):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST)
 def floats(address, start, count, bits, out):  # type: ignore[no-untyped-def]
-    """Stored floats of 16 or 32 bits → float32. A half's bits, moved, are a float32 that is 2^112 times too small."""
+    """Convert stored floats of 16 or 32 bits to float32.
+
+    The bits of a float16, shifted, are a float32 that is 2^112 times too small.
+    """
     if bits == 32:
         whole = carray(pointer(address + 4 * start), count, np.float32)
         for k in range(count):
@@ -87,7 +96,7 @@ def floats(address, start, count, bits, out):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST)
 def _bytes_to_scales(field, start, count, out):  # type: ignore[no-untyped-def]
-    """2^(low + step · byte), see `auxiliary.py`."""
+    """Write scales 2^(low + step · byte); see `sinq/formats/stored_scales.py`."""
     ranges, k = np.empty(2, np.float32), 0
     while k < count:
         block = (start + k) // BLOCK
@@ -99,7 +108,7 @@ def _bytes_to_scales(field, start, count, out):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST)
 def _powers(stored_at, low, step, out_at, count):  # type: ignore[no-untyped-def]
-    """The whole part of a power goes into the exponent's bits, the rest (at most ½) is a polynomial."""
+    """Write 2^(low + step · byte). The integer part sets the exponent; the rest (≤ ½) is a polynomial."""
     stored, out = carray(pointer(stored_at), count, np.uint8), carray(pointer(out_at), count, np.float32)
     bits = carray(pointer(out_at), count, np.int32)
     for k in range(count):

@@ -1,4 +1,4 @@
-"""One number of threads for torch and Numba, and arrays that share memory with tensors."""
+"""Number of threads, the same for torch and Numba, and arrays that share memory with tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +10,18 @@ from torch import Tensor
 
 from sinq.kernels.cache import install_locator
 
-install_locator()  # here: all other kernels import this file before they are decorated
+# All other kernels import this file before they are decorated.
+install_locator()
 
 
 @contextmanager
 def torch_threads() -> Iterator[None]:
-    """Within this context, Numba's loops use as many threads as torch does."""
+    """Run Numba's loops on as many threads as torch uses, within the context."""
     wanted = torch.get_num_threads()
     before = numba.get_num_threads()
-    torch.set_num_threads(
-        wanted
-    )  # the first question to Numba starts its threads, and sets the number of the OpenMP library they share
+    # The first `numba.get_num_threads` starts Numba's threads, and sets the number of the OpenMP library
+    # that it shares with torch.
+    torch.set_num_threads(wanted)
     numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     try:
         yield
@@ -29,5 +30,5 @@ def torch_threads() -> Iterator[None]:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """A float32 tensor of the processor as a C-ordered array; without a copy where it is one already."""
+    """Return a tensor on the processor as a C-ordered float32 array, without a copy where it is one."""
     return tensor.detach().float().contiguous().numpy()

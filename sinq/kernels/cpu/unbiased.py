@@ -1,7 +1,8 @@
 """Refined SINQ on a processor: row by row, all tiles side by side, so that memory is read in order.
 
-A column's sum is taken over strips of `ROWS` rows in float32, each by one thread, and over strips in float64. Rounding does everything
-a group needs while it lies in the nearest cache: its codes are chosen anew at each step and only the last ones are written.
+A column's sum is taken over strips of `ROWS` rows in float32, each by one thread, and over strips in float64.
+Rounding takes all steps of a group while the group lies in the first-level cache: its codes are chosen anew
+at each step and only the last ones are written.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from sinq.kernels.cpu.threads import array, torch_threads
 
 
 def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> Tensor:
-    """See `sinq.algorithms.unbiased_scales.column_magnitudes`; norm 1."""
+    """See `sinq.algorithms.unbiased_scales.column_magnitudes`; only norm 1."""
     (height, width), (rows, columns) = tile, weight.shape
     tiles, strips, matrix = rows // height, -(-height // ROWS), array(weight)
     column = np.ones((tiles, columns), np.float32)
@@ -26,18 +27,15 @@ def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, 
         for _ in range(passes):
             _column_sums(matrix, height, width, 1 / column, sums)
             mean = sums.reshape(tiles, strips, columns).sum(1, dtype=np.float64) / height
-            column = (
-                centred_columns(torch.from_numpy(mean.astype(np.float32)).reshape(tiles, -1, width))
-                .reshape(tiles, columns)
-                .numpy()
-            )
+            means = torch.from_numpy(mean.astype(np.float32)).reshape(tiles, -1, width)
+            column = centred_columns(means).reshape(tiles, columns).numpy()
     return torch.from_numpy(column)
 
 
 def round_unbiased(
     weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Unbiased
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sinq.kernels.quantize.round_unbiased`; uniform levels."""
+    """See `sinq.kernels.quantize.round_unbiased`; only uniform levels."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = np.ones((1, groups), np.float32) if row_scale is None else array(row_scale)
@@ -53,7 +51,10 @@ def round_unbiased(
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _column_sums(weight, height, width, inverse, sums):  # type: ignore[no-untyped-def]
-    """Σ|w| / (root mean square of w / column along the row of the tile), over each strip of rows: (tiles · strips, columns)."""
+    """Write Σ|w| / (root mean square of w / column along the row of the tile), over each strip of rows.
+
+    `sums` is (tiles · strips, columns).
+    """
     columns, strips = weight.shape[1], -(-height // ROWS)
     for strip in prange(len(sums)):
         tile = strip // strips
@@ -73,7 +74,7 @@ def _column_sums(weight, height, width, inverse, sums):  # type: ignore[no-untyp
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, zero):  # type: ignore[no-untyped-def]
-    """Eight rows at a time: their codes fill whole words, whatever their length."""
+    """Round eight rows at a time: their codes fill whole words, at any row length."""
     rows, columns = weight.shape
     size = columns // scale.shape[1]
     for chunk in prange(-(-rows // CODES)):
@@ -98,7 +99,10 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _round_group(matrix, count, bits, share, steps, limits, codes):  # type: ignore[no-untyped-def]
-    """Codes, scale (0 for a group of zeros) and zero of one group: `narrow`, `unbiased` in `steps` steps, and `centred`."""
+    """Write the codes of one group, and return its scale (0 for a group of zeros) and zero.
+
+    These are `narrow`, `unbiased` in `steps` steps, and `centred` of `sinq.algorithms.unbiased_scales`.
+    """
     top, size = np.float32(2**bits - 1), np.float32(len(matrix))
     (low, high), mean, variance = extremes(matrix), np.float32(0), np.float32(0)
     for j in range(len(matrix)):
@@ -124,7 +128,7 @@ def _round_group(matrix, count, bits, share, steps, limits, codes):  # type: ign
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _sums(matrix, count, mean, step, offset, top):  # type: ignore[no-untyped-def]
-    """Σ codes · count, and Σ codes · (w − mean) · count, of the nearest codes."""
+    """Return Σ code · count and Σ code · (w − mean) · count of the nearest codes."""
     total, along, alive = np.float32(0), np.float32(0), step if step > 0 else np.float32(1)
     for j in range(len(matrix)):
         code = min(max(np.rint(matrix[j] / alive + offset), np.float32(0)), top) * count[j]

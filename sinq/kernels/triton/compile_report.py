@@ -1,9 +1,10 @@
-"""What the CUDA compiler makes of the Triton kernels: registers, spilled bytes and shared memory. Needs no device.
+"""Report of the registers, spilled bytes and shared memory of the compiled Triton kernels. Needs no device.
 
     python -m sinq.kernels.triton.compile_report
 
-A spill is a register that did not fit and goes through memory: bytes written and read back, summed over the kernel's code. The shapes are
-those of a large layer (groups of 64). A kernel that compiles here may still be slow; only a device can tell.
+A spill is a register that did not fit and goes through memory: bytes written and read back, summed over the
+kernel's code. The shapes are those of a large layer (groups of 64). A kernel that compiles here may still be
+slow; only a device can tell.
 """
 
 import re
@@ -34,23 +35,25 @@ TARGETS = (80, 90)
 GROUP = 64
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 ALIGNED = ("height", "columns", "rows")
-"""Whole-number arguments that are multiples of 16 in these shapes, as pointers are."""
+"""Integer arguments that are multiples of 16 in these shapes, as all pointers are."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel and what it is compiled for: types of its arguments, values of its constants (None: an argument that is not there)."""
+    """A kernel and the specialization that it is compiled for."""
 
     name: str
     kernel: Any
     types: dict[str, str]
+    """Type of each argument, in Triton's notation, by its name."""
     constants: dict[str, Any]
+    """Value of each constant by its name; an argument without a type or a value is passed as None."""
     warps: int
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one thread (registers, spilled bytes) and one program (shared bytes) of a compiled kernel need."""
+    """Resources of a compiled kernel: registers and spilled bytes of a thread, shared bytes of a program."""
 
     kernel: str
     capability: int
@@ -61,46 +64,49 @@ class Resources:
 
 
 def compiled(case: Case, capability: int) -> CompiledKernel:
-    """The kernel for a compute capability. Raises `ValueError` under TRITON_INTERPRET, where there is nothing to compile."""
+    """Return the compiled kernel for a compute capability.
+
+    Raises:
+        ValueError: TRITON_INTERPRET is set, so that there is nothing to compile.
+    """
     if not isinstance(case.kernel, JITFunction):
         raise ValueError(f"{case.name} is interpreted: unset TRITON_INTERPRET")
     names = case.kernel.arg_names
     signature = {name: case.types.get(name, "constexpr") for name in names}
     constants = {name: case.constants.get(name) for name in names if name not in case.types}
-    aligned = [
-        k
-        for k, name in enumerate(names)
-        if signature[name].startswith("*") or (name in ALIGNED and name in case.types)
-    ]
-    source = ASTSource(case.kernel, signature, constants, {(k,): [["tt.divisibility", 16]] for k in aligned})
+    pointers = {name for name in names if signature[name].startswith("*")}
+    aligned = pointers | {name for name in ALIGNED if name in case.types}
+    divisible = {(k,): [["tt.divisibility", 16]] for k, name in enumerate(names) if name in aligned}
+    source = ASTSource(case.kernel, signature, constants, divisible)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": case.warps})
 
 
 def resources(case: Case, capability: int) -> Resources:
-    """Compile, and ask ptxas what it took."""
+    """Compile a kernel and return the resources that ptxas reports.
+
+    Raises:
+        ValueError: TRITON_INTERPRET is set.
+        RuntimeError: ptxas does not assemble the kernel.
+    """
     kernel = compiled(case, capability)
     log = assemble(kernel.asm["ptx"], capability)
     spilled = sum(int(size) for size in re.findall(r"(\d+) bytes spill", log))
     registers = max(int(count) for count in re.findall(r"Used (\d+) registers", log))
-    return Resources(
-        case.name, capability, registers, spilled, kernel.metadata.shared, len(kernel.asm["cubin"])
-    )
+    shared, size = kernel.metadata.shared, len(kernel.asm["cubin"])
+    return Resources(case.name, capability, registers, spilled, shared, size)
 
 
 def assemble(ptx: str, capability: int) -> str:
-    """What ptxas says about a program. Raises `RuntimeError` with its complaint if it does not assemble."""
+    """Assemble a program and return what ptxas prints about it.
+
+    Raises:
+        RuntimeError: the program does not assemble; the error has the output of ptxas.
+    """
     target = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [
-            get_ptxas(capability).path,
-            "-v",
-            f"-arch={target}",
-            str(source),
-            "-o",
-            str(source.with_suffix(".cubin")),
-        ]
+        command = [get_ptxas(capability).path, "-v", f"-arch={target}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"ptxas for {target}: {done.stdout}{done.stderr}")
@@ -108,7 +114,7 @@ def assemble(ptx: str, capability: int) -> str:
 
 
 def cases() -> Iterator[Case]:
-    """Every kernel as it is launched for a large layer; all bits where bits matter."""
+    """Yield every kernel as launched for a large layer, at all numbers of bits where these matter."""
     for dtype in (torch.bfloat16, torch.float32):
         yield _balance(dtype)
     for bits in (2, 3, 4, 5, 6, 8):
@@ -124,11 +130,14 @@ def cases() -> Iterator[Case]:
 
 
 def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: bool = False) -> Case:
-    """The product with `batch` rows of x, or with None writing the matrix; 4096 in-features, float16 auxiliaries, column scales."""
+    """Return the case of the product with `batch` rows of x, or of writing the matrix where `batch` is None.
+
+    The layer has 4096 in-features, float16 scales and zeros, and column scales.
+    """
     pointer = POINTERS[dtype]
-    types = {"codes": "*i32", "scale": "*fp16", "col_scale": "*fp16", "out": pointer, "rows": "i32"} | (
-        {} if symmetric else {"zero": "*fp16"}
-    )
+    types = {"codes": "*i32", "scale": "*fp16", "col_scale": "*fp16", "out": pointer, "rows": "i32"}
+    if not symmetric:
+        types["zero"] = "*fp16"
     constants = {
         "WORDS_PER_ROW": 512,
         "GROUP_WORDS": GROUP // 8,
@@ -137,35 +146,22 @@ def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: boo
     }
     name = f"{bits} bits, {str(dtype).removeprefix('torch.')}"
     if batch is None:
-        return Case(
-            f"dequantize {name}",
-            dequantize_block,
-            types,
-            constants | {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16},
-            4,
-        )
+        constants |= {"BLOCK_ROWS": 32, "BLOCK_WORDS": 16}
+        return Case(f"dequantize {name}", dequantize_block, types, constants, warps=4)
     name = f"linear {name}, batch {batch}{', symmetric' if symmetric else ''}"
     if batch == 1:
         form, warps = vector_form((4096, 4096), bits, GROUP, constants["ZERO"])
         return Case(name, multiply_vector, types | {"x": pointer}, form, warps)
     rows, words, warps = blocks(dtype)
-    constants |= {
-        "BATCH": ROWS_OF_KERNEL,
-        "OPERAND": _type(pointer),
-        "BLOCK_ROWS": rows,
-        "BLOCK_WORDS": words,
-    }
+    constants |= {"BATCH": ROWS_OF_KERNEL, "OPERAND": tl.dtype(pointer.removeprefix("*"))}
+    constants |= {"BLOCK_ROWS": rows, "BLOCK_WORDS": words}
     return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
 
 
 def _balance(dtype: torch.dtype) -> Case:
     vectors = {"scratch": "*fp32", "row_scale": "*fp32", "col_scale": "*fp32"}
     numbers = dict.fromkeys(("step_min", "step_max", "log_min", "log_max", "std_min", "std_max"), "fp32")
-    types = (
-        {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"}
-        | vectors
-        | numbers
-    )
+    types = {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"}
     sizes = {
         "WIDTH": GROUP,
         "PADDED_WIDTH": GROUP,
@@ -173,21 +169,15 @@ def _balance(dtype: torch.dtype) -> Case:
         "EARLY_STOP": True,
         "RELATIVE": True,
     }
-    return Case(
-        f"balance {str(dtype).removeprefix('torch.')}",
-        balance,
-        types,
-        sizes,
-        warps_for(BALANCE_ELEMENTS, BALANCE_EACH),
-    )
+    name = f"balance {str(dtype).removeprefix('torch.')}"
+    return Case(name, balance, types | vectors | numbers, sizes, warps_for(BALANCE_ELEMENTS, BALANCE_EACH))
 
 
 def _round(bits: int) -> Case:
     unit = {1: "*u8", 2: "*i16", 4: "*i32", 8: "*i64"}[bits & -bits]
     vectors = dict.fromkeys(("row_scale", "col_scale", "scale", "zero"), "*fp32")
-    numbers = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32") | dict.fromkeys(
-        ("rows", "columns", "tile_rows"), "i32"
-    )
+    limits = dict.fromkeys(("range_floor", "smallest", "largest"), "fp32")
+    lengths = dict.fromkeys(("rows", "columns", "tile_rows"), "i32")
     sizes = {
         "BITS": bits,
         "GROUP": GROUP,
@@ -195,28 +185,18 @@ def _round(bits: int) -> Case:
         "BLOCK_ROWS": ROUND_ELEMENTS // GROUP,
         "PACK": True,
     }
-    return Case(
-        f"round {bits} bits",
-        round_groups,
-        {"weight": "*bf16", "packed": unit} | vectors | numbers,
-        sizes,
-        warps_for(ROUND_ELEMENTS, ROUND_EACH),
-    )
-
-
-def _type(pointer: str) -> tl.dtype:
-    return tl.dtype(pointer.removeprefix("*"))
+    types = {"weight": "*bf16", "packed": unit} | vectors | limits | lengths
+    return Case(f"round {bits} bits", round_groups, types, sizes, warps_for(ROUND_ELEMENTS, ROUND_EACH))
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of resources of all cases on all targets."""
     print(f"{'kernel':42} {'target':>6} {'registers':>9} {'spilled B':>9} {'shared B':>8}")
     for case in cases():
         for capability in TARGETS:
             found = resources(case, capability)
-            print(
-                f"{found.kernel:42} {f'sm_{capability}':>6} {found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}"
-            )
+            needs = f"{found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}"
+            print(f"{found.kernel:42} {f'sm_{capability}':>6} {needs}")
 
 
 if __name__ == "__main__":

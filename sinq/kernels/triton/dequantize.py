@@ -1,24 +1,26 @@
-"""From packed codes to weights, in Triton: the loads that all kernels on compressed weights share, and the kernel that writes a matrix.
+"""Loads of packed codes, scales and zeros for all Triton kernels on compressed weights, and dequantization.
 
-Codes are read as they are stored (`packing.py`): a word is eight codes in `bits` bytes, and all rows start on a multiple of four bytes if
-they have a multiple of 32 codes. A word lies in one or two int32s, which are read and shifted; nothing is padded or repacked. A word never
-crosses groups if a group has a multiple of 8 codes, so scale and zero are read once per word.
+Codes are read as they are stored (`sinq/formats/packing.py`). A word is eight codes in `bits` bytes, and all
+rows start on a multiple of four bytes if they have a multiple of 32 codes. A word lies in one or two int32s,
+which are read and shifted; nothing is padded or repacked. A word never crosses groups if a group has a
+multiple of 8 codes, so scale and zero are read once per word.
 
-Auxiliaries are read as `auxiliary.py` stores them: float32, float16 (with an exponent where there is one), or a byte.
+Scales and zeros are read as `sinq/formats/stored_scales.py` stores them: float32, float16 (with an exponent
+where there is one), or a byte.
 """
 
 import triton
 import triton.language as tl
 
 ZERO_STORED, ZERO_BYTE, ZERO_CONSTANT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""A zero is a float of its own; an int8 around the centre; the centre."""
+"""Kinds of zeros: a stored float; an int8 relative to the centre of the codes; the centre."""
 SCALE_BLOCK = tl.constexpr(32)
-"""Scales that share a range, where they are a byte each (`auxiliary.BLOCK`)."""
+"""Scales that share a range, where each is stored in a byte (`stored_scales.BLOCK`)."""
 
 
 @triton.jit
 def load_codes(codes, row, word, valid, WORDS_PER_ROW: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes as float32 (rows, words, 8), of words `word` (words,) of rows `row` (rows,); `codes` points to int32."""
+    """Codes of words `word` (words,) in rows `row` (rows,), float32 (rows, words, 8); `codes` is of int32."""
     byte = word * BITS
     first = row.to(tl.int64)[:, None] * (WORDS_PER_ROW * BITS // 4) + (byte // 4)[None, :]
     shift = (byte % 4 * 8)[None, :]
@@ -30,13 +32,14 @@ def load_codes(codes, row, word, valid, WORDS_PER_ROW: tl.constexpr, BITS: tl.co
         high = tl.load(codes + first + 1, mask=valid & (shift + 8 * BITS > 32), other=0)
         whole = (value.to(tl.int64) & 0xFFFFFFFF) | (high.to(tl.int64) << 32)
         code = ((whole >> shift)[:, :, None] >> lane.to(tl.int64)[None, None, :]).to(tl.int32)
-    # As the low bits of 2²³'s float: a conversion from int has a quarter of the rate of this and the subtraction.
+    # The code becomes the low bits of the float 2²³, which is then subtracted: a conversion from int has a
+    # quarter of the rate of these two.
     return ((code & (2**BITS - 1)) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
 
 @triton.jit
 def load_scale(scale, scale_range, scale_exponent, entry, valid):  # type: ignore[no-untyped-def]
-    """Scales at flat positions `entry`, float32; pointers that are None are not stored."""
+    """Scales at flat positions `entry`, float32; a pointer is None where the tensor is not stored."""
     stored = tl.load(scale + entry, mask=valid, other=0).to(tl.float32)
     if scale_range is not None:
         block = entry // SCALE_BLOCK * 2
@@ -66,7 +69,10 @@ def dequantize_block(  # type: ignore[no-untyped-def]
     WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """One block of the matrix (rows, 8 · WORDS_PER_ROW) into `out`, row-major, in its dtype; the grid is (row blocks, word blocks)."""
+    """Write one block of the matrix (rows, 8 · WORDS_PER_ROW) to `out`, row-major, in the dtype of `out`.
+
+    The grid is (row blocks, word blocks).
+    """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     word = tl.program_id(1) * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)
     valid = (row < rows)[:, None] & (word < WORDS_PER_ROW)[None, :]

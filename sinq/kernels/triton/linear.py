@@ -1,17 +1,19 @@
-"""x Ŵᵀ + b on CUDA from packed codes, which are held once and read once.
+"""Product x Ŵᵀ + b on CUDA from packed codes, which are held once and read once.
 
-Two ways, by the number of rows of x:
+There are two ways, by the number of rows of x:
 
-- up to 16, one kernel: a program has some rows of Ŵ, goes along them in blocks of words, and adds up in float32. It takes all of the inner
-  dimension, so nothing is added across programs. The column scale is multiplied into x as x is loaded, which costs one product per entry
-  of x and not of Ŵ. One row of x is a sum of products (`triton_vector.py`); more are a tensor-core product, whose operands have the dtype
-  of x.
-- above, Ŵ is written once in the dtype of x, by one launch, and torch multiplies: reading codes again for each block of x would cost more.
+- up to 16, one kernel: a program has some rows of Ŵ, goes along them in blocks of words, and adds up in
+  float32. It takes all of the inner dimension, so nothing is added across programs. x is multiplied by the
+  column scale as x is loaded, which costs one product per entry of x and not of Ŵ. One row of x is a sum of
+  products (`vector.py`); more are a tensor-core product, whose operands have the dtype of x.
+- above, Ŵ is written once in the dtype of x, by one launch, and torch multiplies: reading codes again for
+  each block of x would cost more.
 
-The operation is `torch.ops.sinq_harness.triton_linear`, opaque to torch.compile, and waits for nothing, so CUDA graphs can capture it.
+The operation is `torch.ops.sinq_harness.triton_linear`, opaque to torch.compile, and waits for nothing, so
+CUDA graphs can capture it.
 
-Not covered: gradients; column scales per block of rows (2-D tiling); tables of levels. With 2 … 16 rows of float16, x · col_scale is held
-in float16: above 65504 it is infinite.
+Not covered: gradients; column scales per block of rows (2-D tiling); tables of levels. With 2 … 16 rows of
+float16, x · col_scale is held in float16: above 65504 it is infinite.
 """
 
 import math
@@ -38,7 +40,7 @@ from sinq.kernels.triton.vector import UNIT, block, multiply_vector, window
 ROWS_OF_KERNEL = 16
 """Rows of x up to which the codes are multiplied directly."""
 CODES_PER_ROW = 32
-"""In-features must be a multiple: then every row begins on four bytes."""
+"""In-features must be a multiple of this, so that every row of codes begins on a multiple of four bytes."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -51,14 +53,17 @@ def refusal(value: QuantizedTensor) -> str | None:
     if grid.levels is not Levels.uniform:
         return f"levels={grid.levels.name}: only uniform levels are supported"
     if value.shape[1] % CODES_PER_ROW or grid.group_size % 8:
-        return f"in_features={value.shape[1]} must be a multiple of {CODES_PER_ROW}, and group_size={grid.group_size} of 8"
+        return (
+            f"in_features={value.shape[1]} must be a multiple of {CODES_PER_ROW}, "
+            f"and group_size={grid.group_size} of 8"
+        )
     if "col_scale" in tensors and len(tensors["col_scale"]) > 1:
         return f"tiling={grid.tiling}: column scales per block of rows are not supported"
     return None
 
 
 def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x Ŵᵀ + bias.
+    """Return x Ŵᵀ + bias. No gradient flows through it.
 
     Args:
         value: (out_features, in_features), on the device of x.
@@ -69,36 +74,31 @@ def product(value: QuantizedTensor, x: Tensor, bias: Tensor | None) -> Tensor:
         (..., out_features) in the dtype of x.
 
     Raises:
-        ValueError: `refusal` has a reason against the value, or x another dtype or another number of features.
+        ValueError: `refusal` returns a reason for the value, or the dtype or the number of features of x is
+            invalid.
     """
     reason = refusal(value)
     if reason is not None:
         raise ValueError(f"the triton kernel cannot multiply by this weight: {reason}")
     if x.dtype not in DTYPES or x.shape[-1] != value.shape[1]:
         raise ValueError(
-            f"x is {x.dtype} with {x.shape[-1]} features; it must be float32, float16 or bfloat16 with {value.shape[1]}"
+            f"x is {x.dtype} with {x.shape[-1]} features; "
+            f"it must be float32, float16 or bfloat16 with {value.shape[1]}"
         )
     tensors, rows, grid = value.tensors, value.shape[0], value.grid
-    auxiliaries = [tensors.get(name) for name in ("zero", "col_scale", "scale_range", "scale_exponent")]
-    y = triton_linear(
-        x.reshape(-1, value.shape[1]),
-        tensors["codes"],
-        tensors["scale"],
-        *auxiliaries,
-        bias,
-        rows,
-        grid.bits,
-        grid.group_size,
-    )
+    optional = [tensors.get(name) for name in ("zero", "col_scale", "scale_range", "scale_exponent")]
+    stored = (tensors["codes"], tensors["scale"], *optional)
+    y = triton_linear(x.reshape(-1, value.shape[1]), *stored, bias, rows, grid.bits, grid.group_size)
     return y.reshape(*x.shape[:-1], rows)
 
 
 @torch.library.custom_op("sinq_harness::triton_linear", mutates_args=())
 def triton_linear(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None, scale_range: Tensor | None,
-    scale_exponent: Tensor | None, bias: Tensor | None, rows: int, bits: int, group_size: int,
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None,
+    scale_range: Tensor | None, scale_exponent: Tensor | None, bias: Tensor | None,
+    rows: int, bits: int, group_size: int,
 ) -> Tensor:  # fmt: skip
-    """x (batch, in) times the stored tensors of a `QuantizedTensor` (rows, in); see `product`."""
+    """Multiply x (batch, in) by the stored tensors of a `QuantizedTensor` (rows, in); see `product`."""
     kind = ZERO_CONSTANT if zero is None else ZERO_BYTE if zero.dtype is torch.int8 else ZERO_STORED
     stored = (codes.view(torch.int32), scale, zero, col_scale, scale_range, scale_exponent)
     form = {
@@ -127,21 +127,22 @@ def triton_linear(
 
 @triton_linear.register_fake
 def _(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None, scale_range: Tensor | None,
-    scale_exponent: Tensor | None, bias: Tensor | None, rows: int, bits: int, group_size: int,
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, col_scale: Tensor | None,
+    scale_range: Tensor | None, scale_exponent: Tensor | None, bias: Tensor | None,
+    rows: int, bits: int, group_size: int,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], rows)
 
 
 def blocks(dtype: torch.dtype) -> tuple[int, int, int]:
-    """Rows and words of Ŵ in a block, and warps of a program."""
-    return (
-        (16, 8, 4) if dtype == torch.float32 else (32, 16, 4)
-    )  # float32 has no tensor cores: smaller, or it spills
+    """Return the rows and words of Ŵ in a block, and the warps of a program."""
+    if dtype == torch.float32:  # no tensor cores: in larger blocks, registers spill
+        return 16, 8, 4
+    return 32, 16, 4
 
 
 def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -> tuple[dict[str, int], int]:
-    """What `multiply_vector` is compiled for where Ŵ is (out, in), and warps of a program."""
+    """Return the constants and warps that `multiply_vector` is compiled for; `shape` is (out, in) of Ŵ."""
     unit, (codes, part) = UNIT.value, window(bits)
     units = shape[1] // unit
     rows, warps = block(shape[0], units, bits)
@@ -157,7 +158,10 @@ def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -
 
 
 def operand(dtype: torch.dtype) -> tl.dtype:
-    """The type of what `tl.dot` multiplies: that of x. The interpreter multiplies the bit patterns of bfloat16, so it gets float32."""
+    """Return the type of the operands of `tl.dot`, which is the type of x.
+
+    Triton's interpreter multiplies the bit patterns of bfloat16, so it gets float32.
+    """
     kinds = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     return tl.float32 if _interpreted() else kinds[dtype]
 
@@ -178,11 +182,11 @@ def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: 
 
 @triton.jit(do_not_specialize=["batch"])
 def multiply(  # type: ignore[no-untyped-def]
-    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows, BATCH: tl.constexpr,
-    WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr,
-    OPERAND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
+    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows,
+    BATCH: tl.constexpr, WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr,
+    ZERO: tl.constexpr, OPERAND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
 ):  # fmt: skip
-    """out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ; batch is at most BATCH."""
+    """Write out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ, with batch ≤ BATCH."""
     row, member = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BATCH)
     total = tl.zeros([BATCH, BLOCK_ROWS], tl.float32)
     for start in range(0, WORDS_PER_ROW, BLOCK_WORDS):

@@ -1,10 +1,12 @@
-"""Rounding to nearest and packing as a Triton kernel: a weight is read once, and `bits` bits of it are written.
+"""Rounding to nearest and packing as a Triton kernel: it reads a weight once, and writes `bits` bits of it.
 
-`choose`, `assign` and `pack` of the definition, for uniform levels with a zero-point. A program takes some rows of one group, as words of
-eight codes: each word's bits are put together in an int64 and its low `bits` bytes are stored, in units as large as their alignment allows.
-A word must not cross groups for that. Where a group is no whole number of words, codes are stored a byte each and packed afterwards.
+The kernel does `choose`, `assign` and `pack` of the definition, for uniform levels with a zero-point. A
+program takes some rows of one group, as words of eight codes. It collects the bits of a word in an int64 and
+stores the low `bits` bytes, in units as large as their alignment allows. A word must not cross groups for
+that. Where the group size is no multiple of 8, codes are stored a byte each and packed afterwards.
 
-Division is IEEE division here, and rounding is to even, as in the definition: codes differ only where a scale differs in its last digit.
+Division is IEEE division here, and rounding is to even, as in the definition: codes differ only where a scale
+differs in its last digit.
 """
 
 import triton
@@ -31,9 +33,10 @@ def round_groups(  # type: ignore[no-untyped-def]
     BLOCK_ROWS: tl.constexpr,
     PACK: tl.constexpr,
 ):
-    """Codes, scale and zero of `BLOCK_ROWS` rows of one group; the grid is (row blocks, groups). A scale pointer that is None is 1.
+    """Write codes, scale and zero of `BLOCK_ROWS` rows of one group; the grid is (row blocks, groups).
 
-    `packed` points to units of BITS & −BITS bytes if PACK, else to one byte per code; WORDS is a power of 2 with 8 · WORDS ≥ GROUP.
+    A scale pointer that is None is 1. `packed` points to units of BITS & −BITS bytes if PACK, else to one
+    byte per code. WORDS is a power of 2 with 8 · WORDS ≥ GROUP.
     """
     group, groups = tl.program_id(1), columns // GROUP
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -74,7 +77,7 @@ def round_groups(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _range(low, high, range_floor, smallest, largest, TOP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Scale (0 for a group of zeros) and zero of groups from `low` to `high`: `rounding._choose_range`."""
+    """Scale (0 for a group of zeros) and zero of groups in [low, high]; see `rounding._choose_range`."""
     step = tl.div_rn(tl.maximum(high - low, range_floor), TOP)
     step = tl.where(step > 0, step, tl.abs(low))
     offset = -_rint(tl.div_rn(low, _alive(step)))
@@ -90,7 +93,7 @@ def _alive(step):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rint(x):  # type: ignore[no-untyped-def]
-    """The nearest whole number, ties to even: adding 2²³ leaves no bits for a fraction; beyond it there is none."""
+    """Nearest integer, ties to even: adding 2²³ leaves no bits for a fraction; beyond 2²³ there is none."""
     size = tl.abs(x)
     rounded = (size + 8388608.0) - 8388608.0
     rounded = tl.where(size < 8388608.0, rounded, size)

@@ -1,17 +1,19 @@
-"""The Sinkhorn iteration of `sinq/algorithms/sinkhorn.py` as a Triton kernel: one program balances one tile, start to end.
+"""Sinkhorn iteration (`sinq/algorithms/sinkhorn.py`) as a Triton kernel: one program balances one tile.
 
-Each iteration is one pass over the tile in blocks of whole rows. A row lies in registers, so its deviation is complete at once; columns
-are summed per thread and added up at the end of the pass. W / (row ⊗ col) is never written. A tile stays in the L2 cache from pass to
-pass (5120 × 64 in bfloat16 are 0.7 MB), so memory is read about once.
+Each iteration is one pass over the tile in blocks of whole rows. A row lies in registers, so its deviation is
+complete at once; columns are summed per thread and added up at the end of the pass. W / (row ⊗ col) is never
+written. A tile stays in the L2 cache from pass to pass (5120 × 64 in bfloat16 are 0.7 MB), so memory is read
+about once.
 
 Three things are less plain than they look:
 
-- Columns are summed after the mean of the first block of rows is taken off. Whatever the weights, what is left of the offset is at most
-  √blocks deviations of the column, so squares lose a factor of `blocks` of their digits at worst, and usually nothing.
-- Whether a row scale moves depends on the score of the whole tile, which is known only after the pass. So the move of the rows is made
-  at the start of the next pass, from the deviations that this one leaves in scratch memory.
-- Scratch has two sides: a pass reads one and writes the other. Threads that hold the same row would otherwise race: one could read what
-  another has already moved.
+- Columns are summed after the mean of the first block of rows is subtracted. For any weights, the rest of the
+  offset is at most √blocks deviations of the column, so squares lose a factor of `blocks` of their digits at
+  worst, and usually nothing.
+- The score of the whole tile decides if a row scale moves, and is known only after the pass. So the rows move
+  at the start of the next pass, from the deviations that this pass leaves in scratch memory.
+- Scratch memory has two sides: a pass reads one and writes the other. Threads that hold the same row would
+  otherwise race: one could read a value that another has already moved.
 """
 
 import triton
@@ -21,7 +23,7 @@ from sinq.algorithms.sinkhorn import TIE
 
 SAME = tl.constexpr(TIE)
 SCRATCH = tl.constexpr(5)
-"""Vectors of scratch per tile: two of logarithms, two of deviations, and the best logarithms."""
+"""Vectors of scratch memory per tile: two of logarithms, two of deviations, and the best logarithms."""
 
 
 @triton.jit(do_not_specialize=["iterations"])
@@ -45,7 +47,10 @@ def balance(  # type: ignore[no-untyped-def]
     EARLY_STOP: tl.constexpr,
     RELATIVE: tl.constexpr,
 ):
-    """Row and column scales of tile `program_id(0)` of `weight` (out, in); `scratch` (tiles, SCRATCH, height) starts as zeros."""
+    """Write row and column scales of tile `program_id(0)` of `weight` (out, in).
+
+    `scratch` (tiles, SCRATCH, height) must be zeros at the start.
+    """
     index = tl.program_id(0)
     across = columns // WIDTH
     top, left = (index // across).to(tl.int64) * height, index % across * WIDTH
@@ -57,7 +62,8 @@ def balance(  # type: ignore[no-untyped-def]
 
     log_col, best_col = tl.zeros([PADDED_WIDTH], tl.float32), tl.zeros([PADDED_WIDTH], tl.float32)
     best, previous, unit, target, moving = float("inf"), float("inf"), 1.0, 1.0, 0.0
-    remaining, read, better = iterations, iterations * 0, 0.0  # better: 1 where the last state is the best
+    # `better` is 1 where the last state is the best.
+    remaining, read, better = iterations, iterations * 0, 0.0
     while remaining > 0:
         inverse_col = tl.exp(-log_col)
         sums, squares = (
@@ -69,7 +75,7 @@ def balance(  # type: ignore[no-untyped-def]
             tl.full([BLOCK_ROWS], float("inf"), tl.float32),
             tl.zeros([BLOCK_ROWS], tl.float32),
         )
-        tl.debug_barrier()  # what the last pass wrote is seen by all threads
+        tl.debug_barrier()  # all threads see what the last pass wrote
         for start in tl.range(0, height, BLOCK_ROWS, num_stages=2):
             row = start + block
             valid = row < height
@@ -139,7 +145,7 @@ def balance(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _moved(log_scale, std, target, moving, step_min, step_max, log_min, log_max, std_min, std_max):  # type: ignore[no-untyped-def]
-    """One step of `log_scale`; none where `moving` is 0."""
+    """Logarithms of scales after one step from `log_scale`; unchanged where `moving` is 0."""
     ratio = tl.div_rn(tl.minimum(tl.maximum(std, std_min), std_max), target)
     step = tl.log(tl.minimum(tl.maximum(ratio, step_min), step_max)) * moving
     return tl.minimum(tl.maximum(log_scale + step, log_min), log_max)
@@ -147,7 +153,7 @@ def _moved(log_scale, std, target, moving, step_min, step_max, log_min, log_max,
 
 @triton.jit
 def _unit(around, mean, inside, height, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One over the deviation of all entries, from the columns' sums of squares and means; 1 where all are equal."""
+    """Inverse deviation of all entries, from sums of squares and means of columns; 1 where all are equal."""
     distance = tl.where(inside, mean - tl.sum(mean, axis=0) / WIDTH, 0.0)
     total = tl.sum(around + distance * distance * height, axis=0)
     spread = tl.sqrt(total / tl.maximum(height * WIDTH - 1, 1)).to(tl.float32)

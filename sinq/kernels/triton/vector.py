@@ -1,19 +1,22 @@
-"""x Ŵᵀ + b for one row of x, in Triton: a sum of products straight from packed codes.
+"""Product x Ŵᵀ + b for one row of x, in Triton: a sum of products straight from packed codes.
 
-With one row every weight is used once, so memory should decide; in fact instructions do, unless a weight costs few. Here it costs little
-more than a mask and a multiply-add. A window of codes is cut out of the packed words, and a code is masked where it stands. Its bits,
-read as those of a float32, are the number code · 2^(place − 149) exactly: below 2²⁴ such floats (subnormal, and the first normal ones)
-are as evenly spaced as integers, and multiply-adds have them at full speed. x · 2^(SHIFT − place), once per column, undoes the place; at
-the end of a group SHIFT is undone. No code is shifted or converted by itself, but those above 24 bits of a window, which are shifted into
-the lower half.
+With one row every weight is used once, so memory should be the limit; in fact instructions are, unless each
+weight costs few. Here a weight costs little more than a mask and a multiply-add. A window of codes is cut out
+of the packed words, and a code is masked without being shifted. The masked bits, read as the bits of a
+float32, are the number code · 2^(position − 149) exactly, for a code at bit `position`: below 2²⁴ times the
+smallest float32, floats (subnormal, and the first normal ones) are as evenly spaced as integers, and
+multiply-adds take them at full speed. x · 2^(SHIFT − position), once per column, cancels the position; at the
+end of a group SHIFT is cancelled. No single code is shifted or converted; only the codes above bit 24 of a
+window are, together, shifted into the lower half.
 
-A thread has one unit of 32 codes, `bits` words, of each of the block's rows; so nothing moves between threads before the end, and x,
-times its column scale, is read once for all the rows. Units are the last dimension of every tensor for that: it is the one that Triton
-spreads over threads.
+A thread has one unit of 32 codes, `bits` words, of each of the block's rows; so nothing moves between threads
+before the end, and x, times its column scale, is read once for all the rows. Units are the last dimension of
+every tensor for that reason: Triton spreads the last dimension over threads.
 
-Measured on an H200 against 4.2 TB/s of a copy, groups of 64: 4 bits reach some 50 % (17408×5120), 2.0 × bf16; 3 bits 47 %, 2.3 ×; 2 bits
-35 %, 2.4 ×; 8 bits 39 %, which is slower than bf16. It is not memory that limits it: 2 bits take as long as 3. Accumulating by place
-instead of in a tree (fewer instructions, more registers) and software pipelining (`num_stages`) did not help.
+Measured on an H200 against 4.2 TB/s of a copy, groups of 64: 4 bits reach some 50 % (17408×5120), 2.0 × bf16;
+3 bits 47 %, 2.3 ×; 2 bits 35 %, 2.4 ×; 8 bits 39 %, which is slower than bf16. Memory is not the limit: 2
+bits take as long as 3. Accumulating by position instead of in a tree (fewer instructions, more registers) and
+software pipelining (`num_stages`) did not help.
 
 Not covered: |x · col_scale| of 2²⁸ (2.7e8) and more, where x · 2^SHIFT is no float32.
 """
@@ -24,36 +27,42 @@ import triton.language as tl
 from sinq.kernels.triton.dequantize import load_scale, load_zero
 
 UNIT = tl.constexpr(32)
-"""Codes in `bits` whole words."""
+"""Codes of a unit: `bits` int32 words hold them."""
 SHIFT = tl.constexpr(100)
-"""Powers of 2 lent to x, so that its products with numbers as small as a code's bits are no subnormal ones themselves."""
+"""Power of 2 that x is multiplied by, so that its products with the bits of a code are not subnormal."""
 EXPONENT = tl.constexpr(149)
-"""Minus the exponent of the smallest float32."""
+"""Negated exponent of the smallest float32, 2^−149."""
 WARPS = 2560
-"""That an H200 has at work at once, more or less, with the registers that they take."""
+"""Warps that an H200 runs at once, approximately, with the registers that these take."""
 
 
 def window(bits: int) -> tuple[int, int]:
-    """Codes in a window, of at most 32 bits, and in each of its parts, of at most 24 bits; powers of 2."""
+    """Return the codes of a window (≤ 32 bits) and of each of its parts (≤ 24 bits), both powers of 2."""
     return {2: (8, 8), 3: (8, 8), 4: (8, 4), 5: (4, 4), 6: (4, 4), 8: (4, 2)}[bits]
 
 
 def block(rows: int, units: int, bits: int) -> tuple[int, int]:
-    """Rows of Ŵ in a block, and warps of a program, each with 32 units: as many as keep all multiprocessors busy and few threads idle."""
+    """Return the rows of Ŵ in a block, and the warps of a program, each with 32 units.
+
+    Warps are as many as keep all multiprocessors busy and few threads idle.
+    """
     if bits == 8:
         return 4, 1
-    return 8, max(
-        warps for warps in (1, 2, 4) if warps == 1 or (rows * warps <= 8 * WARPS and units >= 2 * 32 * warps)
-    )
+    useful = (warps for warps in (2, 4) if rows * warps <= 8 * WARPS and units >= 2 * 32 * warps)
+    return 8, max(useful, default=1)
 
 
 @triton.jit
 def multiply_vector(  # type: ignore[no-untyped-def]
     x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, rows,
-    UNITS: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, BITS: tl.constexpr, WINDOW: tl.constexpr, PART: tl.constexpr,
-    ZERO: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_UNITS: tl.constexpr,
+    UNITS: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, BITS: tl.constexpr,
+    WINDOW: tl.constexpr, PART: tl.constexpr, ZERO: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_UNITS: tl.constexpr,
 ):  # fmt: skip
-    """out (rows,) = Ŵ x + bias, for BLOCK_ROWS rows of Ŵ with UNITS units each; CHUNK: codes that neither a group nor a unit divides."""
+    """Write out (rows,) = Ŵ x + bias, for BLOCK_ROWS rows of Ŵ with UNITS units each.
+
+    CHUNK is the number of adjacent codes that lie in one group and one unit.
+    """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     place = tl.arange(0, WINDOW)
     part, inner = (place // PART * PART * BITS).to(tl.uint32), (place % PART * BITS).to(tl.uint32)
@@ -93,7 +102,7 @@ def multiply_vector(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _window(words, valid, START: tl.constexpr, LENGTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bits START … START + LENGTH of what `words` points to, as uint32; what is above them is anything."""
+    """Bits START … START + LENGTH at the pointer `words`, as uint32; the bits above them are undefined."""
     shift: tl.constexpr = START % 32
     low = tl.load(words + START // 32, mask=valid, other=0).to(tl.uint32, bitcast=True) >> shift
     if shift + LENGTH > 32:

@@ -1,4 +1,4 @@
-"""The bench: sums on made-up contenders, real ones against their definitions, the command line, and ratios that must hold."""
+"""The bench: sums on invented contenders, real ones against definitions, the command, required ratios."""
 
 import json
 import re
@@ -253,7 +253,8 @@ class TestPeers:
             "import time\nprint('hello from a noisy package')\n"
             "class Quantizer:\n"
             "    def quantize(weight, nbits, group_size, **options):\n"
-            "        assert (nbits, group_size, weight.shape) == (3, 32, (4, 64)), (nbits, group_size, weight.shape)\n"
+            "        given = nbits, group_size, weight.shape\n"
+            "        assert given == (3, 32, (4, 64)), given\n"
             "        time.sleep(0.1)\n"
         )
         with self.running(tmp_path, body) as running:

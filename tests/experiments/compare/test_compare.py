@@ -1,4 +1,4 @@
-"""Comparisons of rows: the interval against other ways to get it, how often it covers the truth, and which rows may be compared."""
+"""Comparisons of rows: the interval against other derivations, its coverage, rows that are not comparable."""
 
 import copy
 from typing import Any
@@ -50,9 +50,8 @@ def row(
 
 def test_all_possible_resamples_give_the_same_interval() -> None:
     values = np.array([0.1, -0.2, 0.4, 0.05, 0.3])
-    every = values[np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)].mean(
-        1
-    )  # 5⁵ ways to draw five windows
+    draws = np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)  # 5⁵ ways to draw five windows
+    every = values[draws].mean(1)
     assert bootstrap_interval(values) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.01)
 
 
@@ -66,7 +65,7 @@ def test_it_is_the_plain_loop() -> None:
 def test_many_windows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = NOISE.normal(size=50)
     whole = bootstrap_interval(values)
-    monkeypatch.setattr("experiments.compare.AT_ONCE", 50 * 333)
+    monkeypatch.setattr("experiments.common.intervals.AT_ONCE", 50 * 333)
     assert bootstrap_interval(values) == whole  # the generator's numbers come in the same order
 
 
@@ -103,7 +102,7 @@ def test_a_handful_of_windows_proves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("path", "value", "message"),
     [
         (("protocol", "fingerprint"), "g", "text is f and g"),
         (("protocol", "tokens"), 8, "number of tokens is 9 and 8"),
@@ -119,12 +118,12 @@ def test_a_handful_of_windows_proves_nothing() -> None:
         (("samples", "perplexity", "window_nll"), [float("nan")] * 20, "id-rtn-4 has no finite perplexity"),
     ],
 )
-def test_rows_of_different_protocols_are_refused(place: tuple[str, ...], value: Any, message: str) -> None:
+def test_rows_of_different_protocols_are_refused(path: tuple[str, ...], value: Any, message: str) -> None:
     other = copy.deepcopy(row("rtn"))
     inside = other
-    for key in place[:-1]:
+    for key in path[:-1]:
         inside = inside[key]
-    inside[place[-1]] = value
+    inside[path[-1]] = value
     with pytest.raises(ValueError, match=f"rows id-sinq-4 and id-rtn-4 cannot be compared: {message}"):
         compare(row(), other)
 
@@ -170,10 +169,8 @@ def test_the_dense_model_has_no_bits_to_match() -> None:
 
 
 def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
-    elsewhere, failed = (
-        row("rtn", HARD[:10], 4),
-        {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED},
-    )
+    elsewhere = row("rtn", HARD[:10], 4)
+    failed = {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED}
     assert counterpart.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
 
 
@@ -195,7 +192,7 @@ def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
 
 def test_the_table_shows_them() -> None:
     rows = [row(), row("rtn", HARD + 0.1)]
-    shown = listing.beside(
+    shown = counterpart.beside(
         listing.overview(record.tabulate(rows), listing.QUALITY), counterpart.compared(rows, "sinq"), "sinq"
     ).fillna("–")
     assert list(shown["ΔNLL to sinq"]) == ["–", "+0.1000"]

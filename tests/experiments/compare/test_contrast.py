@@ -78,9 +78,8 @@ def test_numbers_of_another_protocol_are_left_out() -> None:
 def test_layers_come_with_the_largest_change_first(tmp_path: Path) -> None:
     one, other = store(tmp_path, finished("sinq"), finished("sinq", 3))
     table = difference.layers(one, other, tmp_path)
-    expected = (layers(other).set_index("name") - layers(one).set_index("name"))[
-        "relative_error"
-    ].sort_values(ascending=False)
+    change = layers(other).set_index("name") - layers(one).set_index("name")
+    expected = change["relative_error"].sort_values(ascending=False)
     assert list(table.index) == list(expected.index)
     assert np.allclose(table["relative_error", "difference"], expected)
     assert difference.layers(one, finished("none"), tmp_path).empty

@@ -21,9 +21,8 @@ from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
-GROUPS = sorted(
-    path.name for path in CONF.iterdir() if path.is_dir() and path.name != "tables"
-)  # tables are no part of a run's configuration
+# tables are no part of a run's configuration
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "tables")
 OPTIONS = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -184,7 +183,7 @@ def test_missing_data_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SINQ_DATA")
     with pytest.raises(USER_ERRORS) as caught:
         built("model=stories260k")
-    assert (
-        explain(caught.value)
-        == "models/stories260k is not part of this project, and the environment variable SINQ_DATA names no folder"
+    assert explain(caught.value) == (
+        "models/stories260k is not part of this project, "
+        "and the environment variable SINQ_DATA names no folder"
     )

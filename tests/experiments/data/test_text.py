@@ -29,9 +29,8 @@ def test_what_calibrates_is_never_what_evaluates(text: Text) -> None:
 
 @needs_data
 def test_wikitext2_rows_are_those_of_the_hub() -> None:
-    rows = (
-        WikiText2().evaluation().text.split("\n\n")
-    )  # a row ends with a newline of its own, a blank one is empty
+    # a row ends with its own newline, a blank one is empty
+    rows = WikiText2().evaluation().text.split("\n\n")
     assert (
         WikiText2()
         .evaluation()
@@ -70,7 +69,7 @@ def test_c4_new_is_not_made_of_a_sample(tmp_path: Path) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder with documents of growing length, and places in three of them; the second document ends before its excerpt does."""
+    """Folder of documents of growing length, and three positions; the second ends before its excerpt."""
     (tmp_path / "c4").mkdir()
     with gzip.open(tmp_path / "c4/c4-validation.00000-of-00008.json.gz", "wt") as file:
         file.writelines(
@@ -86,7 +85,7 @@ def test_c4_saved_is_cut_out_of_documents_that_are_tokenised_alone(saved: Path) 
     expected: list[int] = []
     for number, start in ((3, 7), (1, 40), (3, 2000)):
         document = tokenizer(f"Tale {number}: " + "once upon a time " * 60 * number)["input_ids"]
-        expected += [document[place] for place in range(start, start + 2048) if place < len(document)]
+        expected += [document[index] for index in range(start, start + 2048) if index < len(document)]
     assert passage.ids(tokenizer) == expected
     assert len(expected) % 2048 != 0  # the short one moves the windows after it
     assert len(windows(tokenize(passage, tokenizer, "hash"), 2048)) == len(expected) // 2048
@@ -116,8 +115,8 @@ def test_c4_saved_is_known_by_documents_and_places(saved: Path, tmp_path: Path) 
     ],
 )
 def test_places_that_cannot_be_are_refused(saved: Path, values: tuple[Any, Any], message: str) -> None:
-    for name, own in zip(PLACES, values, strict=True):
-        torch.save(own, saved / "c4" / name)
+    for name, value in zip(PLACES, values, strict=True):
+        torch.save(value, saved / "c4" / name)
     with pytest.raises(ValueError, match=message):
         C4Saved(path=str(saved)).evaluation()
 
@@ -196,11 +195,11 @@ def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:
 
 @pytest.mark.parametrize("text", [WikiText2, C4, PennTreebank, Pile])
 def test_no_text_calibrates_on_what_it_evaluates(text: type[Corpus], tmp_path: Path) -> None:
-    """Even where a file of its calibration part holds rows of the evaluation part; the real texts are looked at above."""
-    shared, own = "s" * 200, "o" * 200
+    """A calibration file may hold rows of the evaluation part; the real texts are looked at above."""
+    shared, unshared = "s" * 200, "o" * 200
     for files, rows in (
         (text.evaluation_files, [shared, "e" * 200]),
-        (text.calibration_files, [shared, own]),
+        (text.calibration_files, [shared, unshared]),
     ):
         file = tmp_path / files[0].path
         file.parent.mkdir(exist_ok=True)
@@ -208,7 +207,7 @@ def test_no_text_calibrates_on_what_it_evaluates(text: type[Corpus], tmp_path: P
         _write(file, before + rows)
     found = text(path=str(tmp_path))
     assert shared in found.evaluation().text
-    assert own in found.calibration().text
+    assert unshared in found.calibration().text
     assert shared not in found.calibration().text
 
 

@@ -1,4 +1,4 @@
-"""KL divergence and flips, against brute force over the whole vocabulary; and the file the dense model's predictions are kept in."""
+"""KL divergence and flips against brute force over the whole vocabulary; the file of dense predictions."""
 
 import copy
 from dataclasses import replace
@@ -45,8 +45,8 @@ def predictions(model: Any, given: EvaluationContext) -> Tensor:
 
 def exact(given: EvaluationContext) -> tuple[Tensor, Tensor]:
     """KL and flips of every position, (windows, positions), by definition."""
-    dense, own = predictions(given.loaded.model, given), predictions(given.model, given)
-    return (dense.exp() * (dense - own)).sum(-1), dense.argmax(-1) != own.argmax(-1)
+    dense, compressed = predictions(given.loaded.model, given), predictions(given.model, given)
+    return (dense.exp() * (dense - compressed)).sum(-1), dense.argmax(-1) != compressed.argmax(-1)
 
 
 def dense_runs(given: EvaluationContext) -> list[torch.Size]:
@@ -106,7 +106,8 @@ def test_a_model_that_is_run_whole_is_compared_too() -> None:
     dense = subject()
     capped: Any = Capped()
     capped.inner.lm_head.weight *= 1.1
-    given = replace(dense, model=capped, loaded=replace(dense.loaded, model=Capped()))  # type: ignore[arg-type]
+    loaded = replace(dense.loaded, model=Capped())  # type: ignore[arg-type]
+    given = replace(dense, model=capped, loaded=loaded)
     measured = OPTIONS.measure(given)
     kl, flips = exact(given)
     assert measured.metrics["head"] == "whole"
@@ -115,20 +116,20 @@ def test_a_model_that_is_run_whole_is_compared_too() -> None:
 
 
 def test_of_equal_probabilities_either_is_the_first() -> None:
-    own = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3]]).log()
+    compressed = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3]]).log()
     dense = Expected(
         torch.tensor([[1], [0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
     )
-    assert divergence.divergence(own, dense)[1].tolist() == [False, True]
+    assert divergence.divergence(compressed, dense)[1].tolist() == [False, True]
 
 
 def test_certainty_and_impossibility_have_finite_divergences() -> None:
-    own = torch.tensor([[0.0, -200.0, -200.0], [-200.0, 0.0, -200.0]])
+    compressed = torch.tensor([[0.0, -200.0, -200.0], [-200.0, 0.0, -200.0]])
     dense = Expected(
         torch.zeros(2, 1, dtype=torch.long),
         torch.tensor([[0.0, -torch.inf], [-1e-3, -6.9]], dtype=torch.float64),
     )
-    kl, flips = divergence.divergence(own, dense)
+    kl, flips = divergence.divergence(compressed, dense)
     assert kl[0] == 0
     assert 100 < kl[1] < 250
     assert flips.tolist() == [False, True]

@@ -177,9 +177,8 @@ class TestLatency:
                 return self.inner(**inputs)
 
         given = subject(compressed=Slow(0.2))
-        given = type(given)(
-            **{**vars(given), "loaded": type(given.loaded)(Slow(0.1), given.loaded.tokenizer, torch.float32)}
-        )  # type: ignore[arg-type]
+        loaded = type(given.loaded)(Slow(0.1), given.loaded.tokenizer, torch.float32)  # type: ignore[arg-type]
+        given = type(given)(**{**vars(given), "loaded": loaded})
         object.__setattr__(given.loaded.model, "config", tiny_model("llama").config)
         result = Latency(prompt_tokens=8, decode_tokens=2, rounds=2).measure(given)
         for phase in ("prefill", "decode"):

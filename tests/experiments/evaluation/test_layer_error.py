@@ -44,8 +44,9 @@ def by_hand(given: EvaluationContext) -> dict[str, float]:
             x = torch.cat(inputs[layer.name]).double()
             weight = modules[layer.name].weight.double()
             weight = weight.T if isinstance(modules[layer.name], Conv1D) else weight
-            own = given.model.get_submodule(layer.name).weight.value.dequantize().double()  # type: ignore[union-attr]
-            errors[layer.name] = ((x @ (weight - own).T).norm() / (x @ weight.T).norm()).item()
+            stored: Any = given.model.get_submodule(layer.name).weight
+            difference = weight - stored.value.dequantize().double()
+            errors[layer.name] = ((x @ difference.T).norm() / (x @ weight.T).norm()).item()
     return errors
 
 
@@ -71,7 +72,7 @@ def test_fused_experts_are_counted_as_not_comparable() -> None:
 
 
 def test_a_layer_whose_input_was_transformed_is_not_compared() -> None:
-    """Scales moved from the matrices behind a norm into it: the same model, with other inputs of the first layers."""
+    """Move scales from matrices behind a norm into it: first layers of the same model get other inputs."""
     given = compressed("llama")
     model: Any = copy.deepcopy(given.loaded.model)
     scale = torch.linspace(0.5, 2, 64)

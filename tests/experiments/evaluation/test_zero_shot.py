@@ -1,4 +1,4 @@
-"""Zero-shot tasks: lm-eval's numbers against log-likelihoods summed by hand, and flips against brute force."""
+"""Zero-shot tasks: lm-eval's numbers against log-likelihoods summed by hand, flips against brute force."""
 
 import inspect
 import json
@@ -79,7 +79,7 @@ def tokenizer() -> Any:
 
 
 def roomy(architecture: str = "llama") -> Any:
-    """A tiny model with a context of 256, and with opinions: one that finds all tokens alike would choose by length."""
+    """Tiny model with a context of 256 and uneven predictions; with even ones, it would choose by length."""
     model = tiny_model(architecture)
     model.lm_head.weight *= 30
     for matrix in (each for each in model.model.layers.parameters() if each.ndim == 2):
@@ -142,10 +142,8 @@ def test_choices_and_accuracies_are_those_summed_by_hand(data: Path, batch_size:
 def test_it_holds_on_real_questions_with_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINQ_DATA", str(SHARED / "data"))
     folder = SHARED / "data/models/stories260k"
-    model, words = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in (SHARED / "data/piqa/dev.jsonl").read_text().splitlines()[:16]]
     labels = [int(label) for label in (SHARED / "data/piqa/dev-labels.lst").read_text().split()[:16]]
     items = [(row["goal"], row["sol1"], row["sol2"], label) for row, label in zip(rows, labels, strict=True)]
@@ -161,15 +159,11 @@ def test_a_page_has_the_perplexity_per_word_and_byte_summed_by_hand(data: Path) 
     pages = ["".join(PAGES[:5]), "".join(PAGES[5:])]
     detokenised = ["= One =\n\nA first page, short.\n== Part ==\nMore.\n", "= Two =\nIts end.\n"]
     values = measured.samples["wikitext2_local"]["values"]["word_perplexity"]
-    assert [words_of for _, words_of in values] == [
-        len(" ".join(page.split()).split()) + 2 for page in pages
-    ]  # lm-eval counts both ends
-    asked = [
-        instance.arguments[0]
-        for instance in tasks.load(("wikitext2_local",))["wikitext2_local"]["tasks"][
-            "wikitext2_local"
-        ].instances
-    ]
+    # lm-eval counts both ends
+    counts = [len(" ".join(page.split()).split()) + 2 for page in pages]
+    assert [words_of for _, words_of in values] == counts
+    task = tasks.load(("wikitext2_local",))["wikitext2_local"]["tasks"]["wikitext2_local"]
+    asked = [instance.arguments[0] for instance in task.instances]
     assert [text.strip() for text in asked] == [text.strip() for text in detokenised]
     expected = [rolling(model, words, text) for text in asked]
     assert [found for found, _ in values] == pytest.approx(expected, rel=1e-5)
@@ -191,14 +185,14 @@ def rolling(model: Any, words: Any, text: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("local", "own"), [("piqa_local", "piqa/piqa"), ("wikitext2_local", "wikitext/wikitext")]
+    ("local", "official"), [("piqa_local", "piqa/piqa"), ("wikitext2_local", "wikitext/wikitext")]
 )
-def test_our_tasks_differ_from_lm_evals_in_their_data_alone(local: str, own: str) -> None:
+def test_our_tasks_differ_from_lm_evals_in_their_data_alone(local: str, official: str) -> None:
     import lm_eval.tasks
     from lm_eval.tasks._yaml_loader import load_yaml
 
     ours = load_yaml(tasks.FOLDER / f"{local}.yaml")
-    theirs = load_yaml(Path(lm_eval.tasks.__file__).parent / f"{own}.yaml")
+    theirs = load_yaml(Path(lm_eval.tasks.__file__).parent / f"{official}.yaml")
     about_data = {
         "task",
         "custom_dataset",
@@ -247,10 +241,10 @@ def kept(gold: list[int], chosen: list[int]) -> dict[str, dict[str, Any]]:
 
 
 def test_flips_are_those_counted_by_hand() -> None:
-    gold, dense, own = hand_made(0)
-    found = flips([kept(gold, own)], [kept(gold, dense)])["acc"]
+    gold, dense, compressed = hand_made(0)
+    found = flips([kept(gold, compressed)], [kept(gold, dense)])["acc"]
     changed = wrong = right = 0
-    for g, d, o in zip(gold, dense, own, strict=True):
+    for g, d, o in zip(gold, dense, compressed, strict=True):
         changed += d != o
         wrong += d == g and o != g
         right += d != g and o == g
@@ -305,13 +299,13 @@ def test_texts_are_compared_as_a_whole_and_likelihoods_by_correctness_alone() ->
         for filtered in ("strict", "loose")
         for k, text in ((1, "seven"), (0, "six"))
     ]
-    told = answers(SimpleNamespace(OUTPUT_TYPE="generate_until"), samples)
-    assert told["correct"] == {"exact_match@strict": "01", "exact_match@loose": "01"}
+    generated = answers(SimpleNamespace(OUTPUT_TYPE="generate_until"), samples)
+    assert generated["correct"] == {"exact_match@strict": "01", "exact_match@loose": "01"}
     other = answers(
         SimpleNamespace(OUTPUT_TYPE="generate_until"),
         [sample | {"filtered_resps": ["six"]} for sample in samples],
     )
-    assert flips([other], [told])["exact_match@strict"]["prediction"]["count"] == 1
+    assert flips([other], [generated])["exact_match@strict"]["prediction"]["count"] == 1
     likelihood = answers(SimpleNamespace(OUTPUT_TYPE="loglikelihood"), samples)
     assert "prediction" not in likelihood
     assert "prediction" not in flips([likelihood], [likelihood])["exact_match@strict"]
@@ -365,15 +359,15 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = tasks._manager(True)
-    monkeypatch.setattr(
-        tasks, "_manager", lambda only_local: local
-    )  # lm-eval's own index takes half a minute to read
+    # lm-eval's own index takes half a minute to read
+    monkeypatch.setattr(tasks, "_manager", lambda only_local: local)
     setting = Execution(tmp_path / "results")
     nowhere = replace(run, model=Pretrained(path="no/such-model"))
     unknown = replace(nowhere, evaluation={"zero_shot": ZeroShot(("piqa_local", "piqq"))})
     with pytest.raises(
         ValueError,
-        match=r"zero_shot.tasks=piqq: there is no such task; known are, on local files, piqa_local, wikitext2_local",
+        match=r"zero_shot.tasks=piqq: there is no such task; "
+        r"known are, on local files, piqa_local, wikitext2_local",
     ):
         execute(unknown, setting)
     monkeypatch.setenv("SINQ_DATA", str(tmp_path / "nothing"))

@@ -19,11 +19,10 @@ from sinq.calibration.statistics import Hessian
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.down_proj"])
 def test_aqlm_loses_less_on_real_layers_than_gptq_and_rtn(name: str) -> None:
-    """tr(E H Eᵀ) at 2 bits in the tenth block of the embedded model. GPTQ and RTN store 2.4 bits, AQLM at most 2.2."""
+    """Compare tr(E H Eᵀ) at 2 bits in the tenth block. GPTQ and RTN store 2.4 bits, AQLM at most 2.2."""
     loaded = load(SmolLM2(), torch.device("cpu"))
-    tokens = tokenize(StateOfTheUnion().calibration(), loaded.tokenizer, loaded.tokenizer_hash)[
-        :8192
-    ].reshape(-1, 512)
+    tokens = tokenize(StateOfTheUnion().calibration(), loaded.tokenizer, loaded.tokenizer_hash)
+    tokens = tokens[:8192].reshape(-1, 512)
     layer = loaded.model.get_submodule(f"model.layers.10.{name}")
     statistic = Hessian.for_layer(tuple(layer.weight.shape), torch.device("cpu"))
     layer.register_forward_pre_hook(
@@ -48,7 +47,10 @@ def test_aqlm_loses_less_on_real_layers_than_gptq_and_rtn(name: str) -> None:
 
 @pytest.mark.slow
 def test_gradients_of_gwq_choose_better_than_magnitude_or_chance() -> None:
-    """NLL of held-out text at 3 bits: gradients before magnitude before chance, and before RTN with more bits (groups of 32)."""
+    """NLL of held-out text at 3 bits ranks gradients before magnitude before chance.
+
+    Gradients are also before RTN with more bits (groups of 32).
+    """
     loaded, text = load(SmolLM2(), torch.device("cpu")), StateOfTheUnion()
     seen_text, held_out = (
         tokenize(part, loaded.tokenizer, loaded.tokenizer_hash)[:1024].reshape(-1, 512)

@@ -1,4 +1,4 @@
-"""The page: its figures as data against numbers worked out here, and the file in a real browser, at two widths."""
+"""The page: figures as data against numbers worked out here, and the file in a real browser at two widths."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_figures_have_the_rows_numbers(report: Report) -> None:
     ],
 )
 def test_a_layers_place_is_read_from_its_name(name: str, place: tuple[str, str]) -> None:
-    assert heat_maps.place(name) == place
+    assert heat_maps.kind_and_block(name) == place
 
 
 def test_a_reference_that_means_several_rows_is_told_and_costs_other_groups_nothing(results: Path) -> None:
@@ -190,13 +191,12 @@ def test_a_figure_is_the_same_file_twice_and_has_the_colours_of_its_theme(
         next(file.read_text() for file in files if file.name == f"g2_pareto_bits{end}.svg")
         for end in ("", "-dark")
     )
-    (style,) = {
-        line.style for line in next(f for f in one.sections[0].figures if f.key == "pareto_bits").lines
-    }  # type: ignore[union-attr]
-    for theme, own, its in ((LIGHT, light, dark), (DARK, dark, light)):
+    chart: Any = next(figure for figure in one.sections[0].figures if figure.key == "pareto_bits")
+    (style,) = {line.style for line in chart.lines}
+    for theme, drawn, other_theme in ((LIGHT, light, dark), (DARK, dark, light)):
         for colour in (theme.background, theme.ink, theme.methods[look(style)[0]]):
-            assert colour.lower() in own
-            assert colour.lower() not in its
+            assert colour.lower() in drawn
+            assert colour.lower() not in other_theme
     assert "<text" not in light  # shapes, which look the same without our font
 
 
@@ -257,9 +257,11 @@ addEventListener("error", event => problems.push(String(event.message)));
 for (const kind of ["error", "warn"]) console[kind] = (...words) => problems.push(words.join(" "));
 </script>"""
 PROBE = """<script>
-const runs = () => [...document.querySelectorAll("#runs tbody tr")].filter(row => !row.hidden).map(row => row.cells[0].textContent);
-const column = name => [...document.querySelectorAll("#runs th")].findIndex(each => each.textContent === name);
-const values = name => [...document.querySelectorAll("#runs tbody tr")].map(row => row.cells[column(name)].textContent);
+const rows = () => [...document.querySelectorAll("#runs tbody tr")];
+const heads = () => [...document.querySelectorAll("#runs th")];
+const runs = () => rows().filter(row => !row.hidden).map(row => row.cells[0].textContent);
+const column = name => heads().findIndex(each => each.textContent === name);
+const values = name => rows().map(row => row.cells[column(name)].textContent);
 const click = name => document.querySelectorAll("#runs th button")[column(name)].click();
 const type = (element, words, kind) => { element.value = words; element.dispatchEvent(new Event(kind)); };
 const said = {};
@@ -280,15 +282,18 @@ said.cell = hover(document.querySelector("#g1_relative_error .map rect"));
 said.away = hover(document.querySelector("h1"));
 said.inner = innerWidth;
 said.wide = document.documentElement.scrollWidth;
-said.out = [...document.querySelectorAll("body *")].filter(each => !each.closest(".scroll") && getComputedStyle(each).display !== "none"
-  && each.getBoundingClientRect().right > innerWidth + 1).map(each => `${each.tagName} ${each.textContent.slice(0, 30)}`);
+said.out = [...document.querySelectorAll("body *")]
+  .filter(each => !each.closest(".scroll") && getComputedStyle(each).display !== "none"
+    && each.getBoundingClientRect().right > innerWidth + 1)
+  .map(each => `${each.tagName} ${each.textContent.slice(0, 30)}`);
 said.problems = problems;
-parent.document.body.append(Object.assign(parent.document.createElement("pre"), {textContent: JSON.stringify(said)}));
+const pre = parent.document.createElement("pre");
+parent.document.body.append(Object.assign(pre, {textContent: JSON.stringify(said)}));
 </script>"""
 
 
 def probed(report: Report, folder: Path, width: int) -> dict[str, object]:
-    """What the page's own script does in a frame of that width (a window cannot be as narrow as a telephone)."""
+    """Return findings of the script of the page in a frame (a window cannot be as narrow as a telephone)."""
     page = html(report).replace("<head>", f"<head>{PROBE_HEAD}", 1).replace("</body>", f"{PROBE}</body>", 1)
     file = folder / f"probed_{width}.html"
     file.write_text(
@@ -323,7 +328,7 @@ def test_the_page_works_in_a_browser(report: Report, tmp_path: Path, width: int)
     shown = sorted(
         row["metrics"]["perplexity"]["value"] for section in report.sections for row in section.group.rows
     )
-    assert [float(str(words)) for words in said["up"]] == pytest.approx(shown, abs=6e-4)  # type: ignore[attr-defined]
+    assert [float(str(words)) for words in said["up"]] == pytest.approx(shown, abs=6e-4)
     assert said["down"] == said["up"][::-1]  # type: ignore[index]
     assert said["names"] == sorted(said["names"])  # type: ignore[call-overload]
     assert said["delta"][-5:] == ["–"] * 5  # type: ignore[index]  # empty cells are last

@@ -1,4 +1,4 @@
-"""Rows before anything is made of them: what is refused and with which words, and how old rows become new ones."""
+"""Rows before use: refusals and their messages, and the conversion of old rows into new ones."""
 
 import json
 from pathlib import Path

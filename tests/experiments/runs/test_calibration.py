@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ def weights(method: Method, calibration: Calibration) -> dict[str, torch.Tensor]
     }
 
 
-def source(**options: object) -> CalibrationText:
-    return CalibrationText(StateOfTheUnion(calibrate_until=1790), samples=3, seqlen=16, **options)  # type: ignore[arg-type]
+def source(**options: Any) -> CalibrationText:
+    return CalibrationText(StateOfTheUnion(calibrate_until=1790), samples=3, seqlen=16, **options)
 
 
 def test_windows_depend_on_the_seed_alone(loaded: LoadedModel) -> None:
@@ -58,9 +59,8 @@ def test_statistics_of_the_dense_model_are_taken_once(
     )
     again = weights(GPTQ(GRID), source(sequential=False).load(loaded))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    weights(
-        GPTQ(Grid(bits=4, group_size=32), true_sequential=True), calibration
-    )  # other options, the same statistic
+    # other options, the same statistic
+    weights(GPTQ(Grid(bits=4, group_size=32), true_sequential=True), calibration)
 
 
 @pytest.mark.parametrize("change", ["text", "model", "statistic"])
@@ -71,10 +71,10 @@ def test_other_statistics_are_not_mistaken_for_these(loaded: LoadedModel, change
     name = "model.layers.0.self_attn.q_proj"
     assert f"{name}.Hessian" in calibration.store
     if change == "text":
-        assert f"{name}.Hessian" not in source(sequential=False, seed=1).load(loaded).store  # type: ignore[operator]
+        assert f"{name}.Hessian" not in source(sequential=False, seed=1).load(loaded).store
     elif change == "model":
         other = LoadedModel(loaded.model, loaded.tokenizer, torch.float32, identity={"name": "other"})
-        assert f"{name}.Hessian" not in source(sequential=False).load(other).store  # type: ignore[operator]
+        assert f"{name}.Hessian" not in source(sequential=False).load(other).store
     else:
         assert f"{name}.Inputs" not in calibration.store
 

@@ -130,9 +130,11 @@ def known_runs() -> dict[str, Run]:
     plain = Run(SmolLM2(), text, SINQ(), quality, device="cpu")
     calibrated = replace(plain, calibration=CalibrationText(text, samples=8))
     methods: dict[str, Method] = {
-        "sinq": SINQ(), "sinq 3-bit": SINQ(Grid(bits=3, group_size=32)), "sinq nf4": SINQ(Grid(levels=Levels.nf4)),
-        "sinq hqq": SINQ(refinement=HalfQuadratic()), "sinq_refined": SINQRefined(), "presinq": PreSINQ(RTN()), "rtn": RTN(), "hqq": HQQ(),
-        "gptq": GPTQ(act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(), "mixed": Mixed(SINQ()),
+        "sinq": SINQ(), "sinq 3-bit": SINQ(Grid(bits=3, group_size=32)),
+        "sinq nf4": SINQ(Grid(levels=Levels.nf4)), "sinq hqq": SINQ(refinement=HalfQuadratic()),
+        "sinq_refined": SINQRefined(), "presinq": PreSINQ(RTN()), "rtn": RTN(), "hqq": HQQ(),
+        "gptq": GPTQ(act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(),
+        "mixed": Mixed(SINQ()),
         "hadamard": Hadamard(GPTQ()), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(),
     }  # fmt: skip
@@ -141,15 +143,21 @@ def known_runs() -> dict[str, Run]:
         for name, method in methods.items()
     }
     runs |= {
-        "layers": replace(plain, layers=Layers(on_misfit=OnMisfit.shrink)), "kernel": replace(plain, kernel=Kernel.reference),
-        "stream": replace(plain, stream=True), "dtype": replace(plain, model=SmolLM2(dtype=DType.bfloat16)),
-        "text": replace(plain, text=StateOfTheUnion(evaluate_from=2010)), "evaluation": replace(plain, evaluation={"latency": Latency()}),
-    }  # fmt: skip
+        "layers": replace(plain, layers=Layers(on_misfit=OnMisfit.shrink)),
+        "kernel": replace(plain, kernel=Kernel.reference),
+        "stream": replace(plain, stream=True),
+        "dtype": replace(plain, model=SmolLM2(dtype=DType.bfloat16)),
+        "text": replace(plain, text=StateOfTheUnion(evaluate_from=2010)),
+        "evaluation": replace(plain, evaluation={"latency": Latency()}),
+    }
     return runs
 
 
 def test_run_ids_stay_as_they_are() -> None:
-    """A new neutral option changes none; where numbers change on purpose a `version` is raised, and the file written anew."""
+    """New neutral options change no id.
+
+    Where numbers change on purpose, a `version` is raised and the file written anew.
+    """
     found = {key: run_id(identity(each)) for key, each in known_runs().items()}
     assert found == json.loads(RUN_IDS.read_text())
     assert len(set(found.values())) == len(found)

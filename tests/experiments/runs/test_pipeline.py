@@ -1,4 +1,4 @@
-"""Runs in this process, on a tiny model: what is measured, what is found again, what failure leaves behind."""
+"""Runs in this process, on a tiny model: measurements, runs found again, and remains of failures."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -79,15 +79,16 @@ def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Ex
     }
     row = execute(replace(run, evaluation=everything), setting, {"bits": 4})
     table = record.load(setting.results_dir).set_index("run_id")
-    for place in (
-        "metrics.perplexity.value", "metrics.perplexity.dense", "metrics.size.bits_per_weight", "metrics.size.nbytes",
-        "metrics.latency.decode.ratio", "metrics.latency.prefill.ratio", "metrics.memory.inference_peak_bytes",
-        "metrics.compression.seconds_quantize", "metrics.memory.quantize_peak_bytes", "protocol.fingerprint", "protocol.tokenizer",
+    for column in (
+        "metrics.perplexity.value", "metrics.perplexity.dense", "metrics.size.bits_per_weight",
+        "metrics.size.nbytes", "metrics.latency.decode.ratio", "metrics.latency.prefill.ratio",
+        "metrics.memory.inference_peak_bytes", "metrics.compression.seconds_quantize",
+        "metrics.memory.quantize_peak_bytes", "protocol.fingerprint", "protocol.tokenizer",
         "metrics.perplexity.kl", "metrics.perplexity.flip_rate", "metrics.layer_error.mean",
         "provenance.packages.torch", "provenance.device", "provenance.code.commit",
     ):  # fmt: skip
-        assert table.loc[row["run_id"], place] is not None
-        assert not pd.isna(table.loc[row["run_id"], place]), place
+        assert table.loc[row["run_id"], column] is not None
+        assert not pd.isna(table.loc[row["run_id"], column]), column
     assert len(row["samples"]["perplexity"]["window_nll"]) == 2
     assert row["metrics"]["compression"]["kernel"] == "cpu"
     assert row["metrics"]["compression"]["kernel_refusals"] == {}

@@ -16,7 +16,7 @@ SPACE = {"bits": [2, 3, 4, 8], "group_size": [32, 64], "method": ["a", "b"]}
 
 
 class Bench:
-    """Makes rows of a small world in which more bits are better, and b is smaller and worse than a; counts what it is asked."""
+    """Make rows in which more bits are better and b is smaller and worse than a; count the requests."""
 
     def __init__(self) -> None:
         self.made: dict[str, tuple[float, float]] = {}
@@ -37,7 +37,7 @@ class Bench:
 
 
 def best(made: dict[str, tuple[float, float]], max_bytes: float = float("inf")) -> set[str]:
-    """By definition: within the budget, and nothing within it is as good in both numbers and better in one."""
+    """Return the names within the budget that nothing within it equals in both numbers and beats in one."""
     within = {name: value for name, value in made.items() if value[0] <= max_bytes}
     return {
         n

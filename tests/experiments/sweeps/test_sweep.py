@@ -1,4 +1,4 @@
-"""Sweeps through the real command line: the plan, two processes at one sweep, kills, launchers, and disks that do not take rows."""
+"""Sweeps by the command line: plan, two processes at one sweep, kills, launchers, disks that take no rows."""
 
 import json
 import os
@@ -104,12 +104,8 @@ def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
             **more,
         }
 
-    rows = [
-        made(4),
-        made(5),
-        made(30),
-        made(31, status=record.FAILED),
-    ]  # the first is older, the second of the second it began in
+    # the first row is older; the second is of the second in which the sweep began
+    rows = [made(4), made(5), made(30), made(31, status=record.FAILED)]
     assert (
         pace(rows, begun, begun + 46)
         == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
@@ -277,9 +273,8 @@ def test_a_results_folder_that_is_read_only_is_named(
 def test_a_full_disk_is_an_error_that_costs_no_row(tmp_path: Path) -> None:
     path = record.write(tmp_path, {"run_id": "abc", "status": record.FINISHED, "samples": []})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (4096, hard)
-    )  # as a disk that takes no more after so many bytes
+    # as a disk that takes no more after so many bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(
             ValueError,

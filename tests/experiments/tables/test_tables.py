@@ -23,7 +23,7 @@ from experiments.results import record
 from experiments.results.record import Row
 from experiments.sweeps.experiment import grids
 from experiments.tables import cells, spec
-from experiments.tables.cells import Verdict, fill
+from experiments.tables.cells import Judgement, fill
 from experiments.tables.formats import Format, render
 from experiments.tables.layout import lay_out
 from experiments.tables.show import chosen
@@ -45,7 +45,7 @@ def described_anew() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def described_here() -> Iterator[None]:
-    """Once for all tests of this file: most describe the same few runs, and composing one is what they cost."""
+    """Share descriptions among all tests of this file: most describe the same runs, slow to compose."""
     with described_anew():
         yield
 
@@ -120,9 +120,9 @@ def only(filled: cells.Filled) -> cells.Cell:
 
 @pytest.mark.parametrize(
     ("paper", "verdict"),
-    [(OURS / 1.0099, Verdict.reproduced), (OURS / 1.0101, Verdict.differs), (None, Verdict.unjudged)],
+    [(OURS / 1.0099, Judgement.reproduced), (OURS / 1.0101, Judgement.differs), (None, Judgement.unjudged)],
 )
-def test_a_value_is_inside_or_outside_the_tolerance(paper: float | None, verdict: Verdict) -> None:
+def test_a_value_is_inside_or_outside_the_tolerance(paper: float | None, verdict: Judgement) -> None:
     cell = only(fill(table(line("sinq", paper)), [row("a", method="sinq")]))
     assert (cell.verdict, cell.ours) == (verdict, pytest.approx(OURS))
     assert cell.difference == (None if paper is None else pytest.approx(OURS - paper))
@@ -137,7 +137,7 @@ def test_the_nearest_tolerance_counts() -> None:
 
 def test_a_cell_without_a_run_says_how_to_make_it() -> None:
     cell = only(fill(table(line("sinq", 20.0)), []))
-    assert (cell.verdict, cell.ours, cell.difference) == (Verdict.missing, None, None)
+    assert (cell.verdict, cell.ours, cell.difference) == (Judgement.missing, None, None)
     assert cell.note == "python run.py model=smollm2 text=wikitext2 evaluation=quality method=sinq"
 
 
@@ -153,7 +153,7 @@ def test_a_cell_without_a_run_says_how_to_make_it() -> None:
 )
 def test_a_run_with_other_options_does_not_fill_a_cell(change: dict[str, Any], note: str) -> None:
     cell = only(fill(table(line("sinq")), [row("a", **{"method": "sinq", **change})]))
-    assert cell.verdict is Verdict.missing
+    assert cell.verdict is Judgement.missing
     assert cell.note.endswith(note)
     assert ("does not fit" in cell.note) == bool(note)
 
@@ -166,7 +166,7 @@ def test_a_run_over_fewer_windows_does_not_fill_a_cell_and_is_named() -> None:
 def test_failed_rows_and_other_texts_are_passed_over() -> None:
     failed, elsewhere = row("a", method="sinq"), row("b", method="sinq")
     failed["status"], elsewhere["identity"]["text"]["name"] = record.FAILED, "c4"
-    assert only(fill(table(line("sinq")), [failed, elsewhere])).verdict is Verdict.missing
+    assert only(fill(table(line("sinq")), [failed, elsewhere])).verdict is Judgement.missing
 
 
 def test_several_runs_for_one_cell_are_an_error_that_names_them() -> None:
@@ -180,15 +180,15 @@ def test_several_runs_for_one_cell_are_an_error_that_names_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key", "value"),
     [("dtype", "bfloat16"), ("fingerprint", "g"), ("tokenizer", "u"), ("bos", "added once"), ("tokens", 8)],
 )
-def test_runs_measured_differently_are_refused_in_one_table(place: str, value: Any) -> None:
+def test_runs_measured_differently_are_refused_in_one_table(key: str, value: Any) -> None:
     rows = [row("a", method="sinq"), row("b", method="rtn")]
-    rows[1]["protocol"][place] = value
+    rows[1]["protocol"][key] = value
     with pytest.raises(
         ValueError,
-        match=f"runs a and b cannot stand in one table: .* is {rows[0]['protocol'][place]} and {value}",
+        match=f"runs a and b cannot stand in one table: .* is {rows[0]['protocol'][key]} and {value}",
     ):
         fill(table(line("sinq"), line("rtn")), rows)
 
@@ -196,28 +196,26 @@ def test_runs_measured_differently_are_refused_in_one_table(place: str, value: A
 def test_a_run_is_not_set_beside_a_paper_of_another_protocol() -> None:
     wanted = {"protocol.dtype": ["bfloat16", "float16"], "metrics.perplexity.windows": 16}
     cell = only(fill(table(line("sinq", OURS), protocol=wanted), [row("a", method="sinq")]))
-    assert (cell.verdict, cell.difference) == (Verdict.refused, None)
+    assert (cell.verdict, cell.difference) == (Judgement.refused, None)
     assert cell.note == "run a: protocol.dtype is float32, the paper's bfloat16 or float16"
 
 
 def test_the_dense_model_comes_first() -> None:
     lines = (line("none", OURS, baseline=True), line("sinq", OURS))
-    right, wrong = (
-        [row("d", method="none"), row("a", method="sinq")],
-        [row("d", HARD + 0.03, method="none"), row("a", method="sinq")],
-    )
+    right = [row("d", method="none"), row("a", method="sinq")]
+    wrong = [row("d", HARD + 0.03, method="none"), row("a", method="sinq")]
     assert [c.verdict for (c,) in fill(table(*lines), right).cells] == [
-        Verdict.reproduced,
-        Verdict.reproduced,
+        Judgement.reproduced,
+        Judgement.reproduced,
     ]
     filled = fill(table(*lines), wrong)
-    assert [c.verdict for (c,) in filled.cells] == [Verdict.differs, Verdict.untrusted]
+    assert [c.verdict for (c,) in filled.cells] == [Judgement.differs, Judgement.untrusted]
     assert len(filled.warnings) == 1
     assert re.fullmatch(
         r"4 bits: the dense model has .* \(\+3\.0 %\); nothing of it is judged", filled.warnings[0]
     )
     unmeasured = fill(table(*lines), right[1:])
-    assert [c.verdict for (c,) in unmeasured.cells] == [Verdict.missing, Verdict.untrusted]
+    assert [c.verdict for (c,) in unmeasured.cells] == [Judgement.missing, Judgement.untrusted]
     assert "the dense model is not measured" in unmeasured.warnings[0]
     for written in (Format.terminal, Format.markdown, Format.html):
         text = render(filled, written)
@@ -234,9 +232,8 @@ def test_the_best_is_marked_only_where_the_interval_says_so() -> None:
         rows = [dense, row("a", method="sinq"), row("b", nll, method="rtn")]
         assert (compare.compare(rows[1], rows[2]).verdict is compare.Verdict.better) == best
         assert [c.best for (c,) in fill(table(*lines), rows).cells] == [False, best, False]
-    assert not any(
-        c.best for (c,) in fill(table(*lines), [dense, row("a", method="sinq")]).cells
-    )  # alone, it is the best of nothing
+    # alone, it is the best of nothing
+    assert not any(c.best for (c,) in fill(table(*lines), [dense, row("a", method="sinq")]).cells)
 
 
 def test_other_metrics_are_scaled_added_and_never_best() -> None:
@@ -263,7 +260,7 @@ def test_combinations_without_meaning_are_no_missing_runs() -> None:
     levels = table(line("rtn_nf4", 9.0), columns=[Column("3 bits", run={"bits": 3})])
     for rows in ([], [row("a", method="sinq")]):
         cell = only(fill(levels, rows))
-        assert (cell.verdict, cell.ours) == (Verdict.not_applicable, None)
+        assert (cell.verdict, cell.ours) == (Judgement.not_applicable, None)
         assert cell.note == "bits=3 is not possible with levels=nf4, whose table has 4 bits"
         assert cells.missing(levels, rows) == []
 
@@ -271,7 +268,7 @@ def test_combinations_without_meaning_are_no_missing_runs() -> None:
 def test_a_baseline_has_no_distance_to_itself() -> None:
     columns = [Column("KL", metric="perplexity.kl", relative=True)]
     filled = fill(table(line("none", baseline=True), columns=columns), [row("d", method="none")])
-    assert (only(filled).verdict, only(filled).note) == (Verdict.not_applicable, "")
+    assert (only(filled).verdict, only(filled).note) == (Judgement.not_applicable, "")
 
 
 def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
@@ -292,8 +289,8 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
         "hadamard": HARD,
     }
     rows = [row(method, nll, method=method) for method, nll in measured.items()]
-    dense, own, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
-    assert [cell.verdict for cell in (dense, own, elsewhere)] == [Verdict.not_applicable] * 3
+    dense, base, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
+    assert [cell.verdict for cell in (dense, base, elsewhere)] == [Judgement.not_applicable] * 3
     low, high = bootstrap_interval(shifts)
     assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (
         pytest.approx(shifts.mean()),
@@ -317,7 +314,7 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
 def test_values_that_are_only_shown_are_not_compared() -> None:
     cell = only(fill(table(line("sinq", OURS), incomparable="another engine"), [row("a", method="sinq")]))
     assert (cell.verdict, cell.ours, cell.difference, cell.note) == (
-        Verdict.refused,
+        Judgement.refused,
         pytest.approx(OURS),
         None,
         "another engine",
@@ -385,10 +382,8 @@ def example() -> cells.Filled:
 def test_every_format_says_the_same() -> None:
     filled = example()
     layout = lay_out(filled)
-    best, other = (
-        f"{OURS:.2f} ({OURS:.2f}, +0.00 ✓)",
-        f"{np.exp(HARD.mean() + 0.1):.2f} ({OURS:.2f}, {np.exp(HARD.mean() + 0.1) - OURS:+.2f} ✗)",
-    )
+    best = f"{OURS:.2f} ({OURS:.2f}, +0.00 ✓)"
+    other = f"{np.exp(HARD.mean() + 0.1):.2f} ({OURS:.2f}, {np.exp(HARD.mean() + 0.1) - OURS:+.2f} ✗)"
     assert [[cell.text for cell in cells_] for cells_ in layout.lines] == [
         ["all & sundry", "sinq", best, "– [1]"],
         ["", "rtn", other, "– [2]"],
@@ -425,11 +420,8 @@ def test_latex_has_rules_and_no_character_with_a_meaning_of_its_own() -> None:
     ] == [1, 1, 1, 1]
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     lines = [each for each in body.splitlines() if each.endswith(r"\\")]
-    assert [len(re.findall(r"(?<!\\)&", each)) for each in lines[1:]] == [
-        3,
-        3,
-        3,
-    ]  # as many columns as declared
+    # as many columns as declared
+    assert [len(re.findall(r"(?<!\\)&", each)) for each in lines[1:]] == [3, 3, 3]
     assert rf"\bfseries {OURS:.2f}" in body
     assert r"all \& sundry" in body
     assert r"3\_bits" in body
@@ -442,7 +434,7 @@ def test_csv_is_read_back_in_full() -> None:
     assert list(read["ours"].dropna()) == [OURS, float(np.exp(np.mean(HARD + 0.1)))]
     assert list(read["run_id"].fillna("")) == ["a", "", "b", ""]
     assert list(read["verdict"]) == [
-        v.value for v in (Verdict.reproduced, Verdict.missing, Verdict.differs, Verdict.missing)
+        v.value for v in (Judgement.reproduced, Judgement.missing, Judgement.differs, Judgement.missing)
     ]
     assert read["note"].dropna().str.startswith("python run.py").all()
 
@@ -515,7 +507,7 @@ def describe_all() -> None:
             cell.note
             for line in fill(read, []).cells
             for cell in line
-            if cell.verdict is Verdict.not_applicable
+            if cell.verdict is Judgement.not_applicable
         }
         assert not any("takes no" in note for note in notes), name
         lacking = cells.missing(read, [])

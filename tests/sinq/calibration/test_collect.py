@@ -1,4 +1,4 @@
-"""Statistics without compressing: against ordinary hooks on an ordinary forward pass, and refusals of what cannot be had."""
+"""Statistics without compression: against hooks on an ordinary forward pass, and refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Gradients of the loss: against finite differences and plain autograd, and nothing of them left in the model."""
+"""Gradients of the loss: against finite differences and plain autograd; none is left in the model."""
 
 from collections.abc import Iterator
 
@@ -51,13 +51,13 @@ def test_five_entries_of_each_layer_are_the_finite_differences(architecture: str
     for target in find_targets(model)[:8]:
         (matrix,) = target.matrices().values()
         for _ in range(5):
-            place = tuple(torch.randint(size, (), generator=generator).item() for size in matrix.shape)
-            kept, losses = matrix[place].item(), []
+            index = tuple(torch.randint(size, (), generator=generator).item() for size in matrix.shape)
+            kept, losses = matrix[index].item(), []
             for change in (step, -step):
-                matrix[place] = kept + change
+                matrix[index] = kept + change
                 losses.append(loss_of(model, window))
-            matrix[place] = kept
-            found = statistics[target.name].total()[place].item()
+            matrix[index] = kept
+            found = statistics[target.name].total()[index].item()
             assert found == pytest.approx(abs(losses[0] - losses[1]) / (2 * step), rel=1e-4, abs=1e-8)
 
 
@@ -155,7 +155,8 @@ def test_a_store_keeps_them_and_they_are_the_dense_models_either_way(monkeypatch
     assert groups == [[step] for step in steps]
 
     def totals(calibration: Calibration) -> list[Tensor]:
-        return [one.total() for _, one in dense_statistics(model, groups, calibration, Context(), Clock())]  # type: ignore[attr-defined]
+        found = dense_statistics(model, groups, calibration, Context(), Clock())
+        return [statistic.total() for _, statistic in found]  # type: ignore[attr-defined]
 
     fresh, kept = totals(Calibration(tokens)), totals(Calibration(tokens, sequential=False, store=store))
     assert store.keys() == {f"{step.target.name}.Gradient" for step in steps}

@@ -1,4 +1,4 @@
-"""Statistics, and the stream that feeds them: against formulas over all inputs at once, and bounded in memory."""
+"""Statistics and the stream that feeds them: against formulas over all inputs at once; bounded memory."""
 
 import tracemalloc
 
@@ -28,7 +28,7 @@ def test_a_hessian_is_that_of_all_inputs_at_once() -> None:
     x = torch.cat(batches()).reshape(-1, 8).double()
     hessian = fed(Hessian, batches())
     assert hessian.tokens == 600
-    torch.testing.assert_close(hessian.matrix(), x.T @ x / 600, rtol=1e-5, atol=1e-7)  # type: ignore[attr-defined]
+    torch.testing.assert_close(hessian.matrix(), x.T @ x / 600, rtol=1e-5, atol=1e-7)
 
 
 def test_inputs_are_averaged_all_and_sampled_evenly() -> None:

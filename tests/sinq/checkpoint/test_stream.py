@@ -1,4 +1,4 @@
-"""A checkpoint, quantized file to file: the same weights as in memory, in the memory of a layer, through kills and bad files."""
+"""A checkpoint, quantized file to file: weights as in memory, memory of a layer, kills and bad files."""
 
 import json
 import os
@@ -66,11 +66,11 @@ def test_it_writes_what_compressing_in_memory_saves(
     model = sinq.load(tmp_path / "small")
     assert_same(stored_tensors(model), expected)
     in_memory = AutoModelForCausalLM.from_pretrained(source)
-    told = METHOD.compress(in_memory)
+    expected_report = METHOD.compress(in_memory)
     with torch.no_grad():  # or the one in memory would run the definition, which has gradients
         assert torch.equal(model(tiny_tokens()).logits, in_memory(tiny_tokens()).logits)
     assert [replace(layer, seconds=0) for layer in report.parts] == [
-        replace(layer, seconds=0) for layer in told.parts
+        replace(layer, seconds=0) for layer in expected_report.parts
     ]
 
 
@@ -147,7 +147,7 @@ def stream_apart(source: Path, target: Path, method: LayerMethod) -> int:
 
 
 def kill_and_resume(source: Path, target: Path, tries: int) -> None:
-    """Print how often work that was killed was resumed, how many of its files were kept, and how many there are."""
+    """Print how often killed work was resumed, how many of its files were kept, and how many there are."""
     random.seed(0)
     resumed = 0
     for _ in range(tries):
@@ -176,9 +176,8 @@ def test_work_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     resumed, kept, finished = printed(tmp_path / "work", kill_and_resume, source, tmp_path / "small", 3)
     assert resumed >= 1
-    assert (
-        finished - 1 <= kept <= finished
-    )  # the last may have taken its name just before the journal was to say so
+    # the last file may have taken its name just before the journal was to say so
+    assert finished - 1 <= kept <= finished
     with sinq.using(sinq.Kernel.reference):
         expected = compressed(source)
         report = sinq.stream(source, tmp_path / "small", METHOD)
@@ -352,7 +351,7 @@ def save_llama(folder: Path, depth: int) -> None:
 
 
 def measure_stream(folder: Path, target: Path) -> None:
-    """Print the bytes of a model's files, and by how many the memory of this process grew at most while it was streamed."""
+    """Print the bytes of a model's files, and the peak growth of this process's memory while streaming it."""
     start, peak, over = anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:

@@ -40,7 +40,8 @@ class Around(Root):
 
 def test_options_that_have_their_defaults_are_left_out_at_every_depth() -> None:
     assert described(Leaf()) == {"name": "leaf", "version": 2}
-    assert described(Leaf(Plain(size=4), [1, 2])) == {"name": "leaf", "version": 2, "plain": {"size": 4}}  # type: ignore[arg-type]
+    changed = Leaf(Plain(size=4), [1, 2])  # type: ignore[arg-type]
+    assert described(changed) == {"name": "leaf", "version": 2, "plain": {"size": 4}}
     assert described(Around(Leaf(several=(1,)))) == {
         "name": "around", "version": 1, "inner": {"name": "leaf", "version": 2, "several": [1]},
     }  # fmt: skip
@@ -71,9 +72,8 @@ def test_a_new_option_with_a_neutral_default_changes_no_description_and_a_versio
 
     assert described(make(1, ("old", 0))) == described(make(1, ("old", 0), ("new", 0)))
     assert described(make(2, ("old", 0))) != described(make(1, ("old", 0)))
-    assert described(make(1, ("old", 0), ("new", 1))) == described(
-        make(1, ("old", 0))
-    )  # the *default* of a new option is neutral
+    # the *default* of a new option is neutral
+    assert described(make(1, ("old", 0), ("new", 1))) == described(make(1, ("old", 0)))
 
 
 @pytest.mark.parametrize(("root", "name"), [(Root, "leaf"), (Method, "sinq"), (CompressedWeight, "scalar")])
@@ -98,7 +98,9 @@ def test_an_inherited_name_is_not_a_class_s_own() -> None:
     assert named(Root, "leaf") is Leaf
 
 
-@pytest.mark.parametrize("name", ["subprocess.Popen", "tests.sinq.test_named.Leaf", "Leaf", "", "SINQ"])
+@pytest.mark.parametrize(
+    "name", ["subprocess.Popen", "tests.sinq.common.test_named.Leaf", "Leaf", "", "SINQ"]
+)
 def test_what_a_file_says_is_looked_up_and_never_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it was called"))
     with pytest.raises(ValueError, match=r"is not the name of a known Root; known are around, .*leaf"):

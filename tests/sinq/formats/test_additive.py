@@ -41,9 +41,8 @@ def test_reloads_bit_exact_and_costs_what_the_formula_says(format: Codebooks) ->
     again = AdditiveTensor.from_state(value.config(), value.state_dict())
     assert torch.equal(again.dequantize(), value.dequantize())
     stored = 8 * sum(tensor.nbytes for tensor in value.state_dict().values())
-    assert (
-        0 <= stored - format.bits_per_weight(value.shape) * 70 * 48 < 8 * format.bits_per_codebook
-    )  # streams are padded to eight codes
+    # streams are padded to eight codes
+    assert 0 <= stored - format.bits_per_weight(value.shape) * 70 * 48 < 8 * format.bits_per_codebook
 
 
 @pytest.mark.parametrize("format", FORMATS[:3], ids=lambda f: f.label)

@@ -1,4 +1,4 @@
-"""Columns of different widths: what they stand for, written out, what they cost, and that they survive being saved."""
+"""Columns of different bit widths: their values written out, their cost, and saving them."""
 
 import json
 
@@ -18,10 +18,8 @@ GRID = Grid(2, 32)
 
 def made(bits: Tensor, rows: int = 96, grid: Grid = GRID) -> tuple[MixedColumns, Tensor]:
     """A random matrix rounded to nearest with these bits per column, and itself."""
-    weight, levels = (
-        torch.randn(rows, len(bits), generator=torch.Generator().manual_seed(0)),
-        ColumnLevels.of(bits, WIDTHS, grid),
-    )
+    weight = torch.randn(rows, len(bits), generator=torch.Generator().manual_seed(0))
+    levels = ColumnLevels.of(bits, WIDTHS, grid)
     scale, zero = choose(weight, grid)
     assert zero is not None
     return MixedColumns.store(
@@ -42,9 +40,8 @@ def test_each_weight_is_its_formula_written_out(auxiliary_bits: int) -> None:
         for j, width in enumerate(bits.tolist()):
             code, s, z = codes[i, j].item(), scale[i, j // 32].item(), zero[i, j // 32].item()
             assert code < 2**width
-            position = (
-                0.75 + 1.5 * code if width == 1 else 3 / (2**width - 1) * code
-            )  # 1: the middle of 0 … 3, ± a quarter of it
+            # 1 bit: the middle of 0 … 3, ± a quarter of it
+            position = 0.75 + 1.5 * code if width == 1 else 3 / (2**width - 1) * code
             assert found[i, j].item() == pytest.approx((position - z) * s, abs=1e-6)
 
 

@@ -41,5 +41,5 @@ def test_shrinking_takes_the_largest_size_that_fits() -> None:
 def test_tables_are_sorted_and_span_one() -> None:
     for levels in (Levels.nf4, Levels.nf3, Levels.fp4):
         assert list(levels.value) == sorted(levels.value)
-        assert (levels.value[0], levels.value[-1], len(levels.value)) == (-1.0, 1.0, 2**levels.bits)  # type: ignore[operator]
+        assert (levels.value[0], levels.value[-1], len(levels.value)) == (-1.0, 1.0, 2**levels.bits)
         assert 0.0 in levels.value

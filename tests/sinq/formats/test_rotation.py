@@ -23,7 +23,10 @@ SIZES = {
 }
 """Inputs of layers of real models, and the order of the first Kronecker factor."""
 UNKNOWN = {92, 116, 156, 172, 184, 188}
-"""Multiples of 4 up to 200 that neither construction reaches, also not with powers of two (Paley 1933; 116 and 172 are Williamson's)."""
+"""Multiples of 4 up to 200 that neither construction reaches, also not with powers of two.
+
+Paley 1933; 116 and 172 are Williamson's.
+"""
 KNOWN = [1, 2, *(n for n in range(4, 201, 4) if n not in UNKNOWN)]
 
 
@@ -120,11 +123,8 @@ class TestRotated:
 def test_the_product_turns_x_and_reads_the_codes_of_what_is_inside() -> None:
     generator = torch.Generator().manual_seed(0)
     inner = QuantizedTensor.round(torch.randn(96, 576, generator=generator), Grid())
-    value, x, bias = (
-        Rotated(Rotation.random(576, seed=0), inner),
-        torch.randn(3, 576, generator=generator),
-        torch.randn(96),
-    )
+    value = Rotated(Rotation.random(576, seed=0), inner)
+    x, bias = torch.randn(3, 576, generator=generator), torch.randn(96)
     layer = CompressedLinear(value, bias)
     exact = x.double() @ value.dequantize(torch.float64).T + bias
     assert layer.kernel == kernel_of(inner, x.device).kernel == "cpu"

@@ -72,7 +72,8 @@ def relative_error(weight: Tensor, grid: Grid) -> float:
 
 
 def test_symmetric_is_not_handicapped() -> None:
-    # The release's symmetric grid has errors of 0.125 (4 bits), 0.37 (3 bits) and NaN (2 bits) on a Gaussian matrix.
+    # On a Gaussian matrix, the release's symmetric grid has errors of
+    # 0.125 (4 bits), 0.37 (3 bits) and NaN (2 bits).
     weight = gaussian(256, 256)
     assert relative_error(weight, Grid(bits=4, symmetric=True)) < 0.105
     assert relative_error(weight, Grid(bits=3, symmetric=True)) < 0.22

@@ -18,10 +18,8 @@ def made(
     rows: int = 96, columns: int = 576, share: float = 0.01, bits: int = 3
 ) -> tuple[SparseOutliers, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    weight, mask = (
-        torch.randn(rows, columns, generator=generator),
-        torch.rand(rows, columns, generator=generator) < share,
-    )
+    weight = torch.randn(rows, columns, generator=generator)
+    mask = torch.rand(rows, columns, generator=generator) < share
     inner = QuantizedTensor.round(weight.masked_fill(mask, 0.0), Grid(bits, 64), {"odd": 1.0})
     return SparseOutliers.store(inner, weight, mask, {"kept": 2.0}), weight, mask
 
@@ -77,18 +75,15 @@ def test_columns_are_as_wide_as_they_must(columns: int, dtype: torch.dtype) -> N
     torch.testing.assert_close(product(value, x), x @ value.dequantize().T, rtol=1e-3, atol=0.1)
 
 
-@pytest.mark.parametrize(
-    "shape", [(576,), (1, 576), (2, 3, 576), (40, 576)]
-)  # few rows and many take other ways in the inner kernel
+# few rows and many take other ways in the inner kernel
+@pytest.mark.parametrize("shape", [(576,), (1, 576), (2, 3, 576), (40, 576)])
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0])
 def test_the_sum_of_the_products_is_the_product_with_the_sum(
     shape: tuple[int, ...], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value, _, _ = made(share=share)
-    x, bias = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(1)),
-        torch.randn(96, generator=torch.Generator().manual_seed(2)),
-    )
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(96, generator=torch.Generator().manual_seed(2))
     exact = x.double() @ value.dequantize(torch.float64).T + bias
     monkeypatch.setattr(SparseOutliers, "dequantize", None)
     layer = CompressedLinear(value, bias)

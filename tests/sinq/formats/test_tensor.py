@@ -39,9 +39,8 @@ def test_bits_per_weight_is_what_is_stored(bits: int, auxiliary_bits: int) -> No
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(0))
     grid = Grid(bits, 64, auxiliary_bits=auxiliary_bits)
     plain, dual = RTN(grid).quantize(weight), SINQ(grid).quantize(weight)
-    per_group = (
-        32 if auxiliary_bits == 16 else 8 + 8 + 32 / 32
-    )  # scale and zero; a byte each and a (low, step) pair per 32 scales
+    # scale and zero: 16 bits each, or a byte each and a (low, step) pair per 32 scales
+    per_group = 32 if auxiliary_bits == 16 else 8 + 8 + 32 / 32
     assert plain.bits_per_weight == pytest.approx(bits + per_group / 64)
     assert dual.bits_per_weight == pytest.approx(bits + per_group / 64 + 16 / 256)
     assert plain.nbytes == sum(
@@ -86,9 +85,8 @@ def test_scales_too_far_apart_for_float16_are_refused() -> None:
 
 def test_a_block_of_equal_scales_is_stored() -> None:
     weight = torch.linspace(-1, 1, 64).repeat(64, 1)  # the release divides 0 by 0 here
-    assert (
-        relative_error(weight, RTN(Grid(bits=4, auxiliary_bits=8)).quantize(weight)) < 0.07
-    )  # a sixteenth of the range, uniformly: 0.0657
+    # a sixteenth of the range, uniformly: 0.0657
+    assert relative_error(weight, RTN(Grid(bits=4, auxiliary_bits=8)).quantize(weight)) < 0.07
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: found wherever their files lie, made anew when anything they are made of changes."""
+"""Compiled kernels on disk: found wherever their files lie, compiled anew when a source of theirs changes."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def package(root: Path, factor: int = 1, added: int = 1) -> Path:
 
 
 def call(root: Path) -> None:
-    """Print what the kernel of `package(root)` gives for 10, and how often it was read from disk and compiled."""
+    """Print the kernel of `package(root)` at 10, and the counts of reads from disk and compilations."""
     cache.PACKAGES.add("parts")
     cache.install_locator()
     sys.path.insert(0, str(root))

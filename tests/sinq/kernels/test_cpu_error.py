@@ -1,4 +1,4 @@
-"""The error of rounding, by kernels that never store a code, against what is read back from a stored matrix."""
+"""The error of rounding, by kernels that store no codes, against a stored matrix that is read back."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def largest(weight: Tensor, found: Scales, grid: Grid) -> Tensor:
 
 
 def compare(weight: Tensor, found: Scales, grid: Grid, limit: Tensor | None = None) -> None:
-    """All weights but one in a thousand: a weight halfway between two codes may go to either, and all others are read back the same."""
+    """Compare all weights but one in a thousand: a weight halfway between two codes may go to either."""
     tried = weight if limit is None else cut(weight, *found, limit)
     with using(Kernel.reference):
         expected = weight - Normalized(tried, *found).rounded(grid).dequantize()

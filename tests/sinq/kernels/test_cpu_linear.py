@@ -38,8 +38,11 @@ def quantized(grid: Grid, rows: int, columns: int, col_scale: bool = False) -> Q
 
 
 def error(x: Tensor, value: QuantizedTensor, bias: Tensor | None = None) -> float:
-    """Against the product in float64 with the dequantized matrix, of x as it was given. Relative to it or, where terms cancel, to the
-    size of sums of that many terms; one number alone may be four such sizes, and is rounded twice, without and with the bias."""
+    """Error against the product of x, as it was given, with the dequantized matrix in float64.
+
+    It is relative to that product or, where terms cancel, to the size of sums of that many terms. One number
+    alone may be four such sizes, and is rounded twice, without and with the bias.
+    """
     matrix, added = value.dequantize().double(), torch.zeros(1) if bias is None else bias.double()
     exact = x.double() @ matrix.T + added
     size = (x.double().square() @ matrix.T.square() + added.square()).sqrt()

@@ -37,12 +37,15 @@ def both(function, *arguments) -> tuple:  # type: ignore[no-untyped-def]
 
 
 def compare(found: tuple, expected: tuple, shape: tuple[int, int], bits: int, tolerance: float) -> None:
-    """All groups but two, or one in fifty, are the same: a tie may go either way, of a weight between codes, or of two steps' errors."""
+    """Compare all groups but two, or one in fifty, which may be ties.
+
+    A weight between two codes may go to either; so may the step, where two have the same error.
+    """
     codes, wanted = (unpack(result[0], bits, shape) for result in (found, expected))
     groups = expected[1].numel()
     same = (codes == wanted).reshape(groups, -1).all(1)
-    for own, other in zip(found[1:], expected[1:], strict=True):
-        same &= torch.isclose(own, other, rtol=tolerance, atol=tolerance).reshape(-1)
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        same &= torch.isclose(one, other, rtol=tolerance, atol=tolerance).reshape(-1)
     assert (~same).sum() <= max(2, groups / 50)
 
 

@@ -1,4 +1,4 @@
-"""Products by the type of the value: a type from elsewhere, what runs where, and the reasons why nothing faster does."""
+"""Products by the type of the value: a type from elsewhere, the chosen kernels, reasons for slower ones."""
 
 from typing import Any, Self
 

@@ -19,7 +19,7 @@ def numbers() -> None:
 
 
 def test_numba_runs_on_torchs_number_of_threads_and_leaves_it_alone(tmp_path: Path) -> None:
-    # In a process of its own: it is the first question to Numba that starts its threads, and would change torch's number.
+    # In a separate process: the first question to Numba starts its threads, and would change torch's number.
     process = fork(tmp_path, numbers)
     assert process.done() == 0, process.output
     assert process.stdout.split() == ["1"] * 4

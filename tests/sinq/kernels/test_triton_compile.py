@@ -1,4 +1,4 @@
-"""The Triton kernels compile for CUDA devices, without one: down to machine code, by the assembler that triton brings."""
+"""The Triton kernels compile for CUDA devices without one: to machine code, by the assembler in triton."""
 
 import os
 from importlib.util import find_spec
@@ -33,9 +33,8 @@ def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -
     assert found.cubin_bytes > 0
     assert 0 < found.registers * 32 * case.warps <= 65536  # of a multiprocessor, for one program
     assert found.shared_bytes <= 48 * 1024
-    assert found.spill_bytes <= (
-        1024 if name.startswith("balance") else 64
-    )  # blocks half as large, without spills, were slower on an H200
+    # blocks half as large, without spills, were slower on an H200
+    assert found.spill_bytes <= (1024 if name.startswith("balance") else 64)
 
 
 def test_writing_the_matrix_assembles() -> None:

@@ -65,7 +65,8 @@ def test_every_option_means_what_it_does_in_the_reference(early_stop: bool, rela
 
 
 def test_below_an_absolute_floor_scales_are_the_references_but_for_a_common_factor() -> None:
-    # All deviations count as the floor there, so the last steps move everything alike, and rounding picks the best of equal states.
+    # All deviations count as the floor there, so the last steps move everything alike.
+    # Rounding then picks the best of equal states.
     weight, options = uneven(32, 16) * 1e-4, Sinkhorn(relative_floors=False)
     found, expected = (
         kernel(weight, (32, 16), options) for kernel in (quantize.sinkhorn_scales, sinkhorn.sinkhorn_scales)
@@ -120,12 +121,11 @@ def test_one_iteration_scores_the_weights_and_moves_nothing() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8), (8, 2), (1, 2)])
 def test_smallest_tiles(shape: tuple[int, int]) -> None:
-    # The columns of one row have no deviation: states differ by a common factor, are equally good, and rounding picks one.
+    # The columns of one row have no deviation: states differ by a common factor and are equally good.
+    # Rounding then picks one.
     weight = uneven(*shape)
-    found, expected = (
-        quantize.sinkhorn_scales(weight, shape, Sinkhorn()),
-        sinkhorn.sinkhorn_scales(weight, shape),
-    )
+    found = quantize.sinkhorn_scales(weight, shape, Sinkhorn())
+    expected = sinkhorn.sinkhorn_scales(weight, shape)
     torch.testing.assert_close(found[0] * found[1], expected[0] * expected[1], rtol=1e-5, atol=0)
 
 
@@ -182,7 +182,7 @@ def test_rounding_of_odd_groups() -> None:
 
 
 def assert_same_rounding(weight: Tensor, row: Tensor | None, col: Tensor | None, grid: Grid) -> None:
-    """Scales to their last digit, zeros and codes exactly, but for one code in 10⁴ that may have been a tie."""
+    """Compare scales to their last digit, zeros and codes exactly, but for ties: one code in 10⁴."""
     packed, scale, zero = quantize.round_scaled(weight, row, col, grid)
     expected, expected_scale, expected_zero = round_scaled.definition(weight, row, col, grid)
     torch.testing.assert_close(scale, expected_scale, rtol=1e-6, atol=0)

@@ -56,7 +56,7 @@ def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(
     blocks = next(name for name, module in model.named_modules() if module is find_blocks(model))
     in_blocks = [layer.name for layer in report.parts if layer.name.startswith(blocks)]
     for name, statistic in zip(in_blocks, method.seen, strict=False):
-        # A model whose earlier blocks are compressed and whose own block is not yet: what the loop should have shown this layer.
+        # The loop should have shown this layer a model with earlier blocks compressed and its block not yet.
         partly, block = tiny_model(architecture), name.removeprefix(f"{blocks}.").split(".")[0]
         earlier = [other for other in in_blocks if other.removeprefix(f"{blocks}.").split(".")[0] < block]
         if earlier:
@@ -69,7 +69,7 @@ def test_statistics_are_those_of_the_inputs_behind_compressed_blocks(
             )
         x = inputs_of(partly, name, tokens).double()
         assert statistic.tokens == tokens.numel()
-        torch.testing.assert_close(statistic.matrix(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
+        torch.testing.assert_close(statistic.matrix(), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
 
 
 @dataclass(frozen=True)

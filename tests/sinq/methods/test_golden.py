@@ -42,7 +42,8 @@ def method(prefix: str, sinkhorn: Sinkhorn, **grid: float) -> SINQ:
         "tiling": int(tiling[0]),
         "levels": LEVELS[kind],
     }
-    return SINQ(Grid(**shape, **grid), sinkhorn, refinement=HalfQuadratic() if kind == "sinq_hqq" else None)  # type: ignore[arg-type]
+    refinement = HalfQuadratic() if kind == "sinq_hqq" else None
+    return SINQ(Grid(**shape, **grid), sinkhorn, refinement=refinement)  # type: ignore[arg-type]
 
 
 def official_matrix(golden: dict[str, Tensor], result: QuantizedTensor) -> Tensor:
@@ -69,9 +70,8 @@ def test_official_constants_give_the_official_matrix(file: str, prefix: str) -> 
     assert same.float().mean() >= 0.9999
     ours, theirs = result.dequantize()[same], official_matrix(golden, result)[same]
     close = torch.isclose(ours, theirs, rtol=1e-5, atol=1e-6 * weight.std().item())
-    assert close.float().mean() >= (
-        0.9995 if "hqq" in prefix else 1
-    )  # one tie moves the refined zero of its group of 64
+    # one tie moves the refined zero of its group of 64
+    assert close.float().mean() >= (0.9995 if "hqq" in prefix else 1)
 
 
 @needs_golden

@@ -69,7 +69,8 @@ def test_the_gate_fires_above_its_threshold_and_says_so(weight: Tensor) -> None:
 
 @pytest.mark.parametrize("levels", [Levels.nf4, Levels.nf3])
 def test_tables_survive_the_gate(weight: Tensor, levels: Levels) -> None:
-    # The release rounds a gated matrix to uniform codes and reads them through the table: relative error 2.8 to 3.9.
+    # The release rounds a gated matrix to uniform codes and reads them through the table.
+    # Its relative error is 2.8 to 3.9.
     grid = Grid(bits=levels.bits or 0, group_size=32, levels=levels)
     gated = SINQ(grid, **RELEASE).quantize(weight)
     assert gated.notes

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,10 +43,10 @@ def test_every_matrix_is_compressed_as_if_alone(architecture: str) -> None:
     EIGHT.compress(model)
     for target in find_targets(dense):
         for index, matrix in enumerate(target.matrices().values()):
-            place = model.get_submodule(target.name)
-            store = place.stores()[index] if isinstance(place, CompressedExperts) else place.weight  # type: ignore[union-attr]
+            module: Any = model.get_submodule(target.name)
+            store = module.stores()[index] if isinstance(module, CompressedExperts) else module.weight
             expected = EIGHT.quantize(matrix.float().contiguous())
-            assert torch.equal(store.value.dequantize(), expected.dequantize())  # type: ignore[operator, union-attr]
+            assert torch.equal(store.value.dequantize(), expected.dequantize())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -129,7 +130,8 @@ class TestMisfit:
         model = tiny_model("llama")
         with pytest.raises(
             ValueError,
-            match=r"group_size=128 does not divide 12 layers: 12 like model\.layers\.0.*64.* on_misfit=shrink\|skip",
+            match=r"group_size=128 does not divide 12 layers: "
+            r"12 like model\.layers\.0.*64.* on_misfit=shrink\|skip",
         ):
             self.method.compress(model)
         assert not any(isinstance(module, CompressedLinear) for module in model.modules())

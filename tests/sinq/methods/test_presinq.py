@@ -42,10 +42,8 @@ def test_every_parameter_that_is_rewritten_matters(decoder: str, method: Rewriti
     before = dense(tokens).logits
     clone = sharing_clone(dense)
     method.rewrite(clone, CPU, silent)
-    old, new = (
-        dict(dense.named_parameters(remove_duplicate=False)),
-        dict(clone.named_parameters(remove_duplicate=False)),
-    )
+    old = dict(dense.named_parameters(remove_duplicate=False))
+    new = dict(clone.named_parameters(remove_duplicate=False))
     assert old.keys() == new.keys()
     for name in [name for name in old if new[name] is not old[name]]:
         assert new[name].shape == old[name].shape
@@ -62,9 +60,8 @@ def test_columns_that_share_inputs_are_balanced_together() -> None:
     layer = model.model.layers[0]
 
     def spreads() -> list[float]:
-        output = layer.self_attn.o_proj.weight.unflatten(
-            1, (2, 2, 16)
-        )  # (kv head, query head of it, channel)
+        # (kv head, query head of it, channel)
+        output = layer.self_attn.o_proj.weight.unflatten(1, (2, 2, 16))
         stacks = [
             torch.cat(
                 [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight]

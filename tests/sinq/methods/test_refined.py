@@ -104,9 +104,8 @@ def test_scales_of_rows_and_columns_do_not_matter(weight: Tensor, tiling: int) -
     torch.testing.assert_close(
         scaled.dequantize() / row, plain.dequantize(), rtol=0, atol=0.05 * weight.abs().max().item()
     )
-    by_column = replace(
-        method, passes=30, influence=0.0
-    )  # rows and columns balance each other: it takes passes to forget the start
+    # rows and columns balance each other: it takes passes to forget the start
+    by_column = replace(method, passes=30, influence=0.0)
     plain, scaled = by_column.quantize(weight), by_column.quantize(weight * column)
     assert (scaled.codes() == plain.codes()).float().mean() > 0.999
 

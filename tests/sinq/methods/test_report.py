@@ -1,4 +1,4 @@
-"""The report of parts: what it counts, what it says of an empty compression, and that it survives being a file."""
+"""The report of parts: its counts, an empty compression, and that it survives being a file."""
 
 import json
 from dataclasses import asdict

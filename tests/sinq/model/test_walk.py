@@ -1,4 +1,4 @@
-"""The walk through blocks: what it shows, that it advances through what a block has become, and what a method of blocks has to write."""
+"""The walk through blocks: its inputs, its advance through rewritten blocks, a third-party block method."""
 
 from dataclasses import dataclass
 
@@ -90,7 +90,7 @@ def test_a_visitor_that_fails_leaves_nothing_behind() -> None:
 
 @dataclass(frozen=True)
 class WithoutMlp(BlockMethod):
-    """Drops the MLP of a block where that changes its output by less than a share: a third party's method, whole."""
+    """Third-party method: drop the MLP of a block where its output changes by less than a share."""
 
     share: float
 

@@ -1,4 +1,4 @@
-"""Tuning of a block: what it trains, what it leaves alone, and that nothing it keeps is worse where it was measured."""
+"""Tuning of a block: trained and frozen numbers, and that nothing it keeps is worse where it was measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,9 +62,8 @@ def state(block: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_lowers_the_error_on_windows_it_did_not_train_on(dtype: torch.dtype) -> None:
     with compressed(dtype) as (block, targets):
-        exact = (
-            dtype == torch.float32
-        )  # a block of bfloat16 is tuned in float32, which `run` alone does not do to its parameters
+        # a block of bfloat16 is tuned in float32, which `run` alone does not do to its parameters
+        exact = dtype == torch.float32
         before = held_out(block, targets, range(6, 8)) if exact else None
         result = BlockTuning(4, validation=0.25, learning_rate=1e-3).tune(block, targets)
         assert result.after < 0.9 * result.before

@@ -1,1 +1,1 @@
-"""Zero-shot tasks on files of the data folder: an lm-eval YAML each, and `local.py`, which reads the files."""
+"""Zero-shot tasks on files of the data folder: one lm-eval YAML each; `local.py` reads the files."""
