@@ -99,7 +99,7 @@ def sweep(
 
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
-def _sweep(error, hessian, codes, codebooks, turned, own, scale, beam, order):  # type: ignore[no-untyped-def]
+def _sweep(error, hessian, codes, codebooks, turned, norms, scale, beam, order):  # type: ignore[no-untyped-def]
     rows, columns = error.shape
     groups, count, (vectors, width) = codes.shape[1], codes.shape[2], codebooks.shape[1:]
     for chunk in prange(-(-rows // ROWS)):
@@ -125,7 +125,7 @@ def _sweep(error, hessian, codes, codebooks, turned, own, scale, beam, order):  
                 for m in range(count):
                     alive[lane] = _visit(
                         errors[lane], held[lane], gains[lane], alive[lane], products, scores, slope,
-                        block[:, start : start + width], codebooks[m], turned[m], own[j, m],
+                        block[:, start : start + width], codebooks[m], turned[m], norms[j, m],
                         scale[first + lane], j, m, start,
                     )  # fmt: skip
         for lane in range(lanes):
@@ -142,7 +142,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
 def _visit(  # type: ignore[no-untyped-def]
-    errors, held, gains, alive, products, scores, slope, block, codebook, turned, own, scale, j, m, start
+    errors, held, gains, alive, products, scores, slope, block, codebook, turned, norms, scale, j, m, start
 ):
     """Choose the vector of codebook m in group j for the hypotheses of a row.
 
@@ -152,7 +152,7 @@ def _visit(  # type: ignore[no-untyped-def]
         errors, held, gains: error, codes and gain of each hypothesis.
         alive: number of hypotheses before.
         products: e H[:, G] of each hypothesis.
-        own: q(c) of each vector.
+        norms: q(c) of each vector.
         start: first column of the group.
     """
     beam, width, squared = len(gains), len(slope), scale * scale
@@ -166,7 +166,7 @@ def _visit(  # type: ignore[no-untyped-def]
                 inner += block[k, i] * codebook[present, i]
             slope[k] = np.float32(2) * scale * (products[b, k] + scale * inner)
         for c in range(len(scores)):
-            scores[c] = squared * own[c]
+            scores[c] = squared * norms[c]
         _subtract(scores, turned, slope)
         base = gains[b] - scores[present]
         filled = _insert(best, parents, chosen, filled, gains[b], b, present)  # ties keep the present vector
@@ -182,11 +182,11 @@ def _insert(best, parents, chosen, filled, value, parent, code):  # type: ignore
     """Insert a pair into the ascending list of the best; return the list's new length."""
     if filled == len(best) and not value < best[filled - 1]:
         return filled
-    place = min(filled, len(best) - 1)
-    while place > 0 and best[place - 1] > value:
-        best[place], parents[place], chosen[place] = best[place - 1], parents[place - 1], chosen[place - 1]
-        place -= 1
-    best[place], parents[place], chosen[place] = value, parent, code
+    slot = min(filled, len(best) - 1)
+    while slot > 0 and best[slot - 1] > value:
+        best[slot], parents[slot], chosen[slot] = best[slot - 1], parents[slot - 1], chosen[slot - 1]
+        slot -= 1
+    best[slot], parents[slot], chosen[slot] = value, parent, code
     return min(filled + 1, len(best))
 
 

@@ -1,4 +1,4 @@
-"""Mixed precision: the allocation against brute force, the sensitivities against whole runs of the model, and both together."""
+"""Mixed precision: the allocation against brute force, sensitivities against whole runs, both together."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -49,7 +49,7 @@ def best(nbytes: np.ndarray, sensitivity: np.ndarray, budget: int) -> float:
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    """Up to five layers of different sizes and sensitivities; curves that fall, convex or not; a budget that can be met."""
+    """Up to five layers of different sizes and sensitivities, curves that fall, a budget that can be met."""
     layers, choices = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     steps = np.array(
         draw(
@@ -181,9 +181,8 @@ def test_a_cost_is_what_the_method_gives_at_every_width(inner: LayerMethod) -> N
 def test_sensitivity_is_predicted_from_the_squared_error() -> None:
     errors = np.array([[16.0, 4.0, 1.0], [32.0, 8.0, 2.0], [0.0, 0.0, 0.0]])
     weights = np.array([10, 10, 10])
-    exact = np.array(
-        [[8.0, 2.0, 0.5], [64.0, 16.0, 4.0], [0.0, 0.0, 0.0]]
-    )  # half the error; twice the error; nothing to round
+    # half the error; twice the error; nothing to round
+    exact = np.array([[8.0, 2.0, 0.5], [64.0, 16.0, 4.0], [0.0, 0.0, 0.0]])
     predicted = predict(errors, errors[:, 1:], exact[:, 1:], weights, 0.0)
     np.testing.assert_allclose(predicted, exact)
     disagreeing = predict(errors[:1], errors[:1, :2], exact[:1, :2] * [4, 0.25], weights[:1], 0.0)
@@ -290,7 +289,7 @@ def test_a_layer_that_does_not_fit_is_shrunk_or_left_dense() -> None:
 @pytest.mark.parametrize("bits_per_weight", [2.9, 9.1])
 def test_a_budget_out_of_reach_is_refused_with_what_can_be_reached(bits_per_weight: float) -> None:
     model = tiny_model("llama")
-    message = rf"budget.bits_per_weight={bits_per_weight} cannot be met: the choices of bits reach from 3.0000 to 9.0000"
+    message = rf"={bits_per_weight} cannot be met: the choices of bits reach from 3.0000 to 9.0000"
     with pytest.raises(NotApplicable, match=message):
         compressed(model, RTN(GRID), bits_per_weight)
     assert isinstance(model.get_submodule("model.layers.0.mlp.down_proj"), nn.Linear)

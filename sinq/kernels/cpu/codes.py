@@ -123,11 +123,11 @@ def _multiply(job):  # type: ignore[no-untyped-def]
                 carray(pointer(field[Y] + 4 * (token * rows + first)), count, np.float32),
             )
             for i in range(count):
-                start, own = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
+                start, row_at = _codes(field, first + i, copied_at, len(copied)), factors_at + 4 * groups * i
                 if per:
-                    total = whole(bits, start, entries, own, groups, per)
+                    total = whole(bits, start, entries, row_at, groups, per)
                 elif halves:
-                    total = halved(bits, start, entries, own, blocks, 1)
+                    total = halved(bits, start, entries, row_at, blocks, 1)
                 else:
                     spread(factors[groups * i : groups * (i + 1)], per_lane, 1, groups, field[GROUP] // each)
                     total = mixed(bits, start, entries, per_lane_at, blocks, 1)
@@ -144,12 +144,12 @@ def _combine(scale_at, zero_at, units_at, sums_at, factors_at, shifts_at, rows, 
     units, sums = carray(pointer(units_at), groups, np.float32), carray(pointer(sums_at), groups, np.float32)
     shifts = carray(pointer(shifts_at), rows, np.float32)
     for i in range(rows):
-        own, shift = 4 * i * groups, f32(0)
+        offset, shift = 4 * i * groups, f32(0)
         scale, zero = (
-            carray(pointer(scale_at + own), groups, np.float32),
-            carray(pointer(zero_at + own), groups, np.float32),
+            carray(pointer(scale_at + offset), groups, np.float32),
+            carray(pointer(zero_at + offset), groups, np.float32),
         )
-        factors = carray(pointer(factors_at + own), groups, np.float32)
+        factors = carray(pointer(factors_at + offset), groups, np.float32)
         for g in range(groups):
             factors[g] = scale[g] * units[g]
         for g in range(groups):
@@ -225,10 +225,10 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
         units[g] = largest / f32(LARGEST) + (exact - exact)  # NaN where x has one or overflows
         sums[g] = total * units[g]
     for lane in range(columns // each):
-        place = lane // WIDTH * half * 2 * WIDTH + lane % WIDTH * 2
+        slot = lane // WIDTH * half * 2 * WIDTH + lane % WIDTH * 2
         for code in range(half):
-            x[place + code * 2 * WIDTH] = i16(scaled[lane * each + code])
-            x[place + code * 2 * WIDTH + 1] = i16(scaled[lane * each + half + code])
+            x[slot + code * 2 * WIDTH] = i16(scaled[lane * each + code])
+            x[slot + code * 2 * WIDTH + 1] = i16(scaled[lane * each + half + code])
 
 
 @njit(fastmath=FAST | {"nnan"}, forceinline=True)

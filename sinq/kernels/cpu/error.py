@@ -74,8 +74,8 @@ def _divide(weight, row, col, matrix):  # type: ignore[no-untyped-def]
     for i in prange(rows):
         columns, factors = col[i * len(col) // rows], row[i % len(row)]
         for group in range(groups):
-            values, own, out = _slices(group, size, weight[i], columns, matrix[i])
-            _divide_group(values, own, out, factors[group])
+            values, divisor, out = _slices(group, size, weight[i], columns, matrix[i])
+            _divide_group(values, divisor, out, factors[group])
 
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -89,9 +89,9 @@ def _cut(weight, row, col, inverse_row, inverse_col, limit, matrix):  # type: ig
     for i in prange(rows):
         tile, factors, inverses = i * len(col) // rows, row[i % len(row)], inverse_row[i % len(row)]
         for group in range(groups):
-            values, own, inverse = _slices(group, size, weight[i], matrix[i], inverse_col[tile])
-            _cut_group(values, own, inverse, inverses[group], limit[i, group])
-            _divide_group(own, col[tile, group * size : (group + 1) * size], own, factors[group])
+            values, divided, inverse = _slices(group, size, weight[i], matrix[i], inverse_col[tile])
+            _cut_group(values, divided, inverse, inverses[group], limit[i, group])
+            _divide_group(divided, col[tile, group * size : (group + 1) * size], divided, factors[group])
 
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -112,9 +112,9 @@ def _errors(weight, scale, zero, step, offset, col, top, matrix):  # type: ignor
     for i in prange(rows):
         columns = col[i * len(col) // rows]
         for group in range(groups):
-            values, own, out = _slices(group, size, weight[i], columns, matrix[i])
+            values, divisor, out = _slices(group, size, weight[i], columns, matrix[i])
             _errors_group(
-                values, own, out, scale[i, group], zero[i, group], step[i, group], offset[i, group], top
+                values, divisor, out, scale[i, group], zero[i, group], step[i, group], offset[i, group], top
             )
 
 

@@ -87,10 +87,10 @@ def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, z
         divisor = col[i * len(col) // rows]
         for group in range(inverse.shape[1]):
             start, by = group * size, row[i % len(row), group]
-            place = positions[i, start : start + size]
+            part = positions[i, start : start + size]
             for j in range(size):
-                place[j] = weight[i, start + j] / divisor[start + j] / by
-            low, high = extremes(place)
+                part[j] = weight[i, start + j] / divisor[start + j] / by
+            low, high = extremes(part)
             scale, _ = choose_range(low, high, top, limits)
             factor = np.float32(0)
             if scale > 0:
@@ -100,7 +100,7 @@ def _positions(weight, row, col, bits, limits, round_zero, positions, inverse, z
                     else np.float32(1) / scale
                 )
             for j in range(size):
-                place[j] *= factor
+                part[j] *= factor
             inverse[i, group] = factor
             zero[i, group] = np.rint(-low * factor) if round_zero else -low * factor
 
@@ -116,7 +116,7 @@ def _step(positions, inverse, zero, moving, bits, limit, beta, powers, polynomia
         for group in range(groups):
             if not moving[i, group]:
                 continue
-            place, offset, factor = (
+            part, offset, factor = (
                 positions[i, group * width : (group + 1) * width],
                 zero[i, group],
                 inverse[i, group],
@@ -124,7 +124,7 @@ def _step(positions, inverse, zero, moving, bits, limit, beta, powers, polynomia
             scale = np.float32(1) / factor if factor > 0 else np.float32(0)
             error, above, bound = np.float32(0), np.float32(0), limit * factor
             for j in range(width):
-                rest[j] = min(max(np.rint(place[j] + offset), np.float32(0)), top) - place[j]
+                rest[j] = min(max(np.rint(part[j] + offset), np.float32(0)), top) - part[j]
                 magnitude = abs(offset - rest[j])
                 error += magnitude
                 above += max(magnitude - bound, np.float32(0))
@@ -183,8 +183,8 @@ def _codes(positions, zero, bits, packed):  # type: ignore[no-untyped-def]
         for i in range(first, last):
             for group in range(zero.shape[1]):
                 start, offset = group * width, zero[i, group]
-                place, found = positions[i, start : start + width], codes[(i - first) * columns + start :]
+                part, found = positions[i, start : start + width], codes[(i - first) * columns + start :]
                 for j in range(width):
-                    found[j] = np.uint8(min(max(np.rint(place[j] + offset), np.float32(0)), top))
+                    found[j] = np.uint8(min(max(np.rint(part[j] + offset), np.float32(0)), top))
         start = first * columns // CODES * bits
         pack_words(codes.view(np.uint64), bits, packed[start : start + len(codes) // CODES * bits])

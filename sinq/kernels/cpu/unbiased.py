@@ -88,8 +88,8 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
                 values, divisor = weight[i, start : start + size], col[tile, start : start + size]
                 for j in range(size):
                     matrix[j] = values[j] / divisor[j] / by
-                place = (i - first) * columns + start
-                count, found = counts[counted, start : start + size], codes[place : place + size]
+                slot = (i - first) * columns + start
+                count, found = counts[counted, start : start + size], codes[slot : slot + size]
                 scale[i, group], zero[i, group] = _round_group(
                     matrix, count, bits, share, steps, limits, found
                 )

@@ -90,5 +90,5 @@ def dequantize_block(  # type: ignore[no-untyped-def]
                 None, :, :
             ]
         )
-    place = row.to(tl.int64)[:, None, None] * (WORDS_PER_ROW * 8) + column[None, :, :]
-    tl.store(out + place, matrix.to(out.dtype.element_ty), mask=valid[:, :, None])
+    target = row.to(tl.int64)[:, None, None] * (WORDS_PER_ROW * 8) + column[None, :, :]
+    tl.store(out + target, matrix.to(out.dtype.element_ty), mask=valid[:, :, None])

@@ -208,9 +208,9 @@ def multiply(  # type: ignore[no-untyped-def]
     added = tl.zeros([BLOCK_ROWS], tl.float32)
     if bias is not None:
         added = tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
-    place = member[:, None] * rows + row[None, :]
+    target = member[:, None] * rows + row[None, :]
     tl.store(
-        out + place,
+        out + target,
         (total + added[None, :]).to(out.dtype.element_ty),
         mask=(member < batch)[:, None] & (row < rows)[None, :],
     )

@@ -64,8 +64,8 @@ def multiply_vector(  # type: ignore[no-untyped-def]
     CHUNK is the number of adjacent codes that lie in one group and one unit.
     """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    place = tl.arange(0, WINDOW)
-    part, inner = (place // PART * PART * BITS).to(tl.uint32), (place % PART * BITS).to(tl.uint32)
+    lane = tl.arange(0, WINDOW)
+    part, inner = (lane // PART * PART * BITS).to(tl.uint32), (lane % PART * BITS).to(tl.uint32)
     mask = (2**BITS - 1 + 0 * inner) << inner
     power = tl.exp2(-inner.to(tl.float32) + SHIFT)
     total = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], tl.float32)
@@ -78,7 +78,7 @@ def multiply_vector(  # type: ignore[no-untyped-def]
             products = tl.zeros([BLOCK_ROWS, BLOCK_UNITS], tl.float32)
             sums = tl.zeros([BLOCK_UNITS], tl.float32)
             for code in tl.static_range(chunk, chunk + CHUNK, WINDOW):
-                column = (code + place)[:, None] + (unit * UNIT)[None, :]
+                column = (code + lane)[:, None] + (unit * UNIT)[None, :]
                 entries = tl.load(x + column, mask=inside[None, :], other=0).to(tl.float32)
                 if col_scale is not None:
                     entries = entries * tl.load(col_scale + column, mask=inside[None, :], other=0).to(

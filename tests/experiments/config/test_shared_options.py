@@ -104,5 +104,6 @@ def test_a_refusal_names_the_first_options_there_are_instead() -> None:
     assert refusal(composed("method=aqlm", "bits=3")) == (
         "method=aqlm takes no bits; its options are method.inner.format.codebooks, "
         "method.inner.format.bits_per_codebook, method.inner.format.group, "
-        "method.inner.format.codebook_share, method.inner.beam, method.inner.init_iterations … (see --cfg job)"
+        "method.inner.format.codebook_share, method.inner.beam, "
+        "method.inner.init_iterations … (see --cfg job)"
     )
