@@ -57,6 +57,7 @@ def call(root: Path) -> None:
     """Print the kernel of `package(root)` at 10, and the counts of reads from disk and compilations."""
     cache.PACKAGES.add("parts")
     cache.install_locator()
+    sys.dont_write_bytecode = True  # Python takes an old .pyc for a file of the same second and size
     sys.path.insert(0, str(root))
     total = import_module("parts.kernel").total
     print(total(10), sum(total.stats.cache_hits.values()), sum(total.stats.cache_misses.values()))
