@@ -16,7 +16,9 @@ Not covered here: rounding itself (`rounding.py`) and the stored bytes (`scalar.
 """
 
 import enum
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sinq.common.errors import NotApplicable
 from sinq.formats.base import Incompatibility
@@ -122,6 +124,15 @@ class Grid:
         return Incompatibility(
             f"group_size={self.group_size} does not divide", f"take {', '.join(sizes) or 'no size'}"
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON values; `from_json` is the inverse."""
+        return asdict(self) | {"levels": self.levels.name}
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> "Grid":
+        """Return the grid that a file describes."""
+        return cls(**(dict(options) | {"levels": Levels[options["levels"]]}))
 
     def fitting_sizes(self, shape: tuple[int, int]) -> list[int]:
         """Return every group size that would fit `shape`, ascending."""

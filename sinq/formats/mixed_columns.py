@@ -20,7 +20,7 @@ Not covered: a fast product. The matrix is dequantized for every product.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sinq.formats import stored_scales
 from sinq.formats.base import CompressedWeight
-from sinq.formats.grid import BITS, Grid, Levels
+from sinq.formats.grid import BITS, Grid
 from sinq.formats.packing import pack, unpack
 from sinq.formats.rounding import by_group
 
@@ -155,12 +155,12 @@ class MixedColumns(CompressedWeight):
         return {
             "shape": list(self.shape),
             "choices": list(self.choices),
-            "grid": asdict(self.grid) | {"levels": self.grid.levels.name},
+            "grid": self.grid.as_json(),
             "notes": dict(self.notes),
         }
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        grid = Grid(**(config["grid"] | {"levels": Levels[config["grid"]["levels"]]}))
+        grid = Grid.from_json(config["grid"])
         rows, columns = config["shape"]
         return cls(grid, (rows, columns), tuple(config["choices"]), tensors, config["notes"])

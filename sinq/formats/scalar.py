@@ -6,7 +6,7 @@ are the same field.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sinq.formats import stored_scales
 from sinq.formats.base import CompressedWeight
-from sinq.formats.grid import Grid, Levels
+from sinq.formats.grid import Grid
 from sinq.formats.packing import pack, unpack
 from sinq.formats.rounding import assign, by_group, centre, choose, level
 
@@ -131,12 +131,12 @@ class QuantizedTensor(CompressedWeight):
     def config(self) -> dict[str, Any]:
         return {
             "shape": list(self.shape),
-            "grid": asdict(self.grid) | {"levels": self.grid.levels.name},
+            "grid": self.grid.as_json(),
             "notes": dict(self.notes),
         }
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        grid = Grid(**(config["grid"] | {"levels": Levels[config["grid"]["levels"]]}))
+        grid = Grid.from_json(config["grid"])
         rows, columns = config["shape"]
         return cls(grid, (rows, columns), tensors, config["notes"])
