@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all bench lint clean
+.PHONY: help setup run test test-all bench gpu lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-all: $(READY)  ## all tests; some take minutes
 
 bench: $(READY)  ## time ours against others in turn, as ratios to peers and to the floor; ARGS='--suite linear --bits 4'
 	$(BIN)/python -m experiments.bench $(ARGS)
+
+gpu: $(READY)  ## check everything on a CUDA device in at most nine minutes, without a network; ARGS=--dry for tiny shapes on the CPU
+	$(BIN)/python -m experiments.bench.gpu $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

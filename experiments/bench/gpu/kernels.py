@@ -1,0 +1,100 @@
+"""The step `kernels`: the Triton kernels against their definitions, on random inputs that no test has.
+
+The definitions run on the CPU: products in float64, quantizing in plain torch. The sums behind SINQ's scales
+are taken in another order on a GPU, so a few codes differ by one; their share is what is checked.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import product as combinations
+
+import torch
+from torch import Tensor
+
+from experiments.bench.gpu.check import Check, Setting, at_most, attempted
+from sinq import SINQ, Grid, Kernel, QuantizedTensor, kernel_of, product, using
+from sinq.kernels.quantize import sinkhorn_scales
+
+STEP = "kernels"
+BITS = (4, 2, 3, 8, 5, 6)
+SHAPES = ((512, 1024), (1000, 5120), (5120, 2048))
+INPUTS = ((1, torch.bfloat16), (5, torch.float16), (16, torch.bfloat16), (40, torch.float32))
+"""Rows and dtype of x: one row, few rows, a tile of rows, and more than a kernel takes at once."""
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
+SECONDS = 90.0
+"""Seconds after which no further combination is begun."""
+
+
+def checks(setting: Setting) -> Iterator[Check]:
+    """Yield the checks of every combination of bits, groups, shapes and dtypes of scales."""
+    end, all_of_them = time.monotonic() + SECONDS, list(_combinations(setting))
+    for number, (shape, grid) in enumerate(all_of_them):
+        if time.monotonic() > end:
+            left = len(all_of_them) - number
+            yield Check(STEP, f"{left} more combinations", None, skipped=f"{SECONDS:.0f} s were used up")
+            return
+        name = (
+            f"{grid.bits} bits, g{grid.group_size}, {shape[0]}×{shape[1]}, {grid.auxiliary_bits}-bit scales"
+        )
+        yield from attempted(STEP, name, partial(_of, setting, shape, grid, name))
+
+
+def _combinations(setting: Setting) -> Iterator[tuple[tuple[int, int], Grid]]:
+    """Yield shapes and grids, the most usual first."""
+    if setting.dry:
+        yield from (((24, 128), Grid(bits=bits, group_size=64)) for bits in (4, 3))
+        return
+    for auxiliary, group_size, shape in combinations((16, 8, 32), (64, 128, 32), SHAPES):
+        yield from ((shape, Grid(bits, group_size, auxiliary_bits=auxiliary)) for bits in BITS)
+
+
+def _of(setting: Setting, shape: tuple[int, int], grid: Grid, name: str) -> list[Check]:
+    generator = torch.Generator().manual_seed(grid.bits + 10 * grid.group_size + shape[0])
+    weight = torch.randn(shape, generator=generator) * torch.rand(shape[1], generator=generator).add(0.2)
+    with using(Kernel.triton):
+        value = SINQ(grid).quantize(weight.to(setting.device))
+    stored = on_cpu(value)
+    found = [_scales(weight, grid, setting, name), _codes(weight, stored, name)]
+    exact = stored.dequantize().double()
+    for rows, dtype in INPUTS:
+        x = torch.randn(rows, shape[1], generator=generator).to(dtype)
+        found.append(_product(value, x, x.double() @ exact.T, setting, name))
+    return found
+
+
+def on_cpu(value: QuantizedTensor) -> QuantizedTensor:
+    """Return a value with its tensors on the CPU."""
+    tensors = {name: tensor.cpu() for name, tensor in value.state_dict().items()}
+    return QuantizedTensor.from_state(value.config(), tensors)
+
+
+def _scales(weight: Tensor, grid: Grid, setting: Setting, name: str) -> Check:
+    tile = grid.tile((weight.shape[0], weight.shape[1]))
+    with using(Kernel.triton):
+        found = sinkhorn_scales(weight.to(setting.device), tile)
+    expected = sinkhorn_scales.definition(weight, tile)
+    worst = max(relative_error(one, other) for one, other in zip(found, expected, strict=True))
+    return at_most(STEP, f"row and column scales: {name}", worst, 1e-3)
+
+
+def _codes(weight: Tensor, stored: QuantizedTensor, name: str) -> Check:
+    with using(Kernel.reference):
+        expected = SINQ(stored.grid).quantize(weight)
+    differing = (stored.codes() != expected.codes()).double().mean().item()
+    return at_most(STEP, f"share of codes that differ: {name}", differing, 2e-3)
+
+
+def _product(value: QuantizedTensor, x: Tensor, expected: Tensor, setting: Setting, name: str) -> Check:
+    with using(Kernel.triton), torch.no_grad():
+        kernel = kernel_of(value, setting.device).kernel
+        y = product(value, x.to(setting.device))
+    error = relative_error(y, expected)
+    return at_most(
+        STEP, f"{len(x)} rows of {str(x.dtype)[6:]}: {name}", error, TOLERANCE[x.dtype], note=kernel
+    )
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return ‖found − expected‖ / ‖expected‖, computed in float64."""
+    return ((found.cpu().double() - expected.double()).norm() / expected.double().norm()).item()

