@@ -31,8 +31,11 @@ from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 from experiments.runs.provenance import provenance
 
-STEPS = {"kernels": 110.0, "files": 60.0, "rows": 170.0, "quantize": 60.0, "decode": 140.0}
-"""Seconds that each step may take, in the order in which they run: correctness before speed."""
+STEPS = {"kernels": 90.0, "files": 60.0, "rows": 190.0, "quantize": 50.0, "decode": 150.0}
+"""Seconds of each step, in the order in which they run: correctness before speed.
+
+They are shares of `--seconds`; what a step leaves goes to those after it.
+"""
 HELP = """Check on a GPU what cannot be checked without one; no network is needed.
 
     python -m experiments.bench.gpu                              all steps, at most nine minutes
@@ -53,10 +56,10 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     chosen.out.mkdir(parents=True, exist_ok=True)
     end, found = time.monotonic() + chosen.seconds, []
-    for step in chosen.steps:
+    for number, step in enumerate(chosen.steps):
         console.print(f"{step} …", markup=False)
-        budget = end - time.monotonic()
-        found += list(_run(step, chosen, budget if chosen.dry else min(STEPS[step], budget)))
+        share = STEPS[step] / sum(STEPS[each] for each in chosen.steps[number:])
+        found += list(_run(step, chosen, share * (end - time.monotonic())))
     _write(found, chosen)
     console.print(listing(found))
     return sum(verdict(check) == "FAILED" for check in found)
@@ -89,7 +92,8 @@ def _steps(text: str) -> tuple[str, ...]:
 
 def _one_step(chosen: argparse.Namespace) -> int:
     """Make the checks of a step in this process, one line of JSON for each."""
-    setting = Setting(torch.device("cpu" if chosen.dry else "cuda"), chosen.dry, chosen.out)
+    device = torch.device("cpu" if chosen.dry else "cuda")
+    setting = Setting(device, chosen.dry, chosen.out, chosen.seconds)
     with (chosen.out / f"{chosen.only}.jsonl").open("w") as file:
         for check in import_module(f"experiments.bench.gpu.{chosen.only}").checks(setting):
             file.write(json.dumps(asdict(check)) + "\n")
@@ -101,6 +105,7 @@ def _run(step: str, chosen: argparse.Namespace, budget: float) -> Iterator[Check
     """Run a step in a process of its own; yield its checks, and one that fails where the process did."""
     file, log = chosen.out / f"{step}.jsonl", chosen.out / f"{step}.log"
     command = [sys.executable, "-m", "experiments.bench.gpu", "--only", step, "--out", str(chosen.out)]
+    command += ["--seconds", str(budget), *["--dry"] * chosen.dry]
     interpreted = {"TRITON_INTERPRET": "1"} if chosen.dry and step == "kernels" else {}
     if budget <= 1:
         yield Check(step, "the step", None, skipped="no time was left for it")
@@ -108,7 +113,7 @@ def _run(step: str, chosen: argparse.Namespace, budget: float) -> Iterator[Check
     start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command + ["--dry"] * chosen.dry,
+            command,
             stdout=output,
             stderr=output,
             env=os.environ | interpreted,

@@ -18,6 +18,8 @@ class Setting:
     dry: bool
     """True for tiny shapes on the CPU."""
     out: Path
+    seconds: float = 600.0
+    """Time that the step may take."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ A process of its own sweeps on each device, through the command that a user type
 random weights in the shapes of Qwen3-0.6B.
 """
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,19 @@ from experiments.results import record
 STEP = "rows"
 COMMON = (
     "text=sotu", "text.evaluate_from=2025", "calibration=sotu", "calibration.samples=8",
-    "calibration.seqlen=256", "on_misfit=shrink", "group_size=32", "model.dtype=float32", "logger=none",
+    "calibration.seqlen=256", "on_misfit=shrink", "model.dtype=float32", "logger=none",
     "evaluation.perplexity.windows=4", "evaluation.perplexity.seqlen=256",
 )  # fmt: skip
-CODEBOOKS = "{codebooks: 4, bits_per_codebook: 4, group: 4}"
+GROUPS, CODEBOOKS = "group_size=32", "{codebooks: 4, bits_per_codebook: 4, group: 4}"
 UNUSUAL: dict[str, tuple[str, ...]] = {
-    "hadamard": ("layers.exclude=[lm_head,down_proj]",),
-    "mixed": ("budget.bits_per_weight=5",),
+    "sinq_nf3": ("bits=3", GROUPS),
+    "hadamard": (
+        GROUPS,
+        "layers.exclude=[lm_head,down_proj]",
+    ),
+    "mixed": (GROUPS, "budget.bits_per_weight=5"),
     "aqlm_untuned": (f"method.format={CODEBOOKS}", "method.rounds=2", "method.steps=5"),
-    "mgptq": ("bits=2",),
+    "mgptq": (GROUPS, "bits=2"),
     "aqlm": (
         f"method.inner.format={CODEBOOKS}",
         "method.inner.rounds=2",
@@ -45,28 +52,44 @@ PERPLEXITY, ERROR = 0.005, 0.02
 """Largest relative difference of two rows' perplexities, and of their layers' mean errors."""
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Methods that run with the same options."""
+
+    model: str
+    methods: tuple[str, ...]
+    options: tuple[str, ...]
+
+
 def checks(setting: Setting) -> Iterator[Check]:
     """Yield a check or two for each method, on both models."""
     stories = (data_dir() or Path()) / "models" / "stories260k"
     if data_dir() is None or not stories.is_dir():
         yield Check(STEP, "all methods", None, skipped="SINQ_DATA has no models/stories260k")
         return
-    for methods, options in _sweeps(setting):
-        yield from _compared(setting, "stories260k", methods, ("model=stories260k", *options))
-    if not setting.dry:
-        model = ("model=hub", f"model.path={_larger(setting, stories)}", "evaluation=quality")
-        yield from _compared(setting, "qwen3", LARGER, (*model, "~evaluation.layer_error"))
+    sweeps = list(_sweeps(setting, stories))
+    with ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 4)) as pool:
+        for sweep, rows in zip(sweeps, pool.map(partial(_swept, setting), sweeps), strict=True):
+            for method in sweep.methods:
+                yield from _of(f"{method}, {sweep.model}", *(found.get(method) for found in rows))
 
 
-def _sweeps(setting: Setting) -> Iterator[tuple[Sequence[str], tuple[str, ...]]]:
-    """Yield the sweeps that together have every method: methods, and options."""
+def _sweeps(setting: Setting, stories: Path) -> Iterator[Sweep]:
+    """Yield the sweeps that together have every method."""
+    usual = ("model=stories260k",)
     if setting.dry:
-        yield ("rtn", "sinq"), ("~evaluation.latency", "~evaluation.memory")
+        yield Sweep(
+            "stories260k", ("rtn", "sinq"), (*usual, GROUPS, "~evaluation.latency", "~evaluation.memory")
+        )
         return
     methods = sorted(file.stem for file in (conf_dir() / "method").glob("*.yaml"))
-    yield [name for name in methods if name not in (*UNUSUAL, *LEFT_OUT)], ()
+    names = [name for name in methods if name not in (*UNUSUAL, *LEFT_OUT)]
     for name, options in UNUSUAL.items():
-        yield (name,), options
+        yield Sweep("stories260k", (name,), (*usual, *options))
+    model = ("model=hub", f"model.path={_larger(setting, stories)}", "evaluation=quality")
+    yield Sweep("qwen3", LARGER, (*model, GROUPS, "~evaluation.layer_error"))
+    for part in range(3):
+        yield Sweep("stories260k", tuple(names[part::3]), (*usual, GROUPS))
 
 
 def _larger(setting: Setting, stories: Path) -> Path:
@@ -78,28 +101,25 @@ def _larger(setting: Setting, stories: Path) -> Path:
     return folder
 
 
-def _compared(
-    setting: Setting, model: str, methods: Sequence[str], options: tuple[str, ...]
-) -> Iterator[Check]:
-    """Sweep on both devices at once; yield the comparisons of their rows."""
-    devices = {"cpu": "cpu", "device": "cpu" if setting.dry else "cuda"}
-    folders = {key: setting.out / f"{model}-{key}" for key in devices}
-
-    def swept(key: str) -> None:
-        command = [sys.executable, "-c", "from experiments.command import main; main()", "-m", *COMMON]
-        kernel = "reference" if key == "cpu" else "auto"
-        arguments = (*options, f"method={','.join(methods)}", f"device={devices[key]}", f"kernel={kernel}")
-        folders[key].mkdir(parents=True, exist_ok=True)
-        with (folders[key] / "log.txt").open("ab") as log:
-            subprocess.run(
-                [*command, *arguments, f"results_dir={folders[key]}"], stdout=log, stderr=log, check=False
-            )
-
+def _swept(setting: Setting, sweep: Sweep) -> list[dict[str, dict[str, Any]]]:
+    """Run a sweep on the CPU and on the device at once; return the rows of each by method."""
+    label = f"{sweep.model}-{sweep.methods[0]}"
+    sides = {f"{label}-cpu": ("cpu", "reference"), f"{label}-device": (str(setting.device), "auto")}
     with ThreadPoolExecutor() as pool:
-        list(pool.map(swept, devices))
-    expected, found = (_by_method(folders[key]) for key in devices)
-    for method in methods:
-        yield from _of(f"{method}, {model}", expected.get(method), found.get(method))
+        runs = [pool.submit(_run, setting.out / name, sweep, *side) for name, side in sides.items()]
+    return [_by_method(run.result()) for run in runs]
+
+
+def _run(folder: Path, sweep: Sweep, device: str, kernel: str) -> Path:
+    """Run a sweep in a process of its own; return the folder of its rows and its log."""
+    command = [sys.executable, "-c", "from experiments.command import main; main()", "-m", *COMMON]
+    options = [f"method={','.join(sweep.methods)}", f"device={device}", f"kernel={kernel}"]
+    command += [*sweep.options, *options, f"results_dir={folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    folder.mkdir(parents=True)
+    with (folder / "log.txt").open("wb") as log:
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+    return folder
 
 
 def _by_method(folder: Path) -> dict[str, dict[str, Any]]:
