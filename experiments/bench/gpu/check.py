@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a step runs, and how large."""
+    """Device, size and folder of a step."""
 
     device: torch.device
     dry: bool
