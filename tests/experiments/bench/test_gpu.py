@@ -44,7 +44,7 @@ def test_rows_are_compared_with_those_of_the_cpu(tmp_path: Path) -> None:
 
 def test_a_method_without_a_row_fails() -> None:
     rows = import_module("experiments.bench.gpu.rows")
-    (check,) = rows._of("rtn", None, None)
+    (check,) = rows._of("rtn", "stories260k", None, None)
     assert verdict(check) == "FAILED"
     assert "no row" in check.note
 
