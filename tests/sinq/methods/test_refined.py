@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sinq import SINQ, Grid, Levels, Normalized, NotApplicable
-from sinq.algorithms.unbiased_scales import narrow, unbiased
+from sinq.algorithms.solved_scales import narrow, orthogonal
 from sinq.formats.grid import BITS
 from sinq.kernels import column_magnitudes
 from sinq.methods.sinq_refined import SINQRefined
@@ -47,7 +47,7 @@ def test_error_has_no_part_along_a_constant_nor_along_the_group(weight: Tensor) 
     )
     counts = torch.rand(1, 4, 32, generator=torch.Generator().manual_seed(0)) + 0.1
     counts /= counts.mean(-1, keepdim=True)
-    scale, zero = unbiased(weight, scale, zero, GRID, counts=counts)
+    scale, zero = orthogonal(weight, scale, zero, GRID, counts=counts)
     error = counts * ((levels - zero[..., None]) * scale[..., None] - groups(weight))
     size = groups(weight).square().sum(-1)
     torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_solution_is_the_only_one() -> None:
     values = row.double().numpy()[0]
     system = np.array([[codes.sum(), -32.0], [(codes * values).sum(), -values.sum()]])
     scale, offset = np.linalg.solve(system, [values.sum(), (values**2).sum()])
-    result = unbiased(row, *start, GRID, counts=torch.ones(1, 1, 32))
+    result = orthogonal(row, *start, GRID, counts=torch.ones(1, 1, 32))
     np.testing.assert_allclose([result[0].item(), result[1].item()], [scale, offset / scale], rtol=1e-4)
 
 
