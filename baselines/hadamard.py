@@ -78,7 +78,9 @@ def _cannot_rotate(shape: tuple[int, int]) -> Incompatibility | None:
     try:
         factors(shape[1])
     except NotApplicable:
-        return Incompatibility("no Hadamard matrix is known here for the inputs of", f"have {shape[1]} inputs")
+        return Incompatibility(
+            "no Hadamard matrix is known here for the inputs of", f"have {shape[1]} inputs"
+        )
     return None
 
 

@@ -59,7 +59,7 @@ def centred_columns(column: Tensor) -> Tensor:
 def round_solved(
     matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Solved
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a matrix: `narrow`, then `options.steps` times `orthogonal`, then codes and their `centred` zeros.
+    """Round a matrix: `narrow`, `options.steps` times `orthogonal`, then codes and their `centred` zeros.
 
     Args:
         matrix: (out, in), already divided by the column scales.

@@ -43,7 +43,7 @@ class Method(Named, ABC):
     """False for the dense model alone: layers, kernels and streaming do not apply to it."""
 
     sets_options: ClassVar[frozenset[str]] = frozenset()
-    """Options of the grid that the method sets itself, so that a value given for its inner method is ignored."""
+    """Options of the grid that the method sets itself, in place of its inner method's."""
 
     @property
     def needs_calibration(self) -> bool:

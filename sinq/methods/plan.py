@@ -161,7 +161,7 @@ def require_usable(name: str, matrix: Tensor) -> None:
 def weight_fault(matrix: Tensor) -> str | None:
     """Return what is wrong with the weights of a tensor, for a message; None where nothing is.
 
-    Methods work in float32, and sum squares: between the limits neither overflows, and a scale is no denormal.
+    Methods work in float32, and sum squares: between the limits neither overflows, and no scale is denormal.
     """
     largest = max(map(abs, map(float, matrix.aminmax()))) if matrix.numel() else 0.0
     if not math.isfinite(largest):

@@ -16,8 +16,9 @@ group's weights, nor along a constant:
 (the scale that Vargaftik et al. 2022, EDEN, call unbiased). Solving alternates with new codes.
 
 *What is stored is not without bias.* After the last codes only the zero is solved for, so the error of the
-stored matrix does have a part along W: it is smaller than W, in ⟨Ŵ, W⟩/⟨W, W⟩, by 2.3–2.6 % at 2 bits, 0.5–0.7 %
-at 3 and 0.1–0.2 % at 4 (two matrices of SmolLM2; SINQ: 0.6–1.6 % at 2 bits, below 0.1 % at 3 and 4).
+stored matrix does have a part along W: it is smaller than W, in ⟨Ŵ, W⟩/⟨W, W⟩, by 2.3–2.6 % at 2 bits,
+0.5–0.7 % at 3 and 0.1–0.2 % at 4 (two matrices of SmolLM2). SINQ's is by 0.6–1.6 % at 2 bits, and by less
+than 0.1 % at 3 and 4.
 
 *Weights of columns in the sums.* In these sums and means a column has weight t^−2 (`influence`). It would be
 right if columns of small weights had large inputs in proportion; on SmolLM2 that holds on the whole for q, v,
