@@ -158,3 +158,16 @@ def test_refuses_grids_without_fractional_zeros(change: dict) -> None:
 def test_names_the_option_that_is_wrong(change: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}="):
         SINQRefined(**change)
+
+
+@needs_golden
+@pytest.mark.parametrize("file", ["L15_q_proj", "L3_down_proj"])
+@pytest.mark.parametrize(("bits", "least", "most"), [(2, 0.02, 0.03), (3, 0.004, 0.008), (4, 0.001, 0.003)])
+def test_the_stored_matrix_is_smaller_than_the_dense_one(
+    file: str, bits: int, least: float, most: float
+) -> None:
+    """The shares that the module's docstring states: scales solved for do not leave the result without bias."""
+    with safe_open(SHARED / "golden" / f"{file}.safetensors", "pt") as content:
+        weight = content.get_tensor("weight")
+    stored = SINQRefined(Grid(bits)).quantize(weight).dequantize()
+    assert least < 1 - ((stored * weight).sum() / weight.square().sum()).item() < most
