@@ -166,7 +166,7 @@ def test_names_the_option_that_is_wrong(change: dict) -> None:
 def test_the_stored_matrix_is_smaller_than_the_dense_one(
     file: str, bits: int, least: float, most: float
 ) -> None:
-    """The shares that the module's docstring states: scales solved for do not leave the result without bias."""
+    """The shares that the module's docstring states: scales solved for leave the result with a bias."""
     with safe_open(SHARED / "golden" / f"{file}.safetensors", "pt") as content:
         weight = content.get_tensor("weight")
     stored = SINQRefined(Grid(bits)).quantize(weight).dequantize()
