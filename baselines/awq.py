@@ -19,6 +19,9 @@ Around SINQ this is A-SINQ (SINQ paper, equation 6): norm 1, no weight term, no 
 balanced matrix. The division by c ends up in `col_scale`, so A-SINQ stores no more than SINQ. The balanced
 matrix does not depend on c and is computed once.
 
+Small values are floored at 1e-4 in units of the mean activation, so that nothing depends on the unit of the
+inputs (the package floors c at an absolute 1e-4, which decides c where channels are never active).
+
 Compared with autoawq 0.2.9: for the same α both give the same matrix. On a CPU, autoawq's search mostly ends
 at α = 0, because the backup from which it restores the weights between two candidates (`v.cpu()`) is no copy
 there and is scaled with them.
@@ -38,6 +41,7 @@ from sinq.formats.rounding import by_group
 
 CLIPS = tuple(1 - step / 20 for step in range(10))
 TINY = 1e-4
+"""Floor of activations and of c, in units of the mean activation of channels that are alive; term of w."""
 CHUNK = 64
 """Inputs between two checks whether a candidate is already worse than the best."""
 
@@ -51,6 +55,8 @@ class AWQ(LayerWrapper):
     """
 
     name: ClassVar[str] = "awq"
+    version: ClassVar[int] = 2
+    """1 floored activations at an absolute 1e-4."""
 
     inner: ScalarMethod
     norm: int = 2
@@ -120,7 +126,10 @@ class AWQ(LayerWrapper):
 
         Middling α come first: they are mostly the best, so that the others can be dropped early.
         """
-        activation = statistic.mean_magnitude().clamp_min(TINY)
+        activation = statistic.mean_magnitude()
+        alive = activation[activation > 0]
+        unit = alive.mean().item() if len(alive) else 1.0
+        activation = activation.clamp_min(TINY * unit)
         shares = [_share_of_largest(layer.matrix, self.grid.group_size) for layer in normalized]
         weight = torch.cat(shares).mean(0)
         for step in sorted(range(self.ratios), key=lambda step: abs(2 * step - self.ratios)):
@@ -128,7 +137,7 @@ class AWQ(LayerWrapper):
             channel = activation**ratio
             if self.weight_term:
                 channel = channel / (weight ** (1 - ratio) + TINY)
-            channel = channel.clamp_min(TINY)
+            channel = channel.clamp_min(TINY * unit**ratio)
             yield channel / (channel.max() * channel.min()).sqrt()
 
     def _clipped(self, normalized: Normalized, grams: Tensor) -> Normalized:

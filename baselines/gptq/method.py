@@ -13,14 +13,19 @@ groups before anything is rounded ("static groups"). The order can decide everyt
 with the dense model's statistics, GPTQ without `act_order` is worse than round to nearest, though its layers'
 errors are smaller.
 
-Points on which the packages disagree, or which they lack:
+What differs from the published algorithm and its code (IST-DASLab/gptq), or is open there:
+- With `full`, scales are those of static groups (`--static-groups` of the later packages); the code chooses
+  them on the way, for groups of reordered columns, which would need an index of groups to be stored.
+- A group's range is that of its weights. The code widens it to contain 0.
+- A channel never active in calibration (a zero on the diagonal of H) is rounded to nearest, not set to 0:
+  calibration text is not all text. The damping is a share of the mean over the other channels. The code puts
+  1 on the diagonal first, so that its results depend on the unit of the inputs.
 - The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised
   tenfold until it is not, and the report says so (`damping_raised`). The default damping is the paper's
   0.01; GPTQModel 7.6 has 0.05.
-- A channel never active in calibration (a zero on the diagonal of H) is rounded to nearest, not set to 0:
-  calibration text is not all text.
-- Each row keeps whichever of GPTQ and round to nearest has the smaller tr(E H Eᵀ), so that GPTQ is never
-  worse by this measure; the report counts the rows rounded to nearest (`rows_rounded`).
+- `keep_better_rows`, off by default, is this project's: each row keeps whichever of GPTQ and round to nearest
+  has the smaller tr(E H Eᵀ). So GPTQ is never worse by this measure; the report counts the rows rounded to
+  nearest (`rows_rounded`).
 """
 
 import enum
@@ -56,10 +61,12 @@ class GPTQ(LayerMethod):
     """
 
     name: ClassVar[str] = "gptq"
+    version: ClassVar[int] = 2
+    """1 kept the better of GPTQ and round to nearest in each row, and damped by a mean with dead channels."""
 
     grid: Grid = Grid()
     damping: float = 0.01
-    """Addition to the diagonal of H, in units of the diagonal's mean."""
+    """Addition to the diagonal of H, in units of the diagonal's mean over channels that are alive."""
     block: int = 128
     """Columns between two lazy updates; results differ by float rounding only."""
     act_order: ActOrder = ActOrder.none
@@ -68,6 +75,8 @@ class GPTQ(LayerMethod):
 
     This takes one more pass over the text for each input (about four).
     """
+    keep_better_rows: bool = False
+    """Round a row to nearest where that has the smaller tr(E H Eᵀ); not in the published algorithm."""
 
     statistic = Hessian
 
@@ -101,17 +110,17 @@ class GPTQ(LayerMethod):
             levels: levels of each column, where they differ from the grid's; the grid must then be uniform,
             with zeros.
         """
-        to_nearest = _Rounded.nearest(weight, self.grid, levels)
-        fed_back = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
-        limits = to_nearest.row_errors(weight, curvature.hessian)
-        worse = fed_back.row_errors(weight, curvature.hessian) > limits
+        rounded = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
         notes = {"damping_raised": curvature.damping} if curvature.damping > self.damping else {}
-        notes |= {
-            key: float(mask.sum())
-            for key, mask in (("dead_columns", curvature.dead), ("rows_rounded", worse))
-            if mask.any()
-        }
-        return fed_back.with_rows(worse, to_nearest).store(notes)
+        if curvature.dead.any():
+            notes["dead_columns"] = float(curvature.dead.sum())
+        if self.keep_better_rows:
+            to_nearest = _Rounded.nearest(weight, self.grid, levels)
+            limits = to_nearest.row_errors(weight, curvature.hessian)
+            worse = rounded.row_errors(weight, curvature.hessian) > limits
+            rounded = rounded.with_rows(worse, to_nearest)
+            notes |= {"rows_rounded": float(worse.sum())} if worse.any() else {}
+        return rounded.store(notes)
 
     def _order(self, importance: Tensor) -> Tensor:
         """Return the columns in the order they are rounded, int64 (in,), from the diagonal of H."""

@@ -28,7 +28,8 @@ its numbers are not reproduced. Chosen here:
 - bit-widths 1 to 4; all share the range, scale and zero of their group, those of the grid's bits; one bit is
   the middle ± a quarter range;
 - columns in order of the diagonal of H, damping 0.01, static groups, as `gptq` here; channels never active
-  take the smallest bit-width and are rounded to nearest, not set to 0.
+  take the smallest bit-width and are rounded to nearest, not set to 0. No row is rounded to nearest for its
+  smaller error (`keep_better_rows` of `gptq`).
 """
 
 import enum
@@ -69,6 +70,8 @@ class MGPTQ(LayerMethod):
     """
 
     name: ClassVar[str] = "mgptq"
+    version: ClassVar[int] = 2
+    """1 kept the better of GPTQ and round to nearest in each row, and damped by a mean with dead channels."""
 
     grid: Grid = Grid(bits=2)
     """Grid of the groups' ranges, scales and zeros; a column with the grid's bits has GPTQ's levels."""

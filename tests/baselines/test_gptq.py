@@ -80,15 +80,36 @@ def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: G
     order=st.sampled_from(list(ActOrder)),
     symmetric=st.booleans(),
 )
-def test_never_a_larger_weighted_error_than_round_to_nearest(
+def test_with_the_better_rows_never_a_larger_weighted_error_than_round_to_nearest(
     seed: int, tokens: int, bits: int, order: ActOrder, symmetric: bool
 ) -> None:
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
     hessian = seen(correlated(tokens, 32, seed))
     grid = Grid(bits, 16, symmetric=symmetric)
-    ours = GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize()
+    ours = GPTQ(grid, act_order=order, keep_better_rows=True).quantize(weight, hessian).dequantize()
     rounded = RTN(grid).quantize(weight, hessian).dequantize()
     assert weighted_error(weight, ours, hessian) <= weighted_error(weight, rounded, hessian) * (1 + 1e-9)
+
+
+def test_each_row_is_the_better_of_two() -> None:
+    """The option, off in the published algorithm, takes whole rows of one or the other, and counts them."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    hessian, grid = seen(correlated(6)), Grid(2, 16)
+    kept, published = (GPTQ(grid, keep_better_rows=keep).quantize(weight, hessian) for keep in (True, False))
+    rounded = RTN(grid).quantize(weight)
+    rows = [
+        min((published, rounded), key=lambda value, row=row: row_error(weight, value.dequantize(), row))
+        for row in range(64)
+    ]
+    expected = torch.stack([value.dequantize()[row] for row, value in enumerate(rows)])
+    assert torch.equal(kept.dequantize(), expected)
+    assert kept.notes["rows_rounded"] == sum(value is rounded for value in rows) > 0
+    assert "rows_rounded" not in published.notes
+
+
+def row_error(weight: Tensor, result: Tensor, row: int) -> float:
+    hessian = seen(correlated(6))
+    return weighted_error(weight[row : row + 1], result[row : row + 1], hessian)
 
 
 def test_it_is_much_better_than_round_to_nearest_on_correlated_inputs() -> None:

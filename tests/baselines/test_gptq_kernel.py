@@ -55,13 +55,21 @@ def test_codes_scales_and_zeros_are_those_of_the_loop(
     order=st.sampled_from(list(ActOrder)),
     dead=st.sets(st.integers(0, 47), max_size=6),
     size=st.sampled_from([1e-3, 1.0, 50.0]),
+    keep=st.booleans(),
 )
 def test_any_matrix(
-    seed: int, rows: int, bits: int, auxiliary_bits: int, order: ActOrder, dead: set[int], size: float
+    seed: int,
+    rows: int,
+    bits: int,
+    auxiliary_bits: int,
+    order: ActOrder,
+    dead: set[int],
+    size: float,
+    keep: bool,
 ) -> None:
     inputs = correlated(100, 48, seed)
     inputs[:, sorted(dead)] = 0
-    method = GPTQ(Grid(bits, 16, auxiliary_bits=auxiliary_bits), act_order=order)
+    method = GPTQ(Grid(bits, 16, auxiliary_bits=auxiliary_bits), act_order=order, keep_better_rows=keep)
     assert_same(*both(method, size * matrix(rows, 48, seed), seen(inputs)))
 
 

@@ -37,7 +37,13 @@ def hqq() -> Quantize:
     quantizer = import_module("hqq.core.quantize").Quantizer
 
     def quantize(weight: Tensor, bits: int, group_size: int) -> object:
-        options = {"axis": 1, "device": str(weight.device), "compute_dtype": torch.float32}
+        whole = bits == 4  # as its `BaseQuantizeConfig` has it; the function's own default is False
+        options = {
+            "axis": 1,
+            "device": str(weight.device),
+            "compute_dtype": torch.float32,
+            "round_zero": whole,
+        }
         return quantizer.quantize(weight, nbits=bits, group_size=group_size, **options)
 
     return quantize
