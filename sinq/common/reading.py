@@ -1,4 +1,4 @@
-"""JSON of a file as data: every entry has the type that is asked for, or a one-line error says which has not."""
+"""JSON of a file as data: every entry has the type that is asked for, or an error names it."""
 
 import dataclasses
 import json

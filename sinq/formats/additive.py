@@ -36,7 +36,7 @@ class AdditiveTensor(CompressedWeight):
     (M, 2^B, g); `scale` float16 (out,), with `scale_exponent` where needed.
 
     Raises:
-        ValueError: the tensors are not those of the format and the shape, or have numbers that are not finite.
+        ValueError: the tensors are not those of the format and the shape, or numbers are not finite.
     """
 
     name: ClassVar[str] = "additive"

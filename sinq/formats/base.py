@@ -55,7 +55,10 @@ class Format(Protocol):
 
 
 class CompressedWeight(Named, ABC):
-    """A matrix (out_features, in_features) in fewer bits."""
+    """A matrix (out_features, in_features) in fewer bits.
+
+    A class checks tensors when a value is made (`checks.py`): kernels read them without looking again.
+    """
 
     shape: tuple[int, int]
     notes: Mapping[str, float]

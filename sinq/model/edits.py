@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
+from sinq.common.library_errors import LIBRARY_ERRORS, reason
 from sinq.common.named import Named, described, named
 from sinq.common.reading import entry, typed
 from sinq.formats.base import CompressedWeight
@@ -163,10 +164,19 @@ def _part(model: nn.Module, name: Any) -> nn.Module:
 def architecture(
     config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
 ) -> PreTrainedModel:
-    """Return the causal language model of a configuration with edits, weights not initialized."""
-    with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
+    """Return the causal language model of a configuration with edits, weights not initialized.
+
+    Raises:
+        ValueError: transformers makes no causal language model of the configuration, or an edit does not fit.
+    """
+    try:
+        with no_init_weights():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()
+    except LIBRARY_ERRORS as error:
+        raise ValueError(
+            f"transformers makes no causal language model of a {type(config).__name__}: {reason(error)}"
+        ) from error
     for change in changes:
         edit(model, change)
     return model
