@@ -18,17 +18,13 @@ from uuid import uuid4
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import atomic_write
 from experiments.common.paths import cache_dir
 from experiments.models import smollm2
+from experiments.models.pretrained import load_pretrained
+from sinq.common.library_errors import LIBRARY_ERRORS, reason
 
 CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """The files of a hub's repository that make a checkpoint."""
@@ -154,16 +150,11 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         ValueError: it cannot be loaded; the message says why and what to do.
     """
     path, revision = source.location()
+    config, model = load_pretrained(path, revision, source.dtype.on(device))
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=source.dtype.on(device))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"model {path} cannot be loaded: {reason} Check model.path;"
-            " without a network it must be a local folder"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except LIBRARY_ERRORS as error:
+        raise ValueError(f"the tokenizer of model {path} cannot be loaded: {reason(error)}") from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
     return LoadedModel(

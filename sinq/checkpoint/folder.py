@@ -2,7 +2,8 @@
 
     folder/
       config.json          the model's own Hugging Face configuration (the architecture)
-      sinq.json            the edits made to it, in order (`model/edits.py`)
+      generation_config.json   the settings by which it generates
+      sinq.json            the edits made to it, in order (`layout.py`), and a checksum of each tensor
       model.safetensors    every stored tensor once; those of a compressed layer are `<layer>.weight.<tensor>`
 
 `stream.py` writes the same, with the tensors in several files as Hugging Face does:
@@ -11,37 +12,38 @@ its file.
 
 Loaded tensors are bit for bit the saved ones: packed codes and scales are never decoded and encoded again. On
 a CPU they are not even copied. Files are memory-mapped (privately: writing to a tensor does not change the
-file), and every tensor whose dtype is the requested one is a view of its file. Memory is taken as pages are
-touched, and shared with other processes that load the same model.
+file), and every tensor whose dtype is the requested one is a view of its file. All are read once, to compare
+their checksums; their pages are shared with other processes that load the same model.
+
+A folder is data from elsewhere. Before memory is taken, the architecture is built without weights, and names,
+types and shapes of all tensors are compared with it. `sinq.json` is written last and removed first, so a
+folder that was half overwritten is not loaded.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sinq.checkpoint.former_layouts import edits_from_format_1
-from sinq.checkpoint.huggingface import INDEX, TENSORS, opened, weight_files
-from sinq.common.atomic_files import replacing
-from sinq.model.edits import (
-    Edit,
-    architecture,
-    edit_as_json,
-    edit_from_json,
-    edits,
-    tensor_identity,
-    unexplained,
+from sinq.checkpoint.configuration import (
+    CONFIG,
+    GENERATION,
+    read_config,
+    read_generation,
+    without_weights,
+    write_config,
+    write_generation,
 )
+from sinq.checkpoint.layout import LAYOUT, checksum, read_layout, write_layout
+from sinq.checkpoint.weight_files import INDEX, LISTED, TENSORS, all_tensors, unfit
+from sinq.common.atomic_files import replacing
+from sinq.model.edits import architecture, edits, tensor_identity, unexplained
 from sinq.model.linear import WeightStore
-
-FORMAT = 2
-LAYOUT = "sinq.json"
-LISTED = 3
-"""Number of reasons an error names."""
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -89,34 +91,33 @@ def save(model: PreTrainedModel, folder: str | Path, dense_dtype: torch.dtype | 
         raise ValueError(
             f"{folder} holds a model in several files ({INDEX}); save to another folder, or delete it first"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(model.config, dense_dtype or model.dtype, folder)
-    save_tensors(stored_tensors(model, dense_dtype), folder / TENSORS)
-    save_layout(edits(model), folder)
+    tensors = stored_tensors(model, dense_dtype)
+    with replacing_all(folder, (CONFIG, GENERATION, TENSORS), last=LAYOUT) as paths:
+        checksums = write_tensors(tensors, paths[TENSORS])
+        write_config(model.config, dense_dtype or model.dtype, paths[CONFIG])
+        write_generation(model, paths[GENERATION])
+        write_layout(edits(model), checksums, paths[LAYOUT])
 
 
-def save_config(config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
-    """Write the architecture, and the dtype of tensors that are not compressed."""
-    copied = type(config).from_dict(config.to_dict())
-    copied.dtype = dtype
-    copied.save_pretrained(folder)
+@contextmanager
+def replacing_all(folder: Path, names: tuple[str, ...], last: str) -> Iterator[dict[str, Path]]:
+    """Yield scratch files by name; when the block succeeds they take their names, else nothing changes.
+
+    Args:
+        last: the name without which the folder is not loaded. It is removed before the others are replaced,
+            and put back after them.
+    """
+    with ExitStack() as stack:
+        paths = {name: stack.enter_context(replacing(folder / name)) for name in (last, *names)}
+        yield paths
+        (folder / last).unlink(missing_ok=True)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, entirely or not at all. Tensors may be views of the file it replaces."""
-    with replacing(path) as scratch:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            scratch,
-            metadata={"format": "pt"},
-        )
-
-
-def save_layout(changes: Sequence[Edit], folder: Path) -> None:
-    """Write `sinq.json`, the edits that `load` applies to the architecture."""
-    content = {"format": FORMAT, "edits": [edit_as_json(change) for change in changes]}
-    with replacing(folder / LAYOUT) as scratch:
-        scratch.write_text(json.dumps(content, indent=1))
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, int]:
+    """Write a safetensors file, and return the checksum of each tensor."""
+    held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(held, path, metadata={"format": "pt"})
+    return {name: checksum(tensor) for name, tensor in held.items()}
 
 
 def load(
@@ -131,71 +132,72 @@ def load(
 
     Raises:
         FileNotFoundError: the folder has no `sinq.json`, or lacks a file of tensors.
-        ValueError: another format, a damaged file, an unknown edit, or missing or unexpected tensors.
+        ValueError: another format, a damaged file, files of two saves, an unknown edit, missing or unexpected
+            tensors, or a name that leads out of the folder; the message names file and tensor.
     """
     folder = Path(folder)
-    if not (folder / LAYOUT).exists():
-        raise FileNotFoundError(f"{folder} has no {LAYOUT}, so it is not a model saved by sinq.save")
-    layout = json.loads((folder / LAYOUT).read_text())
-    if layout["format"] not in (1, FORMAT):
-        raise ValueError(
-            f"{folder / LAYOUT} has format {layout['format']}; this version reads 1 and {FORMAT}"
-        )
-    tensors = _read(folder)
-    config = AutoConfig.from_pretrained(folder)
+    layout = read_layout(folder)
+    tensors = all_tensors(folder)
+    layout.verify(tensors)
+    config = read_config(folder, len(tensors))
+    settings = read_generation(folder)
     try:
-        stored = edits_from_format_1(layout["places"], tensors) if layout["format"] == 1 else layout["edits"]
-        changes = [edit_from_json(edit) for edit in stored]
-        model = architecture(config, dtype or config.dtype, changes)
-    except ValueError as error:
-        raise ValueError(f"{folder / LAYOUT}: {error}") from error
+        changes = layout.edits(tensors)
+        expected = without_weights(config, dtype or config.dtype, changes, len(tensors))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{layout.path}: {error}") from error
+    _refuse_unfit(expected, tensors, folder)
+    model = architecture(config, dtype or config.dtype, changes)
     _fill(model, tensors, folder)
-    _load_dense(model, tensors, folder)
+    if settings is not None:
+        model.generation_config = settings
     model.to(device)  # type: ignore[arg-type]
     return model.eval().requires_grad_(False)
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a folder, as views of its files."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        with opened(path) as file:
-            tensors |= {key: file.get_tensor(key) for key in list(file.keys())}
-    return tensors
+@dataclass(frozen=True)
+class _Names:
+    """Names of a model's tensors."""
+
+    tensors: dict[str, Tensor]
+    compressed: frozenset[str]
+    """Names of tensors of compressed weights."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Names":
+        stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
+        tensors = model.state_dict(keep_vars=True)
+        return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
+
+
+def _refuse_unfit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Raise `ValueError` if tensors are not those of a model: one name for each, types and shapes.
+
+    A dense tensor may have any type: it is cast.
+    """
+    names = _Names.of(model)
+    loaded = {id(names.tensors[name]) for name in tensors if name in names.tensors}
+    missing = [name for name, tensor in names.tensors.items() if id(tensor) not in loaded]
+    unknown = [name for name in tensors if name not in names.tensors]
+    misshapen = {}
+    for name in tensors.keys() & names.tensors.keys():
+        found, wanted = tensors[name], names.tensors[name]
+        if found.shape != wanted.shape or (name in names.compressed and found.dtype != wanted.dtype):
+            misshapen[name] = tuple(f"{tensor.dtype} {list(tensor.shape)}" for tensor in (found, wanted))
+    if missing or unknown or misshapen:
+        raise ValueError(unfit(folder, type(model).__name__, missing, unknown, misshapen))
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Move the tensors of compressed weights from `tensors` to their stores."""
-    stores = [(name, module) for name, module in model.named_modules() if isinstance(module, WeightStore)]
-    for name, store in stores:
-        expected = store.value.state_dict()
-        missing = [f"{name}.{key}" for key in expected if f"{name}.{key}" not in tensors]
-        if missing:
-            raise ValueError(f"{folder} does not match its {LAYOUT}: missing {missing[:LISTED]}")
-        found = {key: tensors.pop(f"{name}.{key}") for key in expected}
-        for key, tensor in found.items():
-            if (tensor.dtype, tensor.shape) != (expected[key].dtype, expected[key].shape):
-                given, wanted = (f"{t.dtype} {list(t.shape)}" for t in (tensor, expected[key]))
-                raise ValueError(
-                    f"{folder} does not match its {LAYOUT}: {name}.{key} is {given}, not {wanted}"
-                )
-        store.hold(store.value.with_tensors(found))
-
-
-def _load_dense(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load the tensors that are not compressed, without a copy where their dtype is the model's."""
-    expected = model.state_dict(keep_vars=True)
-    stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
-    loaded = {id(expected[name]) for name in tensors if name in expected}
-    missing = [
-        name
-        for name, tensor in expected.items()
-        if name.rpartition(".")[0] not in stores and id(tensor) not in loaded
-    ]
-    unexpected = [name for name in tensors if name not in expected]
-    misshapen = [name for name in tensors if name in expected and tensors[name].shape != expected[name].shape]
-    if missing or unexpected or misshapen:
-        wrong = f"missing {missing[:3]}, left over {unexpected[:3]}, of another shape {misshapen[:3]}"
-        raise ValueError(f"the tensors of {folder} do not match its configuration: {wrong}")
-    for name, tensor in tensors.items():
-        expected[name].data = tensor.to(expected[name].dtype)  # the Parameter stays, and so do ties
+    """Put tensors into a model that they fit, without a copy where their dtype is the model's."""
+    names = _Names.of(model)
+    for name in tensors.keys() - names.compressed:
+        expected = names.tensors[name]
+        expected.data = tensors[name].to(expected.dtype)  # the Parameter stays, and so do ties
+    for name, store in model.named_modules():
+        if isinstance(store, WeightStore):
+            found = {key: tensors[f"{name}.{key}"] for key in store.value.state_dict()}
+            try:
+                store.hold(store.value.with_tensors(found))
+            except ValueError as error:
+                raise ValueError(f"{folder}: {name}: {error}") from error

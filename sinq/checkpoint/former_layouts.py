@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sinq.common.reading import entry, typed
+
 KINDS = {
     "sinq.tensor.QuantizedTensor": "scalar",
     "sinq.additive.AdditiveTensor": "additive",
@@ -35,23 +37,28 @@ def edits_from_format_1(
     Raises:
         ValueError: a path is not in the table, or a tensor is missing.
     """
-    return [_edit(entry, [_weight(value, tensors) for value in entry["values"]]) for entry in entries]
+    return [
+        _edit(each, [_weight(value, tensors) for value in entry(each, "values", list)]) for each in entries
+    ]
 
 
-def _edit(entry: Mapping[str, Any], weights: list[dict[str, Any]]) -> dict[str, Any]:
-    if entry["parameter"] is None:
-        return {"name": "replace_linear", "version": 1, "layer": entry["name"], "weight": weights[0]}
-    return {"name": "replace_experts", "version": 1, "parameter": entry["name"], "weights": weights}
+def _edit(content: Mapping[str, Any], weights: list[dict[str, Any]]) -> dict[str, Any]:
+    name = entry(content, "name", str)
+    if content.get("parameter") is not None:
+        return {"name": "replace_experts", "version": 1, "parameter": name, "weights": weights}
+    if len(weights) != 1:
+        raise ValueError(f"{name} has {len(weights)} weights; a linear layer has one")
+    return {"name": "replace_linear", "version": 1, "layer": name, "weight": weights[0]}
 
 
 def _weight(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    shapes = {}
-    for name in value["tensors"]:
-        tensor = tensors.get(f"{value['name']}.{name}")
+    shapes, layer = {}, entry(value, "name", str)
+    for name in entry(value, "tensors", list):
+        tensor = tensors.get(f"{layer}.{name}")
         if tensor is None:
-            raise ValueError(f"the checkpoint lacks {value['name']}.{name}")
+            raise ValueError(f"the checkpoint lacks {layer}.{name}")
         shapes[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-    return _named(value["kind"], value["config"]) | {"tensors": shapes}
+    return _named(entry(value, "kind", str), entry(value, "config", dict)) | {"tensors": shapes}
 
 
 def _named(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,5 +67,5 @@ def _named(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path!r} is not a kind of weight that format 1 had; it had {', '.join(KINDS)}")
     options = dict(config)
     if "kind" in options:  # a value around another one
-        options["inner"] = _named(options.pop("kind"), options["inner"])
+        options["inner"] = _named(typed(options.pop("kind"), str, "kind"), entry(options, "inner", dict))
     return {"name": KINDS[path], "version": 1, "config": options}

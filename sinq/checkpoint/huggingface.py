@@ -15,19 +15,16 @@ quantized. All are refused.
 """
 
 import copy
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -35,11 +32,16 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.initialization import no_init_weights
 
-TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from sinq.checkpoint.configuration import CONFIG, read_config, read_generation, without_weights
+from sinq.checkpoint.weight_files import Header, opened, refuse_twice, stored_shapes, unfit, weight_files
+from sinq.common.inside import exists
+
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 """Buffers that older checkpoints store and models now compute."""
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of floating-point tensors, as safetensors spells them."""
 
 TensorReader = Callable[[str], Tensor]
 """Function from the name of a model's tensor to the tensor, on the CPU."""
@@ -59,61 +61,94 @@ def shape_of(folder: Path) -> PreTrainedModel:
     """Return the model of a checkpoint folder, on the meta device, with the ties of its configuration.
 
     Raises:
-        ValueError: there is no configuration, or the checkpoint is quantized already.
+        FileNotFoundError: a file is missing.
+        ValueError: there is no configuration or it makes no sense, or the checkpoint is quantized already.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json, so it is not the folder of a Hugging Face checkpoint")
-    config = AutoConfig.from_pretrained(folder)
+    if not exists(folder, CONFIG):
+        raise ValueError(f"{folder} has no {CONFIG}, so it is not the folder of a Hugging Face checkpoint")
+    stored = stored_shapes(folder)
+    config = read_config(folder, len(stored))
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{folder} holds weights that are quantized already (quantization_config in its config.json)"
+            f"{folder} holds weights that are quantized already (quantization_config in its {CONFIG})"
         )
-    with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or _stored_dtype(folder))
-    model.tie_weights()
+    try:
+        model = without_weights(config, config.dtype or _first_dtype(stored, folder), (), len(stored))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    if (settings := read_generation(folder)) is not None:
+        model.generation_config = settings
     return model.requires_grad_(False)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint: the shards of its index, or the only file.
+def require_fit(folder: Path) -> None:
+    """Raise `ValueError` if files do not fit their architecture, as far as their headers show.
+
+    Compared are the shapes of tensors that the files and the model name alike, before memory is taken; what a
+    file is missing is known once transformers has renamed what it names otherwise.
 
     Raises:
         FileNotFoundError: a file is missing.
+        ValueError: see `shape_of`; a file is damaged; or shapes differ.
     """
-    index = folder / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [TENSORS]
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing" + (f"; {INDEX} lists it" if index.exists() else "")
-            )
-    return [folder / name for name in names]
+    model, stored = shape_of(folder), stored_shapes(folder)
+    found, _ = _match(model, stored)
+    if misshapen := _misshapen(model, found, stored):
+        raise ValueError(unfit(folder, type(model).__name__, (), (), misshapen))
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def _misshapen(
+    model: PreTrainedModel, found: Mapping[str, StoredTensor], stored: Mapping[str, Header]
+) -> dict[str, tuple[str, str]]:
+    """Return the shapes, in the files and in the model, of tensors whose shapes differ.
+
+    Tensors that are still to be converted are left out.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: stored[source.keys[0]].shape for name, source in found.items() if not source.conversion}
+    return {
+        name: (str(shape), str(expected[name])) for name, shape in shapes.items() if shape != expected[name]
+    }
+
+
+def _first_dtype(stored: Mapping[str, Header], folder: Path) -> torch.dtype:
     """Return the dtype of the first floating-point tensor, for a configuration without a dtype."""
-    for path in weight_files(folder):
-        with opened(path) as file:
-            for key in list(file.keys()):
-                tensor = file.get_tensor(key)
-                if tensor.is_floating_point():
-                    return tensor.dtype
+    for header in stored.values():
+        if header.dtype in FLOATS:
+            return FLOATS[header.dtype]
     raise ValueError(f"{folder} has no floating-point tensor")
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Yield a safetensors file, memory-mapped.
+def _match(model: PreTrainedModel, stored: Iterable[str]) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Return the source of each of a model's tensors, and the stored names that the model does not use."""
+    expected, rules = model.state_dict(), get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: rule for rule in conversions for pattern in rule.source_patterns}
+    found: dict[str, StoredTensor] = {}
+    unknown: list[str] = []
+    for key in sorted(stored, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, conversions, model.base_model_prefix, expected)
+        if name not in expected and key in expected:
+            name, pattern = key, None
+        if name not in expected:
+            if not _is_ignored(model, key):
+                unknown.append(key)
+        elif pattern is None:
+            found[name] = StoredTensor((key,))
+        else:
+            parts = found.get(name, StoredTensor((), (), by_pattern[pattern]))
+            found[name] = StoredTensor((*parts.keys, key), (*parts.patterns, pattern), parts.conversion)
+    return found, unknown
 
-    Raises:
-        ValueError: the file is truncated or no safetensors file; the message names it.
-    """
-    try:
-        file = safe_open(path, "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read: {error}; it is incomplete or damaged") from error
-    with file:
-        yield file
+
+def _is_ignored(model: PreTrainedModel, key: str) -> bool:
+    """Return True for stored names that a model computes or declares to ignore."""
+    patterns = {*MOVED_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ())}
+    if any(re.search(pattern, key) for pattern in patterns):
+        return True
+    buffers = {name for name, _ in model.named_buffers()}
+    return key in buffers or f"{model.base_model_prefix}.{key}" in buffers
 
 
 class Source:
@@ -128,14 +163,16 @@ class Source:
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):
             with opened(path) as file:
-                self._files |= dict.fromkeys(file.keys(), path)
+                found = dict.fromkeys(file.keys(), path)
+            refuse_twice(self._files, found, path)
+            self._files |= found
         self._expected = model.state_dict(keep_vars=True)
-        self._stored, unknown = self._match()
+        self._stored, unknown = _match(model, self._files)
         found = {id(self._expected[name]) for name in self._stored}
         missing = [name for name, tensor in self._expected.items() if id(tensor) not in found]
-        if missing or unknown:
-            found_not = f"missing {missing[:3]}, not of the model {unknown[:3]}"
-            raise ValueError(f"the files of {folder} do not fit {type(model).__name__}: {found_not}")
+        misshapen = _misshapen(model, self._stored, stored_shapes(folder))
+        if missing or unknown or misshapen:
+            raise ValueError(unfit(folder, type(model).__name__, missing, unknown, misshapen))
         self._refuse_untied()
 
     def names(self) -> dict[str, str]:
@@ -170,37 +207,6 @@ class Source:
                         f"{name} and {other} differ, but the configuration ties them;"
                         " set tie_word_embeddings to false there"
                     )
-
-    def _match(self) -> tuple[dict[str, StoredTensor], list[str]]:
-        """Return the source of each of the model's tensors, and the stored names the model does not use."""
-        rules = get_model_conversion_mapping(self._model)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        by_pattern = {pattern: rule for rule in conversions for pattern in rule.source_patterns}
-        prefix = self._model.base_model_prefix
-        found: dict[str, StoredTensor] = {}
-        unknown: list[str] = []
-        for key in sorted(self._files, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, conversions, prefix, self._expected)
-            if name not in self._expected and key in self._expected:
-                name, pattern = key, None
-            if name not in self._expected:
-                if not self._is_ignored(key):
-                    unknown.append(key)
-            elif pattern is None:
-                found[name] = StoredTensor((key,))
-            else:
-                parts = found.get(name, StoredTensor((), (), by_pattern[pattern]))
-                found[name] = StoredTensor((*parts.keys, key), (*parts.patterns, pattern), parts.conversion)
-        return found, unknown
-
-    def _is_ignored(self, key: str) -> bool:
-        """Return True for stored names that the model computes or declares to ignore."""
-        patterns = {*MOVED_BUFFERS, *(self._model._keys_to_ignore_on_load_unexpected or ())}
-        if any(re.search(pattern, key) for pattern in patterns):
-            return True
-        buffers = {name for name, _ in self._model.named_buffers()}
-        return key in buffers or f"{self._model.base_model_prefix}.{key}" in buffers
 
     def _read(self, name: str, get: TensorReader) -> Tensor:
         """Return a tensor of the model, given a function from stored names to stored tensors."""

@@ -1,22 +1,25 @@
 """Journal of finished files: a JSON file beside the results, by which killed work is continued.
 
-    {"format": 2, "identity": {…},
-     "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": […], …}, …}}
+    {"format": 3, "identity": {…},
+     "done": {"model-00001-of-00032.safetensors": {"nbytes": …, "tensors": {…}, …}, …}}
 
-A file of results counts as done when the journal names it and its length is the journal's. The journal is
+A file of results counts as done when the journal names it and its length is the journal's; `stream` compares
+the checksums of its tensors too. The journal is
 rewritten after each file, entirely or not at all. A file that was renamed to its final name just before a
 kill is made again. Two processes must not work in one folder at once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sinq.common.atomic_files import SCRATCH, replacing
+from sinq.common.inside import exists, regular_file
+from sinq.common.reading import entry, read_json
 
-FORMAT = 2
+FORMAT = 3
 JOURNAL = "stream.json"
 
 
@@ -26,8 +29,8 @@ class FinishedShard:
 
     nbytes: int
     """Length of the file."""
-    tensors: Sequence[str]
-    """Names of its tensors."""
+    tensors: Mapping[str, int]
+    """Checksum of each tensor in it, by name."""
     edits: Sequence[dict[str, Any]]
     """Edits that put its compressed weights into the model, as `sinq.json` has them."""
     layers: Sequence[dict[str, Any]]
@@ -52,16 +55,14 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
         raise ValueError(
             f"{folder} is not empty, and nothing here was begun by stream; choose another folder"
         )
-    journal = json.loads((folder / JOURNAL).read_text())
-    _refuse_other(folder, journal, identity)
+    done = _finished(folder, identity)
     for scratch in folder.glob(f".*{SCRATCH}"):
         scratch.unlink()
-    done = {name: FinishedShard(**entry) for name, entry in journal["done"].items()}
-    return {
-        name: shard
-        for name, shard in done.items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == shard.nbytes
-    }
+    return {name: shard for name, shard in done.items() if _length(folder, name) == shard.nbytes}
+
+
+def _length(folder: Path, name: str) -> int | None:
+    return regular_file(folder, name).stat().st_size if exists(folder, name) else None
 
 
 def write(folder: Path, identity: dict[str, Any], done: dict[str, FinishedShard]) -> None:
@@ -75,14 +76,26 @@ def write(folder: Path, identity: dict[str, Any], done: dict[str, FinishedShard]
         scratch.write_text(json.dumps(content))
 
 
-def _refuse_other(folder: Path, journal: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raise `ValueError` if a journal has another format or identity."""
-    if journal["format"] != FORMAT:
-        raise ValueError(f"{folder / JOURNAL} has format {journal['format']}; this version reads {FORMAT}")
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
+    """Return the files that a journal lists, or raise `ValueError` if it is of other work or none."""
+    path = regular_file(folder, JOURNAL)
+    journal = read_json(path)
+    try:
+        if (number := entry(journal, "format", int)) != FORMAT:
+            raise ValueError(f"format is {number}; this version reads {FORMAT}")
+        found, done = entry(journal, "identity", dict), entry(journal, "done", dict)
+        shards = {name: _shard(content) for name, content in done.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; delete the folder, or choose another") from error
     for key, wanted in identity.items():
-        found = journal["identity"].get(key)
-        if found != wanted:
+        if found.get(key) != wanted:
             raise ValueError(
-                f"{folder} was begun with another {key}: {found}, not {wanted}."
+                f"{folder} was begun with another {key}: {found.get(key)}, not {wanted}."
                 " Delete it, or choose another folder"
             )
+    return shards
+
+
+def _shard(content: Any) -> FinishedShard:
+    tensors, edits = entry(content, "tensors", dict), entry(content, "edits", list)
+    return FinishedShard(entry(content, "nbytes", int), tensors, edits, entry(content, "layers", list))

@@ -30,12 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from sinq.checkpoint.folder import LAYOUT, save_config, save_layout, save_tensors
-from sinq.checkpoint.huggingface import INDEX, Source, TensorReader, shape_of, weight_files
-from sinq.checkpoint.journal import FinishedShard, resume, write
+from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
+from sinq.checkpoint.folder import replacing_all, write_tensors
+from sinq.checkpoint.huggingface import Source, TensorReader, shape_of
+from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
+from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
+from sinq.checkpoint.weight_files import INDEX, tensors_of, weight_files
 from sinq.common.atomic_files import replacing
 from sinq.common.errors import NotApplicable
+from sinq.common.inside import regular_file
 from sinq.common.named import described
 from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
@@ -91,9 +96,11 @@ def stream(
     device = torch.device(context.device or "cpu")
     model = shape_of(source)
     plan = _layer_method(method).plan(model, None, context)
-    weights = Source(source, model)
+    weights, small = Source(source, model), _small_files(source)
     identity = _identity(source, method, context.layers, device)
-    done = resume(target, identity)
+    done = {
+        name: shard for name, shard in resume(target, identity).items() if _is_whole(target / name, shard)
+    }
     shards = _shards(weights.names(), plan.steps)
     for shard in context.progress(shards, "quantizing files", len(shards)):
         if shard.file not in done:
@@ -102,9 +109,10 @@ def stream(
             write(target, identity, done)
     ordered = {shard.file: done[shard.file] for shard in shards}
     if not (target / LAYOUT).exists():
-        save_config(model.config, model.dtype, target)
-        _copy_small_files(source, target)
-        _finish(target, ordered)
+        for path in small:
+            with replacing(target / path.name) as scratch:
+                shutil.copyfile(path, scratch)
+        _finish(target, model, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
     return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
 
@@ -177,8 +185,17 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
         changes.append(edit_as_json(weights_edit(layer.target.name, values, experts)))
         tensors |= _named_tensors(layer.target.name, values, experts)
         reports += [asdict(report) for _, report in quantized]
-    save_tensors(tensors, target / shard.file)
-    return FinishedShard((target / shard.file).stat().st_size, list(tensors), changes, reports)
+    with replacing(target / shard.file) as scratch:
+        checksums = write_tensors(tensors, scratch)
+    return FinishedShard((target / shard.file).stat().st_size, checksums, changes, reports)
+
+
+def _is_whole(path: Path, shard: FinishedShard) -> bool:
+    """Return whether a file has the tensors that the journal says."""
+    try:
+        return {name: checksum(tensor) for name, tensor in tensors_of(path).items()} == shard.tensors
+    except ValueError:
+        return False
 
 
 def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
@@ -195,19 +212,25 @@ def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.d
     return quantized
 
 
-def _copy_small_files(source: Path, target: Path) -> None:
-    """Copy the tokenizer, generation settings and the like."""
-    written = {"config.json", INDEX, LAYOUT}
-    for path in sorted(source.iterdir()):
-        if path.suffix in BESIDE and path.name not in written and path.is_file():
-            with replacing(target / path.name) as scratch:
-                shutil.copyfile(path, scratch)
+def _small_files(source: Path) -> list[Path]:
+    """Return the tokenizer's files and the like, which are copied.
+
+    Raises:
+        ValueError: one is a link that leads out of the source.
+    """
+    written = {CONFIG, GENERATION, INDEX, LAYOUT, JOURNAL}
+    names = sorted(path.name for path in source.iterdir() if path.suffix in BESIDE and path.is_file())
+    return [regular_file(source, name) for name in names if name not in written]
 
 
-def _finish(target: Path, done: dict[str, FinishedShard]) -> None:
-    """Write the index of tensors, then `sinq.json`, which makes the folder loadable."""
+def _finish(target: Path, model: PreTrainedModel, done: dict[str, FinishedShard]) -> None:
+    """Write what stands beside the tensors, and at last `sinq.json`, which makes the folder loadable."""
     files = {name: file for file, shard in done.items() for name in shard.tensors}
     index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}
-    with replacing(target / INDEX) as scratch:
-        scratch.write_text(json.dumps(index, indent=1))
-    save_layout([edit_from_json(change) for shard in done.values() for change in shard.edits], target)
+    changes = [edit_from_json(change) for shard in done.values() for change in shard.edits]
+    checksums = {name: number for shard in done.values() for name, number in shard.tensors.items()}
+    with replacing_all(target, (CONFIG, GENERATION, INDEX), last=LAYOUT) as paths:
+        write_config(model.config, model.dtype, paths[CONFIG])
+        write_generation(model, paths[GENERATION])
+        paths[INDEX].write_text(json.dumps(index, indent=1))
+        write_layout(changes, checksums, paths[LAYOUT])

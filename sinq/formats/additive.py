@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from sinq.common.reading import entry, notes, options
 from sinq.formats.base import CompressedWeight
+from sinq.formats.checks import HALF, has_numbers, matrix_shape, require_finite, require_names, require_tensor
 from sinq.formats.codebooks import Codebooks
-from sinq.formats.packing import pack, unpack
+from sinq.formats.packing import pack, packed_bytes, unpack
+from sinq.formats.stored_scales import require_exponent, require_finite_scale
 
 BYTE = 8
 EXPONENTS = (-8, 14)
@@ -31,6 +34,9 @@ class AdditiveTensor(CompressedWeight):
 
     tensors: `codes` uint8 packed, and `codes_high` for codes of more than 8 bits; `codebooks` float16
     (M, 2^B, g); `scale` float16 (out,), with `scale_exponent` where needed.
+
+    Raises:
+        ValueError: the tensors are not those of the format and the shape, or numbers are not finite.
     """
 
     name: ClassVar[str] = "additive"
@@ -39,6 +45,25 @@ class AdditiveTensor(CompressedWeight):
     shape: tuple[int, int]
     tensors: dict[str, Tensor]
     notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensors, format, (rows, columns) = self.tensors, self.format, self.shape
+        if columns % format.group:
+            raise ValueError(f"group={format.group} does not divide {columns} columns")
+        bits, count = format.bits_per_codebook, rows * (columns // format.group) * format.codebooks
+        high = ("codes_high",) if bits > BYTE else ()
+        require_names(self.name, tensors, ("codes", *high, "codebooks", "scale"), ("scale_exponent",))
+        require_tensor("codes", tensors["codes"], torch.uint8, (packed_bytes(count, min(bits, BYTE)),))
+        if high:
+            shape = (packed_bytes(count, bits - BYTE),)
+            require_tensor("codes_high", tensors["codes_high"], torch.uint8, shape)
+        books = (format.codebooks, format.vectors, format.group)
+        require_tensor("codebooks", tensors["codebooks"], HALF, books)
+        require_tensor("scale", tensors["scale"], HALF, (rows,))
+        require_exponent(tensors)
+        if has_numbers(tensors):
+            require_finite(tensors)
+            require_finite_scale(tensors)
 
     @classmethod
     def store(
@@ -104,8 +129,9 @@ class AdditiveTensor(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        rows, columns = config["shape"]
-        return cls(Codebooks(**config["format"]), (rows, columns), tensors, config["notes"])
+        format = Codebooks(**options(Codebooks, entry(config, "format", dict), "format"))
+        shape = matrix_shape(entry(config, "shape", list))
+        return cls(format, shape, tensors, notes(entry(config, "notes", dict)))
 
 
 def summed(codes: Tensor, codebooks: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sinq.common.named import Named, name_of, named
+from sinq.common.reading import entry
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Format(Protocol):
 
 
 class CompressedWeight(Named, ABC):
-    """A matrix (out_features, in_features) in fewer bits."""
+    """A matrix (out_features, in_features) in fewer bits.
+
+    A class checks tensors when a value is made (`checks.py`): kernels read them without looking again.
+    """
 
     shape: tuple[int, int]
     notes: Mapping[str, float]
@@ -98,7 +102,7 @@ class CompressedWeight(Named, ABC):
         """Return this value with some tensors replaced.
 
         Args:
-            tensors: name → tensor of the same shape; a floating-point one may have any floating dtype.
+            tensors: name → tensor of the same shape; a number stored as float16 may be float32.
         """
         return type(self).from_state(self.config(), self.state_dict() | dict(tensors))
 
@@ -113,6 +117,23 @@ class CompressedWeight(Named, ABC):
         return 8 * self.nbytes / (self.shape[0] * self.shape[1])
 
 
+INNER = "inner_"
+"""Prefix of the tensors of a value in another one."""
+
+
+def inner_of(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[CompressedWeight, dict[str, Tensor]]:
+    """Return the value in another one, from the outer one's configuration and tensors, and the other tensors.
+
+    Raises:
+        ValueError: see `rebuilt`.
+    """
+    inner = {key.removeprefix(INNER): tensor for key, tensor in tensors.items() if key.startswith(INNER)}
+    rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(INNER)}
+    return rebuilt(entry(config, "inner", dict), inner), rest
+
+
 def stored_as(value: CompressedWeight) -> dict[str, Any]:
     """Return name, version and configuration of a value as plain JSON values; `rebuilt` is the inverse."""
     return {"name": name_of(value), "version": value.version, "config": value.config()}
@@ -122,11 +143,12 @@ def rebuilt(stored: Mapping[str, Any], tensors: dict[str, Tensor]) -> Compressed
     """Return the value that a file describes, with these tensors.
 
     Raises:
-        ValueError: no imported class has the name, or the class reads another version.
+        ValueError: no imported class has the name, the class reads another version, or configuration and
+            tensors do not make a value.
     """
-    kind = named(CompressedWeight, stored["name"])  # type: ignore[type-abstract]
-    if stored["version"] != kind.version:
+    kind = named(CompressedWeight, entry(stored, "name", str))  # type: ignore[type-abstract]
+    if entry(stored, "version", int) != kind.version:
         raise ValueError(
             f"{stored['name']} has version {stored['version']}; this code reads version {kind.version}"
         )
-    return kind.from_state(stored["config"], tensors)
+    return kind.from_state(entry(stored, "config", dict), tensors)

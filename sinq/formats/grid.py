@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sinq.common.errors import NotApplicable
+from sinq.common.reading import entry
+from sinq.common.reading import options as typed_options
 from sinq.formats.base import Incompatibility
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -131,8 +133,17 @@ class Grid:
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> "Grid":
-        """Return the grid that a file describes."""
-        return cls(**(dict(options) | {"levels": Levels[options["levels"]]}))
+        """Return the grid that a file describes.
+
+        Raises:
+            ValueError: an option is unknown, or has a value of another type or that no grid could have.
+        """
+        name = entry(options, "levels", str)
+        if name not in Levels.__members__:
+            raise ValueError(
+                f"levels={name} is not possible; it must be one of {', '.join(Levels.__members__)}"
+            )
+        return cls(**typed_options(cls, dict(options) | {"levels": Levels[name]}, "grid"))
 
     def fitting_sizes(self, shape: tuple[int, int]) -> list[int]:
         """Return every group size that would fit `shape`, ascending."""

@@ -26,10 +26,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from sinq.common.reading import counts, entry
+from sinq.common.reading import notes as typed_notes
 from sinq.formats import stored_scales
 from sinq.formats.base import CompressedWeight
+from sinq.formats.checks import has_numbers, matrix_shape, require_finite, require_names, require_tensor
 from sinq.formats.grid import BITS, Grid
-from sinq.formats.packing import pack, unpack
+from sinq.formats.packing import pack, packed_bytes, unpack
 from sinq.formats.rounding import by_group
 
 COLUMN_BITS = (1, *BITS)
@@ -84,6 +87,10 @@ class MixedColumns(CompressedWeight):
     tensors: `codes_{b}` uint8 packed, for each bit width b that a column has; `bits` uint8 packed, the
     index of each column's bit width in `choices`; `scale`, `zero` (out, in/group), with `scale_range` or
     `scale_exponent` where needed (`stored_scales.py`).
+
+    Raises:
+        ValueError: the tensors are not those of the grid, the shape and the bits of the columns; a column's
+            index is none of `choices`; numbers are not finite.
     """
 
     name: ClassVar[str] = "mixed_columns"
@@ -94,6 +101,43 @@ class MixedColumns(CompressedWeight):
     choices: tuple[int, ...]
     tensors: dict[str, Tensor]
     notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensors, (rows, columns) = self.tensors, self.shape
+        self._require_choices()
+        codes = [f"codes_{width}" for width in self.choices]
+        require_names(self.name, tensors, ("bits", "scale", "zero"), (*codes, *stored_scales.SCALE_TENSORS))
+        groups, bits = (rows, columns // self.grid.group_size), self.grid.auxiliary_bits
+        require_tensor("bits", tensors["bits"], torch.uint8, (packed_bytes(columns, INDEX_BITS),))
+        stored_scales.require_scale(tensors, groups, bits)
+        require_tensor("zero", tensors["zero"], stored_scales.STORED_ZERO[bits], groups)
+        if has_numbers(tensors):
+            self._require_codes()
+            require_finite(tensors)
+            stored_scales.require_finite_scale(tensors)
+
+    def _require_choices(self) -> None:
+        """Raise `ValueError` if the grid or the bit widths to choose from are not possible."""
+        if (misfit := self.grid.incompatibility(self.shape)) is not None:
+            raise ValueError(f"{misfit.reason} {self.shape[0]}×{self.shape[1]}; {misfit.accepted}")
+        possible = set(self.choices) <= set(COLUMN_BITS) and len(set(self.choices)) == len(self.choices)
+        if not possible or not 0 < len(self.choices) <= 1 << INDEX_BITS:
+            raise ValueError(
+                f"choices={self.choices} is not possible; it must be one to four of {COLUMN_BITS}"
+            )
+
+    def _require_codes(self) -> None:
+        """Raise `ValueError` if the codes of a bit width are not those of all columns that have it."""
+        index = unpack(self.tensors["bits"], INDEX_BITS, (self.shape[1],))
+        columns = torch.bincount(index.long(), minlength=1 << INDEX_BITS).tolist()
+        if any(columns[len(self.choices) :]):
+            raise ValueError(f"bits has columns whose index is none of the {len(self.choices)} choices")
+        for width, count in zip(self.choices, columns, strict=False):
+            name, expected = f"codes_{width}", packed_bytes(self.shape[0] * count, width)
+            if count:
+                require_names(self.name, self.tensors, (name,), self.tensors)
+            if name in self.tensors:
+                require_tensor(name, self.tensors[name], torch.uint8, (expected,))
 
     @classmethod
     def store(
@@ -161,6 +205,7 @@ class MixedColumns(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        grid = Grid.from_json(config["grid"])
-        rows, columns = config["shape"]
-        return cls(grid, (rows, columns), tuple(config["choices"]), tensors, config["notes"])
+        grid = Grid.from_json(entry(config, "grid", dict))
+        shape = matrix_shape(entry(config, "shape", list))
+        choices = tuple(counts(entry(config, "choices", list), "choices"))
+        return cls(grid, shape, choices, tensors, typed_notes(entry(config, "notes", dict)))

@@ -16,6 +16,11 @@ from torch import Tensor
 CODES_PER_WORD = 8
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the number of bytes of `count` packed codes."""
+    return bits * -(-count // CODES_PER_WORD)
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Return uint8 codes below 2^bits, of any shape, as packed bytes, uint8 (bits · ⌈codes / 8⌉,)."""
     flat = codes.reshape(-1)
@@ -23,7 +28,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     for width in (8, 16, 32):
         used = bits * width // 8
         words = (words & _lanes(used, 0, width)) | ((words >> (width - used)) & _lanes(used, used, width))
-    return words.view(torch.uint8).reshape(-1, CODES_PER_WORD)[:, :bits].reshape(-1)
+    return words.view(torch.uint8).reshape(-1, CODES_PER_WORD)[:, :bits].reshape(-1).contiguous()
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from sinq.common.errors import NotApplicable
-from sinq.formats.base import CompressedWeight, rebuilt, stored_as
-from sinq.formats.packing import pack, unpack
+from sinq.formats.base import INNER, CompressedWeight, inner_of, stored_as
+from sinq.formats.checks import require_names, require_tensor
+from sinq.formats.packing import pack, packed_bytes, unpack
 
 SYLVESTER = 64
 """Largest factor of a power of two: few enough products, each dense enough to be fast."""
-INNER = "inner_"
 
 
 @lru_cache
@@ -203,12 +203,23 @@ class Rotated(CompressedWeight):
 
     tensors: those of `inner` with a prefix, and `signs`, one bit per input (1 / out_features bits per
     weight). A file thus does not depend on a random number generator.
+
+    Raises:
+        ValueError: the signs are not one bit for each input of `inner`.
+        NotApplicable: no Hadamard matrix of this size is known (see `factors`).
     """
 
     name: ClassVar[str] = "rotated"
 
     rotation: Rotation
     inner: CompressedWeight
+
+    def __post_init__(self) -> None:
+        columns = self.inner.shape[1]
+        if self.rotation.size != columns:
+            raise ValueError(f"a rotation of {self.rotation.size} inputs does not fit a matrix of {columns}")
+        require_tensor("signs", self.rotation.signs, torch.uint8, (packed_bytes(columns, 1),))
+        factors(columns)
 
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
@@ -230,8 +241,6 @@ class Rotated(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        state = {
-            name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)
-        }
-        inner = rebuilt(config["inner"], state)
-        return cls(Rotation(tensors["signs"], inner.shape[1]), inner)
+        inner, rest = inner_of(config, tensors)
+        require_names(cls.name, rest, ("signs",))
+        return cls(Rotation(rest["signs"], inner.shape[1]), inner)

@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from sinq.common.reading import entry, notes
 from sinq.formats import stored_scales
 from sinq.formats.base import CompressedWeight
+from sinq.formats.checks import HALF, has_numbers, matrix_shape, require_finite, require_names, require_tensor
 from sinq.formats.grid import Grid
-from sinq.formats.packing import pack, unpack
+from sinq.formats.packing import pack, packed_bytes, unpack
 from sinq.formats.rounding import assign, by_group, centre, choose, level
 
 
@@ -26,6 +28,9 @@ class QuantizedTensor(CompressedWeight):
     tensors: `codes` uint8 packed; `scale` (out, in/group), with `scale_range` or `scale_exponent` where
     needed (`stored_scales.py`); `zero` (out, in/group) unless symmetric; `col_scale` (out/tile rows, in) if
     there is one.
+
+    Raises:
+        ValueError: the tensors are not those of the grid and the shape, or have numbers that are not finite.
     """
 
     name: ClassVar[str] = "scalar"
@@ -34,6 +39,42 @@ class QuantizedTensor(CompressedWeight):
     shape: tuple[int, int]
     tensors: dict[str, Tensor]
     notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        grid, tensors, (rows, columns) = self.grid, self.tensors, self.shape
+        if (misfit := grid.incompatibility(self.shape)) is not None:
+            raise ValueError(f"{misfit.reason} {rows}×{columns}; {misfit.accepted}")
+        zero = () if grid.symmetric else ("zero",)
+        optional = ("col_scale", *stored_scales.SCALE_TENSORS)
+        require_names(self.name, tensors, ("codes", "scale", *zero), optional)
+        groups, bits = (rows, columns // grid.group_size), grid.auxiliary_bits
+        require_tensor("codes", tensors["codes"], torch.uint8, (packed_bytes(rows * columns, grid.bits),))
+        stored_scales.require_scale(tensors, groups, bits)
+        if zero:
+            require_tensor("zero", tensors["zero"], stored_scales.STORED_ZERO[bits], groups)
+        self._require_col_scale()
+        if has_numbers(tensors):
+            require_finite(tensors)
+            stored_scales.require_finite_scale(tensors)
+
+    def _require_col_scale(self) -> None:
+        """Raise `ValueError` if there are column scales of another form, or floats are of several types."""
+        tensors, (rows, columns) = self.tensors, self.shape
+        if "col_scale" in tensors:
+            tiles = 1 if len(tensors["col_scale"]) == 1 else rows // self.grid.tile(self.shape)[0]
+            dtypes = torch.float32 if self.grid.auxiliary_bits == 32 else HALF
+            require_tensor("col_scale", tensors["col_scale"], dtypes, (tiles, columns))
+        floats = {name: tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point()}
+        if len(set(floats.values())) > 1:
+            raise ValueError(
+                f"{', '.join(floats)} have several types: {', '.join(map(str, floats.values()))}"
+            )
+
+    @property
+    def is_trained(self) -> bool:
+        """True while numbers that are stored as float16 are held as float32, to be trained."""
+        floats = [tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()]
+        return self.grid.auxiliary_bits != 32 and torch.float32 in floats
 
     @classmethod
     def store(
@@ -137,6 +178,6 @@ class QuantizedTensor(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        grid = Grid.from_json(config["grid"])
-        rows, columns = config["shape"]
-        return cls(grid, (rows, columns), tensors, config["notes"])
+        grid = Grid.from_json(entry(config, "grid", dict))
+        shape = matrix_shape(entry(config, "shape", list))
+        return cls(grid, shape, tensors, notes(entry(config, "notes", dict)))

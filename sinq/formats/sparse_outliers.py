@@ -18,9 +18,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sinq.formats.base import CompressedWeight, rebuilt, stored_as
+from sinq.common.reading import entry
+from sinq.common.reading import notes as typed_notes
+from sinq.formats.base import INNER, CompressedWeight, inner_of, stored_as
+from sinq.formats.checks import HALF, has_numbers, require_finite, require_names, require_tensor
 
-INNER = "inner_"
+SPARSE = ("values", "columns", "row_starts")
 NARROW = 1 << 16
 """Largest number of inputs for which a column index is stored in 16 bits."""
 
@@ -31,6 +34,10 @@ class SparseOutliers(CompressedWeight):
 
     tensors: those of `inner` with a prefix; `values` float16 (outliers,), row by row; `columns` (outliers,),
     uint16 for at most 65,536 inputs, else int32; `row_starts` int32 (out + 1,).
+
+    Raises:
+        ValueError: tensors of other types or lengths; columns beyond the inputs; row starts that are not
+            ascending from 0 to the number of outliers; values that are not finite.
     """
 
     name: ClassVar[str] = "sparse_outliers"
@@ -40,6 +47,29 @@ class SparseOutliers(CompressedWeight):
     columns: Tensor
     row_starts: Tensor
     notes: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sparse, (rows, columns) = {name: getattr(self, name) for name in SPARSE}, self.shape
+        require_names(self.name, sparse, SPARSE)
+        count = (self.values.numel(),)
+        require_tensor("values", self.values, HALF, count)
+        require_tensor("columns", self.columns, torch.uint16 if columns <= NARROW else torch.int32, count)
+        require_tensor("row_starts", self.row_starts, torch.int32, (rows + 1,))
+        if has_numbers(sparse):
+            require_finite(sparse)
+            self._require_indices()
+
+    def _require_indices(self) -> None:
+        """Raise `ValueError` if a column or a row start is out of range."""
+        starts, count = self.row_starts, len(self.values)
+        if not bool((starts[0] == 0) & (starts[-1] == count) & (starts.diff() >= 0).all()):
+            raise ValueError(f"row_starts must ascend from 0 to {count}, the number of outliers")
+        if count:
+            low, high = (int(bound) for bound in self.columns.int().aminmax())
+            if low < 0 or high >= self.shape[1]:
+                raise ValueError(
+                    f"columns are from {low} to {high}; they must be from 0 to {self.shape[1] - 1}"
+                )
 
     @classmethod
     def store(
@@ -80,8 +110,7 @@ class SparseOutliers(CompressedWeight):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        state = {
-            name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)
-        }
-        inner = rebuilt(config["inner"], state)
-        return cls(inner, tensors["values"], tensors["columns"], tensors["row_starts"], config["notes"])
+        inner, sparse = inner_of(config, tensors)
+        require_names(cls.name, sparse, SPARSE)
+        notes = typed_notes(entry(config, "notes", dict))
+        return cls(inner, sparse["values"], sparse["columns"], sparse["row_starts"], notes)

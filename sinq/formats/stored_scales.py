@@ -13,9 +13,12 @@ fits). Groups share no range, so one narrow group cannot cost the others their r
 the official release.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from sinq.formats.checks import HALF, require_tensor
 from sinq.formats.grid import Grid, Levels
 from sinq.formats.rounding import TABLE_ZERO_STEP
 
@@ -24,6 +27,13 @@ HALF_MIN, HALF_MAX = -14, 14
 """Exponents of float16: of the smallest normal number, and the largest that rounding up keeps finite."""
 LOWEST_EXPONENT = -126
 """Lowest stored exponent, of the smallest normal float32; smaller scales lose digits."""
+FLOAT_MAX = 128
+"""Exponent of the first power of two that is infinite in float32."""
+SCALE_TENSORS = ("scale", "scale_range", "scale_exponent")
+STORED = {8: torch.uint8, 16: HALF, 32: torch.float32}
+"""Types of a stored scale, by its bits."""
+STORED_ZERO = {8: torch.int8, 16: HALF, 32: torch.float32}
+"""Types of a stored zero, by its bits."""
 
 
 def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
@@ -70,7 +80,7 @@ def _store_half(scale: Tensor, low: int, high: int) -> dict[str, Tensor]:
     return tensors
 
 
-def load_scale(tensors: dict[str, Tensor]) -> Tensor:
+def load_scale(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the float32 scales that `store_scale` stored."""
     stored = tensors["scale"]
     if "scale_exponent" in tensors:
@@ -79,6 +89,53 @@ def load_scale(tensors: dict[str, Tensor]) -> Tensor:
         return stored.float()
     low, step = tensors["scale_range"].float().repeat_interleave(BLOCK, dim=0)[: stored.numel()].unbind(1)
     return torch.exp2(low + stored.reshape(-1) * step).reshape(stored.shape)
+
+
+def require_scale(tensors: Mapping[str, Tensor], shape: tuple[int, int], bits: int) -> None:
+    """Raise `ValueError` if stored scales do not have the tensors that `store_scale` makes for a shape.
+
+    Args:
+        tensors: of a value; those of its scales are `SCALE_TENSORS`.
+        bits: of a stored scale.
+    """
+    found = [name for name in SCALE_TENSORS if name in tensors]
+    accepted = {
+        8: (["scale", "scale_range"],),
+        16: (["scale"], ["scale", "scale_exponent"]),
+        32: (["scale"],),
+    }
+    if found not in accepted[bits]:
+        wanted = " or ".join(" and ".join(names) for names in accepted[bits])
+        raise ValueError(
+            f"scales of {bits} bits have the tensors {', '.join(found)}; they must have {wanted}"
+        )
+    require_tensor("scale", tensors["scale"], STORED[bits], shape)
+    if bits == 8:
+        blocks = -(-shape[0] * shape[1] // BLOCK)
+        require_tensor("scale_range", tensors["scale_range"], HALF, (blocks, 2))
+    require_exponent(tensors)
+
+
+def require_exponent(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` if the exponent of stored scales, where there is one, is no single byte."""
+    if "scale_exponent" in tensors:
+        require_tensor("scale_exponent", tensors["scale_exponent"], torch.int8, (1,))
+
+
+def require_finite_scale(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` if decoded scales of finite stored numbers are not finite in float32."""
+    if "scale_range" in tensors:
+        low, step = tensors["scale_range"].float().unbind(1)
+        powers = torch.cat([low, low + 255 * step])
+    elif "scale_exponent" in tensors:
+        powers = tensors["scale"].float().abs().amax().log2() + tensors["scale_exponent"].float()
+    else:
+        return
+    if powers.numel() and powers.amax() >= FLOAT_MAX:
+        name = "scale_range" if "scale_range" in tensors else "scale_exponent"
+        raise ValueError(
+            f"{name} makes scales of 2^{powers.amax().item():.0f}; they must be below 2^{FLOAT_MAX}"
+        )
 
 
 def store_zero(zero: Tensor, grid: Grid) -> Tensor:

@@ -122,6 +122,9 @@ def kernel_of_device(value: CompressedWeight, device: torch.device, modules: dic
         return Choice(refusals=(reason_for_reference(device),))
     if kernel not in modules:
         return Choice(refusals=(f"{type(value).__name__} has no {kernel.value} kernel",))
+    stored_on = next(iter(value.state_dict().values())).device
+    if stored_on.type != device.type:
+        return Choice(refusals=(f"the weight is on {stored_on}, not on {device}",))
     reason = imported(f"{modules[kernel]}:refusal")(value)
     if reason is not None:
         return Choice(refusals=(reason,))

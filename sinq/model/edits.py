@@ -21,9 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
+from sinq.common.library_errors import LIBRARY_ERRORS, reason
 from sinq.common.named import Named, described, named
-from sinq.formats.base import CompressedWeight, rebuilt, stored_as
+from sinq.common.reading import entry, typed
+from sinq.formats.base import CompressedWeight
+from sinq.model.descriptions import StoredWeight, describe_weight, empty_weight
 from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear, WeightStore
 
@@ -31,9 +35,6 @@ REMEMBERED = "_sinq_edits"
 """Attribute of a model that holds its edits; a deep copy of the model has them too."""
 FOREIGN = ("transformers.", "accelerate.", "torch.")
 """Packages whose hooks come and go with the use of a model, and do not change it."""
-
-StoredWeight = Mapping[str, Any]
-"""A value without its tensors: the entries of `stored_as`, and `tensors`: name → [dtype, shape]."""
 
 
 class Edit(Named, ABC):
@@ -68,8 +69,8 @@ def edit_from_json(content: Mapping[str, Any]) -> Edit:
     Raises:
         ValueError: the name, version or options are not known to this code.
     """
-    kind = named(Edit, content["name"])  # type: ignore[type-abstract]
-    if content["version"] != kind.version:
+    kind = named(Edit, entry(content, "name", str))  # type: ignore[type-abstract]
+    if entry(content, "version", int) != kind.version:
         raise ValueError(
             f"{kind.name} has version {content['version']}; this code reads version {kind.version}"
         )
@@ -91,8 +92,14 @@ class ReplaceLinear(Edit):
     weight: StoredWeight
 
     def apply(self, model: nn.Module) -> None:
-        bias: Any = model.get_submodule(self.layer).bias
-        model.set_submodule(self.layer, CompressedLinear(_empty(self.weight), bias))
+        layer = _part(model, self.layer)
+        if not isinstance(layer, nn.Linear | Conv1D):
+            raise ValueError(f"{self.layer} is a {type(layer).__name__}; a linear layer was compressed")
+        rows, columns = layer.weight.shape
+        shape = (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
+        value = empty_weight(self.layer, self.weight, shape)
+        bias: Any = layer.bias
+        model.set_submodule(self.layer, CompressedLinear(value, bias))
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,19 @@ class ReplaceExperts(Edit):
     """Stored weights, one for each expert."""
 
     def apply(self, model: nn.Module) -> None:
-        module, _, parameter = self.parameter.rpartition(".")
-        owner: Any = model.get_submodule(module)
-        values = [_empty(weight) for weight in self.weights]
-        dtype = getattr(owner, parameter).dtype
-        CompressedExperts(values, bool(owner.is_transposed), dtype).install(owner, parameter)
+        module, _, parameter = typed(self.parameter, str, "parameter").rpartition(".")
+        owner: Any = _part(model, module)
+        experts = owner._parameters.get(parameter)
+        if experts is None or experts.ndim != 3 or not hasattr(owner, "is_transposed"):
+            raise ValueError(f"{self.parameter} is not a parameter of experts, which were compressed")
+        count, *matrix = experts.shape
+        if len(typed(self.weights, Sequence, "weights")) != count:  # type: ignore[type-abstract]
+            raise ValueError(f"{self.parameter} has {count} experts; {len(self.weights)} were compressed")
+        shape = (matrix[1], matrix[0]) if owner.is_transposed else (matrix[0], matrix[1])
+        values = [
+            empty_weight(f"{self.parameter}.{k}", weight, shape) for k, weight in enumerate(self.weights)
+        ]
+        CompressedExperts(values, bool(owner.is_transposed), experts.dtype).install(owner, parameter)
 
 
 def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], experts: bool) -> None:
@@ -138,31 +153,30 @@ def weight_stores(module: nn.Module) -> list[WeightStore]:
     return [part for part in module.modules() if isinstance(part, WeightStore)]
 
 
-def describe_weight(value: CompressedWeight) -> dict[str, Any]:
-    """Return a value without its tensors, as plain JSON values."""
-    tensors = {
-        name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        for name, tensor in value.state_dict().items()
-    }
-    return stored_as(value) | {"tensors": tensors}
-
-
-def _empty(weight: StoredWeight) -> CompressedWeight:
-    """Return the value that a file describes, with tensors on the meta device."""
-    tensors = {
-        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-        for name, (dtype, shape) in weight["tensors"].items()
-    }
-    return rebuilt(weight, tensors)
+def _part(model: nn.Module, name: Any) -> nn.Module:
+    """Return a module by name, or raise `ValueError` if the model has none of this name."""
+    try:
+        return model.get_submodule(typed(name, str, "the name of a layer"))
+    except AttributeError as error:
+        raise ValueError(f"{type(model).__name__} has no layer {name}") from error
 
 
 def architecture(
     config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
 ) -> PreTrainedModel:
-    """Return the causal language model of a configuration with edits, weights not initialized."""
-    with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
+    """Return the causal language model of a configuration with edits, weights not initialized.
+
+    Raises:
+        ValueError: transformers makes no causal language model of the configuration, or an edit does not fit.
+    """
+    try:
+        with no_init_weights():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model.tie_weights()
+    except LIBRARY_ERRORS as error:
+        raise ValueError(
+            f"transformers makes no causal language model of a {type(config).__name__}: {reason(error)}"
+        ) from error
     for change in changes:
         edit(model, change)
     return model
@@ -174,9 +188,11 @@ def unexplained(model: PreTrainedModel) -> list[str]:
     Compared are modules, shapes of tensors, ties and hooks; contents of tensors are not.
     """
     with torch.device("meta"):
-        expected = architecture(model.config, None, edits(model))
-    if type(expected) is not type(model):
-        return [f"it is a {type(model).__name__}, which is loaded as a {type(expected).__name__}"]
+        expected = architecture(model.config, None)
+        if type(expected) is not type(model):
+            return [f"it is a {type(model).__name__}, which is loaded as a {type(expected).__name__}"]
+        for change in edits(model):
+            edit(expected, change)
     return [*_other_modules(model, expected), *_other_tensors(model, expected), *_other_ties(model, expected)]
 
 

@@ -7,9 +7,10 @@ see them. A cast such as `model.half()` does not change them: scales are stored 
 (`kernels/product.py`).
 """
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from sinq.formats.base import CompressedWeight
@@ -17,17 +18,40 @@ from sinq.kernels.product import Choice, kernel_of, product
 
 
 class WeightStore(nn.Module):
-    """A `CompressedWeight` whose tensors are this module's buffers."""
+    """A `CompressedWeight` whose tensors are this module's buffers.
+
+    The buffers are the truth. `load_state_dict` and other libraries write to them or put others in; the value
+    is then made again from them, with all checks of a new value.
+    """
 
     def __init__(self, value: CompressedWeight) -> None:
         super().__init__()
         self.hold(value)
 
+    @property
+    def value(self) -> CompressedWeight:
+        """The value of the present buffers.
+
+        Raises:
+            ValueError: something put buffers in that make no value.
+        """
+        if not torch.compiler.is_compiling():
+            tensors = self._value.state_dict()
+            if any(self._buffers.get(name) is not tensor for name, tensor in tensors.items()):
+                self._value = self._value.with_tensors(self._tensors())
+        return self._value
+
     def hold(self, value: CompressedWeight) -> None:
         """Hold a value instead of the previous one."""
-        self.value = value
-        for name, tensor in value.state_dict().items():
+        tensors = value.state_dict()
+        for name in self._buffers.keys() - tensors.keys():
+            delattr(self, name)
+        for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
+        self._value = value
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move_only(tensor: Tensor) -> Tensor:
@@ -35,8 +59,26 @@ class WeightStore(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move_only, recurse)
-        self.value = self.value.with_tensors(dict(self.named_buffers()))
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        """Load buffers that make a value; others are an error, and are not written over the present ones."""
+        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        try:
+            self._value.with_tensors({name: self._as_stored(name, given) for name, given in found.items()})
+        except ValueError as error:
+            lists[-1].append(f"{prefix.removesuffix('.')}: {error}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)  # type: ignore[arg-type]
+        self.hold(self._value.with_tensors(self._tensors()))
+
+    def _as_stored(self, name: str, given: Tensor) -> Tensor:
+        """Return a tensor for the buffer of a name, on the device and of the kind of float of that buffer."""
+        buffer = self.get_buffer(name)
+        is_float = given.is_floating_point() and buffer.is_floating_point()
+        return given.to(buffer.device, buffer.dtype if is_float else given.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:

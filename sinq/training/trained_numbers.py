@@ -39,10 +39,12 @@ class ValueNumbers:
         self.stored = {name: tensors[name] for name in self._value.tunable()}
 
     def compute_with(self, numbers: dict[str, Tensor]) -> None:
-        self._module.value = self._value.with_tensors(numbers)
+        # Numbers that require a gradient are being trained: they may diverge, and then are not kept.
+        trained = {name: n if n.requires_grad else n.detach().requires_grad_() for name, n in numbers.items()}
+        self._module.hold(self._value.with_tensors(trained))
 
     def restore(self) -> None:
-        self._module.value = self._value
+        self._module.hold(self._value)
 
     def store(self, numbers: dict[str, Tensor]) -> None:
         self._module.hold(self._value.with_tensors(numbers))

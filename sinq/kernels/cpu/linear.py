@@ -39,6 +39,8 @@ def refusal(value: QuantizedTensor) -> str | None:
         return f"levels={grid.levels.name} is a table"
     if grid.group_size % 8:
         return f"group_size={grid.group_size} is no multiple of 8"
+    if grid.auxiliary_bits == 8 and value.is_trained:
+        return "scales of 8 bits are read with ranges in float16; these are being trained"
     return None if parallel() is not None else "torch has no OpenMP here"
 
 

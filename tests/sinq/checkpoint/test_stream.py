@@ -270,11 +270,11 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     change(source, UP, torch.zeros(64, 64))
     with pytest.raises(
-        ValueError, match=rf"{re.escape(UP)} is \[64, 64\] in .*model-0.*; the model has it as \[128, 64\]"
+        ValueError, match=rf"of another shape {re.escape(UP)} \[64, 64\], which is \[128, 64\] in the model"
     ):
         sinq.stream(source, tmp_path / "a", METHOD)
     change(source, UP, None)
-    with pytest.raises(ValueError, match=rf"do not fit LlamaForCausalLM: missing \['{re.escape(UP)}'\]"):
+    with pytest.raises(ValueError, match=rf"do not fit LlamaForCausalLM: missing {re.escape(UP)}"):
         sinq.stream(source, tmp_path / "b", METHOD)
     shard_of(source, UP).unlink()
     with pytest.raises(
@@ -290,7 +290,7 @@ def test_tensors_of_no_model_and_untied_ones_are_named(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "qwen3-tied", shard="1GB")
     tensors = load_file(source / "model.safetensors")
     save_file(tensors | {"model.layers.0.extra": torch.ones(1)}, source / "model.safetensors")
-    with pytest.raises(ValueError, match=r"not of the model \['model\.layers\.0\.extra'\]"):
+    with pytest.raises(ValueError, match=r"not of the model model\.layers\.0\.extra"):
         sinq.stream(source, tmp_path / "small", METHOD)
     save_file(tensors | {"lm_head.weight": torch.ones(96, 64)}, source / "model.safetensors")
     with pytest.raises(ValueError, match=r"lm_head\.weight.* differ, but the configuration ties them"):

@@ -170,7 +170,7 @@ def test_checkpoints_of_format_1_are_read(folder: str, tmp_path: Path) -> None:
     with sinq.using(sinq.Kernel.reference):
         torch.testing.assert_close(model(tiny_tokens(1, 8)).logits[0, -1], expected)
     sinq.save(model, tmp_path)  # as one of today's format
-    assert json.loads((tmp_path / "sinq.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "sinq.json").read_text())["format"] == 3
     with sinq.using(sinq.Kernel.reference):
         assert torch.equal(sinq.load(tmp_path)(tiny_tokens(1, 8)).logits, model(tiny_tokens(1, 8)).logits)
 
