@@ -76,7 +76,7 @@ class Hadamard(LayerWrapper):
         return [Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values]
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
-        for target in find_targets(model, context.layers.exclude):
+        for target in find_targets(model, context.layers.exclude, context.layers.routers):
             try:
                 factors(target.shape[1])
             except NotApplicable as error:

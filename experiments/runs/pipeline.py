@@ -211,6 +211,7 @@ def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
         "layers": len(report.parts),
         "decisions": report.decisions,
         "skipped": list(report.skipped),
+        "left_dense": dict(report.left_dense),
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
         "seconds_compile": report.seconds_compile,

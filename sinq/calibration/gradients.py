@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sinq.calibration.statistics import Gradient
 from sinq.model.blocks import find_blocks
+from sinq.model.modes import evaluating
 from sinq.model.targets import Target
 
 
@@ -43,7 +44,7 @@ def feed_gradients(
         for target, statistic in zip(targets, statistics, strict=True)
     ]
     with (
-        _evaluating(model),
+        evaluating(model),
         _differentiating(model, [target.tensor for target in targets], receivers),
         _recomputing(model),
     ):
@@ -79,18 +80,6 @@ def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Ten
             statistic.update(matrices[0] if len(matrices) == 1 else torch.cat(matrices), tokens)
 
     return receive
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode (no dropout) within the context."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

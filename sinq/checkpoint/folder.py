@@ -185,7 +185,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
 def _load_dense(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
     """Load the tensors that are not compressed, without a copy where their dtype is the model's."""
     expected = model.state_dict(keep_vars=True)
-    stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
+    named = model.named_modules(remove_duplicate=False)
+    stores = {name for name, module in named if isinstance(module, WeightStore)}
     loaded = {id(expected[name]) for name in tensors if name in expected}
     missing = [
         name

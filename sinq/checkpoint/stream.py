@@ -44,7 +44,7 @@ from sinq.methods.block_loop import quantize_matrices
 from sinq.methods.plan import LayerPlan, require_finite
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit_as_json, edit_from_json, weights_edit
+from sinq.model.edits import edit_as_json, edit_from_json
 from sinq.model.targets import Layers
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
@@ -106,7 +106,9 @@ def stream(
         _copy_small_files(source, target)
         _finish(target, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
-    return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
+    return CompressionReport(
+        reports, plan.skipped, plan.left_dense, 0.0, sum(report.seconds for report in reports)
+    )
 
 
 def _layer_method(method: Method) -> LayerMethod:
@@ -174,7 +176,7 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
         ]
         values = [value for value, _ in quantized]
         experts = layer.target.parameter is not None
-        changes.append(edit_as_json(weights_edit(layer.target.name, values, experts)))
+        changes.append(edit_as_json(layer.target.edit(values)))
         tensors |= _named_tensors(layer.target.name, values, experts)
         reports += [asdict(report) for _, report in quantized]
     save_tensors(tensors, target / shard.file)

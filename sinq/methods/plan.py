@@ -4,7 +4,7 @@ It lists the layers to compress with their methods. Where there is none, the err
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -15,7 +15,7 @@ from sinq.calibration.statistics import Statistic
 from sinq.common.errors import NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.methods.report import Decision
-from sinq.model.targets import Layers, OnMisfit, Target, find_targets
+from sinq.model.targets import Layers, OnMisfit, Target, select
 
 
 class Quantizer(Protocol):
@@ -52,6 +52,8 @@ class Plan:
     """Plans of the layers, in the order of the model's modules."""
     skipped: tuple[str, ...] = ()
     """Names of the layers left dense because the format does not fit them."""
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why other layers stay dense, by name (`model/unfit.py`)."""
 
     def with_bits(self, bits: Mapping[str, int]) -> "Plan":
         """Return this plan with other numbers of bits for the named targets."""
@@ -69,7 +71,8 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
         NotApplicable: statistics are needed and cannot be had, or the format does not fit layers.
         ValueError: a weight is not finite (not checked on the meta device, where a model has no weights).
     """
-    targets = find_targets(model, layers.exclude)
+    selection = select(model, layers)
+    targets = selection.targets
     _require_statistic(method, calibration, targets)
     incompatible: dict[str, Incompatibility] = {}
     for target in targets:
@@ -91,10 +94,10 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
             plans.append(_shrink(method, target, incompatible[target.name]))
     if not plans:
         raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, incompatible)}")
-    return Plan(tuple(plans), tuple(skipped))
+    return Plan(tuple(plans), tuple(skipped), selection.left_dense)
 
 
-def _require_statistic(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
+def _require_statistic(method: Quantizer, calibration: Calibration | None, targets: Sequence[Target]) -> None:
     """Raise `NotApplicable` if the method's statistic lacks text, or cannot be taken of these layers."""
     if method.statistic is None:
         return
@@ -107,7 +110,7 @@ def _require_statistic(method: Quantizer, calibration: Calibration | None, targe
         raise NotApplicable(f"{name} needs the {needed}, {reason}")
 
 
-def _explain(targets: list[Target], incompatible: Mapping[str, Incompatibility]) -> str:
+def _explain(targets: Sequence[Target], incompatible: Mapping[str, Incompatibility]) -> str:
     """Describe the layers that do not fit, by reason and by the values they would accept."""
     found: dict[str, dict[str, list[Target]]] = {}
     for target in targets:

@@ -89,10 +89,15 @@ class ReplaceLinear(Edit):
     layer: str
     """Name of the layer's module."""
     weight: StoredWeight
+    others: Sequence[str] = ()
+    """Other names of the layer, and layers that share its weight."""
 
     def apply(self, model: nn.Module) -> None:
-        bias: Any = model.get_submodule(self.layer).bias
-        model.set_submodule(self.layer, CompressedLinear(_empty(self.weight), bias))
+        dense: list[Any] = [model.get_submodule(name) for name in (self.layer, *self.others)]
+        store = WeightStore(_empty(self.weight), dense[0].weight.dtype)
+        compressed = {id(layer): CompressedLinear(store, layer.bias) for layer in dense}
+        for name, layer in zip((self.layer, *self.others), dense, strict=True):
+            model.set_submodule(name, compressed[id(layer)])
 
 
 @dataclass(frozen=True)
@@ -114,23 +119,30 @@ class ReplaceExperts(Edit):
         CompressedExperts(values, bool(owner.is_transposed), dtype).install(owner, parameter)
 
 
-def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], experts: bool) -> None:
-    """Replace a linear layer's weight, or a fused parameter of experts, by compressed weights.
+def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], change: Edit) -> None:
+    """Make an edit that replaces a weight, or a fused parameter of experts, and hold compressed weights there.
 
     Args:
         name: of the layer's module, or of the parameter.
         values: one value (out, in), or one for each expert.
-        experts: True if `name` is a fused parameter.
+        change: the edit, from `weights_edit`.
     """
-    edit(model, weights_edit(name, values, experts))
+    edit(model, change)
     for store, value in zip(weight_stores(model.get_submodule(name)), values, strict=True):
         store.hold(value)
 
 
-def weights_edit(name: str, values: Sequence[CompressedWeight], experts: bool) -> Edit:
-    """Return the edit that `replace_weights` makes."""
+def weights_edit(
+    name: str, values: Sequence[CompressedWeight], experts: bool, others: Sequence[str] = ()
+) -> Edit:
+    """Return the edit that replaces a layer's weight, or a fused parameter of experts.
+
+    Args:
+        experts: True if `name` is a fused parameter.
+        others: see `ReplaceLinear`.
+    """
     stored = [describe_weight(value) for value in values]
-    return ReplaceExperts(name, stored) if experts else ReplaceLinear(name, stored[0])
+    return ReplaceExperts(name, stored) if experts else ReplaceLinear(name, stored[0], list(others))
 
 
 def weight_stores(module: nn.Module) -> list[WeightStore]:
@@ -188,15 +200,15 @@ def _other_modules(model: nn.Module, expected: nn.Module) -> list[str]:
         module, other = actual[name], wanted[name]
         if type(module) is not type(other):
             found.append(f"module {name} is a {type(module).__name__}, not a {type(other).__name__}")
-        if _hooks(module) != _hooks(other):
-            hooks = ", ".join(map(_hook_name, _hooks(module))) or "none"
+        if lasting_hooks(module) != lasting_hooks(other):
+            hooks = ", ".join(map(_hook_name, lasting_hooks(module))) or "none"
             found.append(f"module {name or 'of the whole model'} has hooks: {hooks}")
         if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             found.append(f"module {name} has a forward of its own")
     return found
 
 
-def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
+def lasting_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     """Return the hooks of a module that may change its output, except those of `FOREIGN` packages."""
     kinds = (
         module._forward_pre_hooks,
