@@ -13,6 +13,7 @@ from sinq.common.timing import timed
 from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
+from sinq.model.preconditions import require_in_memory
 
 
 class Rewriting(Method):
@@ -43,6 +44,7 @@ class Rewriting(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        require_in_memory(model)
         device = context.device_for(model)
         _require_finite(model)
         with torch.no_grad(), timed(device) as clock:

@@ -9,6 +9,7 @@ window's *state*. It is on disk too, so that each run of a block reads a fresh c
 a block has written to, and the next block then sees it (`step`).
 """
 
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,20 +65,24 @@ class Records:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this object
-        self._starts: list[int] = []
+        self._ends = [0]
 
     def append(self, value: Any) -> int:
         """Add an object, and return its index."""
-        self._file.seek(0, 2)
-        self._starts.append(self._file.tell())
-        torch.save(_compact(value), self._file)
-        return len(self._starts) - 1
+        content = io.BytesIO()
+        torch.save(_compact(value), content)
+        self._file.seek(self._ends[-1])
+        self._file.write(content.getbuffer())
+        self._ends.append(self._file.tell())
+        return len(self._ends) - 2
 
     def read(self, index: int, device: torch.device) -> Any:
         """Return a new object like the one added, its tensors on a device."""
-        self._file.seek(self._starts[index])
+        start, end = self._ends[index : index + 2]
+        self._file.seek(start)
+        content = io.BytesIO(self._file.read(end - start))
         # Not from elsewhere: this process wrote it to a file without a name.
-        return torch.load(self._file, map_location=device, weights_only=False)
+        return torch.load(content, map_location=device, weights_only=False)
 
 
 class BlockArguments:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sinq.model.block_arguments import BlockArguments, Call, hidden_states
 from sinq.model.modes import evaluating
+from sinq.model.preconditions import require_language_model
 
 
 class BlockFunction(Protocol):
@@ -85,6 +86,7 @@ class HiddenStates:
 
 def run_model(model: Any, window: Tensor) -> None:
     """Run a model on one window of token ids, (seqlen,), on the device of the model, in evaluation mode."""
+    require_language_model(model)
     with evaluating(model):
         model(window[None].to(next(model.parameters()).device), use_cache=False)
 

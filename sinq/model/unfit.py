@@ -1,14 +1,16 @@
 """Reasons why a linear layer stays dense.
 
-What a module computes is not what `isinstance` says. Only a module whose forward *is* that of `nn.Linear` or
-`Conv1D`, without hooks, and with a floating-point weight, can be replaced by one that multiplies by a
-compressed weight.
+What a module computes is not what `isinstance` says. Only a module that computes what `nn.Linear` or `Conv1D`
+does, without hooks, and with a floating-point weight, can be replaced by one that multiplies by a compressed
+weight. A subclass with a forward of its own is tried on a small random matrix (Falcon's computes the same, a
+router does not).
 
 What chooses or weighs experts stays dense unless it is asked for, however an architecture spells it. It is a
 linear layer that is called a router or is part of one; or one beside experts, outside them, that is called a
 gate, or has an output for each expert, or a single one (the weight of a shared expert).
 """
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -65,7 +67,7 @@ class Unfit:
         return next(filter(None, map(self._of_module, modules)), None)
 
     def _of_module(self, module: nn.Module) -> str | None:
-        if type(module).forward not in FORWARDS or not _has_no_forward(module):
+        if not computes_a_product(module):
             return f"{type(module).__name__} has a forward of its own"
         if lasting_hooks(module):
             return "it has hooks, which would be lost"
@@ -74,9 +76,35 @@ class Unfit:
         return "it chooses or weighs experts" if module in self._routers else None
 
 
-def _has_no_forward(module: nn.Module) -> bool:
-    """Return whether nothing replaced the forward of this object; accelerate's wrapper does not count."""
-    return "forward" not in vars(module) or hasattr(module, "_hf_hook")
+def computes_a_product(module: nn.Module) -> bool:
+    """Return whether a linear layer maps x to x Wᵀ + b, whatever its weight; accelerate's wrapper does not count."""
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        return False
+    if type(module).forward in FORWARDS:
+        return True
+    draw = torch.Generator().manual_seed(0)
+    rows, columns = 5, 7
+    weight, x = torch.randn(rows, columns, generator=draw), torch.randn(3, columns, generator=draw)
+    bias = None if getattr(module, "bias", None) is None else torch.randn(rows, generator=draw)
+    expected = nn.functional.linear(x, weight, bias)
+    try:
+        found = _small_copy(module, weight, bias)(x)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+        return False  # it does more than multiply by a matrix of any size
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected)
+
+
+def _small_copy(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return a module of the same class and attributes with other parameters, in evaluation mode."""
+    small = copy.copy(module)
+    small.training = False
+    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    parameters = {"weight": stored, "bias": bias}
+    small._parameters = {
+        key: None if value is None else nn.Parameter(value, requires_grad=False)
+        for key, value in parameters.items()
+    }
+    return small
 
 
 def has_experts(name: str, module: nn.Module) -> bool:

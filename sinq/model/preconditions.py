@@ -1,0 +1,45 @@
+"""What a model must be before anything is done to it; otherwise one error says what to do."""
+
+from typing import Any
+
+from torch import nn
+
+
+def require_in_memory(model: nn.Module) -> None:
+    """Raise `ValueError` if a model is a wrapper, quantized already, or without weights in memory."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"{type(model).__name__} is a wrapper; compress the model in it, its `.module`")
+    if method := quantized_by(model):
+        raise ValueError(
+            f"{type(model).__name__} is quantized already, by {method}; load its full-precision checkpoint"
+        )
+    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if away:
+        raise ValueError(
+            f"{len(away)} weights of {type(model).__name__}, such as {away[0]}, are not in memory (on the meta"
+            " device, or offloaded to disk by a device map); load the model without offloading, or use"
+            " sinq.stream (stream=true), which reads a checkpoint layer by layer"
+        )
+
+
+def quantized_by(model: nn.Module) -> str | None:
+    """Return the name of the method that quantized a model before it was loaded, or None.
+
+    A GGUF file is dequantized when transformers loads it, so its model is none.
+    """
+    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None:
+        return None
+    options = config if isinstance(config, dict) else config.to_dict()
+    method = options.get("quant_method", "an unknown method")
+    name = str(getattr(method, "value", method))
+    return None if name == "gguf" else name
+
+
+def require_language_model(model: nn.Module) -> None:
+    """Raise `ValueError` if a model cannot be run on token ids as a transformers model is."""
+    if not hasattr(model, "base_model") or not hasattr(model, "config"):
+        raise ValueError(
+            f"{type(model).__name__} is not a transformers model, which calibration runs;"
+            " compress the model itself, not a module around it"
+        )
