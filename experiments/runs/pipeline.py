@@ -48,6 +48,14 @@ class Execution:
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
 
+class Incomplete(Exception):
+    """An evaluation failed, which is the cause; `measured` are the entries of a row that the others give."""
+
+    def __init__(self, measured: Mapping[str, Any]) -> None:
+        super().__init__("an evaluation failed")
+        self.measured = measured
+
+
 def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = None) -> Row:
     """Return the finished row of a run: found, or measured and recorded now.
 
@@ -99,18 +107,22 @@ def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, p
             return _measure(run, row, setting, cost)
     except NotApplicable:
         raise
-    except Exception as error:
+    except Exception as raised:
+        measured = raised.measured if isinstance(raised, Incomplete) else {}
+        error = raised.__cause__ if isinstance(raised, Incomplete) else raised
+        assert isinstance(error, Exception)
         reported = explained(error, run, cost)
         failed = {
-            "status": record.FAILED,
-            **failure(reported, cost),
             "metrics": {},
             "provenance": provenance(run.torch_device),
+            **measured,
+            "status": record.FAILED,
+            **failure(reported, cost),
         }
         if not keep:
             record.write(setting.results_dir, row | failed)
         if reported is error:
-            raise
+            raise error from error.__cause__
         raise reported from error
 
 
@@ -140,10 +152,15 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
                 context = _compress(run, context, setting)
         compression = {"compression": _compression_metrics(context)}
         dense_row = _measure_dense(run, setting, row["config"])
-    measured = {}
+    measured: dict[str, Measurement] = {}
+    failed: list[Exception] = []
     for key, evaluation in run.evaluation.items():
-        with cost.part():
-            measured[key] = evaluation.measure(context)
+        try:
+            with cost.part():
+                measured[key] = evaluation.measure(context)
+        except Exception as error:  # noqa: BLE001 - raised below, when the others are measured
+            error.add_note(f"in evaluation.{key}")
+            failed.append(error)
     layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
@@ -154,6 +171,8 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "protocol": protocol(loaded, passage, tokens),
         "provenance": provenance(device),
     }
+    if failed:
+        raise Incomplete(finished) from failed[0]
     return row | finished, layers
 
 
@@ -162,6 +181,8 @@ def _metrics(run: Run, measured: Mapping[str, Measurement], dense_row: Row | Non
     metrics = {key: measurement.metrics for key, measurement in measured.items()}
     if dense_row is not None:
         for key, evaluation in run.evaluation.items():
+            if key not in measured:
+                continue
             dense = Measurement(dense_row["metrics"][key], dense_row["samples"].get(key, {}))
             metrics[key] |= evaluation.against_dense(measured[key], dense)
     return metrics

@@ -35,15 +35,20 @@ class BlockFunction(Protocol):
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks: the `ModuleList` with the most parameters.
+    """Return the decoder blocks: the `ModuleList` with the most parameters in the part that reads text.
 
     Raises:
         ValueError: the model has no `ModuleList`.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    part: Any = getattr(model, "get_decoder", lambda: None)() or model  # a vision tower may be larger
+    lists = _module_lists(part) or _module_lists(model)
     if not lists:
         raise ValueError(f"{type(model).__name__} has no ModuleList of blocks; calibrated methods need one")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def _module_lists(model: nn.Module) -> list[nn.ModuleList]:
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
 
 
 class HiddenStates:

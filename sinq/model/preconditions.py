@@ -1,8 +1,14 @@
 """What a model must be before anything is done to it; otherwise one error says what to do."""
 
+import inspect
+import re
+import sys
 from typing import Any
 
 from torch import nn
+
+CHANGES_WEIGHTS = re.compile(r"\w+\.weight\.(div|mul|add|sub)_\(")
+"""Pattern of code that changes a weight in place."""
 
 
 def require_in_memory(model: nn.Module) -> None:
@@ -34,6 +40,23 @@ def quantized_by(model: nn.Module) -> str | None:
     method = options.get("quant_method", "an unknown method")
     name = str(getattr(method, "value", method))
     return None if name == "gguf" else name
+
+
+def require_constant_weights(model: nn.Module) -> None:
+    """Raise `ValueError` if the code of a model changes weights in place while it runs.
+
+    RWKV's does: it divides some, to keep half precision from overflowing, unless `rescale_every` is 0.
+    """
+    module = sys.modules.get(type(model).__module__)
+    config = getattr(model, "config", None)
+    if module is None or config is None or getattr(config, "rescale_every", None) == 0:
+        return
+    if found := CHANGES_WEIGHTS.search(inspect.getsource(module)):
+        hint = "; set rescale_every=0 in its configuration" if hasattr(config, "rescale_every") else ""
+        raise ValueError(
+            f"the code of {type(model).__name__} changes weights while it runs ({found[0]}…),"
+            f" so compressed ones cannot stand for them{hint}"
+        )
 
 
 def require_language_model(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from sinq.formats.base import CompressedWeight
 from sinq.model.edits import Edit, replace_weights, weights_edit
 from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear
+from sinq.model.preconditions import require_constant_weights
 from sinq.model.unfit import Unfit, has_experts
 
 HEAD = "lm_head"
@@ -142,8 +143,9 @@ def select(model: nn.Module, layers: Layers) -> Selection:
 
     Raises:
         ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
-            the embedding; a 3-D parameter of experts whose layout is not known.
+            the embedding; a 3-D parameter of experts whose layout is not known; weights that the model changes.
     """
+    require_constant_weights(model)
     head, candidates = output_head(model), list(linear_places(model))
     wanted = [
         target

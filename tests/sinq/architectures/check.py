@@ -5,6 +5,7 @@ checkpoint, it is the same bit for bit; every linear layer is compressed or name
 block are those of plain hooks. Or there is one clear refusal before anything is changed.
 """
 
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ from tests.sinq.architectures.tiny import tiny, tokens
 from tests.sinq.recorders import Recorder
 
 METHOD = RTN(Grid(bits=8, group_size=16))
-NLL_TOLERANCE = 0.02
-"""Nats per token; a tiny random model predicts its own noise, so this is about 0.5 %."""
+NLL_TOLERANCE = 0.01
+"""Of the dense model's NLL; random weights of size 1 saturate a softmax, so absolute differences are large."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Outcome:
 
     layers: int = 0
     left_dense: dict[str, str] = field(default_factory=dict)
-    calibration: str = "as plain hooks"
+    calibration: str = ""
     reload: str = "bit for bit"
     stream: str = "bit for bit"
 
@@ -51,11 +52,17 @@ def check(name: str) -> Outcome:
     every_linear_layer_is_named(model, outcome, head_name, exclude)
     found = logits(model, ids)
     difference = abs(nll(found, ids) - nll(expected, ids))
-    assert difference < NLL_TOLERANCE, f"NLL moves by {difference:.4f}"
+    assert difference < NLL_TOLERANCE * nll(expected, ids), f"NLL moves by {difference:.4f}"
     outcome.reload = after_reload(model, ids, found)
-    outcome.stream = after_stream(dense, ids, found, layers)
+    outcome.stream = after_stream(dense, model, ids, found, layers)
     outcome.calibration = calibrated(name, exclude)
     return outcome
+
+
+def refused(error: Exception) -> str:
+    """The first sentence of a refusal, without folders, for the table."""
+    line = re.sub(r"/\S*/(\w+)", r"\1", str(error).splitlines()[0])
+    return f"refused: {re.split(r': missing|; use|: module', line)[0]}"
 
 
 @torch.no_grad()
@@ -101,20 +108,32 @@ def after_reload(model: PreTrainedModel, ids: Tensor, expected: Tensor) -> str:
         try:
             sinq.save(model, folder)
         except ValueError as error:
-            return f"refused: {error}"
-        assert torch.equal(logits(sinq.load(folder), ids), expected), "reloaded, it computes something else"
+            return refused(error)
+        same_model(sinq.load(folder), model, ids, expected)
     return "bit for bit"
 
 
-def after_stream(dense: PreTrainedModel, ids: Tensor, expected: Tensor, layers: Layers) -> str:
+def same_model(loaded: nn.Module, model: nn.Module, ids: Tensor, expected: Tensor) -> None:
+    """All tensors are equal bit for bit. Logits may differ in the last digit: mapped files are not aligned."""
+    tensors = loaded.state_dict()
+    assert tensors.keys() == model.state_dict().keys()
+    wrong = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, tensors[key])]
+    assert not wrong, f"read from disk, {wrong[:3]} differ"
+    off = (logits(loaded, ids) - expected).norm() / expected.norm()
+    assert off < 1e-6, f"read from disk, the model computes something else, by {off:.1e}"
+
+
+def after_stream(
+    dense: PreTrainedModel, model: nn.Module, ids: Tensor, expected: Tensor, layers: Layers
+) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "source"), Path(folder, "target")
         dense.save_pretrained(source)
         try:
             stream(source, target, METHOD, Context(layers))
         except ValueError as error:
-            return f"refused: {error}"
-        assert torch.equal(logits(sinq.load(target), ids), expected), "streamed, it computes something else"
+            return refused(error)
+        same_model(sinq.load(target), model, ids, expected)
     return "bit for bit"
 
 
@@ -128,7 +147,7 @@ def calibrated(name: str, exclude: tuple[str, ...]) -> str:
     try:
         method.compress(model, Calibration(ids, sequential=False, store=store), layers)
     except NotApplicable as error:
-        return f"refused: {error}"
+        return refused(error)
     names = [key.rpartition(".")[0] for key in store]
     sums = hooked(tiny(name), names, ids)
     for key, sum_ in sums.items():

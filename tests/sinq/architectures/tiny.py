@@ -63,6 +63,7 @@ QSA = {
     "indexer_compress_ratio": 2, "hc_lowrank": 16,
 }  # fmt: skip
 SPECIAL: dict[str, dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
@@ -73,6 +74,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note_text": DOTS3,
+    "rwkv": {"rescale_every": 0},
     "gemma3n_text": {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": SHARING, "altup_num_inputs": 2,
         "intermediate_size": [128] * 4, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
@@ -100,6 +102,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Fields that names do not tell."""
+UNBUILT = {
+    "dbrx": "its configuration lacks `rope_theta`, which its code reads",
+    "dots3_note": "its parts' sizes must agree in ways that defaults do not; its text part is tried",
+    "gemma3n": "its vision tower needs timm; its text part is tried",
+    "gemma4_assistant": "it reads the keys and values of another model",
+    "gemma4_unified_assistant": "it reads the keys and values of another model",
+    "musicgen": "its configuration is not of its decoder",
+    "musicgen_melody": "its configuration is not of its decoder",
+}
+"""Architectures that cannot be built small, or run alone, and why."""
 
 
 def tiny_config(name: str) -> PretrainedConfig:
