@@ -48,12 +48,12 @@ class Execution:
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
 
-class Incomplete(Exception):
-    """An evaluation failed, which is the cause; `measured` are the entries of a row that the others give."""
+class IncompleteError(Exception):
+    """An evaluation failed with `error`; `measured` are the entries of a row that the others give."""
 
-    def __init__(self, measured: Mapping[str, Any]) -> None:
-        super().__init__("an evaluation failed")
-        self.measured = measured
+    def __init__(self, error: Exception, measured: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.error, self.measured = error, measured
 
 
 def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = None) -> Row:
@@ -107,11 +107,10 @@ def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, p
             return _measure(run, row, setting, cost)
     except NotApplicable:
         raise
-    except Exception as raised:
-        measured = raised.measured if isinstance(raised, Incomplete) else {}
-        error = raised.__cause__ if isinstance(raised, Incomplete) else raised
-        assert isinstance(error, Exception)
-        reported = explained(error, run, cost)
+    except Exception as error:
+        measured = error.measured if isinstance(error, IncompleteError) else {}
+        cause = error.error if isinstance(error, IncompleteError) else error
+        reported = explained(cause, run, cost)
         failed = {
             "metrics": {},
             "provenance": provenance(run.torch_device),
@@ -122,8 +121,8 @@ def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, p
         if not keep:
             record.write(setting.results_dir, row | failed)
         if reported is error:
-            raise error from error.__cause__
-        raise reported from error
+            raise
+        raise reported from (cause.__cause__ if reported is cause else cause)
 
 
 def label(run: Run) -> str:
@@ -172,7 +171,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "provenance": provenance(device),
     }
     if failed:
-        raise Incomplete(finished) from failed[0]
+        raise IncompleteError(failed[0], finished)
     return row | finished, layers
 
 

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from sinq.calibration.statistics import Gradient
 from sinq.model.blocks import find_blocks
 from sinq.model.modes import evaluating
+from sinq.model.preconditions import require_language_model
 from sinq.model.targets import Target
 
 
@@ -39,6 +40,7 @@ def feed_gradients(
     Raises:
         ValueError: a window's loss is not finite.
     """
+    require_language_model(model)
     receivers = [
         _receiver(target, statistic, tokens.shape[1])
         for target, statistic in zip(targets, statistics, strict=True)

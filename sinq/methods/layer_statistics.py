@@ -197,9 +197,7 @@ def _key(group: Group) -> str:
     return f"{group[0].target.name}.{kind.__name__}"
 
 
-def _watched(
-    groups: Sequence[Group], statistics: Sequence[Statistic]
-) -> list[tuple[nn.Module, Statistic]]:
+def _watched(groups: Sequence[Group], statistics: Sequence[Statistic]) -> list[tuple[nn.Module, Statistic]]:
     """Return each module of each group's first layer with the group's statistic."""
     pairs = zip(groups, statistics, strict=True)
     return [(module, statistic) for group, statistic in pairs for module in group[0].target.modules]

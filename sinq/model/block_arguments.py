@@ -1,12 +1,12 @@
 """The arguments of decoder blocks besides their hidden states, for every window.
 
-Most models give every block the same ones for every window of a length: a mask, positions. These are held once.
-What differs between windows (Gemma-3n's embeddings of each layer) is kept on disk.
+Most models give every block the same ones for every window of a length: a mask, positions. These are held
+once. What differs between windows (Gemma-3n's embeddings of each layer) is kept on disk.
 
 Blocks of a window may also share something that they write to and read: keys and values that later layers
 reuse, a cache, an output of one block that a later one is given (ZAYA's routers). Together this is the
-window's *state*. It is on disk too, so that each run of a block reads a fresh copy; `keep` stores the copy that
-a block has written to, and the next block then sees it (`step`).
+window's *state*. It is on disk too, so that each run of a block reads a fresh copy; `keep` stores the copy
+that a block has written to, and the next block then sees it (`step`).
 """
 
 import io
@@ -56,7 +56,7 @@ def split_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor
 
 
 def hidden_states(output: Any) -> Tensor:
-    """Return the hidden states in what a block returns: a tensor, or several things of which they are first."""
+    """Return the hidden states in what a block returns: all of it, or the first of several things."""
     return output if isinstance(output, Tensor) else output[0]
 
 
@@ -138,7 +138,9 @@ class BlockArguments:
     def keep(self, block: int, window: int, state: State, output: Any) -> None:
         """Store what a block wrote to the state, and what it returned for later blocks. Windows in order."""
         if self._keys:
-            returned = {key: output[key[1]] for key in self._keys if isinstance(key, tuple) and key[0] == block}
+            returned = {
+                key: output[key[1]] for key in self._keys if isinstance(key, tuple) and key[0] == block
+            }
             kept = self._kept.append({**state, **returned})
             assert kept == window
 
@@ -184,7 +186,9 @@ def _equal(one: Any, other: Any, same: dict[tuple[int, int], bool]) -> bool:
         return False
     if isinstance(one, Call):
         parts = one.args, tuple(one.kwargs), tuple(one.kwargs.values()), one.name
-        return _equal(parts, (other.args, tuple(other.kwargs), tuple(other.kwargs.values()), other.name), same)
+        return _equal(
+            parts, (other.args, tuple(other.kwargs), tuple(other.kwargs.values()), other.name), same
+        )
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(lambda a, b: _equal(a, b, same), one, other))
     return bool(one is other or one == other)

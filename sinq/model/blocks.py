@@ -1,9 +1,9 @@
 """Execution of a model block by block: decoder blocks, and hidden states between them.
 
 Assumptions about a model: its blocks are its largest `ModuleList`, and run once each, in order; each maps
-hidden states (first argument) to hidden states (its output, or the first of several), which nothing changes on
-the way to the next block. `stand_ins.probe` checks this on a few tokens, and refuses a model that differs. The
-other arguments of a block may be anything (`block_arguments.py`).
+hidden states (first argument) to hidden states (its output, or the first of several), which nothing changes
+on the way to the next block. `stand_ins.probe` checks this on a few tokens, and refuses a model that differs.
+The other arguments of a block may be anything (`block_arguments.py`).
 
 Hidden states of all windows are in a temporary file, so memory does not grow with their number. (If the
 system keeps its temporary folder in memory, point TMPDIR elsewhere.)

@@ -120,7 +120,7 @@ class ReplaceExperts(Edit):
 
 
 def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], change: Edit) -> None:
-    """Make an edit that replaces a weight, or a fused parameter of experts, and hold compressed weights there.
+    """Make an edit that replaces a weight, or a fused parameter of experts; hold compressed weights there.
 
     Args:
         name: of the layer's module, or of the parameter.

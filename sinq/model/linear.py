@@ -21,7 +21,20 @@ from torch.utils._pytree import tree_map
 from sinq.formats.base import CompressedWeight
 from sinq.kernels.product import Choice, kernel_of, product
 
-READ_ATTRIBUTES = ("T", "mT", "data", "device", "ndim", "size", "t", "transpose", "numel", "dim", "unsqueeze", "view")
+READ_ATTRIBUTES = (
+    "T",
+    "mT",
+    "data",
+    "device",
+    "ndim",
+    "size",
+    "t",
+    "transpose",
+    "numel",
+    "dim",
+    "unsqueeze",
+    "view",
+)
 """Attributes of the dense matrix that code of a model may read."""
 
 

@@ -14,10 +14,10 @@ CHANGES_WEIGHTS = re.compile(r"\w+\.weight\.(div|mul|add|sub)_\(")
 def require_in_memory(model: nn.Module) -> None:
     """Raise `ValueError` if a model is a wrapper, quantized already, or without weights in memory."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ValueError(f"{type(model).__name__} is a wrapper; compress the model in it, its `.module`")
+        raise ValueError(f"{type(model).__name__} is a wrapper; compress the model in it (`.module`)")
     if method := quantized_by(model):
         raise ValueError(
-            f"{type(model).__name__} is quantized already, by {method}; load its full-precision checkpoint"
+            f"{type(model).__name__} is quantized already, by {method}; load its original weights"
         )
     away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if away:

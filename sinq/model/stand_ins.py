@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sinq.common.errors import NotApplicable
-from sinq.model.block_arguments import BlockArguments, Call, Key, hidden_states, split_call
+from sinq.model.block_arguments import BlockArguments, Call, Key, split_call
 from sinq.model.blocks import HiddenStates, block_at, run_model
 
 PROBE_WINDOWS, PROBE_TOKENS = 2, 16

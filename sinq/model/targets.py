@@ -5,8 +5,8 @@ and fused experts, one 3-D parameter for all experts of a layer. Every matrix is
 
 A parameter that several modules share is one target. The output head stays dense by default, under any name,
 and so does what chooses or weighs experts. Linear layers that cannot be replaced (`unfit.py`) stay dense too;
-the report lists them with the reason. Embeddings, norms, convolutions, and routers that are bare parameters are
-never compressed.
+the report lists them with the reason. Embeddings, norms, convolutions, and routers that are bare parameters
+are never compressed.
 """
 
 import enum
@@ -109,7 +109,7 @@ class Target:
         return rows, columns
 
     def edit(self, weights: Sequence[CompressedWeight]) -> Edit:
-        """Return the edit that replaces the dense matrices by compressed weights, in the order of `matrices`."""
+        """Return the edit that replaces the matrices by compressed weights, in the order of `matrices`."""
         others = self.names[1:] if self.parameter is None else ()
         return weights_edit(self.name, weights, self.parameter is not None, others)
 
@@ -127,9 +127,7 @@ class Selection:
     """Reason by name; layers that were excluded are not in it."""
 
 
-def find_targets(
-    model: nn.Module, exclude: tuple[str, ...] = (HEAD,), routers: bool = False
-) -> list[Target]:
+def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,), routers: bool = False) -> list[Target]:
     """Return all targets to compress, in the order of the model's modules.
 
     Raises:
@@ -143,7 +141,8 @@ def select(model: nn.Module, layers: Layers) -> Selection:
 
     Raises:
         ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
-            the embedding; a 3-D parameter of experts whose layout is not known; weights that the model changes.
+            the embedding; a 3-D parameter of experts whose layout is not known; a model whose code changes
+            its weights.
     """
     require_constant_weights(model)
     head, candidates = output_head(model), list(linear_places(model))
@@ -204,7 +203,9 @@ def _refuse_unmatched(exclude: tuple[str, ...], candidates: Sequence[Target]) ->
 
 def _nothing_left(model: nn.Module, candidates: Sequence[Target], left_dense: Mapping[str, str]) -> str:
     name = type(model).__name__
-    if compressed := sum(isinstance(module, CompressedLinear | CompressedExperts) for module in model.modules()):
+    if compressed := sum(
+        isinstance(module, CompressedLinear | CompressedExperts) for module in model.modules()
+    ):
         return f"the {name} is compressed already ({compressed} layers); load the dense model again"
     reasons = "; ".join(dict.fromkeys(left_dense.values()))
     return (

@@ -77,7 +77,10 @@ class Unfit:
 
 
 def computes_a_product(module: nn.Module) -> bool:
-    """Return whether a linear layer maps x to x Wᵀ + b, whatever its weight; accelerate's wrapper does not count."""
+    """Return whether a linear layer maps x to x Wᵀ + b, whatever its weight.
+
+    The wrapper that accelerate puts around a forward does not count.
+    """
     if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
         return False
     if type(module).forward in FORWARDS:

@@ -24,7 +24,7 @@ from tests.sinq.recorders import Recorder
 
 METHOD = RTN(Grid(bits=8, group_size=16))
 NLL_TOLERANCE = 0.01
-"""Of the dense model's NLL; random weights of size 1 saturate a softmax, so absolute differences are large."""
+"""Share of the dense model's NLL: weights of size 1 saturate a softmax, so differences may be large."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ def after_reload(model: PreTrainedModel, ids: Tensor, expected: Tensor) -> str:
 
 
 def same_model(loaded: nn.Module, model: nn.Module, ids: Tensor, expected: Tensor) -> None:
-    """All tensors are equal bit for bit. Logits may differ in the last digit: mapped files are not aligned."""
+    """All tensors are equal bit for bit; logits to the last digit, since mapped files are not aligned."""
     tensors = loaded.state_dict()
     assert tensors.keys() == model.state_dict().keys()
     wrong = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, tensors[key])]
@@ -141,7 +141,9 @@ def calibrated(name: str, exclude: tuple[str, ...]) -> str:
     """Compare statistics of the dense model with plain hooks, and run the sequential loop to the end."""
     model, ids, store = tiny(name), tokens(3), {}
     fused = tuple(target.name for target in linear_places(model) if target.parameter is not None)
-    excluded = tuple(target for target in fused if hasattr(model.get_submodule(target.rpartition(".")[0]), "is_transposed"))
+    excluded = tuple(
+        target for target in fused if hasattr(model.get_submodule(target.rpartition(".")[0]), "is_transposed")
+    )
     layers = Context(Layers((*exclude, *excluded), OnMisfit.skip))
     method = Recorder(Grid(bits=8, group_size=16))
     try:

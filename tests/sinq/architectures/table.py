@@ -20,13 +20,13 @@ from tests.sinq.architectures.tiny import ARCHITECTURES, UNBUILT
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
 HEAD = """# Architectures
 
-Every decoder architecture of transformers {version}, as a tiny random model. Compressed at 8 bits it predicts nearly what
-the dense model does; its statistics for calibration are those of plain hooks on the whole model; saved and loaded, or
-streamed from a checkpoint, it is the same bit for bit. What does not hold is refused by one line before work, and
-stands here. Written by `python -m tests.sinq.architectures.table`; `make test-all` compares.
+Every decoder architecture of transformers {version}, as a tiny random model. Compressed at 8 bits it predicts
+nearly what the dense model does; its statistics for calibration are those of plain hooks on the whole model;
+saved and loaded, or streamed from a checkpoint, it is the same bit for bit. What does not hold is refused in
+one line, which stands here. Written by `python -m tests.sinq.architectures.table`; `make test-all` compares.
 
-*Layers* counts matrices, each expert's too. Output heads stay dense everywhere. Experts that say how they lie are compressed,
-and have no statistics of inputs.
+*Layers* counts matrices, each expert's too. Output heads stay dense everywhere. Fused experts whose layout is
+known are compressed, and have no statistics of inputs.
 
 | architecture | layers compressed | left dense, and why | calibration | reload | stream |
 |---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Every decoder architecture of transformers as a tiny random model: see `check.py`, and the table in the docs.
+"""Every decoder architecture of transformers as a tiny random model: `check.py`, and a table in the docs.
 
 Each is a test of its own, so that a failure names it. A few, of different kinds, are in the short suite.
 """
@@ -24,7 +24,9 @@ SHORT = (
 
 def agrees(name: str) -> None:
     found, known = row(name), stored()
-    assert found == known.get(name), f"docs/architectures.md differs; write it with {name} again if this is right"
+    assert found == known.get(name), (
+        f"docs/architectures.md differs; write it with {name} again if this is right"
+    )
 
 
 @pytest.mark.parametrize("name", SHORT)

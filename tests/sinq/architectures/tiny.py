@@ -1,7 +1,7 @@
 """A tiny random model of every decoder architecture of transformers, made from the configuration's defaults.
 
-Sizes are found by the names of their fields (`SIZES`); lists with an entry for each layer are cut to one layer
-of every kind, at least two. `SPECIAL` has what some architectures need besides.
+Sizes are found by the names of their fields (`SIZES`); lists with an entry for each layer are cut to one
+layer of every kind, at least two. `SPECIAL` has what some architectures need besides.
 """
 
 import re
@@ -16,12 +16,21 @@ ARCHITECTURES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY, CONTEXT, WIDTH = 96, 64, 64
 
 SIZES: tuple[tuple[str, int], ...] = (
-    (r"vocab_size(_per_layer_input)?|encoder_hash_byte_group_vocab|(pronunciation|shape)_vocab_size", VOCABULARY),
+    (
+        r"vocab_size(_per_layer_input)?|encoder_hash_byte_group_vocab|(pronunciation|shape)_vocab_size",
+        VOCABULARY,
+    ),
     (r"unpadded_vocab_size", VOCABULARY),
-    (r"(attention_|decoder_)?hidden_size(_global)?|d_model|n_embd|emb_dim|embedding_(dim|size)|lru_width", WIDTH),
+    (
+        r"(attention_|decoder_)?hidden_size(_global)?|d_model|n_embd|emb_dim|embedding_(dim|size)|lru_width",
+        WIDTH,
+    ),
     (r"word_embed_proj_dim|out_hidden_size|projection_dim|(pronunciation|shape)_embed_dim", WIDTH),
     (r"hidden_size_per_layer_input", 16),
-    (r"(shared_|expert_|dense_|moe_shared_expert_)?intermediate_size\w*|shared_experts?_intermediate_size", 128),
+    (
+        r"(shared_|expert_|dense_|moe_shared_expert_)?intermediate_size\w*|shared_experts?_intermediate_size",
+        128,
+    ),
     (r"\w*ffn_dim|\w*ffn_hidden_size|n_inner|d_inner|dim_ff|dff|intermediate_dim|feed_forward_size", 128),
     (r"moe_intermediate_size", 64),
     (r"n_heads?|\w*attention_heads|num_heads|\w*num_key_value_heads", 4),
@@ -49,10 +58,15 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"eos_token_id", 2),
     (r"\w*_token_(id|index)", 3),
 )
-LAYERS = r"num_hidden_layers|n_layers?|num_layers|decoder_layers|encoder_layers|num_decoder_layers|num_blocks|depth"
+LAYERS = r"(num_hidden|num|n|decoder|encoder|num_decoder)_layers?|num_blocks|depth"
 KINDS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types")
 """Lists with the kind of each layer."""
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 HYBRID = ["linear_attention", "hybrid"] * 2
+SHARED_BLOCK = {
+    "num_hidden_layers": 4, "layers_block_type": HYBRID,
+    "attention_hidden_size": 128, "attention_head_dim": 32,
+}  # fmt: skip
 SHARING = ["sliding_attention", "full_attention"] * 2
 DOTS3 = {
     "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 32, "swa_kv_lora_rank": 32,
@@ -66,7 +80,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "big_bird": {"attention_type": "original_full"},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {
         "num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
@@ -92,13 +106,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": QSA,
     "reformer": {
         "is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [32, 32], "num_buckets": 4,
-        "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8, "hash_seed": 0,
+        "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
+        "hash_seed": 0,
     },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": HYBRID, "n_mamba_heads": 2, "attention_hidden_size": 128,
-              "attention_head_dim": 32},
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": HYBRID, "attention_hidden_size": 128,
-               "attention_head_dim": 32},
+    "zamba": {**SHARED_BLOCK, "n_mamba_heads": 2},
+    "zamba2": SHARED_BLOCK,
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Fields that names do not tell."""
@@ -135,7 +148,8 @@ def _shrunk(kind: type[PretrainedConfig]) -> dict[str, Any]:
         elif isinstance(value, int) and not isinstance(value, bool):
             found = [layers] if re.fullmatch(LAYERS, key) else []
             found += [size for pattern, size in SIZES if re.fullmatch(pattern, key)]
-            changes |= {key: size for size in found[:1]}
+            if found:
+                changes[key] = found[0]
     heads = defaults.get("num_key_value_heads")
     if heads and heads != defaults.get("num_attention_heads"):
         changes["num_key_value_heads"] = min(heads, 2)
