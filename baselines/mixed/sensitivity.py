@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from sinq import SINQ, CompressedWeight, Context, LayerMethod, ScalarMethod
 from sinq.formats.grid import Grid
 from sinq.methods.plan import LayerPlan, Quantizer, naming
-from sinq.model.blocks import find_blocks
+from sinq.model.blocks import BlockFunction, find_blocks
 from sinq.model.targets import Target
 from sinq.model.walk import outside_blocks, walk
 
@@ -191,8 +191,8 @@ def _with_each(
     return results
 
 
-def _through(run: Callable[[Tensor], Tensor], windows: Sequence[Tensor]) -> list[Tensor]:
-    return [run(states) for states in windows]
+def _through(run: BlockFunction, windows: Sequence[Tensor]) -> list[Tensor]:
+    return [run(states, window) for window, states in enumerate(windows)]
 
 
 @contextmanager
@@ -200,13 +200,16 @@ def swapped(target: Target, values: Sequence[CompressedWeight]) -> Iterator[None
     """Give a target other values for its matrices, in a new parameter, until the context ends."""
     key = target.parameter or "weight"
     dense: nn.Parameter = getattr(target.module, key)
-    setattr(target.module, key, nn.Parameter(dense.detach().clone(), requires_grad=False))
+    probe = nn.Parameter(dense.detach().clone(), requires_grad=False)
+    for module in target.modules:
+        setattr(module, key, probe)
     try:
         for matrix, value in zip(target.matrices().values(), values, strict=True):
             matrix.copy_(value.dequantize())
         yield
     finally:
-        setattr(target.module, key, dense)
+        for module in target.modules:
+            setattr(module, key, dense)
 
 
 def _tail(model: nn.Module, blocks: nn.ModuleList, window: Tensor, states: Tensor) -> Tensor:

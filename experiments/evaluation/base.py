@@ -1,6 +1,8 @@
 """Base of evaluations: frozen dataclasses of options that turn a model into metrics and raw samples."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,8 @@ from experiments.models.source import LoadedModel
 from sinq import CompressionReport
 from sinq.common.named import Named
 from sinq.common.progress import Progress
+
+TRIAL_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,27 @@ class EvaluationContext:
     @property
     def is_dense(self) -> bool:
         return self.model is self.loaded.model
+
+
+@contextmanager
+def tried(name: str, context: EvaluationContext) -> Iterator[None]:
+    """Turn an error of the dense model's code, within the context, into one that names the evaluation.
+
+    `Evaluation.check` makes the evaluation's calls in it on `TRIAL_TOKENS` tokens.
+
+    Raises:
+        ValueError: the model's code raised an error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"evaluation.{name} cannot be made of {type(context.loaded.model).__name__}:"
+            f" {type(error).__name__}: {reason}. Leave it out (~evaluation.{name})"
+        ) from error
 
 
 @dataclass(frozen=True)

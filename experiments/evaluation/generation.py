@@ -1,5 +1,11 @@
-"""Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another."""
+"""Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another.
 
+A model hands its cache from step to step under a name of its own (`CACHES`). One that hands on none reads the
+whole sequence at every step (openai-gpt; RecurrentGemma, which keeps its state inside).
+"""
+
+import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,28 +14,57 @@ from transformers import PreTrainedModel
 
 from experiments.common.meters import seconds
 
+CACHES = ("past_key_values", "cache_params", "state", "mems")
+"""Names of caches in outputs, and of the arguments that take them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model's output after a sequence of tokens."""
+
+    tokens: Tensor
+    """int64 (batch, tokens): all tokens read so far."""
+    logits: Tensor
+    """(batch, tokens, vocabulary); the last position counts."""
+    cache: dict[str, Any]
+    """The cache by its name; empty where the model hands on none."""
+
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, prompt: Tensor) -> Any:
-    """Return the model's output after a prompt, int64 (batch, tokens).
-
-    It has the logits of the last token, and the cache of keys and values.
-    """
-    return model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+def prefill(model: PreTrainedModel, prompt: Tensor) -> Step:
+    """Return the step after a prompt, int64 (batch, tokens)."""
+    output = call(model, prompt)
+    return Step(prompt, output.logits, _cache(model, output))
 
 
 @torch.inference_mode()
-def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
-    """Decode `tokens` steps from the output of `prefill`; return the last output.
+def decode(model: PreTrainedModel, step: Step, tokens: int) -> Step:
+    """Decode `tokens` steps from the output of `prefill`; return the last.
 
     The input of each step is the most probable token of the previous output.
     """
     for _ in range(tokens):
-        chosen = output.logits[:, -1:].argmax(-1)
-        output = model(
-            input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
-        )
-    return output
+        chosen = step.logits[:, -1:].argmax(-1)
+        sequence = torch.cat([step.tokens, chosen], dim=1)
+        output = call(model, chosen if step.cache else sequence, **step.cache)
+        step = Step(sequence, output.logits, _cache(model, output))
+    return step
+
+
+def call(model: PreTrainedModel, ids: Tensor, **options: Any) -> Any:
+    """Return the output of a model that may use its cache, for the last position if it can tell."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = 1
+    return model(input_ids=ids, use_cache=True, **options)
+
+
+def _cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
+    taken = inspect.signature(model.forward).parameters
+    for name in CACHES:
+        cache = getattr(output, name, None)
+        if cache is not None and name in taken:
+            return {name: cache}
+    return {}
 
 
 def phase_seconds(
@@ -39,7 +74,7 @@ def phase_seconds(
     state = {}
 
     def read() -> None:
-        state["output"] = prefill(model, prompt)
+        state["step"] = prefill(model, prompt)
 
     first = seconds(read, device)
-    return first, seconds(lambda: decode(model, state["output"], tokens), device)
+    return first, seconds(lambda: decode(model, state["step"], tokens), device)

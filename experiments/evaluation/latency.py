@@ -14,8 +14,8 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
-from experiments.evaluation.generation import phase_seconds
+from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
+from experiments.evaluation.generation import decode, phase_seconds, prefill
 from sinq.model.experts import choices
 
 
@@ -43,7 +43,9 @@ class Latency(Evaluation):
                 f"evaluation.latency: prompt_tokens={self.prompt_tokens} and decode_tokens="
                 f"{self.decode_tokens} do not fit the model's context of {context.loaded.context}"
             )
-        windows(context.tokens, self.prompt_tokens, 1)
+        prompt = windows(context.tokens, self.prompt_tokens, 1)[:, :TRIAL_TOKENS].to(context.device)
+        with tried(self.name, context):
+            decode(context.loaded.model, prefill(context.loaded.model, prompt), 1)
 
     def measure(self, context: EvaluationContext) -> Measurement:
         prompt = windows(context.tokens, self.prompt_tokens, 1).to(context.device)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
+from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from sinq import CompressedLinear, PartReport
 from sinq.model.targets import Target, linear_places
 
@@ -75,7 +75,9 @@ class LayerError(Evaluation):
             raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
 
     def check(self, context: EvaluationContext) -> None:
-        self._windows(context)
+        first = self._windows(context)[:1, :TRIAL_TOKENS].to(context.device)
+        with tried(self.name, context), torch.inference_mode():
+            context.loaded.model.base_model(input_ids=first, use_cache=False)
 
     def _windows(self, context: EvaluationContext) -> Tensor:
         return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)

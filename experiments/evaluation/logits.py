@@ -52,12 +52,22 @@ def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
     The check runs the model on the first tokens of `window`, int64 (1, seqlen).
     """
     ids, head = window[:, :PROBE_TOKENS], model.get_output_embeddings()
-    if head is None:
+    if head is None or _body_of(model) is None:
         return False
     whole = model(input_ids=ids, use_cache=False).logits
-    return torch.allclose(head(_body(model, ids)), whole, rtol=1e-3, atol=1e-3)
+    states = _body(model, ids)
+    if states.shape[:-1] != whole.shape[:-1] or states.shape[-1] != head.weight.shape[-1]:
+        return False
+    return torch.allclose(head(states), whole, rtol=1e-3, atol=1e-3)
+
+
+def _body_of(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return the model without its head, or None; some call themselves their base model (Llama-4)."""
+    if model.base_model is not model:
+        return model.base_model
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
 
 
 def _body(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    body: Any = model.base_model
-    return body(input_ids=ids, use_cache=False).last_hidden_state
+    body: Any = _body_of(model)
+    return body(input_ids=ids, use_cache=False)[0]

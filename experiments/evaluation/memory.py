@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak, peak_memory
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
+from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
+from experiments.evaluation.generation import call
 from sinq import stored_tensors
 
 
@@ -34,7 +35,9 @@ class Memory(Evaluation):
             )
 
     def check(self, context: EvaluationContext) -> None:
-        self._prompt(context)
+        prompt = self._prompt(context)[:, :TRIAL_TOKENS].to(context.device)
+        with tried(self.name, context), torch.inference_mode():
+            call(context.loaded.model, prompt)
 
     def _prompt(self, context: EvaluationContext) -> Tensor:
         return windows(context.tokens, min(self.prompt_tokens, context.loaded.context), 1)
@@ -42,7 +45,7 @@ class Memory(Evaluation):
     def measure(self, context: EvaluationContext) -> Measurement:
         prompt = self._prompt(context).to(context.device)
         with torch.inference_mode(), peak_memory(context.device) as peak:
-            context.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+            call(context.model, prompt)
         metrics = _with_weights("inference", context.model, peak)
         if context.quantize_peak is not None:
             metrics |= _with_weights("quantize", context.loaded.model, context.quantize_peak)

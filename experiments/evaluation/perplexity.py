@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.data.text import windows
-from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
+from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.divergence import Distance, Reference
 from experiments.evaluation.logits import LogProbSink, head_is_plain, ignore, read_window
 
@@ -52,7 +52,10 @@ class Perplexity(Evaluation):
             )
 
     def check(self, context: EvaluationContext) -> None:
-        self._windows(context)
+        first = self._windows(context)[:1].to(context.device)
+        with tried(self.name, context):
+            head_is_plain(context.loaded.model, first)
+            window_nll(context.loaded.model, first[:, :TRIAL_TOKENS], chunked=False)
 
     def _windows(self, context: EvaluationContext) -> Tensor:
         return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)

@@ -28,6 +28,16 @@ from sinq.common.library_errors import LIBRARY_ERRORS, reason
 
 CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """The files of a hub's repository that make a checkpoint."""
+CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",  # MPT, DBRX
+    "context_length",  # RWKV
+    "model_max_length",
+    "max_target_positions",
+    "seq_length",
+)
+"""Names that configurations have for the longest input."""
 
 
 class DType(enum.Enum):
@@ -132,7 +142,9 @@ class LoadedModel:
     @property
     def context(self) -> int:
         """Return the longest input the model was made for, in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+        config = self.model.config.get_text_config()
+        known = (getattr(config, name, None) for name in CONTEXT_NAMES)
+        return next((length for length in known if isinstance(length, int) and length > 0), 2**31)
 
     @property
     def tokenizer_hash(self) -> str:

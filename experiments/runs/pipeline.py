@@ -48,6 +48,14 @@ class Execution:
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
 
+class IncompleteError(Exception):
+    """An evaluation failed with `error`; `measured` are the entries of a row that the others give."""
+
+    def __init__(self, error: Exception, measured: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.error, self.measured = error, measured
+
+
 def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = None) -> Row:
     """Return the finished row of a run: found, or measured and recorded now.
 
@@ -100,18 +108,21 @@ def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, p
     except NotApplicable:
         raise
     except Exception as error:
-        reported = explained(error, run, cost)
+        measured = error.measured if isinstance(error, IncompleteError) else {}
+        cause = error.error if isinstance(error, IncompleteError) else error
+        reported = explained(cause, run, cost)
         failed = {
-            "status": record.FAILED,
-            **failure(reported, cost),
             "metrics": {},
             "provenance": provenance(run.torch_device),
+            **measured,
+            "status": record.FAILED,
+            **failure(reported, cost),
         }
         if not keep:
             record.write(setting.results_dir, row | failed)
         if reported is error:
             raise
-        raise reported from error
+        raise reported from (cause.__cause__ if reported is cause else cause)
 
 
 def label(run: Run) -> str:
@@ -140,10 +151,15 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
                 context = _compress(run, context, setting)
         compression = {"compression": _compression_metrics(context)}
         dense_row = _measure_dense(run, setting, row["config"])
-    measured = {}
+    measured: dict[str, Measurement] = {}
+    failed: list[Exception] = []
     for key, evaluation in run.evaluation.items():
-        with cost.part():
-            measured[key] = evaluation.measure(context)
+        try:
+            with cost.part():
+                measured[key] = evaluation.measure(context)
+        except Exception as error:  # noqa: BLE001 - raised below, when the others are measured
+            error.add_note(f"in evaluation.{key}")
+            failed.append(error)
     layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
@@ -154,6 +170,8 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "protocol": protocol(loaded, passage, tokens),
         "provenance": provenance(device),
     }
+    if failed:
+        raise IncompleteError(failed[0], finished)
     return row | finished, layers
 
 
@@ -162,6 +180,8 @@ def _metrics(run: Run, measured: Mapping[str, Measurement], dense_row: Row | Non
     metrics = {key: measurement.metrics for key, measurement in measured.items()}
     if dense_row is not None:
         for key, evaluation in run.evaluation.items():
+            if key not in measured:
+                continue
             dense = Measurement(dense_row["metrics"][key], dense_row["samples"].get(key, {}))
             metrics[key] |= evaluation.against_dense(measured[key], dense)
     return metrics
@@ -211,6 +231,7 @@ def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
         "layers": len(report.parts),
         "decisions": report.decisions,
         "skipped": list(report.skipped),
+        "left_dense": dict(report.left_dense),
         "seconds_quantize": report.seconds_quantize,
         "seconds_statistics": report.seconds_statistics,
         "seconds_compile": report.seconds_compile,

@@ -35,7 +35,11 @@ Feed = Callable[[nn.Module, Sequence[Target], Tensor, Sequence[Any]], None]
 
 def watch_inputs(module: nn.Module, see: Callable[[Tensor], None]) -> RemovableHandle:
     """Call `see` with the first argument of a module whenever it runs."""
-    return module.register_forward_pre_hook(lambda _, args: see(args[0]))
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(args[0] if args else next(iter(kwargs.values())))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 WATCHED: Mapping[SiteKind, Watch] = {SiteKind.inputs: watch_inputs}
@@ -92,8 +96,8 @@ def _feed_watched(
     inside = [(module, statistic) for module, statistic in watched if module in members]
     outside = [(module, statistic) for module, statistic in watched if module not in members]
     if inside:
-        with watching(inside):
-            for block in walk(model, tokens, context, clock=clock):
+        for block in walk(model, tokens, context, clock=clock):
+            with watching(inside):
                 block.advance()
     if outside:
         with timed(next(model.parameters()).device, clock), watching(outside):

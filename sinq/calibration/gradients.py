@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sinq.calibration.statistics import Gradient
 from sinq.model.blocks import find_blocks
+from sinq.model.modes import evaluating
+from sinq.model.preconditions import require_language_model
 from sinq.model.targets import Target
 
 
@@ -38,12 +40,13 @@ def feed_gradients(
     Raises:
         ValueError: a window's loss is not finite.
     """
+    require_language_model(model)
     receivers = [
         _receiver(target, statistic, tokens.shape[1])
         for target, statistic in zip(targets, statistics, strict=True)
     ]
     with (
-        _evaluating(model),
+        evaluating(model),
         _differentiating(model, [target.tensor for target in targets], receivers),
         _recomputing(model),
     ):
@@ -79,18 +82,6 @@ def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Ten
             statistic.update(matrices[0] if len(matrices) == 1 else torch.cat(matrices), tokens)
 
     return receive
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode (no dropout) within the context."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

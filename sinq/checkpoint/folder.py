@@ -165,7 +165,8 @@ class _Names:
 
     @classmethod
     def of(cls, model: nn.Module) -> "_Names":
-        stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
+        named = model.named_modules(remove_duplicate=False)
+        stores = {name for name, module in named if isinstance(module, WeightStore)}
         tensors = model.state_dict(keep_vars=True)
         return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
 

@@ -49,7 +49,7 @@ from sinq.methods.block_loop import quantize_matrices
 from sinq.methods.plan import LayerPlan, require_usable
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit_as_json, edit_from_json, weights_edit
+from sinq.model.edits import edit_as_json, edit_from_json
 from sinq.model.targets import Layers
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
@@ -114,7 +114,9 @@ def stream(
                 shutil.copyfile(path, scratch)
         _finish(target, model, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
-    return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
+    return CompressionReport(
+        reports, plan.skipped, plan.left_dense, 0.0, sum(report.seconds for report in reports)
+    )
 
 
 def _layer_method(method: Method) -> LayerMethod:
@@ -182,7 +184,7 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
         ]
         values = [value for value, _ in quantized]
         experts = layer.target.parameter is not None
-        changes.append(edit_as_json(weights_edit(layer.target.name, values, experts)))
+        changes.append(edit_as_json(layer.target.edit(values)))
         tensors |= _named_tensors(layer.target.name, values, experts)
         reports += [asdict(report) for _, report in quantized]
     with replacing(target / shard.file) as scratch:

@@ -28,6 +28,7 @@ from sinq.methods.layer_statistics import collect_in_block, groups_in_block, see
 from sinq.methods.plan import Plan, plan_layers
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
+from sinq.model.preconditions import require_in_memory
 from sinq.model.walk import BlockView
 
 
@@ -94,6 +95,7 @@ class BlockMethod(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        require_in_memory(model)
         return self.carry_out(self.plan(model, calibration, context), model, calibration, context)
 
     def carry_out(

@@ -86,7 +86,9 @@ def compress_layers(
 
 def _report(reports: Sequence[PartReport], plan: Plan, running: Clock, compiling: float) -> CompressionReport:
     quantizing = sum(report.seconds for report in reports)
-    return CompressionReport(tuple(reports), plan.skipped, running.seconds, quantizing, compiling)
+    return CompressionReport(
+        tuple(reports), plan.skipped, plan.left_dense, running.seconds, quantizing, compiling
+    )
 
 
 def _compress_outside(

@@ -24,6 +24,7 @@ from sinq.calibration.sites import Site
 from sinq.calibration.statistics import Statistic
 from sinq.common.timing import Clock, timed
 from sinq.methods.plan import LayerPlan
+from sinq.model.blocks import find_blocks
 from sinq.model.context import Context
 from sinq.model.walk import BlockView, outside_blocks, walk
 
@@ -49,25 +50,28 @@ def find_groups(plans: Sequence[LayerPlan], run: Callable[[], object]) -> list[G
     seen: list[tuple[Tensor, Group]] = []
     with ExitStack() as stack:
         for layer in plans:
-            stack.callback(WATCHED[kind.kind](layer.target.module, partial(_note, seen, layer)).remove)
+            for module in layer.target.modules:
+                stack.callback(WATCHED[kind.kind](module, partial(_note, seen, layer)).remove)
         run()
     groups = [group for _, group in seen]
     return groups + [[layer] for layer in plans if not any(layer in group for group in groups)]
 
 
 def _note(seen: list[tuple[Tensor, Group]], layer: LayerPlan, tensor: Tensor) -> None:
-    """Add a layer to the group of the tensor it sees."""
+    """Add a layer to the group of the first tensor it sees; one that has several modules sees several."""
+    if any(layer in group for _, group in seen):
+        return
     group = next((group for known, group in seen if known is tensor), None)
-    if group is None:
+    if group is None or any(len(other.target.modules) > 1 for other in (layer, group[0])):
         seen.append((tensor, [layer]))
-    elif layer not in group:
+    else:
         group.append(layer)
 
 
 def groups_in_block(block: BlockView) -> list[Group]:
     """Group the layers of a block by the tensors they see while its first window runs."""
     with timed(block.device, block.clock):
-        return find_groups(block.steps, lambda: block.run(block.inputs[0]))
+        return find_groups(block.steps, lambda: block.run(block.inputs[0], 0))
 
 
 def collect_in_block(block: BlockView, groups: Sequence[Group]) -> list[Statistic] | list[None]:
@@ -78,7 +82,7 @@ def collect_in_block(block: BlockView, groups: Sequence[Group]) -> list[Statisti
     if not groups or groups[0][0].method.statistic is None:
         return [None] * len(groups)
     statistics = [_empty(group, block.device) for group in groups]
-    with watching(zip(_modules(groups), statistics, strict=True)):
+    with watching(_watched(groups, statistics)):
         block.pass_inputs()
     return statistics
 
@@ -139,17 +143,30 @@ def _block_by_block(
     clock: Clock,
 ) -> Iterator[tuple[Group, Any]]:
     """Yield the groups with statistics taken in a walk through the blocks, then those outside the blocks."""
-    firsts = [group[0] for group in groups]
-    firsts_outside = outside_blocks(model, firsts)
+    firsts_outside = outside_blocks(model, [group[0] for group in groups])
     outside = [group for group in groups if group[0] in firsts_outside]
     last = collect_in_model(model, outside, device, tokens, clock)  # now, while nothing is compressed
-    for block in walk(model, tokens, Context(device=device), firsts, clock):
-        inside = [group for group in groups if group[0] in block.steps]
-        statistics = [_empty(group, device) for group in inside]
-        with watching(zip(_modules(inside), statistics, strict=True)):
+    inside = _by_block(model, groups)
+    waiting: dict[int, Statistic] = {}
+    for block in walk(model, tokens, Context(device=device), clock=clock):
+        here = inside[block.index]
+        waiting |= {number: _empty(groups[number], device) for number in here if number not in waiting}
+        with watching(_watched([groups[number] for number in here], [waiting[number] for number in here])):
             block.advance()
-        yield from zip(inside, statistics, strict=True)
+        later = {number for numbers in inside[block.index + 1 :] for number in numbers}
+        for number in here:
+            if number not in later:
+                yield groups[number], waiting.pop(number)
     yield from zip(outside, last, strict=True)
+
+
+def _by_block(model: nn.Module, groups: Sequence[Group]) -> list[list[int]]:
+    """Return the numbers of the groups in each block; a group of shared layers is in several."""
+    members = [set(block.modules()) for block in find_blocks(model)]
+    return [
+        [number for number, group in enumerate(groups) if not inside.isdisjoint(group[0].target.modules)]
+        for inside in members
+    ]
 
 
 def _all_at_once(
@@ -180,6 +197,7 @@ def _key(group: Group) -> str:
     return f"{group[0].target.name}.{kind.__name__}"
 
 
-def _modules(groups: Sequence[Group]) -> list[nn.Module]:
-    """Return the module of each group's first layer."""
-    return [group[0].target.module for group in groups]
+def _watched(groups: Sequence[Group], statistics: Sequence[Statistic]) -> list[tuple[nn.Module, Statistic]]:
+    """Return each module of each group's first layer with the group's statistic."""
+    pairs = zip(groups, statistics, strict=True)
+    return [(module, statistic) for group, statistic in pairs for module in group[0].target.modules]

@@ -6,7 +6,7 @@ It lists the layers to compress with their methods. Where there is none, the err
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from sinq.calibration.statistics import Statistic
 from sinq.common.errors import NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.methods.report import Decision
-from sinq.model.targets import Layers, OnMisfit, Target, find_targets
+from sinq.model.targets import Layers, OnMisfit, Target, select
 
 LARGEST_WEIGHT = 2.0**50
 """Largest magnitude of a weight that methods are given."""
@@ -61,6 +61,8 @@ class Plan:
     """Plans of the layers, in the order of the model's modules."""
     skipped: tuple[str, ...] = ()
     """Names of the layers left dense because the format does not fit them."""
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why other layers stay dense, by name (`model/unfit.py`)."""
 
     def with_bits(self, bits: Mapping[str, int]) -> "Plan":
         """Return this plan with other numbers of bits for the named targets."""
@@ -79,7 +81,8 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
         ValueError: a weight cannot be computed with (not checked on the meta device, where a model has no
             weights).
     """
-    targets = find_targets(model, layers.exclude)
+    selection = select(model, layers)
+    targets = selection.targets
     _require_statistic(method, calibration, targets)
     incompatible: dict[str, Incompatibility] = {}
     for target in targets:
@@ -104,10 +107,10 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
             plans.append(_shrink(method, target, incompatible[target.name]))
     if not plans:
         raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, incompatible)}")
-    return Plan(tuple(plans), tuple(skipped))
+    return Plan(tuple(plans), tuple(skipped), selection.left_dense)
 
 
-def _require_statistic(method: Quantizer, calibration: Calibration | None, targets: list[Target]) -> None:
+def _require_statistic(method: Quantizer, calibration: Calibration | None, targets: Sequence[Target]) -> None:
     """Raise `NotApplicable` if the method's statistic lacks text, or cannot be taken of these layers."""
     if method.statistic is None:
         return
@@ -120,7 +123,7 @@ def _require_statistic(method: Quantizer, calibration: Calibration | None, targe
         raise NotApplicable(f"{name} needs the {needed}, {reason}")
 
 
-def _explain(targets: list[Target], incompatible: Mapping[str, Incompatibility]) -> str:
+def _explain(targets: Sequence[Target], incompatible: Mapping[str, Incompatibility]) -> str:
     """Describe the layers that do not fit, by reason and by the values they would accept."""
     found: dict[str, dict[str, list[Target]]] = {}
     for target in targets:

@@ -8,7 +8,7 @@ as stored in 0 bits. A report without parts is legal: the dense model has one.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -112,6 +112,8 @@ class CompressionReport:
     parts: tuple[PartReport, ...] = ()
     skipped: tuple[str, ...] = ()
     """Layers left dense because the format does not fit them."""
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+    """Reasons why other linear layers stay dense, by name; layers that were excluded are not in it."""
     seconds_statistics: float = 0.0
     seconds_quantize: float = 0.0
     seconds_compile: float = 0.0
@@ -119,9 +121,10 @@ class CompressionReport:
 
     @property
     def decisions(self) -> dict[str, int]:
-        """Number of parts by label of decision, and of skipped layers."""
+        """Number of parts by label of decision, and of layers that stay dense."""
         counts = Counter(decision.label for part in self.parts for decision in part.decisions)
-        return dict(counts) | ({"skipped": len(self.skipped)} if self.skipped else {})
+        dense = {"skipped": len(self.skipped), "left_dense": len(self.left_dense)}
+        return dict(counts) | {label: count for label, count in dense.items() if count}
 
     @property
     def relative_error_mean(self) -> float | None:

@@ -14,6 +14,7 @@ from sinq.methods.base import Method
 from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
+from sinq.model.preconditions import require_in_memory
 
 
 class Rewriting(Method):
@@ -44,6 +45,7 @@ class Rewriting(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        require_in_memory(model)
         device = context.device_for(model)
         _require_usable(model)
         with torch.no_grad(), timed(device) as clock:

@@ -1,8 +1,9 @@
-"""Execution of a model block by block: decoder blocks, their arguments, and hidden states between them.
+"""Execution of a model block by block: decoder blocks, and hidden states between them.
 
-Assumptions about a model: its blocks are its largest `ModuleList`; each maps hidden states (first argument)
-to hidden states (its output, or the first of a tuple); and its other arguments depend on the length of the
-window but not on its text.
+Assumptions about a model: its blocks are its largest `ModuleList`, and run once each, in order; each maps
+hidden states (first argument) to hidden states (its output, or the first of several), which nothing changes
+on the way to the next block. `stand_ins.probe` checks this on a few tokens, and refuses a model that differs.
+The other arguments of a block may be anything (`block_arguments.py`).
 
 Hidden states of all windows are in a temporary file, so memory does not grow with their number. (If the
 system keeps its temporary folder in memory, point TMPDIR elsewhere.)
@@ -10,32 +11,44 @@ system keeps its temporary folder in memory, point TMPDIR elsewhere.)
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a block besides its hidden states."""
+from sinq.model.block_arguments import BlockArguments, Call, hidden_states
+from sinq.model.modes import evaluating
+from sinq.model.preconditions import require_language_model
 
 
 class BlockFunction(Protocol):
-    """A block as a function of hidden states; inputs are cast to `dtype`, unless it is None."""
+    """A block as a function of the hidden states of one window.
 
-    def __call__(self, states: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
+    Inputs are cast to `dtype`, unless it is None. With `keep`, the next block sees what this one wrote to the
+    arguments that they share.
+    """
+
+    def __call__(
+        self, states: Tensor, window: int, dtype: torch.dtype | None = None, keep: bool = False
+    ) -> Tensor: ...
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks: the `ModuleList` with the most parameters.
+    """Return the decoder blocks: the `ModuleList` with the most parameters in the part that reads text.
 
     Raises:
         ValueError: the model has no `ModuleList`.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    part: Any = getattr(model, "get_decoder", lambda: None)() or model  # a vision tower may be larger
+    lists = _module_lists(part) or _module_lists(model)
     if not lists:
         raise ValueError(f"{type(model).__name__} has no ModuleList of blocks; calibrated methods need one")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def _module_lists(model: nn.Module) -> list[nn.ModuleList]:
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
 
 
 class HiddenStates:
@@ -64,11 +77,11 @@ class HiddenStates:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(self._count))
 
-    def through(self, run: Callable[[Tensor], Tensor]) -> "HiddenStates":
-        """Return the outputs of a block for each tensor, in order."""
+    def through(self, run: Callable[[Tensor, int], Tensor]) -> "HiddenStates":
+        """Return the outputs of a block, given each tensor and its index, in order."""
         outputs = HiddenStates()
-        for states in self:
-            outputs.append(run(states))
+        for window, states in enumerate(self):
+            outputs.append(run(states, window))
         return outputs
 
     def close(self) -> None:
@@ -76,53 +89,28 @@ class HiddenStates:
         self._file.close()
 
 
-def enter(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> tuple[HiddenStates, list[Arguments]]:
-    """Return the hidden states of every window before the first block, and each block's other arguments.
-
-    The model runs with blocks that only pass their input on, so this costs an embedding look-up.
-
-    Args:
-        tokens: ids (windows, seqlen).
-    """
-    arguments: list[Arguments] = [((), {}) for _ in blocks]
-    hidden = HiddenStates()
-
-    def pass_on(index: int) -> Any:
-        def forward(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            arguments[index] = args, kwargs
-            if index == 0:
-                hidden.append(states)
-            return states
-
-        return forward
-
-    with ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            block.forward = pass_on(index)
-            stack.callback(delattr, block, "forward")
-        for window in tokens:
-            run_model(model.base_model, window)
-    return hidden, arguments
-
-
 def run_model(model: Any, window: Tensor) -> None:
-    """Run a model on one window of token ids, (seqlen,), on the device of the model."""
-    model(window[None].to(next(model.parameters()).device), use_cache=False)
+    """Run a model on one window of token ids, (seqlen,), on the device of the model, in evaluation mode."""
+    require_language_model(model)
+    with evaluating(model):
+        model(window[None].to(next(model.parameters()).device), use_cache=False)
 
 
 @contextmanager
-def block_at(block: nn.Module, arguments: Arguments, device: torch.device) -> Iterator[BlockFunction]:
+def block_at(
+    block: nn.Module, index: int, arguments: BlockArguments, device: torch.device
+) -> Iterator[BlockFunction]:
     """Move a block to a device, yield it as a function of hidden states, and move it back at the end."""
     home = next(block.parameters()).device
     tensors = [*block.parameters(), *block.buffers()]
-    by_dtype: dict[torch.dtype | None, Arguments] = {None: _moved(arguments, device, None)}
+    common: dict[torch.dtype | None, Call] = {}
 
-    def run(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        if dtype not in by_dtype:
-            by_dtype[dtype] = _moved(arguments, device, dtype)
-        args, kwargs = by_dtype[dtype]
-        output = block(states.to(device, dtype), *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+    def run(states: Tensor, window: int, dtype: torch.dtype | None = None, keep: bool = False) -> Tensor:
+        call, state = arguments.call(index, window, device, dtype, common)
+        output = call.run(block, states.to(device, dtype))
+        if keep:
+            arguments.keep(index, window, state, output)
+        return hidden_states(output)
 
     block.to(device)
     try:
@@ -131,11 +119,3 @@ def block_at(block: nn.Module, arguments: Arguments, device: torch.device) -> It
         block.to(home)
         for tensor in tensors:  # a replaced tensor may be shared with a dense copy of the model
             tensor.data = tensor.data.to(home)
-
-
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {key: _moved(item, device, dtype) for key, item in value.items()}
-    return tuple(_moved(item, device, dtype) for item in value) if isinstance(value, tuple) else value

@@ -90,16 +90,19 @@ class ReplaceLinear(Edit):
     layer: str
     """Name of the layer's module."""
     weight: StoredWeight
+    others: Sequence[str] = ()
+    """Other names of the layer, and layers that share its weight."""
 
     def apply(self, model: nn.Module) -> None:
-        layer = _part(model, self.layer)
-        if not isinstance(layer, nn.Linear | Conv1D):
-            raise ValueError(f"{self.layer} is a {type(layer).__name__}; a linear layer was compressed")
-        rows, columns = layer.weight.shape
-        shape = (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
-        value = empty_weight(self.layer, self.weight, shape)
-        bias: Any = layer.bias
-        model.set_submodule(self.layer, CompressedLinear(value, bias))
+        linear = {name: _linear(model, name) for name in (self.layer, *typed(self.others, Sequence, "others"))}
+        rows, columns = _shape(linear[self.layer])
+        if unlike := [name for name, layer in linear.items() if _shape(layer) != (rows, columns)]:
+            raise ValueError(f"{unlike[0]} has another shape than {self.layer}; they shared a weight")
+        value = empty_weight(self.layer, self.weight, (rows, columns))
+        store = WeightStore(value, linear[self.layer].weight.dtype)
+        compressed = {id(layer): CompressedLinear(store, layer.bias) for layer in linear.values()}
+        for name, layer in linear.items():
+            model.set_submodule(name, compressed[id(layer)])
 
 
 @dataclass(frozen=True)
@@ -129,28 +132,49 @@ class ReplaceExperts(Edit):
         CompressedExperts(values, bool(owner.is_transposed), experts.dtype).install(owner, parameter)
 
 
-def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], experts: bool) -> None:
-    """Replace a linear layer's weight, or a fused parameter of experts, by compressed weights.
+def replace_weights(model: nn.Module, name: str, values: Sequence[CompressedWeight], change: Edit) -> None:
+    """Make an edit that replaces a weight, or a fused parameter of experts; hold compressed weights there.
 
     Args:
         name: of the layer's module, or of the parameter.
         values: one value (out, in), or one for each expert.
-        experts: True if `name` is a fused parameter.
+        change: the edit, from `weights_edit`.
     """
-    edit(model, weights_edit(name, values, experts))
+    edit(model, change)
     for store, value in zip(weight_stores(model.get_submodule(name)), values, strict=True):
         store.hold(value)
 
 
-def weights_edit(name: str, values: Sequence[CompressedWeight], experts: bool) -> Edit:
-    """Return the edit that `replace_weights` makes."""
+def weights_edit(
+    name: str, values: Sequence[CompressedWeight], experts: bool, others: Sequence[str] = ()
+) -> Edit:
+    """Return the edit that replaces a layer's weight, or a fused parameter of experts.
+
+    Args:
+        experts: True if `name` is a fused parameter.
+        others: see `ReplaceLinear`.
+    """
     stored = [describe_weight(value) for value in values]
-    return ReplaceExperts(name, stored) if experts else ReplaceLinear(name, stored[0])
+    return ReplaceExperts(name, stored) if experts else ReplaceLinear(name, stored[0], list(others))
 
 
 def weight_stores(module: nn.Module) -> list[WeightStore]:
     """Return the stores of all compressed weights in a module, in the order of its modules."""
     return [part for part in module.modules() if isinstance(part, WeightStore)]
+
+
+def _linear(model: nn.Module, name: Any) -> Any:
+    """Return a linear layer by name, or raise `ValueError` if it is another module."""
+    layer = _part(model, name)
+    if not isinstance(layer, nn.Linear | Conv1D):
+        raise ValueError(f"{name} is a {type(layer).__name__}; a linear layer was compressed")
+    return layer
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    """Return (out_features, in_features) of a linear layer."""
+    rows, columns = layer.weight.shape
+    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
 
 
 def _part(model: nn.Module, name: Any) -> nn.Module:
@@ -204,15 +228,15 @@ def _other_modules(model: nn.Module, expected: nn.Module) -> list[str]:
         module, other = actual[name], wanted[name]
         if type(module) is not type(other):
             found.append(f"module {name} is a {type(module).__name__}, not a {type(other).__name__}")
-        if _hooks(module) != _hooks(other):
-            hooks = ", ".join(map(_hook_name, _hooks(module))) or "none"
+        if lasting_hooks(module) != lasting_hooks(other):
+            hooks = ", ".join(map(_hook_name, lasting_hooks(module))) or "none"
             found.append(f"module {name or 'of the whole model'} has hooks: {hooks}")
         if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             found.append(f"module {name} has a forward of its own")
     return found
 
 
-def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
+def lasting_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     """Return the hooks of a module that may change its output, except those of `FOREIGN` packages."""
     kinds = (
         module._forward_pre_hooks,

@@ -3,6 +3,10 @@
 `WeightStore` holds the value's tensors as buffers, so that `.to(device)`, `state_dict` and memory counts
 see them. A cast such as `model.half()` does not change them: scales are stored numbers, not activations.
 
+Code of a model that reads `layer.weight` instead of calling the layer (Mamba: `dt_proj.weight @ x`) meets the
+store. It stands for the dense matrix in functions and operators of torch, and in attributes that only read;
+the matrix is decoded each time. It cannot be written to.
+
 `CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel for the value and the device
 (`kernels/product.py`).
 """
@@ -12,9 +16,30 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
 from sinq.kernels.product import Choice, kernel_of, product
+
+READ_ATTRIBUTES = (
+    "T",
+    "mT",
+    "data",
+    "device",
+    "ndim",
+    "size",
+    "t",
+    "transpose",
+    "numel",
+    "dim",
+    "unsqueeze",
+    "view",
+)
+"""Attributes of the dense matrix that code of a model may read."""
+
+
+def _decoded(item: Any) -> Any:
+    return item.dense() if isinstance(item, WeightStore) else item
 
 
 class WeightStore(nn.Module):
@@ -22,10 +47,15 @@ class WeightStore(nn.Module):
 
     The buffers are the truth. `load_state_dict` and other libraries write to them or put others in; the value
     is then made again from them, with all checks of a new value.
+
+
+    Args:
+        dtype: of the dense matrix, where code of a model reads it.
     """
 
-    def __init__(self, value: CompressedWeight) -> None:
+    def __init__(self, value: CompressedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         self.hold(value)
 
     @property
@@ -59,6 +89,7 @@ class WeightStore(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(move_only, recurse)
+        self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype
         return self
 
     def _load_from_state_dict(
@@ -80,17 +111,45 @@ class WeightStore(nn.Module):
         is_float = given.is_floating_point() and buffer.is_floating_point()
         return given.to(buffer.device, buffer.dtype if is_float else given.dtype)
 
+    def dense(self) -> Tensor:
+        """Return the matrix (out, in), decoded now."""
+        return self.value.dequantize(self.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in READ_ATTRIBUTES:
+            return getattr(self.dense(), name)
+        return super().__getattr__(name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*tree_map(_decoded, args), **tree_map(_decoded, kwargs or {}))
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return self.dense() @ other
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        return self.dense() * other
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.dense()[index]
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.value.shape
 
 
 class CompressedLinear(nn.Module):
-    """A linear layer, (..., in_features) → (..., out_features), with a compressed weight."""
+    """A linear layer, (..., in_features) → (..., out_features), with a compressed weight.
 
-    def __init__(self, weight: CompressedWeight, bias: Tensor | None) -> None:
+    Args:
+        weight: the value, or a store that several layers share.
+    """
+
+    def __init__(self, weight: CompressedWeight | WeightStore, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = WeightStore(weight)
+        self.weight = weight if isinstance(weight, WeightStore) else WeightStore(weight)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property

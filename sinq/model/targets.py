@@ -3,12 +3,14 @@
 In any Hugging Face causal language model these are `nn.Linear`; GPT-2's `Conv1D`, which stores (in, out);
 and fused experts, one 3-D parameter for all experts of a layer. Every matrix is returned as (out, in).
 
-The output head stays dense by default, under any name. Embeddings, routers that are bare parameters, norms
-and convolutions always stay dense.
+A parameter that several modules share is one target. The output head stays dense by default, under any name,
+and so does what chooses or weighs experts. Linear layers that cannot be replaced (`unfit.py`) stay dense too;
+the report lists them with the reason. Embeddings, norms, convolutions, and routers that are bare parameters
+are never compressed.
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,7 +19,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sinq.formats.base import CompressedWeight
-from sinq.model.edits import replace_weights
+from sinq.model.edits import Edit, replace_weights, weights_edit
+from sinq.model.experts import CompressedExperts
+from sinq.model.linear import CompressedLinear
+from sinq.model.preconditions import require_constant_weights
+from sinq.model.unfit import Unfit, has_experts
 
 HEAD = "lm_head"
 
@@ -38,6 +44,8 @@ class Layers:
     """Layers left dense: shell patterns for a full name or its last parts. `lm_head` matches the output
     head under any name."""
     on_misfit: OnMisfit = OnMisfit.error
+    routers: bool = False
+    """Compress also the linear layers that choose or weigh experts."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,17 @@ class Target:
     name: str
     module: nn.Module
     parameter: str | None = None
+    others: tuple[tuple[str, nn.Module], ...] = ()
+    """Other names of the same parameter, each with its module, which may be the same too."""
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The different modules that have the parameter."""
+        return tuple(dict.fromkeys([self.module, *(module for _, module in self.others)]))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *(name for name, _ in self.others))
 
     @property
     def _transposed(self) -> bool:
@@ -89,39 +108,61 @@ class Target:
         rows, columns = next(iter(self.matrices().values())).shape
         return rows, columns
 
-    def replace(self, model: nn.Module, weights: list[CompressedWeight]) -> None:
+    def edit(self, weights: Sequence[CompressedWeight]) -> Edit:
+        """Return the edit that replaces the matrices by compressed weights, in the order of `matrices`."""
+        others = self.names[1:] if self.parameter is None else ()
+        return weights_edit(self.name, weights, self.parameter is not None, others)
+
+    def replace(self, model: nn.Module, weights: Sequence[CompressedWeight]) -> None:
         """Replace the dense matrices by compressed weights, in the order of `matrices`."""
-        replace_weights(model, self.name, weights, experts=self.parameter is not None)
+        replace_weights(model, self.name, weights, self.edit(weights))
 
 
-def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[Target]:
+@dataclass(frozen=True)
+class Selection:
+    """The targets to compress, in the order of the model's modules, and those that stay dense."""
+
+    targets: tuple[Target, ...]
+    left_dense: Mapping[str, str]
+    """Reason by name; layers that were excluded are not in it."""
+
+
+def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,), routers: bool = False) -> list[Target]:
     """Return all targets to compress, in the order of the model's modules.
 
     Raises:
-        ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
-            the embedding; a 3-D parameter that is not known to be experts.
+        ValueError: see `select`.
     """
-    head = output_head(model)
-    candidates = list(linear_places(model))
-    kept = [
+    return list(select(model, Layers(exclude, routers=routers)).targets)
+
+
+def select(model: nn.Module, layers: Layers) -> Selection:
+    """Return the targets to compress, and the reasons why other linear layers stay dense.
+
+    Raises:
+        ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
+            the embedding; a 3-D parameter of experts whose layout is not known; a model whose code changes
+            its weights.
+    """
+    require_constant_weights(model)
+    head, candidates = output_head(model), list(linear_places(model))
+    wanted = [
         target
         for target in candidates
-        if not (_matches(target.name, exclude) or (HEAD in exclude and target.module is head))
+        if not (_matches(target, layers.exclude) or (HEAD in layers.exclude and target.module is head))
     ]
-    for pattern in exclude:
-        if pattern != HEAD and not any(_matches(target.name, (pattern,)) for target in candidates):
-            raise ValueError(
-                f"layers.exclude={pattern!r} matches no layer; layers are named like {candidates[0].name!r}"
-            )
-    if not kept:
-        raise ValueError(
-            f"no layer to compress in {type(model).__name__}:"
-            f" all {len(candidates)} linear layers are excluded"
-        )
-    for target in kept:
+    _refuse_unmatched(layers.exclude, candidates)
+    unfit = Unfit(model, layers.routers)
+    left_dense: dict[str, str] = {}
+    for target in wanted:
         _refuse_tied(model, target, head)
-        _refuse_unknown(target)
-    return kept
+        if reason := unfit.reason(target.modules, target.parameter, target.tensor):
+            _refuse_experts(target)
+            left_dense[target.name] = reason
+    targets = tuple(target for target in wanted if target.name not in left_dense)
+    if not targets:
+        raise ValueError(_nothing_left(model, candidates, left_dense))
+    return Selection(targets, left_dense)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -131,22 +172,51 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 
 def linear_places(model: nn.Module) -> Iterator[Target]:
-    """Yield every parameter that holds matrices of linear layers, the output head included."""
-    for name, module in model.named_modules():
+    """Yield every parameter that holds matrices of linear layers once, the output head included."""
+    found: dict[int, list[tuple[str, nn.Module, str | None]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Linear | Conv1D):
-            yield Target(name, module)
+            weight = module._parameters.get("weight")  # a parametrized one is made at every reading
+            found.setdefault(id(module if weight is None else weight), []).append((name, module, None))
         elif not isinstance(module, nn.modules.conv._ConvNd):
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3:
-                    yield Target(f"{name}.{key}", module, key)
+                    found.setdefault(id(parameter), []).append((f"{name}.{key}", module, key))
+    for (name, module, key), *others in found.values():
+        yield Target(name, module, key, tuple((other, shared) for other, shared, _ in others))
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
+def _matches(target: Target, patterns: tuple[str, ...]) -> bool:
+    return any(
+        fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+        for pattern in patterns
+        for name in target.names
+    )
+
+
+def _refuse_unmatched(exclude: tuple[str, ...], candidates: Sequence[Target]) -> None:
+    for pattern in exclude:
+        if pattern != HEAD and not any(_matches(target, (pattern,)) for target in candidates):
+            example = f"; layers are named like {candidates[0].name!r}" if candidates else ""
+            raise ValueError(f"layers.exclude={pattern!r} matches no layer{example}")
+
+
+def _nothing_left(model: nn.Module, candidates: Sequence[Target], left_dense: Mapping[str, str]) -> str:
+    name = type(model).__name__
+    if compressed := sum(
+        isinstance(module, CompressedLinear | CompressedExperts) for module in model.modules()
+    ):
+        return f"the {name} is compressed already ({compressed} layers); load the dense model again"
+    reasons = "; ".join(dict.fromkeys(left_dense.values()))
+    return (
+        f"no layer to compress in {name}: it has {len(candidates)} linear layers,"
+        f" of which {len(candidates) - len(left_dense)} are excluded"
+        + (f", and the others stay dense: {reasons}" if reasons else "")
+    )
 
 
 def _refuse_tied(model: nn.Module, target: Target, head: nn.Module | None) -> None:
-    embedding = model.get_input_embeddings() if target.module is head else None  # type: ignore[operator]
+    embedding = model.get_input_embeddings() if head in target.modules else None  # type: ignore[operator]
     if embedding is not None and embedding.weight is target.module.weight:
         raise ValueError(
             f"{target.name} shares its weight with the input embedding; compressing it would untie them."
@@ -154,8 +224,9 @@ def _refuse_tied(model: nn.Module, target: Target, head: nn.Module | None) -> No
         )
 
 
-def _refuse_unknown(target: Target) -> None:
-    if target.parameter is not None and not hasattr(target.module, "is_transposed"):
+def _refuse_experts(target: Target) -> None:
+    """Raise `ValueError` for experts that stay dense: most of a model's weights may be in them."""
+    if target.parameter is not None and has_experts(target.name, target.module):
         raise ValueError(
             f"{target.name} is a 3-D parameter of {type(target.module).__name__},"
             " which does not say how its experts lie;"

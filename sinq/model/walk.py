@@ -11,14 +11,17 @@ walks the unchanged model.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sinq.common.timing import Clock, timed
-from sinq.model.blocks import BlockFunction, HiddenStates, block_at, enter, find_blocks
+from sinq.model.blocks import BlockFunction, HiddenStates, block_at, find_blocks
 from sinq.model.context import Context
+from sinq.model.modes import evaluating
+from sinq.model.stand_ins import enter, probe
 from sinq.model.targets import Target
 
 
@@ -60,13 +63,14 @@ class BlockView:
     def pass_inputs(self) -> None:
         """Run the present block on all its inputs, only for its hooks."""
         with torch.no_grad(), timed(self.device, self.clock):
-            for states in self.inputs:
-                self.run(states)
+            for window, states in enumerate(self.inputs):
+                self.run(states, window)
 
     def advance(self) -> HiddenStates:
         """Return the next block's inputs: the outputs of this block at the first call."""
         if self._following is None:
-            self._following = self.outputs()
+            with torch.no_grad(), timed(self.device, self.clock):
+                self._following = self.inputs.through(partial(self.run, keep=True))
         return self._following
 
 
@@ -82,32 +86,39 @@ def walk(
     Args:
         tokens: ids (windows, seqlen).
         context: gives the device.
-        steps: plans of any layers; each view has those of its block.
+        steps: plans of any layers; each view has those of its block. A layer that several blocks share is
+            with the first of them.
         clock: receives the time spent running the model.
 
     Raises:
         ValueError: the model has no `ModuleList` of blocks.
+        NotApplicable: its blocks cannot run one by one.
     """
     device, clock = context.device_for(model), clock or Clock()
     blocks = find_blocks(model)
-    with torch.no_grad(), timed(device, clock):
-        states, arguments = enter(model, blocks, tokens)
-    for index, module in enumerate(blocks):
-        with block_at(module, arguments[index], device) as run:
-            view = BlockView(model, index, module, device, within(module, steps), states, run, clock)
-            yield view
-            if index < len(blocks) - 1:
-                states = view.advance()
-                view.inputs.close()
+    with evaluating(model):
+        with torch.no_grad(), timed(device, clock):
+            states, arguments = enter(model, blocks, tokens, probe(model, blocks, tokens))
+        waiting = list(steps)
+        for index, module in enumerate(blocks):
+            inside = within(module, waiting)
+            waiting = [step for step in waiting if step not in inside]
+            with block_at(module, index, arguments, device) as run:
+                view = BlockView(model, index, module, device, inside, states, run, clock)
+                yield view
+                if index < len(blocks) - 1:
+                    states = view.advance()
+                    arguments.step()
+                    view.inputs.close()
 
 
 def within(module: nn.Module, plans: Sequence[T]) -> list[T]:
     """Return the plans whose layers are in a module."""
     members = set(module.modules())
-    return [layer for layer in plans if layer.target.module in members]
+    return [layer for layer in plans if not members.isdisjoint(layer.target.modules)]
 
 
 def outside_blocks(model: nn.Module, plans: Sequence[T]) -> list[T]:
     """Return the plans whose layers are in no decoder block."""
     members = {module for block in find_blocks(model) for module in block.modules()}
-    return [layer for layer in plans if layer.target.module not in members]
+    return [layer for layer in plans if members.isdisjoint(layer.target.modules)]

@@ -121,5 +121,5 @@ def _step(
 
 def _error(block: BlockView, targets: HiddenStates, index: int) -> torch.Tensor:
     """Return the mean squared error on one window, computed in float32."""
-    output = block.run(block.inputs[index], torch.float32)
+    output = block.run(block.inputs[index], index, torch.float32)
     return torch.nn.functional.mse_loss(output, targets[index].to(output))

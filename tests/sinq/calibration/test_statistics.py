@@ -100,7 +100,7 @@ def test_hidden_states_come_back_as_they_were(dtype: torch.dtype) -> None:
     )
     assert all(
         torch.equal(back, one * 2)
-        for back, one in zip(hidden.through(lambda one: one * 2), states, strict=True)
+        for back, one in zip(hidden.through(lambda one, _: one * 2), states, strict=True)
     )
 
 
@@ -109,7 +109,7 @@ def test_hidden_states_are_not_in_memory() -> None:
     tracemalloc.start()  # sees the bytes read back; a torch tensor would be a view of them
     for _ in range(64):
         hidden.append(megabyte)
-    for states in hidden.through(lambda one: one):
+    for states in hidden.through(lambda one, _: one):
         assert states.shape == megabyte.shape
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

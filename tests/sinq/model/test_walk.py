@@ -6,10 +6,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from baselines.gptq import GPTQ
 from baselines.rtn import RTN
-from sinq import BlockMethod, BlockView, Calibration, Context, Grid, NotApplicable, PartReport, walk
+from sinq import (
+    BlockMethod,
+    BlockView,
+    Calibration,
+    CompressedLinear,
+    Context,
+    Grid,
+    NotApplicable,
+    PartReport,
+    walk,
+)
 from sinq.model.blocks import find_blocks
 from tests.conftest import tiny_model, tiny_tokens
+from tests.sinq.architectures.tiny import tiny
+from tests.sinq.architectures.tiny import tokens as architecture_tokens
 
 TOKENS = tiny_tokens(3)
 
@@ -118,6 +131,45 @@ def test_a_method_of_blocks_is_its_compress_block() -> None:
     assert WithoutMlp(1.0).needs_calibration
     with pytest.raises(NotApplicable, match="WithoutMlp needs calibration text"):
         WithoutMlp(1.0).compress(model)
+
+
+def dropping(name: str) -> nn.Module:
+    """A model in training mode whose dropout would change what is seen."""
+    model = tiny_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    model.config.attention_dropout = 0.5
+    return model.train()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_blocks_are_walked_in_evaluation_mode_and_get_back_theirs(name: str) -> None:
+    model = dropping(name)
+    model.get_submodule(
+        next(key for key, part in model.named_modules() if isinstance(part, nn.Linear))
+    ).eval()
+    modes = [module.training for module in model.modules()]
+    expected = block_inputs(tiny_model(name), TOKENS)
+    for block in walk(model, TOKENS):
+        assert torch.equal(torch.cat(list(block.inputs)), expected[block.index])
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("xlm", r"inputs then differ by \d"),  # its list with most parameters is of one half of each block
+        ("hrm_text", "do not run once each, in order"),  # it is a loop
+        ("reformer", "TypeError"),  # its blocks are run by an autograd function
+    ],
+)
+def test_blocks_that_cannot_run_alone_are_refused_before_work(name: str, reason: str) -> None:
+    model, tokens = tiny(name), architecture_tokens()
+    with pytest.raises(NotApplicable, match=f"blocks of .* cannot run one by one.*{reason}"):
+        GPTQ(Grid(8, 16)).compress(model, Calibration(tokens))
+    assert not any(isinstance(module, CompressedLinear) for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_model_without_blocks_is_refused() -> None:

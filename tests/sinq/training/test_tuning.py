@@ -50,7 +50,7 @@ def held_out(block: BlockView, targets: HiddenStates, windows: range) -> float:
     """Mean squared error of the block, in float64."""
     losses = []
     for index in windows:
-        output = block.run(block.inputs[index], torch.float32)
+        output = block.run(block.inputs[index], index, torch.float32)
         losses.append((output.double() - targets[index].double()).square().mean())
     return torch.stack(losses).mean().item()
 
