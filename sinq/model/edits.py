@@ -94,7 +94,9 @@ class ReplaceLinear(Edit):
     """Other names of the layer, and layers that share its weight."""
 
     def apply(self, model: nn.Module) -> None:
-        linear = {name: _linear(model, name) for name in (self.layer, *typed(self.others, Sequence, "others"))}
+        linear = {
+            name: _linear(model, name) for name in (self.layer, *typed(self.others, Sequence, "others"))
+        }
         rows, columns = _shape(linear[self.layer])
         if unlike := [name for name, layer in linear.items() if _shape(layer) != (rows, columns)]:
             raise ValueError(f"{unlike[0]} has another shape than {self.layer}; they shared a weight")
