@@ -13,7 +13,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from sinq.formats.base import CompressedWeight
-from sinq.kernels.product import Choice, kernel_of, product
+from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
 
 
 class WeightStore(nn.Module):
@@ -62,6 +62,8 @@ class CompressedLinear(nn.Module):
     @property
     def choice(self) -> Choice:
         """The kernel that multiplies on the present device, and the reasons against faster ones."""
+        if is_trained(self.weight.value):
+            return TRAINED
         return kernel_of(self.weight.value, next(self.weight.buffers()).device)
 
     @property
