@@ -35,7 +35,7 @@ from sinq.checkpoint.folder import LAYOUT, save_config, save_layout, save_tensor
 from sinq.checkpoint.huggingface import INDEX, Source, TensorReader, shape_of, weight_files
 from sinq.checkpoint.journal import FinishedShard, resume, write
 from sinq.common.atomic_files import replacing
-from sinq.common.errors import NotApplicable
+from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.named import described
 from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
@@ -106,7 +106,8 @@ def stream(
         _copy_small_files(source, target)
         _finish(target, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
-    return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
+    seconds = sum(report.seconds for report in reports)
+    return CompressionReport(reports, plan.skipped, 0.0, seconds, method=method.label)
 
 
 def _layer_method(method: Method) -> LayerMethod:
@@ -114,11 +115,11 @@ def _layer_method(method: Method) -> LayerMethod:
     name = type(method).__name__
     if not isinstance(method, LayerMethod):
         raise NotApplicable(
-            f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false"
+            f"stream quantizes one matrix at a time, and {name} needs the whole model; {USE_COMPRESS}"
         )
     if method.statistic is not None:
         needed = method.statistic.described()
-        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; use stream=false")
+        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; {USE_COMPRESS}")
     return method
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sinq.calibration.data import Calibration
+from sinq.calibration.data import Calibration, check_calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.progress import Progress
 from sinq.common.timing import timed
 from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
+from sinq.model.targets import find_targets
 
 
 class Rewriting(Method):
@@ -43,12 +44,15 @@ class Rewriting(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        check_calibration(calibration)
+        find_targets(model, context.layers.exclude)  # refuses a model before it is rewritten
         device = context.device_for(model)
         _require_finite(model)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, device, context.progress)
         report = self.inner.compress(model, calibration, context)
-        return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
+        name, seconds = type(self).__name__, report.seconds_quantize + clock.seconds
+        return replace(report, seconds_quantize=seconds, method=f"{name}({report.method})")
 
 
 def _require_finite(model: nn.Module) -> None:

@@ -14,10 +14,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from sinq.formats.base import CompressedWeight
 from sinq.model.edits import replace_weights
+from sinq.model.experts import CompressedExperts
+from sinq.model.linear import CompressedLinear
 
 HEAD = "lm_head"
 
@@ -53,7 +54,7 @@ class Target:
 
     @property
     def _transposed(self) -> bool:
-        return isinstance(self.module, Conv1D) if self.parameter is None else bool(self.module.is_transposed)
+        return _is_conv1d(self.module) if self.parameter is None else bool(self.module.is_transposed)
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -98,11 +99,18 @@ def find_targets(model: nn.Module, exclude: tuple[str, ...] = (HEAD,)) -> list[T
     """Return all targets to compress, in the order of the model's modules.
 
     Raises:
-        ValueError: nothing to compress; a pattern that matches nothing; a head that shares its weight with
-            the embedding; a 3-D parameter that is not known to be experts.
+        ValueError: nothing to compress, as in a model that is already compressed; a pattern that matches
+            nothing; a head that shares its weight with the embedding; a 3-D parameter that is not known to
+            be experts.
     """
     head = output_head(model)
     candidates = list(linear_places(model))
+    compressed = sum(isinstance(module, CompressedLinear | CompressedExperts) for module in model.modules())
+    if compressed and all(HEAD in exclude and target.module is head for target in candidates):
+        raise ValueError(
+            f"{type(model).__name__} is already compressed: {compressed} of its layers hold compressed"
+            " weights; start from the dense model"
+        )
     kept = [
         target
         for target in candidates
@@ -133,12 +141,18 @@ def output_head(model: nn.Module) -> nn.Module | None:
 def linear_places(model: nn.Module) -> Iterator[Target]:
     """Yield every parameter that holds matrices of linear layers, the output head included."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
+        if isinstance(module, nn.Linear) or _is_conv1d(module):
             yield Target(name, module)
         elif not isinstance(module, nn.modules.conv._ConvNd):
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3:
                     yield Target(f"{name}.{key}", module, key)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
