@@ -1,16 +1,18 @@
 """Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.common.meters import seconds
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, prompt: Tensor) -> Any:
+def prefill(model: "PreTrainedModel", prompt: Tensor) -> Any:
     """Return the model's output after a prompt, int64 (batch, tokens).
 
     It has the logits of the last token, and the cache of keys and values.
@@ -19,7 +21,7 @@ def prefill(model: PreTrainedModel, prompt: Tensor) -> Any:
 
 
 @torch.inference_mode()
-def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
+def decode(model: "PreTrainedModel", output: Any, tokens: int) -> Any:
     """Decode `tokens` steps from the output of `prefill`; return the last output.
 
     The input of each step is the most probable token of the previous output.
@@ -33,7 +35,7 @@ def decode(model: PreTrainedModel, output: Any, tokens: int) -> Any:
 
 
 def phase_seconds(
-    model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device
+    model: "PreTrainedModel", prompt: Tensor, tokens: int, device: torch.device
 ) -> tuple[float, float]:
     """Return the seconds of prefill, and of decoding `tokens`."""
     state = {}

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.common.paths import cache_dir
 from sinq import stored_tensors
@@ -96,6 +95,8 @@ def check_sha256(file: Path, expected: str) -> None:
 
 def _convert(gguf: Path, path: Path) -> None:
     """Write the model of a GGUF file as a float16 Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers refuses save_pretrained on a model from a GGUF file, so the pieces are written one by one.
     del model.config.quantization_config

@@ -18,11 +18,11 @@ touched, and shared with other processes that load the same model.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from sinq.checkpoint.former_layouts import edits_from_format_1
 from sinq.checkpoint.huggingface import INDEX, TENSORS, opened, weight_files
@@ -37,6 +37,9 @@ from sinq.model.edits import (
     unexplained,
 )
 from sinq.model.linear import WeightStore
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FORMAT = 2
 LAYOUT = "sinq.json"
@@ -67,7 +70,7 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
     return tensors
 
 
-def save(model: PreTrainedModel, folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
+def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
     """Write a model with its edits to a folder, which is made if missing.
 
     Args:
@@ -95,7 +98,7 @@ def save(model: PreTrainedModel, folder: str | Path, dense_dtype: torch.dtype | 
     save_layout(edits(model), folder)
 
 
-def save_config(config: PretrainedConfig, dtype: torch.dtype, folder: Path) -> None:
+def save_config(config: "PretrainedConfig", dtype: torch.dtype, folder: Path) -> None:
     """Write the architecture, and the dtype of tensors that are not compressed."""
     copied = type(config).from_dict(config.to_dict())
     copied.dtype = dtype
@@ -121,7 +124,7 @@ def save_layout(changes: Sequence[Edit], folder: Path) -> None:
 
 def load(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Load a model that `save` or `stream` wrote, for inference.
 
     No parameter requires a gradient, since kernels have none.
@@ -133,6 +136,8 @@ def load(
         FileNotFoundError: the folder has no `sinq.json`, or lacks a file of tensors.
         ValueError: another format, a damaged file, an unknown edit, or missing or unexpected tensors.
     """
+    from transformers import AutoConfig
+
     folder = Path(folder)
     if not (folder / LAYOUT).exists():
         raise FileNotFoundError(f"{folder} has no {LAYOUT}, so it is not a model saved by sinq.save")
@@ -182,7 +187,7 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
         store.hold(store.value.with_tensors(found))
 
 
-def _load_dense(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
+def _load_dense(model: "PreTrainedModel", tensors: dict[str, Tensor], folder: Path) -> None:
     """Load the tensors that are not compressed, without a copy where their dtype is the model's."""
     expected = model.state_dict(keep_vars=True)
     stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}

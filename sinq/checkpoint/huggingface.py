@@ -22,20 +22,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
-from transformers.initialization import no_init_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -52,15 +47,18 @@ class StoredTensor:
     keys: tuple[str, ...]
     patterns: tuple[str, ...] = ()
     """Pattern of the conversion that each key matches."""
-    conversion: WeightConverter | None = None
+    conversion: "WeightConverter | None" = None
 
 
-def shape_of(folder: Path) -> PreTrainedModel:
+def shape_of(folder: Path) -> "PreTrainedModel":
     """Return the model of a checkpoint folder, on the meta device, with the ties of its configuration.
 
     Raises:
         ValueError: there is no configuration, or the checkpoint is quantized already.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json, so it is not the folder of a Hugging Face checkpoint")
     config = AutoConfig.from_pretrained(folder)
@@ -123,7 +121,7 @@ class Source:
         ValueError: tensors are missing, unknown, or tied but different; the message names them.
     """
 
-    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+    def __init__(self, folder: Path, model: "PreTrainedModel") -> None:
         self._model = model
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):
@@ -173,6 +171,14 @@ class Source:
 
     def _match(self) -> tuple[dict[str, StoredTensor], list[str]]:
         """Return the source of each of the model's tensors, and the stored names the model does not use."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
         rules = get_model_conversion_mapping(self._model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]

@@ -15,17 +15,18 @@ could not restore it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from sinq.common.named import Named, described, named
 from sinq.formats.base import CompressedWeight, rebuilt, stored_as
 from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear, WeightStore
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 REMEMBERED = "_sinq_edits"
 """Attribute of a model that holds its edits; a deep copy of the model has them too."""
@@ -157,9 +158,12 @@ def _empty(weight: StoredWeight) -> CompressedWeight:
 
 
 def architecture(
-    config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
-) -> PreTrainedModel:
+    config: "PretrainedConfig", dtype: torch.dtype | None, changes: Sequence[Edit] = ()
+) -> "PreTrainedModel":
     """Return the causal language model of a configuration with edits, weights not initialized."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
@@ -168,7 +172,7 @@ def architecture(
     return model
 
 
-def unexplained(model: PreTrainedModel) -> list[str]:
+def unexplained(model: "PreTrainedModel") -> list[str]:
     """Return the differences between a model and its configuration with its edits, one line each.
 
     Compared are modules, shapes of tensors, ties and hooks; contents of tensors are not.
