@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -31,8 +32,11 @@ def set_up() -> None:
     project_log = logging.getLogger("experiments")
     project_log.setLevel(logging.INFO)
     project_log.handlers = [_Lines()]
-    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
+    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    if not sys.warnoptions:  # python -W default shows them
+        for category in (FutureWarning, DeprecationWarning):  # of calls between libraries
+            warnings.simplefilter("ignore", category)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()

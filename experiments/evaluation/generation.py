@@ -1,5 +1,6 @@
 """Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,10 +29,15 @@ def decode(model: "PreTrainedModel", output: Any, tokens: int) -> Any:
     """
     for _ in range(tokens):
         chosen = output.logits[:, -1:].argmax(-1)
-        output = model(
-            input_ids=chosen, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
-        )
+        output = model(input_ids=chosen, **_cache(model, output), use_cache=True, logits_to_keep=1)
     return output
+
+
+def _cache(model: "PreTrainedModel", output: Any) -> dict[str, Any]:
+    """Return an output's cache as an argument; transformers renamed both from `past_key_values` to `cache`."""
+    kept = output["cache"] if "cache" in output else output["past_key_values"]
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: kept}
 
 
 def phase_seconds(

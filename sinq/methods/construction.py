@@ -43,7 +43,7 @@ def _kinds(method: type) -> dict[str, tuple[type, ...]]:
     """Return the accepted classes of each field whose type is a dataclass or an abstract class of ours."""
     hints = typing.get_type_hints(method)
     found = {}
-    for field in dataclasses.fields(method):  # type: ignore[arg-type]
+    for field in dataclasses.fields(method):
         hint = hints[field.name]
         kinds = tuple(kind for kind in typing.get_args(hint) or (hint,) if isinstance(kind, type))
         if any(kind.__module__.startswith(("sinq.", "baselines.")) for kind in kinds):
@@ -84,7 +84,7 @@ def _inside(method: type, option: str, value: Any) -> Iterator[str]:
 
 def _default_class(method: type, name: str) -> type | None:
     """Return the class of a field's default, or else an accepted dataclass: SINQ where it is any method."""
-    field = next(each for each in dataclasses.fields(method) if each.name == name)  # type: ignore[arg-type]
+    field = next(each for each in dataclasses.fields(method) if each.name == name)
     default = field.default_factory() if callable(field.default_factory) else field.default
     if default is not None and default is not dataclasses.MISSING:
         return type(default)
