@@ -34,7 +34,7 @@ def decode(model: "PreTrainedModel", output: Any, tokens: int) -> Any:
 
 
 def _cache(model: "PreTrainedModel", output: Any) -> dict[str, Any]:
-    """Return an output's cache as an argument; transformers renamed both from `past_key_values` to `cache`."""
+    """Return an output's cache as argument; transformers renamed it from `past_key_values` to `cache`."""
     kept = output["cache"] if "cache" in output else output["past_key_values"]
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     return {name: kept}
