@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import nn
 
 from sinq import Calibration, CompressionReport, Context, Method
+from sinq.calibration.data import check_calibration
 
 
 @dataclass(frozen=True)
@@ -21,4 +22,5 @@ class Dense(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
-        return CompressionReport()
+        check_calibration(calibration)
+        return CompressionReport(method="Dense")

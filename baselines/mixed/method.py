@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from baselines.mixed.knapsack import Budget, allocate, check_range
 from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivities
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
+from sinq.calibration.data import check_calibration
+from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
 from sinq.methods.plan import LayerPlan, naming
@@ -89,16 +91,18 @@ class Mixed(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        check_calibration(calibration)
         if calibration is None:
             raise NotApplicable(
-                "Mixed needs calibration text, to measure what each layer's rounding does. "
-                "Try calibration=wikitext2 or sotu"
+                "Mixed needs calibration text, to measure what each layer's rounding does;"
+                f" {PASS_CALIBRATION}"
             )
         plan = self.inner.plan(model, calibration, context)
         with timed(context.device_for(model)) as clock:
             chosen = self.choose(model, plan.steps, calibration, context)
         report = self.inner.carry_out(plan.with_bits(chosen), model, calibration, context)
-        return replace(report, seconds_statistics=report.seconds_statistics + clock.seconds)
+        seconds = report.seconds_statistics + clock.seconds
+        return replace(report, seconds_statistics=seconds, method=f"Mixed({self.inner.label})")
 
     def choose(
         self,

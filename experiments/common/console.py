@@ -2,12 +2,11 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable
 
-from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers.utils import logging as transformers_logging
 
 from sinq.common.progress import T
 
@@ -23,12 +22,21 @@ class _Lines(logging.Handler):
 
 
 def set_up() -> None:
-    """Show this project's log, and silence the libraries' bars and retry messages. For entry points."""
+    """Show this project's log, and silence the libraries' bars and retry messages. For entry points.
+
+    Called before work, not before `--help`: importing the libraries takes longer than a help should.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
     project_log = logging.getLogger("experiments")
     project_log.setLevel(logging.INFO)
     project_log.handlers = [_Lines()]
-    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
+    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    if not sys.warnoptions:  # python -W default shows them
+        for category in (FutureWarning, DeprecationWarning):  # of calls between libraries
+            warnings.simplefilter("ignore", category)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()

@@ -24,7 +24,7 @@ from omegaconf.errors import (
 
 from experiments.common import extras
 from experiments.common.console import console
-from sinq import NotApplicable
+from sinq.common.errors import PASS_CALIBRATION, USE_COMPRESS, NotApplicable
 
 
 class OutOfMemoryError(MemoryError):
@@ -40,15 +40,26 @@ def not_applicable(error: BaseException | None) -> bool:
     return isinstance(error, NotApplicable) or (error is not None and not_applicable(error.__cause__))
 
 
+AS_OPTIONS = {PASS_CALIBRATION: "use calibration=wikitext2 or sotu", USE_COMPRESS: "use stream=false"}
+"""Advice of the library → the same as options."""
+
+
 def explain(error: BaseException) -> str:
-    """Return the message of an error as the user reads it."""
+    """Return the message of an error as the user of a command line reads it."""
+    message = _message(error)
+    for python, options in AS_OPTIONS.items():
+        message = message.replace(python, options)
+    return message
+
+
+def _message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} does not exist; choose one of {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
         return f"override {error.override!r} cannot be read: {_first_line(error)}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return explain(error.__cause__)
+        return _message(error.__cause__)
     if isinstance(error, InterpolationResolutionError):
         return _first_line(error).rpartition("while resolving interpolation: ")[2]
     if isinstance(error, ModuleNotFoundError) and (advice := extras.advice(error.name)):

@@ -9,7 +9,8 @@ sets the options that differ:
     kurtosis_gate: 5.0
 
 So a typo or a wrong type fails while Hydra composes, and a value out of range when `build` instantiates.
-Methods need no registration: every dataclass in `sinq/` and `baselines/` that is a `Method` has a schema.
+Methods need no registration: every dataclass in `sinq/methods/` and at the top of a module or package of
+`baselines/` that is a `Method` has a schema.
 """
 
 import dataclasses
@@ -27,12 +28,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import baselines
-import sinq
 from experiments.common.paths import data_dir
 from experiments.config.calibrated import with_calibration
 from experiments.config.instantiation import instantiated
 from experiments.config.shared_options import SharedOptions, refuse_untaken
 from experiments.data.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
+from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
 from experiments.models.source import Pretrained, SmolLM2
@@ -41,10 +42,10 @@ from experiments.runs.logger import NoLogger
 from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
 from experiments.tracking import WandB
-from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit
+from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit, methods
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile,
+    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, Perplexity, Size, Latency, Memory, LayerError, ZeroShot,
     NoLogger, WandB, HalfQuadratic, NoSearch, Search,
 )  # fmt: skip
@@ -105,10 +106,13 @@ def register() -> None:
 
 
 def method_classes() -> list[type[Method]]:
-    """Return every dataclass of `sinq/` and `baselines/` that is a method."""
+    """Return every method: dataclasses of `sinq/methods/`, and of modules and packages of `baselines/`.
+
+    Modules inside a package, such as its kernels, are not imported here: those take longer than all others.
+    """
     found: dict[type[Method], None] = {}  # a set that keeps the order
-    for package in (sinq, baselines):
-        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for package in (methods, baselines):
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             for value in vars(importlib.import_module(info.name)).values():
                 if isinstance(value, type) and issubclass(value, Method) and dataclasses.is_dataclass(value):
                     found[value] = None

@@ -4,13 +4,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from experiments.common.paths import data_dir
 from experiments.data.text import Corpus, Document, FileRows, HubRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Excerpts(Document):
     def fingerprint(self) -> str:
         return hashlib.sha256(repr((self.documents, self.starts, self.length)).encode()).hexdigest()[:16]
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the token ids of all excerpts, concatenated."""
         return [
             token

@@ -12,16 +12,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from experiments.common.files import atomic_write
 from experiments.common.paths import cache_dir, data_dir
 from sinq.common.named import Named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HEADING = 100
 """Rows up to this many characters (headings, formulas) may be in both parts."""
@@ -39,7 +41,7 @@ class Document:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the token ids of the text, with the tokenizer's defaults."""
         return tokenizer(self.text, verbose=False)["input_ids"]
 
@@ -206,7 +208,7 @@ def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], st
     return tuple(table[rows.column]), f"hub {rows.path} {rows.config or rows.data_files or ''} {rows.split}"
 
 
-def tokenize(passage: Document, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Tensor:
+def tokenize(passage: Document, tokenizer: "PreTrainedTokenizerBase", tokenizer_hash: str) -> Tensor:
     """Return a passage's token ids, int64 (tokens,), by the tokenizer's defaults; cached by content."""
     file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
     if not file.exists():

@@ -4,17 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak
 from experiments.models.source import LoadedModel
 from sinq import CompressionReport
 from sinq.common.named import Named
 from sinq.common.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRIAL_TOKENS = 8
 
@@ -23,7 +25,7 @@ TRIAL_TOKENS = 8
 class EvaluationContext:
     """A compressed model, the dense model it is measured against, and the text it is measured on."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     """The compressed model, or the dense model itself when there is no compression."""
     loaded: LoadedModel
     """The dense model, its tokenizer and facts."""

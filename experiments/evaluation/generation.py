@@ -6,15 +6,17 @@ whole sequence at every step (openai-gpt; RecurrentGemma, which keeps its state 
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.common.meters import seconds
 
-CACHES = ("past_key_values", "cache_params", "state", "mems")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
 """Names of caches in outputs, and of the arguments that take them."""
 
 
@@ -31,14 +33,14 @@ class Step:
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, prompt: Tensor) -> Step:
+def prefill(model: "PreTrainedModel", prompt: Tensor) -> Step:
     """Return the step after a prompt, int64 (batch, tokens)."""
     output = call(model, prompt)
     return Step(prompt, output.logits, _cache(model, output))
 
 
 @torch.inference_mode()
-def decode(model: PreTrainedModel, step: Step, tokens: int) -> Step:
+def decode(model: "PreTrainedModel", step: Step, tokens: int) -> Step:
     """Decode `tokens` steps from the output of `prefill`; return the last.
 
     The input of each step is the most probable token of the previous output.
@@ -51,14 +53,14 @@ def decode(model: PreTrainedModel, step: Step, tokens: int) -> Step:
     return step
 
 
-def call(model: PreTrainedModel, ids: Tensor, **options: Any) -> Any:
+def call(model: "PreTrainedModel", ids: Tensor, **options: Any) -> Any:
     """Return the output of a model that may use its cache, for the last position if it can tell."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = 1
     return model(input_ids=ids, use_cache=True, **options)
 
 
-def _cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
+def _cache(model: "PreTrainedModel", output: Any) -> dict[str, Any]:
     taken = inspect.signature(model.forward).parameters
     for name in CACHES:
         cache = getattr(output, name, None)
@@ -68,7 +70,7 @@ def _cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
 
 
 def phase_seconds(
-    model: PreTrainedModel, prompt: Tensor, tokens: int, device: torch.device
+    model: "PreTrainedModel", prompt: Tensor, tokens: int, device: torch.device
 ) -> tuple[float, float]:
     """Return the seconds of prefill, and of decoding `tokens`."""
     state = {}

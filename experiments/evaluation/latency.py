@@ -9,14 +9,15 @@ Not covered yet: CUDA graphs and a compiled baseline. On a GPU both models run e
 
 from dataclasses import dataclass
 from statistics import median
-from typing import ClassVar
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, ClassVar
 
 from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.generation import decode, phase_seconds, prefill
 from sinq.model.experts import choices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,6 @@ def _summary(samples: dict[str, list[float]], tokens: int) -> dict[str, float]:
     return summary
 
 
-def kernel(model: PreTrainedModel) -> str:
+def kernel(model: "PreTrainedModel") -> str:
     """Return the names of the compressed layers' kernels, joined by +; "torch" where there are none."""
     return "+".join(sorted({choice.kernel for choice in choices(model)})) or "torch"

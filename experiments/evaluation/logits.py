@@ -7,11 +7,13 @@ applied to its last hidden state. So it is checked on a few tokens first, and mo
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 POSITIONS_AT_ONCE = 256
 PROBE_TOKENS = 8
@@ -25,7 +27,7 @@ def ignore(log_probabilities: Tensor) -> None:
 
 
 @torch.inference_mode()
-def read_window(model: PreTrainedModel, ids: Tensor, chunked: bool) -> Iterator[Tensor]:
+def read_window(model: "PreTrainedModel", ids: Tensor, chunked: bool) -> Iterator[Tensor]:
     """Yield the log-probabilities of the next token after each token of a window but the last.
 
     Each item is float32 (positions, vocabulary) for consecutive positions, seqlen − 1 in all. The caller may
@@ -46,7 +48,7 @@ def read_window(model: PreTrainedModel, ids: Tensor, chunked: bool) -> Iterator[
 
 
 @torch.inference_mode()
-def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
+def head_is_plain(model: "PreTrainedModel", window: Tensor) -> bool:
     """Return whether a model's logits are its output embedding applied to its body's last hidden state.
 
     The check runs the model on the first tokens of `window`, int64 (1, seqlen).
@@ -61,13 +63,16 @@ def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
     return torch.allclose(head(states), whole, rtol=1e-3, atol=1e-3)
 
 
-def _body_of(model: PreTrainedModel) -> PreTrainedModel | None:
+def _body_of(model: "PreTrainedModel") -> "PreTrainedModel | None":
     """Return the model without its head, or None; some call themselves their base model (Llama-4)."""
-    if model.base_model is not model:
-        return model.base_model
+    from transformers import PreTrainedModel
+
+    base: Any = model.base_model
+    if base is not model:
+        return base
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
 
 
-def _body(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def _body(model: "PreTrainedModel", ids: Tensor) -> Tensor:
     body: Any = _body_of(model)
     return body(input_ids=ids, use_cache=False)[0]

@@ -6,17 +6,19 @@ dense and the compressed model may both be in memory here, so the peak of the pr
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak, peak_memory
 from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.generation import call
 from sinq import stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Memory(Evaluation):
         return Measurement(metrics | {"prompt_tokens": prompt.shape[1], "source": peak.source})
 
 
-def _with_weights(phase: str, model: PreTrainedModel, peak: Peak) -> dict[str, int]:
+def _with_weights(phase: str, model: "PreTrainedModel", peak: Peak) -> dict[str, int]:
     weights = sum(tensor.nbytes for tensor in stored_tensors(model).values())
     total = weights + peak.increase_bytes
     return {

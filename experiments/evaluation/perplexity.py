@@ -12,16 +12,18 @@ whose most probable token changed); see `divergence.py`.
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.divergence import Distance, Reference
 from experiments.evaluation.logits import LogProbSink, head_is_plain, ignore, read_window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Perplexity(Evaluation):
 
 def _read(
     context: EvaluationContext,
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     chosen: Tensor,
     chunked: bool,
     see: LogProbSink = ignore,
@@ -138,7 +140,9 @@ def _summary(samples: dict[str, list[float]], reference: Reference | None) -> di
 
 
 @torch.inference_mode()
-def window_nll(model: PreTrainedModel, ids: Tensor, chunked: bool = True, see: LogProbSink = ignore) -> float:
+def window_nll(
+    model: "PreTrainedModel", ids: Tensor, chunked: bool = True, see: LogProbSink = ignore
+) -> float:
     """Return the mean NLL in nats of the tokens of one window after the first.
 
     Args:

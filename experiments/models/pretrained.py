@@ -32,7 +32,7 @@ def load_pretrained(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, **options, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except LIBRARY_ERRORS as error:
@@ -40,6 +40,7 @@ def load_pretrained(
             f"model {path} cannot be loaded: {reason(error)} Check model.path;"
             " without a network it must be a local folder"
         ) from error
+    model, report = loaded
     _refuse_unfit(path, type(model).__name__, report)
     return config, model
 

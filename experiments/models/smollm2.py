@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.common.paths import cache_dir
 from sinq import stored_tensors
@@ -96,7 +98,10 @@ def check_sha256(file: Path, expected: str) -> None:
 
 def _convert(gguf: Path, path: Path) -> None:
     """Write the model of a GGUF file as a float16 Hugging Face folder."""
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _without_bar():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers refuses save_pretrained on a model from a GGUF file, so the pieces are written one by one.
     del model.config.quantization_config
     model.config.dtype = torch.float16
@@ -104,3 +109,16 @@ def _convert(gguf: Path, path: Path) -> None:
     model.generation_config.save_pretrained(path)
     save_file(stored_tensors(model, torch.float16), path / "model.safetensors", metadata={"format": "pt"})
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(path)
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Hide the bar of the conversion, which transformers' switch leaves on: it is tqdm's own."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    drawn = gguf.tqdm
+    gguf.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        gguf.tqdm = drawn

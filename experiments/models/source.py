@@ -13,18 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import atomic_write
 from experiments.common.paths import cache_dir
 from experiments.models import smollm2
-from experiments.models.pretrained import load_pretrained
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """The files of a hub's repository that make a checkpoint."""
@@ -68,6 +69,8 @@ class ModelSource(ABC):
         path, revision = self.location()
         if Path(path).is_dir():
             return Path(path)
+        from huggingface_hub import snapshot_download
+
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
 
     @abstractmethod
@@ -130,8 +133,8 @@ def _file_hash(file: Path) -> str:
 class LoadedModel:
     """A dense model in memory."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     stored_dtype: torch.dtype
     """The number format of the checkpoint, which decides the dense model's bytes on disk."""
     commit: str | None = None
@@ -161,6 +164,10 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
     Raises:
         ValueError: it cannot be loaded; the message says why and what to do.
     """
+    from transformers import AutoTokenizer
+
+    from experiments.models.pretrained import load_pretrained
+
     path, revision = source.location()
     config, model = load_pretrained(path, revision, source.dtype.on(device))
     try:
@@ -172,7 +179,7 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
     return LoadedModel(
         model.eval(),
         tokenizer,
-        config.dtype or torch.float32,
+        config.dtype or torch.float32,  # type: ignore[arg-type]
         getattr(config, "_commit_hash", None),
         source.identity(),
     )

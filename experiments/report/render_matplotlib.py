@@ -1,6 +1,6 @@
 """Figures as files: the same data as on the page, drawn by matplotlib as PNG, PDF or SVG, light or dark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ KINDS = ("png", "pdf", "svg")
 MARKERS = "os^D"
 WIDTH, ROW = 6.5, 0.26
 """Inches: width of a page's text, and height of a run's line."""
+LETTERS, LETTER = 30, 0.1
+"""Longest name beside axes of this width, and inches for each further letter."""
 UNDATED = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Metadata to leave out, so that the same rows give the same file."""
 
@@ -58,8 +60,11 @@ def draw(figure: object, theme: Theme = LIGHT) -> Canvas:
     raise TypeError(f"{type(figure).__name__} is no figure that matplotlib is told how to draw")
 
 
-def _axes(height: float, x_label: str, title: str) -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+def _axes(height: float, x_label: str, title: str, names: Iterable[str]) -> tuple[Canvas, Axes]:
+    """Return empty axes in a canvas that is wide enough for names beside them."""
+    longest = max(map(len, names), default=0)
+    width = WIDTH + LETTER * max(0, longest - LETTERS)
+    canvas = Canvas(figsize=(width, height), layout="constrained")
     axes = canvas.subplots()
     axes.set_xlabel(x_label)
     axes.set_title(title, loc="left", fontsize="medium")
@@ -74,7 +79,7 @@ def _look(style: int, theme: Theme) -> tuple[str, str]:
 
 @draw.register
 def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
-    canvas, axes = _axes(4.2, figure.x_label, figure.title)
+    canvas, axes = _axes(4.2, figure.x_label, figure.title, (line.name for line in figure.lines))
     axes.set_yscale("log")
     axes.set_ylabel(figure.y_label)
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
@@ -124,7 +129,8 @@ def _draw_line(axes: Axes, line: Line, theme: Theme, order: int) -> None:
 
 @draw.register
 def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
-    canvas, axes = _axes(ROW * len(figure.items) + 1, figure.x_label, figure.title)
+    names = [item.name for item in figure.items]
+    canvas, axes = _axes(ROW * len(names) + 1, figure.x_label, figure.title, names)
     for row, item in enumerate(figure.items):
         colour, marker = _look(item.style, theme)
         axes.hlines(row, item.low, item.high, color=colour)
@@ -133,20 +139,21 @@ def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
     axes.axvline(figure.neutral, color="gray", linestyle="dashed", linewidth=1)
     if figure.log:
         axes.set_xscale("log")
-    _name_rows(axes, [item.name for item in figure.items])
+    _name_rows(axes, names)
     return canvas
 
 
 @draw.register
 def _bars(figure: Bars, theme: Theme = LIGHT) -> Canvas:
-    canvas, axes = _axes(ROW * len(figure.bars) + 1, figure.x_label, figure.title)
+    names = [bar.name for bar in figure.bars]
+    canvas, axes = _axes(ROW * len(names) + 1, figure.x_label, figure.title, names)
     for row, bar in enumerate(figure.bars):
         start, (colour, _) = 0.0, _look(bar.style, theme)
         for part, value in enumerate(bar.values):
             alpha = 1 if part == len(bar.values) - 1 else 0.45
             axes.barh(row, value, 0.6, left=start, color=colour, alpha=alpha)
             start += value
-    _name_rows(axes, [bar.name for bar in figure.bars])
+    _name_rows(axes, names)
     return canvas
 
 

@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from experiments.common.files import atomic_write
 from experiments.results.schema import SCHEMA, NewerRowError, Row, RowError, checked
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FINISHED, FAILED = "finished", "failed"
 
@@ -68,7 +69,7 @@ def find(results_dir: Path, run_id: str) -> Row | None:
         return None
 
 
-def write(results_dir: Path, row: Row, layers: pd.DataFrame | None = None) -> Path:
+def write(results_dir: Path, row: Row, layers: "pd.DataFrame | None" = None) -> Path:
     """Write the table of a run's layers, then its row; return the path of the row.
 
     Raises:
@@ -109,7 +110,7 @@ def _read(path: Path) -> Row:
     return row
 
 
-def load(results_dir: str | Path) -> pd.DataFrame:
+def load(results_dir: str | Path) -> "pd.DataFrame":
     """Return all rows of a results folder as a table, names joined by dots (`metrics.perplexity.value`).
 
     Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in
@@ -121,8 +122,10 @@ def load(results_dir: str | Path) -> pd.DataFrame:
     return table
 
 
-def tabulate(rows: list[Row]) -> pd.DataFrame:
+def tabulate(rows: list[Row]) -> "pd.DataFrame":
     """Return rows as the lines of a table, in their order, without raw samples and configuration."""
+    import pandas as pd  # takes as long to import as all else here
+
     return pd.json_normalize(
         [{key: row[key] for key in row if key not in ("samples", "config")} for row in rows]
     )

@@ -3,17 +3,19 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from experiments.results.record import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Logger(ABC):
     """A receiver of finished rows, besides the results folder."""
 
     @abstractmethod
-    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+    def log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
         """Show one finished row and the table of its layers."""
 
 
@@ -21,5 +23,5 @@ class Logger(ABC):
 class NoLogger(Logger):
     """No logger: rows are only in the results folder."""
 
-    def log(self, row: Row, layers: pd.DataFrame, results_dir: Path) -> None:
+    def log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
         pass

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from experiments.data.file import TextFile
 from experiments.data.text import Text
 from experiments.evaluation import Evaluation
 from experiments.models.source import ModelSource
-from experiments.runs.calibration import CalibrationSource, NoCalibration
+from experiments.runs.calibration import CalibrationSource, CalibrationText, NoCalibration
 from sinq import Kernel, Layers, Method, chosen, using
 
 
@@ -18,7 +19,8 @@ class Run:
     """Options of a run. The results folder is not one of them (see `pipeline.Execution`).
 
     Raises:
-        ValueError: the device is not known or not there, or the kernel cannot run on it.
+        ValueError: the device is not known or not there; the kernel cannot run on it; one file of one's own
+            evaluates and calibrates.
     """
 
     model: ModelSource
@@ -45,6 +47,8 @@ class Run:
             )
         with using(self.kernel):
             chosen(device)  # refuses a kernel that cannot run on the device
+        if self.method.needs_calibration:
+            _refuse_same_file(self.text, self.calibration)
 
     @property
     def torch_device(self) -> torch.device:
@@ -56,3 +60,15 @@ class Run:
                 f"device={self.device} is not a device known here; use auto, cpu, cuda or cuda:<number>"
             )
         return torch.device(self.device)
+
+
+def _refuse_same_file(text: Text, calibration: CalibrationSource) -> None:
+    """Raise `ValueError` if one file, which has no parts, would evaluate and calibrate."""
+    other = calibration.text if isinstance(calibration, CalibrationText) else None
+    if not (isinstance(text, TextFile) and isinstance(other, TextFile)):
+        return
+    if text.evaluation().fingerprint == other.calibration().fingerprint:
+        raise ValueError(
+            f"text.path={text.path} and calibration.text.path={other.path} are the same text: a method must"
+            " not see what it is evaluated on; calibrate on another file, or on calibration=wikitext2 or sotu"
+        )

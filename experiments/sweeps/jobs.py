@@ -166,6 +166,7 @@ def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> No
     Raises:
         SystemExit: a run failed; the status is 1.
     """
+    set_up()
     results_dir, folder = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir)
     items = plan.make(configs, results_dir)
     plan.show(items)

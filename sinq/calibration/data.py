@@ -15,9 +15,16 @@ compressed query, key and value, and so on, at the cost of one pass over the blo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from sinq.common.errors import PASS_CALIBRATION
+
+RIGHT = (
+    "tokens must be a tensor of token ids (windows, seqlen), as in"
+    " Calibration(tokenizer(text, return_tensors='pt').input_ids[:, :2048])"
+)
 
 
 class StatisticStore(Protocol):
@@ -30,7 +37,12 @@ class StatisticStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Text to calibrate on, and how statistics are taken."""
+    """Text to calibrate on, and how statistics are taken.
+
+    Raises:
+        TypeError: the tokens are no tensor.
+        ValueError: they are no whole numbers, or not (windows, seqlen).
+    """
 
     tokens: Tensor
     """Token ids (windows, seqlen)."""
@@ -38,3 +50,23 @@ class Calibration:
     """Take statistics behind compressed blocks; otherwise in the dense model."""
     store: StatisticStore | None = None
     """Store of statistics, used only where they are the dense model's (`sequential=False`)."""
+
+    def __post_init__(self) -> None:
+        tokens = self.tokens
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"Calibration(tokens={_short(tokens)}) is not possible; {RIGHT}")
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+            found = f"{str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}"
+            raise ValueError(f"Calibration(tokens={found}) is not possible; {RIGHT}")
+
+
+def check_calibration(calibration: object) -> None:
+    """Raise `TypeError` if an argument is neither a `Calibration` nor None."""
+    if calibration is not None and not isinstance(calibration, Calibration):
+        raise TypeError(
+            f"calibration={_short(calibration)} is not possible; {PASS_CALIBRATION}, where {RIGHT}"
+        )
+
+
+def _short(value: Any) -> str:
+    return f"<{type(value).__name__}>" if isinstance(value, Tensor) or len(repr(value)) > 40 else repr(value)

@@ -9,17 +9,19 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from sinq.common.inside import exists, regular_file
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
 from sinq.common.reading import read_json, shown
 from sinq.model.edits import Edit, architecture
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 COUNT = re.compile(r"(^|_)(?<!per_)(layers?|blocks?|depth)$")
@@ -30,7 +32,7 @@ USES = 8
 """Parameters that may be made for one stored tensor: shared ones are made for each use, then tied."""
 
 
-def read_config(folder: Path, tensors: int) -> PretrainedConfig:
+def read_config(folder: Path, tensors: int) -> "PretrainedConfig":
     """Return the configuration of a folder.
 
     Args:
@@ -40,6 +42,8 @@ def read_config(folder: Path, tensors: int) -> PretrainedConfig:
         FileNotFoundError: there is no `config.json`.
         ValueError: it makes no sense, counts more parts than there are tensors, or would choose code.
     """
+    from transformers import AutoConfig
+
     path = regular_file(folder, CONFIG)
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
@@ -64,12 +68,14 @@ def _options(content: Any) -> Iterator[tuple[str, Any]]:
             yield from _options(value)
 
 
-def read_generation(folder: Path) -> GenerationConfig | None:
+def read_generation(folder: Path) -> "GenerationConfig | None":
     """Return the generation settings of a folder, or None where there are none.
 
     Raises:
         ValueError: they make no sense.
     """
+    from transformers import GenerationConfig
+
     if not exists(folder, GENERATION):
         return None
     path = regular_file(folder, GENERATION)
@@ -89,11 +95,11 @@ def reasons(path: Path) -> Iterator[None]:
 
 
 def without_weights(
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     dtype: torch.dtype | None,
     changes: Sequence[Edit],
     tensors: int,
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Return the causal language model of a configuration with edits, on the meta device.
 
     Args:
@@ -124,14 +130,16 @@ def at_most(most: int) -> Iterator[None]:
         handle.remove()
 
 
-def write_config(config: PretrainedConfig, dtype: torch.dtype, path: Path) -> None:
+def write_config(config: "PretrainedConfig", dtype: torch.dtype, path: Path) -> None:
     """Write the architecture, and the dtype of tensors that are not compressed."""
     copied = type(config).from_dict(config.to_dict())
     copied.dtype = dtype
     copied.to_json_file(path)
 
 
-def write_generation(model: PreTrainedModel, path: Path) -> None:
+def write_generation(model: "PreTrainedModel", path: Path) -> None:
     """Write the settings by which a model generates, such as the tokens at which it stops."""
+    from transformers import GenerationConfig
+
     settings = getattr(model, "generation_config", None)
     (settings or GenerationConfig.from_model_config(model.config)).to_json_file(path)

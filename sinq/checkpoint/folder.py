@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sinq.checkpoint.configuration import (
     CONFIG,
@@ -44,6 +44,9 @@ from sinq.checkpoint.weight_files import INDEX, LISTED, TENSORS, all_tensors, un
 from sinq.common.atomic_files import replacing
 from sinq.model.edits import architecture, edits, tensor_identity, unexplained
 from sinq.model.linear import WeightStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -69,7 +72,7 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
     return tensors
 
 
-def save(model: PreTrainedModel, folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
+def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
     """Write a model with its edits to a folder, which is made if missing.
 
     Args:
@@ -122,7 +125,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> dict[str, int]:
 
 def load(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """Load a model that `save` or `stream` wrote, for inference.
 
     No parameter requires a gradient, since kernels have none.
@@ -139,7 +142,7 @@ def load(
     layout = read_layout(folder)
     tensors = all_tensors(folder)
     layout.verify(tensors)
-    config = read_config(folder, len(tensors))
+    config: Any = read_config(folder, len(tensors))
     settings = read_generation(folder)
     try:
         changes = layout.edits(tensors)

@@ -21,17 +21,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 from sinq.checkpoint.configuration import CONFIG, read_config, read_generation, without_weights
 from sinq.checkpoint.weight_files import Header, opened, refuse_twice, stored_shapes, unfit, weight_files
@@ -54,10 +51,10 @@ class StoredTensor:
     keys: tuple[str, ...]
     patterns: tuple[str, ...] = ()
     """Pattern of the conversion that each key matches."""
-    conversion: WeightConverter | None = None
+    conversion: "WeightConverter | None" = None
 
 
-def shape_of(folder: Path) -> PreTrainedModel:
+def shape_of(folder: Path) -> "PreTrainedModel":
     """Return the model of a checkpoint folder, on the meta device, with the ties of its configuration.
 
     Raises:
@@ -67,7 +64,7 @@ def shape_of(folder: Path) -> PreTrainedModel:
     if not exists(folder, CONFIG):
         raise ValueError(f"{folder} has no {CONFIG}, so it is not the folder of a Hugging Face checkpoint")
     stored = stored_shapes(folder)
-    config = read_config(folder, len(stored))
+    config: Any = read_config(folder, len(stored))
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
             f"{folder} holds weights that are quantized already (quantization_config in its {CONFIG})"
@@ -98,7 +95,7 @@ def require_fit(folder: Path) -> None:
 
 
 def _misshapen(
-    model: PreTrainedModel, found: Mapping[str, StoredTensor], stored: Mapping[str, Header]
+    model: "PreTrainedModel", found: Mapping[str, StoredTensor], stored: Mapping[str, Header]
 ) -> dict[str, tuple[str, str]]:
     """Return the shapes, in the files and in the model, of tensors whose shapes differ.
 
@@ -119,8 +116,16 @@ def _first_dtype(stored: Mapping[str, Header], folder: Path) -> torch.dtype:
     raise ValueError(f"{folder} has no floating-point tensor")
 
 
-def _match(model: PreTrainedModel, stored: Iterable[str]) -> tuple[dict[str, StoredTensor], list[str]]:
+def _match(model: "PreTrainedModel", stored: Iterable[str]) -> tuple[dict[str, StoredTensor], list[str]]:
     """Return the source of each of a model's tensors, and the stored names that the model does not use."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
     expected, rules = model.state_dict(), get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -142,7 +147,7 @@ def _match(model: PreTrainedModel, stored: Iterable[str]) -> tuple[dict[str, Sto
     return found, unknown
 
 
-def _is_ignored(model: PreTrainedModel, key: str) -> bool:
+def _is_ignored(model: "PreTrainedModel", key: str) -> bool:
     """Return True for stored names that a model computes or declares to ignore."""
     patterns = {*MOVED_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ())}
     if any(re.search(pattern, key) for pattern in patterns):
@@ -158,14 +163,14 @@ class Source:
         ValueError: tensors are missing, unknown, or tied but different; the message names them.
     """
 
-    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+    def __init__(self, folder: Path, model: "PreTrainedModel") -> None:
         self._model = model
         self._files: dict[str, Path] = {}
         for path in weight_files(folder):
             with opened(path) as file:
-                found = dict.fromkeys(file.keys(), path)
-            refuse_twice(self._files, found, path)
-            self._files |= found
+                of_file = dict.fromkeys(file.keys(), path)
+            refuse_twice(self._files, of_file, path)
+            self._files |= of_file
         self._expected = model.state_dict(keep_vars=True)
         self._stored, unknown = _match(model, self._files)
         found = {id(self._expected[name]) for name in self._stored}

@@ -27,10 +27,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
 from sinq.checkpoint.folder import replacing_all, write_tensors
@@ -39,7 +38,7 @@ from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
 from sinq.checkpoint.weight_files import INDEX, tensors_of, weight_files
 from sinq.common.atomic_files import replacing
-from sinq.common.errors import NotApplicable
+from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.inside import regular_file
 from sinq.common.named import described
 from sinq.formats.base import CompressedWeight
@@ -51,6 +50,9 @@ from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
 from sinq.model.edits import edit_as_json, edit_from_json
 from sinq.model.targets import Layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BLOCK = re.compile(r".*?\.\d+(?=\.)")
 """Pattern of the decoder block in the name of a tensor: `model.layers.3`."""
@@ -114,9 +116,8 @@ def stream(
                 shutil.copyfile(path, scratch)
         _finish(target, model, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
-    return CompressionReport(
-        reports, plan.skipped, plan.left_dense, 0.0, sum(report.seconds for report in reports)
-    )
+    seconds = sum(report.seconds for report in reports)
+    return CompressionReport(reports, plan.skipped, plan.left_dense, 0.0, seconds, method=method.label)
 
 
 def _layer_method(method: Method) -> LayerMethod:
@@ -124,11 +125,11 @@ def _layer_method(method: Method) -> LayerMethod:
     name = type(method).__name__
     if not isinstance(method, LayerMethod):
         raise NotApplicable(
-            f"stream quantizes one matrix at a time, and {name} needs the whole model; use stream=false"
+            f"stream quantizes one matrix at a time, and {name} needs the whole model; {USE_COMPRESS}"
         )
     if method.statistic is not None:
         needed = method.statistic.described()
-        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; use stream=false")
+        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; {USE_COMPRESS}")
     return method
 
 
@@ -225,7 +226,7 @@ def _small_files(source: Path) -> list[Path]:
     return [regular_file(source, name) for name in names if name not in written]
 
 
-def _finish(target: Path, model: PreTrainedModel, done: dict[str, FinishedShard]) -> None:
+def _finish(target: Path, model: "PreTrainedModel", done: dict[str, FinishedShard]) -> None:
     """Write what stands beside the tensors, and at last `sinq.json`, which makes the folder loadable."""
     files = {name: file for file, shard in done.items() for name in shard.tensors}
     index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}

@@ -1,4 +1,11 @@
-"""The error that a sweep treats differently from a mistake."""
+"""The error that a sweep treats differently from a mistake, and advice that a command line words differently.
+
+The library speaks Python. Where that would not help on a command line, the advice is one of the phrases
+below, which `experiments/common/errors.py` replaces by options.
+"""
+
+PASS_CALIBRATION = "pass calibration=Calibration(tokens)"
+USE_COMPRESS = "use compress"
 
 
 class NotApplicable(ValueError):  # noqa: N818 - it is not always an error

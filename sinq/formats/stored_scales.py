@@ -30,9 +30,13 @@ LOWEST_EXPONENT = -126
 FLOAT_MAX = 128
 """Exponent of the first power of two that is infinite in float32."""
 SCALE_TENSORS = ("scale", "scale_range", "scale_exponent")
-STORED = {8: torch.uint8, 16: HALF, 32: torch.float32}
+STORED: Mapping[int, torch.dtype | tuple[torch.dtype, ...]] = {8: torch.uint8, 16: HALF, 32: torch.float32}
 """Types of a stored scale, by its bits."""
-STORED_ZERO = {8: torch.int8, 16: HALF, 32: torch.float32}
+STORED_ZERO: Mapping[int, torch.dtype | tuple[torch.dtype, ...]] = {
+    8: torch.int8,
+    16: HALF,
+    32: torch.float32,
+}
 """Types of a stored zero, by its bits."""
 
 

@@ -8,8 +8,12 @@ runs. It is a `functools.singledispatch`, so that a new type of value is added w
     def _(value: Mine, device: torch.device) -> Choice:
         return Choice("mine", multiply=my_product)
 
-A value of an unregistered type is dequantized. Fast versions have no gradient: where x or a stored tensor
-requires one, the definition runs.
+A value of an unregistered type is dequantized.
+
+Fast versions compute no gradient. Where x or the bias asks for one, the fast version computes the product
+all the same, and the definition its gradient. So a model computes the same numbers inside and outside of
+`torch.no_grad()`, whatever its dense parameters ask for. Only where a stored tensor is trained (it asks for a
+gradient) does the definition compute the product too.
 
 torch multiplies by sparse matrices. Compared with a loop in Numba and with `embedding_bag`, on one core of a
 processor and for one row of x, torch is as fast as the loop (about 20 µs for 1 % of 1536×576, beside 75 µs
@@ -57,6 +61,10 @@ class Choice:
     """Function at the top of a module, where `torch.compile` finds it."""
 
 
+TRAINED = Choice(refusals=("a stored tensor asks for a gradient, which only the definition has",))
+"""The choice for a value that is trained."""
+
+
 def product(value: CompressedWeight, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x Ŵᵀ + b by the implementation that `kernel_of` chooses.
 
@@ -71,10 +79,42 @@ def product(value: CompressedWeight, x: Tensor, bias: Tensor | None = None) -> T
     Raises:
         ValueError: the requested kernel cannot run on the device of x.
     """
+    bias = None if bias is None else bias.to(x.dtype)
     multiply = _multiply(value, x.device)
-    if torch.is_grad_enabled() and _is_differentiated(value, x):
-        multiply = dequantized
-    return multiply(value, x, None if bias is None else bias.to(x.dtype))
+    if not torch.is_grad_enabled() or multiply is dequantized:
+        return multiply(value, x, bias)
+    if is_trained(value):
+        return dequantized(value, x, bias)
+    if x.requires_grad or (bias is not None and bias.requires_grad):
+        result: Tensor = _WithGradient.apply(x, bias, value, multiply)
+        return result
+    return multiply(value, x, bias)
+
+
+def is_trained(value: CompressedWeight) -> bool:
+    """Return True where a stored tensor asks for a gradient, which only the definition has."""
+    return any(tensor.requires_grad for tensor in value.state_dict().values())
+
+
+class _WithGradient(torch.autograd.Function):
+    """A fast product whose gradient is the definition's; the matrix is decoded only when that is computed."""
+
+    @staticmethod
+    def forward(x: Tensor, bias: Tensor | None, value: CompressedWeight, multiply: Multiply) -> Tensor:
+        return multiply(value, x, bias)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        context.value = inputs[2]
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        for_x, for_bias = None, None
+        if context.needs_input_grad[0]:
+            for_x = gradient @ context.value.dequantize(gradient.dtype)
+        if context.needs_input_grad[1]:
+            for_bias = gradient.flatten(0, -2).sum(0)
+        return for_x, for_bias, None, None
 
 
 def _multiply(value: CompressedWeight, device: torch.device) -> Multiply:
@@ -85,15 +125,14 @@ def _multiply(value: CompressedWeight, device: torch.device) -> Multiply:
     return multiply
 
 
-@torch.compiler.assume_constant_result
 def _address(value: CompressedWeight, device: torch.device) -> str:
     """Return "module:name" of `Choice.multiply`: a compiled graph has strings as constants, no functions."""
     multiply = kernel_of(value, device).multiply
     return f"{multiply.__module__}:{multiply.__name__}"
 
 
-def _is_differentiated(value: CompressedWeight, x: Tensor) -> bool:
-    return x.requires_grad or any(tensor.requires_grad for tensor in value.state_dict().values())
+# All that torch.compiler.assume_constant_result does, which imports the compiler: as long as importing torch.
+_address._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @singledispatch

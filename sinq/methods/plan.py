@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
-from sinq.common.errors import NotApplicable
+from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.methods.report import Decision
 from sinq.model.targets import Layers, OnMisfit, Target, select
@@ -116,9 +116,7 @@ def _require_statistic(method: Quantizer, calibration: Calibration | None, targe
         return
     name, needed = type(method).__name__, method.statistic.described()
     if calibration is None:
-        raise NotApplicable(
-            f"{name} needs calibration text: it works from the {needed}. Try calibration=wikitext2 or sotu"
-        )
+        raise NotApplicable(f"{name} needs calibration text: it works from the {needed}; {PASS_CALIBRATION}")
     if reason := method.statistic.refusal(targets):
         raise NotApplicable(f"{name} needs the {needed}, {reason}")
 

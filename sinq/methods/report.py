@@ -7,7 +7,7 @@ as stored in 0 bits. A report without parts is legal: the dense model has one.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -105,9 +105,12 @@ class PartReport:
         return cls(**{**content, "decisions": decisions, "shape": shape})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionReport:
-    """All changed parts of a model. Times, in seconds, exclude loading and the report's measurements."""
+    """All changed parts of a model. Times, in seconds, exclude loading and the report's measurements.
+
+    Printed, it is a table of a few lines; `[part.as_row() for part in report.parts]` is the whole one.
+    """
 
     parts: tuple[PartReport, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -118,6 +121,39 @@ class CompressionReport:
     seconds_quantize: float = 0.0
     seconds_compile: float = 0.0
     """Time before the first layer: compiling kernels, or loading them from disk."""
+    method: str = field(default="", compare=False)
+    """Name of the method and its format, for people."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per present parameter of the parts; 0 where there is none."""
+        parameters = sum(part.parameters for part in self.parts)
+        return 8 * self.nbytes / parameters if parameters else 0.0
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<16}{value}" for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "method", self.method or "unknown"
+        yield "parts", f"{len(self.parts)} compressed" if self.parts else "none is compressed"
+        if self.parts:
+            yield "bits per weight", f"{self.bits_per_weight:.3f}"
+            yield "MB", f"{self.nbytes / 1e6:.3f}"
+        if self.relative_error_mean is not None:
+            yield "mean error", f"{self.relative_error_mean:.4f}, relative to the norm of each matrix"
+        times = {
+            "quantizing": self.seconds_quantize,
+            "statistics": self.seconds_statistics,
+            "loading kernels": self.seconds_compile,
+        }
+        yield "seconds", ", ".join(f"{seconds:.1f} {what}" for what, seconds in times.items())
+        if self.decisions:
+            yield "decisions", ", ".join(f"{count} × {label}" for label, count in self.decisions.items())
 
     @property
     def decisions(self) -> dict[str, int]:

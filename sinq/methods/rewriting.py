@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from sinq.calibration.data import Calibration
+from sinq.calibration.data import Calibration, check_calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.progress import Progress
 from sinq.common.timing import timed
@@ -15,6 +15,7 @@ from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
 from sinq.model.preconditions import require_in_memory
+from sinq.model.targets import select
 
 
 class Rewriting(Method):
@@ -45,13 +46,16 @@ class Rewriting(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
+        check_calibration(calibration)
         require_in_memory(model)
+        select(model, context.layers)  # refuses a model before it is rewritten
         device = context.device_for(model)
         _require_usable(model)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, device, context.progress)
         report = self.inner.compress(model, calibration, context)
-        return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
+        name, seconds = type(self).__name__, report.seconds_quantize + clock.seconds
+        return replace(report, seconds_quantize=seconds, method=f"{name}({report.method})")
 
 
 def _require_usable(model: nn.Module) -> None:

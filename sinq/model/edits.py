@@ -15,21 +15,22 @@ could not restore it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.pytorch_utils import Conv1D
 
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
 from sinq.common.named import Named, described, named
 from sinq.common.reading import entry, typed
 from sinq.formats.base import CompressedWeight
+from sinq.model.conv1d import is_conv1d, is_linear
 from sinq.model.descriptions import StoredWeight, describe_weight, empty_weight
 from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear, WeightStore
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 REMEMBERED = "_sinq_edits"
 """Attribute of a model that holds its edits; a deep copy of the model has them too."""
@@ -94,9 +95,8 @@ class ReplaceLinear(Edit):
     """Other names of the layer, and layers that share its weight."""
 
     def apply(self, model: nn.Module) -> None:
-        linear = {
-            name: _linear(model, name) for name in (self.layer, *typed(self.others, Sequence, "others"))
-        }
+        others: list[str] = list(typed(self.others, Sequence, "others"))  # type: ignore[type-abstract]
+        linear = {name: _linear(model, name) for name in (self.layer, *others)}
         rows, columns = _shape(linear[self.layer])
         if unlike := [name for name, layer in linear.items() if _shape(layer) != (rows, columns)]:
             raise ValueError(f"{unlike[0]} has another shape than {self.layer}; they shared a weight")
@@ -168,7 +168,7 @@ def weight_stores(module: nn.Module) -> list[WeightStore]:
 def _linear(model: nn.Module, name: Any) -> Any:
     """Return a linear layer by name, or raise `ValueError` if it is another module."""
     layer = _part(model, name)
-    if not isinstance(layer, nn.Linear | Conv1D):
+    if not is_linear(layer):
         raise ValueError(f"{name} is a {type(layer).__name__}; a linear layer was compressed")
     return layer
 
@@ -176,7 +176,7 @@ def _linear(model: nn.Module, name: Any) -> Any:
 def _shape(layer: Any) -> tuple[int, int]:
     """Return (out_features, in_features) of a linear layer."""
     rows, columns = layer.weight.shape
-    return (columns, rows) if isinstance(layer, Conv1D) else (rows, columns)
+    return (columns, rows) if is_conv1d(layer) else (rows, columns)
 
 
 def _part(model: nn.Module, name: Any) -> nn.Module:
@@ -188,13 +188,16 @@ def _part(model: nn.Module, name: Any) -> nn.Module:
 
 
 def architecture(
-    config: PretrainedConfig, dtype: torch.dtype | None, changes: Sequence[Edit] = ()
-) -> PreTrainedModel:
+    config: "PretrainedConfig", dtype: torch.dtype | None, changes: Sequence[Edit] = ()
+) -> "PreTrainedModel":
     """Return the causal language model of a configuration with edits, weights not initialized.
 
     Raises:
         ValueError: transformers makes no causal language model of the configuration, or an edit does not fit.
     """
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
     try:
         with no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -208,7 +211,7 @@ def architecture(
     return model
 
 
-def unexplained(model: PreTrainedModel) -> list[str]:
+def unexplained(model: "PreTrainedModel") -> list[str]:
     """Return the differences between a model and its configuration with its edits, one line each.
 
     Compared are modules, shapes of tensors, ties and hooks; contents of tensors are not.

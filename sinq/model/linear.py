@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
-from sinq.kernels.product import Choice, kernel_of, product
+from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
 
 READ_ATTRIBUTES = (
     "T",
@@ -52,6 +52,8 @@ class WeightStore(nn.Module):
     Args:
         dtype: of the dense matrix, where code of a model reads it.
     """
+
+    _value: CompressedWeight
 
     def __init__(self, value: CompressedWeight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class WeightStore(nn.Module):
         except ValueError as error:
             lists[-1].append(f"{prefix.removesuffix('.')}: {error}")
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
         self.hold(self._value.with_tensors(self._tensors()))
 
     def _as_stored(self, name: str, given: Tensor) -> Tensor:
@@ -163,6 +165,8 @@ class CompressedLinear(nn.Module):
     @property
     def choice(self) -> Choice:
         """The kernel that multiplies on the present device, and the reasons against faster ones."""
+        if is_trained(self.weight.value):
+            return TRAINED
         return kernel_of(self.weight.value, next(self.weight.buffers()).device)
 
     @property

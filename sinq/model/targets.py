@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from sinq.formats.base import CompressedWeight
+from sinq.model.conv1d import is_conv1d, is_linear
 from sinq.model.edits import Edit, replace_weights, weights_edit
 from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear
@@ -72,7 +72,7 @@ class Target:
 
     @property
     def _transposed(self) -> bool:
-        return isinstance(self.module, Conv1D) if self.parameter is None else bool(self.module.is_transposed)
+        return is_conv1d(self.module) if self.parameter is None else bool(self.module.is_transposed)
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -175,7 +175,7 @@ def linear_places(model: nn.Module) -> Iterator[Target]:
     """Yield every parameter that holds matrices of linear layers once, the output head included."""
     found: dict[int, list[tuple[str, nn.Module, str | None]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear | Conv1D):
+        if is_linear(module):
             weight = module._parameters.get("weight")  # a parametrized one is made at every reading
             found.setdefault(id(module if weight is None else weight), []).append((name, module, None))
         elif not isinstance(module, nn.modules.conv._ConvNd):

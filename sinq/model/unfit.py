@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers.pytorch_utils import Conv1D
 
+from sinq.model.conv1d import conv1d, is_conv1d, is_linear
 from sinq.model.edits import lasting_hooks
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-FORWARDS = (nn.Linear.forward, Conv1D.forward)
 ROUTER = re.compile(r"router|(^|_)gate$|gating|^wg$|switch")
 """Names of parts of a mixture that choose or weigh experts; `gate_proj` is none."""
 COUNT = re.compile(r"(\w+_)?(num|n)(_\w+)?_experts|\w*experts_num")
@@ -43,7 +42,7 @@ class Unfit:
         self._elsewhere = {
             id(parameter): f"{name}.{key}"
             for name, module in model.named_modules()
-            if not isinstance(module, nn.Linear | Conv1D)
+            if not is_linear(module)
             for key, parameter in module.named_parameters(recurse=False)
             if parameter.ndim == 2
         }
@@ -83,7 +82,7 @@ def computes_a_product(module: nn.Module) -> bool:
     """
     if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
         return False
-    if type(module).forward in FORWARDS:
+    if type(module).forward in (nn.Linear.forward, getattr(conv1d(), "forward", None)):
         return True
     draw = torch.Generator().manual_seed(0)
     rows, columns = 5, 7
@@ -101,7 +100,7 @@ def _small_copy(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Mo
     """Return a module of the same class and attributes with other parameters, in evaluation mode."""
     small = copy.copy(module)
     small.training = False
-    stored = weight.T.contiguous() if isinstance(module, Conv1D) else weight
+    stored = weight.T.contiguous() if is_conv1d(module) else weight
     parameters = {"weight": stored, "bias": bias}
     small._parameters = {
         key: None if value is None else nn.Parameter(value, requires_grad=False)

@@ -70,8 +70,10 @@ def results_of(folder: Path, *words: str) -> Forked:
 def test_one_run_prints_a_table_and_the_path_of_its_row(
     run_by_the_system: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
-    done = run_by_the_system()
+    every = ("evaluation=default", "evaluation.latency.rounds=2", "evaluation.latency.prompt_tokens=8")
+    done = run_by_the_system(*every, "evaluation.memory.prompt_tokens=8", "logger=wandb")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no warning of a library, no bar
     rows = record.load(tmp_path / "results")
     assert sorted(rows["name"]) == ["none", "sinq 4-bit g32"]
     assert all(word in done.stdout for word in ("ppl", "none", "sinq 4-bit g32"))

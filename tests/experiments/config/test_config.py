@@ -46,7 +46,12 @@ def built(*overrides: str) -> Run:
     return build(composed(*overrides))
 
 
-EXTRA = {("model", "hub"): ["model.path=some/model"], ("method", "sinq_nf3"): ["bits=3"]}
+EXTRA = {
+    ("model", "hub"): ["model.path=some/model"],
+    ("method", "sinq_nf3"): ["bits=3"],
+    ("text", "file"): ["text.path=some.txt"],
+    ("calibration", "file"): ["calibration.text.path=some.txt"],
+}
 """What an option cannot do without."""
 
 

@@ -10,6 +10,7 @@ from baselines.gptq import GPTQ
 from baselines.gwq import GWQ, Score
 from baselines.rtn import RTN
 from experiments.data.text import StateOfTheUnion, tokenize
+from experiments.models import smollm2
 from experiments.models.source import SmolLM2, load, sparing_clone
 from sinq import Calibration, Grid, LayerMethod
 from sinq.calibration.gradients import next_token_loss
@@ -71,3 +72,15 @@ def test_gradients_of_gwq_choose_better_than_magnitude_or_chance() -> None:
     assert gradients[0] < magnitude[0] < chance[0]
     assert gradients[0] < finer[0]
     assert gradients[1] < finer[1]
+
+
+def test_the_conversion_draws_no_bar_and_leaves_other_bars_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    before = gguf.tqdm
+    with smollm2._without_bar():
+        assert list(gguf.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert gguf.tqdm is before
+    list(gguf.tqdm([1, 2], desc="Converting"))
+    assert "Converting" in capsys.readouterr().err

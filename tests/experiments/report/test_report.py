@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html import escape, unescape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from experiments.report import heat_maps, pareto, render_matplotlib
 from experiments.report.__main__ import figures, kinds_of
 from experiments.report.colours import DARK, LIGHT, look
 from experiments.report.comparable import groups
-from experiments.report.figures import Chart, HeatMaps, Intervals, Point
+from experiments.report.figures import (
+    Bar,
+    Bars,
+    Chart,
+    HeatMap,
+    HeatMaps,
+    Intervals,
+    Item,
+    Line,
+    Point,
+)
 from experiments.report.page import Report, collect, html
 from experiments.report.scale import Scale, around
 from tests.experiments.rows import failed, finished, store
@@ -341,3 +352,20 @@ def test_the_page_works_in_a_browser(report: Report, tmp_path: Path, width: int)
     assert "hqq 3-bit g64\nperplexity" in str(said["mark"])
     assert said["cell"] == "hqq 4-bit g64\nq_proj, block 0: 0.04419"
     assert said["away"] is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("letters", [4, 45, 150])
+def test_names_of_any_length_leave_room_for_the_axes(letters: int) -> None:
+    name, point = "n" * letters, Point(3.0, 20.0, "a hint", "4")
+    figures = (
+        Chart("c", "a title", "x", "y", (Line(name, 0, (point,)),)),
+        Intervals("i", "a title", "x", (Item(name, 0, 1.0, 0.5, 2.0, "1", True),), 1.0),
+        Bars("b", "a title", "x", ("part",), (Bar(name, 0, (1.0,), "1"),)),
+        HeatMaps("h", "a title", (name[:30],), ("0", "1"), (HeatMap(name[:30], ((0.1, 0.2),)),)),
+    )
+    for figure in figures:
+        canvas = render_matplotlib.draw(figure)
+        canvas.savefig(BytesIO(), format="png", dpi=40)
+        width = canvas.get_size_inches()[0]
+        assert canvas.axes[0].get_position().width * width > 2

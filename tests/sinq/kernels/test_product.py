@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sinq import (
+    SINQ,
     CompressedExperts,
     CompressedLinear,
     CompressedWeight,
@@ -89,14 +90,66 @@ def test_what_wraps_a_type_from_elsewhere_multiplies_by_it() -> None:
     torch.testing.assert_close(product(sparse, x), exact)
 
 
-@pytest.mark.parametrize("tracked", ["x", "stored"])
-def test_a_gradient_runs_the_definition(tracked: str) -> None:
+def test_a_trained_value_runs_the_definition_and_says_so() -> None:
     value, x = Scaling(torch.arange(1.0, 5.0)), torch.randn(3, 4)
-    (x if tracked == "x" else value.diagonal).requires_grad_()
+    value.diagonal.requires_grad_()
     with pytest.raises(AssertionError, match="the matrix is not needed"):
         product(value, x)
     with torch.no_grad():
         product(value, x)
+    layer = CompressedLinear(Scaling(torch.arange(1.0, 5.0)), None)
+    assert layer.kernel == "scaling"
+    layer.weight.value.diagonal.requires_grad_()  # type: ignore[attr-defined]
+    assert layer.kernel == "reference"
+    assert "asks for a gradient" in layer.choice.refusals[0]
+
+
+def test_inputs_that_ask_for_a_gradient_run_the_fast_version_and_get_the_definitions() -> None:
+    value = Scaling(torch.arange(1.0, 5.0))
+    x, bias = torch.randn(3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    y = product(value, x, bias)  # the definition would raise
+    with pytest.raises(AssertionError, match="the matrix is not needed"):
+        y.sum().backward()
+    torch.testing.assert_close(y, x * value.diagonal + bias)
+
+
+def values() -> dict[str, CompressedWeight]:
+    """One value of each kind that has a fast product."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 64, generator=generator)
+    sinq = SINQ(Grid(group_size=32)).quantize(weight)
+    return {
+        "sinq": sinq,
+        "tiled": QuantizedTensor.round(weight, Grid(bits=3, group_size=16)),
+        "additive": additive(8),
+        "rotated": Rotated(Rotation.random(64, seed=0), sinq),
+        "outliers": SparseOutliers.store(sinq, weight, weight > 2),
+        "both": Rotated(Rotation.random(64, seed=1), SparseOutliers.store(sinq, weight, weight > 2)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["sinq", "tiled", "additive", "rotated", "outliers", "both"])
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (40,)], ids=["one", "few", "many"])
+def test_gradients_of_inputs_and_bias_are_the_definitions_in_float64(
+    kind: str, shape: tuple[int, ...]
+) -> None:
+    value = values()[kind]
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(*shape, value.shape[1], generator=generator).requires_grad_()
+    bias = torch.randn(value.shape[0], generator=generator).requires_grad_()
+    towards = torch.randn(*shape, value.shape[0], generator=generator)
+    assert kernel_of(value, CPU).kernel != "reference"
+    y = product(value, x, bias)
+    with torch.no_grad():
+        assert torch.equal(y, product(value, x, bias))
+    y.backward(towards)
+    exact = towards.double() @ value.dequantize(torch.float64)
+    assert x.grad is not None
+    assert bias.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        bias.grad.double(), towards.double().flatten(0, -2).sum(0), rtol=1e-5, atol=1e-5
+    )
 
 
 def additive(bits: int) -> AdditiveTensor:
@@ -163,3 +216,12 @@ def test_a_compiled_graph_holds_compositions_and_types_from_elsewhere() -> None:
         layer, x = CompressedLinear(value, None), torch.randn(3, 64, generator=generator)
         with torch.no_grad():
             torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+
+
+def test_a_compiled_graph_has_the_gradient_too() -> None:
+    layer, x = CompressedLinear(values()["sinq"], None), torch.randn(3, 64)
+    tracked, compiled = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(tracked).square().sum().backward()
+    torch.compile(layer, backend="aot_eager", fullgraph=True)(compiled).square().sum().backward()
+    assert tracked.grad is not None
+    torch.testing.assert_close(compiled.grad, tracked.grad)

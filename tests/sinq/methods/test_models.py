@@ -205,3 +205,16 @@ def test_a_checkpoint_may_only_name_compressed_weights(tmp_path: Path) -> None:
         ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"
     ):
         sinq.load(tmp_path)
+
+
+def test_parameters_that_ask_for_a_gradient_change_no_logits(architecture: str, tmp_path: Path) -> None:
+    model, tokens = tiny_model(architecture).requires_grad_(), tiny_tokens()  # as transformers loads a model
+    SINQ(Grid(group_size=16)).compress(model)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    with torch.no_grad():
+        expected = model(tokens).logits
+    logits = model(tokens).logits
+    assert logits.requires_grad
+    assert torch.equal(logits, expected)
+    sinq.save(model, tmp_path)
+    assert torch.equal(sinq.load(tmp_path)(tokens).logits, expected)
