@@ -3,11 +3,11 @@
 Differences in NLL are paired by window (`experiments/compare/paired.py`).
 """
 
-from experiments.compare.counterpart import compared
+from experiments.compare.counterpart import Counterparts, compared
 from experiments.compare.paired import Comparison, Verdict
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Intervals, Item
-from experiments.results.record import get_path
+from experiments.results.paths import get_path
 
 USUAL = ("sinq", "none")
 """Default references, the first present one counts: the method of this project, then the dense model."""
@@ -26,23 +26,14 @@ def reference(group: Group, against: str | None) -> str | None:
     return next((name for name in ((against,) if against else USUAL) if name in names), None)
 
 
-def comparisons(group: Group, against: str | None) -> dict[str, Comparison]:
-    """Map run ids to comparisons with the run's counterpart; runs without a counterpart are left out.
-
-    Raises:
-        ValueError: a run has several counterparts; the message lists them.
-    """
+def counterparts(group: Group, against: str | None) -> Counterparts | None:
+    """Return the comparisons of a group's runs with their counterparts; None where it has no reference."""
     name = reference(group, against)
-    if name is None:
-        return {}
-    found = compared(group.rows, name)
-    return {
-        row["run_id"]: comparison for row, comparison in zip(group.rows, found, strict=True) if comparison
-    }
+    return None if name is None else compared(group.rows, name)
 
 
 def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Intervals | None:
-    """Return a forest plot of `comparisons` with the reference called `name`; None where there are none.
+    """Return a forest plot of comparisons with the reference called `name`; None where there are none.
 
     Values are differences in mean NLL, nats per token.
     """

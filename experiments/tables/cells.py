@@ -14,7 +14,8 @@ from typing import Any
 
 from experiments import compare
 from experiments.config.options import command, split
-from experiments.results.record import Row, get_path
+from experiments.results.paths import get_path
+from experiments.results.record import Row
 from experiments.tables import match
 from experiments.tables.against import contrasted
 from experiments.tables.cell import Cell, Filled, Judgement
