@@ -97,7 +97,7 @@ def _who(names: Sequence[str], all_of: int | None) -> str:
     if len(names) == all_of:
         return f"all {all_of} runs"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{len(names)} runs ({', '.join(names[:NAMED])}{more})"
+    return f"{len(names)} runs ({'; '.join(names[:NAMED])}{more})"
 
 
 def one_line(reason: str) -> str:

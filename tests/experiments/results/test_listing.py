@@ -121,7 +121,7 @@ def test_rows_are_sorted_by_model_text_method_and_bits(folder: Path, monkeypatch
 def test_a_reason_is_one_line_and_printed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = results(monkeypatch, folder, width=80)
     assert (
-        "failed: 2 runs (f2 gptq 2-bit g64, f3 gptq 3-bit g64): ValueError: too bad [b] [1m"
+        "failed: 2 runs (f2 gptq 2-bit g64; f3 gptq 3-bit g64): ValueError: too bad [b] [1m"
         in text.splitlines()
     )
     long = notes.one_line("word " * 10_000)
@@ -218,14 +218,14 @@ def test_equal_notes_are_printed_once_with_a_count(tmp_path: Path, monkeypatch: 
     rows = [noted("shrunk_group_size=4", run_id=f"run{k}") for k in range(6)]
     alone = noted("skipped", 1, "other")
     assert [line.partition(":")[0] for line in overview.decided([*rows, alone], tmp_path)] == [
-        "6 runs (run0, run1, run2 and 3 more)", "other",
+        "6 runs (run0; run1; run2 and 3 more)", "other",
     ]  # fmt: skip
     assert overview.decided(rows, tmp_path)[0].startswith("all 6 runs: group size reduced in 5 layers")
     console = narrow(monkeypatch, 100)
     summary.list_misses([{"options": f"bits={k}", "failed": "no [network]"} for k in range(4)])
     summary.list_misses([{"options": "bits=9", "not applicable": "why"}, {"run_id": "x", "options": "y"}])
     assert said(console).splitlines() == [
-        "failed: 4 runs (bits=0, bits=1, bits=2 and 1 more): no [network]", "not applicable: bits=9: why",
+        "failed: 4 runs (bits=0; bits=1; bits=2 and 1 more): no [network]", "not applicable: bits=9: why",
     ]  # fmt: skip
 
 
