@@ -9,7 +9,7 @@ from experiments.tables.formats import terminal
 from experiments.tables.layout import Layout, Text
 
 
-@pytest.mark.parametrize(("width", "count"), [(20, 0), (60, 2), (80, 4), (300, 9)])
+@pytest.mark.parametrize(("width", "count"), [(20, 0), (60, 3), (80, 4), (300, 9)])
 def test_a_narrow_terminal_loses_columns_and_no_digits(width: int, count: int) -> None:
     values = [
         [(f"{10 * row + column + 0.25:.2f}", f"({row}.50, +0.01 ✓)") for column in range(9)]
