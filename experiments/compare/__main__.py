@@ -12,9 +12,10 @@ from rich.table import Table
 from experiments.common.console import console
 from experiments.common.errors import run_cli
 from experiments.compare.difference import Difference, changes, layers, metrics, select
-from experiments.compare.paired import compare, differences
+from experiments.compare.paired import MARKS, Verdict, compare, differences
 from experiments.results import record
 from experiments.results.record import Row
+from experiments.results.speed import pair, words
 
 HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), \
 which layers changed.
@@ -60,15 +61,36 @@ def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
     different = [(path, _cell(a), _cell(b)) for path, a, b in changes(one, other)]
     console.print(_table("what was different", ("", "A", "B"), different))
     measured = [_line(metric) for metric in metrics(one, other) if metric.one != metric.other]
+    measured += [_speeds(one, other, phase) for phase in ("prefill", "decode")]
+    measured = [line for line in measured if any(line[1:])]
     console.print(_table("what came out", ("", "A", "B", "B − A", "95 %"), measured))
+    if any(line[-1].endswith(MARKS[Verdict.not_distinguishable]) for line in measured):
+        console.print("≈ the interval holds 0: not distinguishable")
     console.print(_verdict(one, other), markup=False, soft_wrap=True)
     _show_layers(layers(one, other, results_dir), most)
 
 
 def _line(metric: Difference) -> tuple[str, ...]:
-    interval = "" if metric.interval is None else f"{metric.interval[0]:+.4g} … {metric.interval[1]:+.4g}"
     change = f"{metric.other - metric.one:+.4g}"
-    return metric.name, _cell(metric.one), _cell(metric.other), change, interval
+    return metric.name, _cell(metric.one), _cell(metric.other), change, _interval(metric)
+
+
+def _interval(metric: Difference) -> str:
+    if not metric.by_window:
+        return ""
+    ends = "" if metric.interval is None else f"{metric.interval[0]:+.4g} … {metric.interval[1]:+.4g} "
+    return (ends + MARKS.get(Verdict.of(metric.interval), "")).strip()
+
+
+def _speeds(one: Row, other: Row, phase: str) -> tuple[str, ...]:
+    """Return the line of a phase: each run's speed beside the dense model's of the same rounds."""
+    pairs = [pair(row, phase) for row in (one, other)]
+    return (
+        f"{phase} tok/s,\ndense → compressed",
+        *("" if each is None else words(each) for each in pairs),
+        "",
+        "",
+    )
 
 
 def _verdict(one: Row, other: Row) -> str:

@@ -65,7 +65,12 @@ def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) 
     """Return an overview with the comparisons as further columns."""
     cells = {
         f"ΔNLL to {name}": [None if c is None else f"{c.delta_nll:+.4f}" for c in comparisons],
-        "95 %": [None if c is None else f"{c.low:+.4f} … {c.high:+.4f}" for c in comparisons],
+        "95 %": [None if c is None else _ends(c) for c in comparisons],
         "verdict": [None if c is None else c.verdict.value for c in comparisons],
     }
     return pd.concat([view, pd.DataFrame(cells, index=view.index)], axis="columns")
+
+
+def _ends(comparison: Comparison) -> str | None:
+    ends = comparison.interval
+    return None if ends is None else f"{ends[0]:+.4f} … {ends[1]:+.4f}"

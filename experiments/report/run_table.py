@@ -6,7 +6,7 @@ from typing import Any
 from experiments.compare.paired import Comparison
 from experiments.report.comparable import Entry, Group, title
 from experiments.results.overview import COLUMNS, cell
-from experiments.results.record import get_path
+from experiments.results.record import Row, get_path
 
 Cells = dict[str, "Cell"]
 
@@ -67,10 +67,7 @@ def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record
     cells = {
         "run": Cell(entry.name, entry.name),
         "model and text": Cell(group.title, group.title),
-        **{
-            heading.replace("\n", " "): _metric(row["metrics"], path, style)
-            for heading, path, style in COLUMNS
-        },
+        **{heading.replace("\n", " "): _metric(row, path, style) for heading, path, style in COLUMNS},
         **_against(comparison),
         "id": Cell(row["run_id"], row["run_id"]),
     }
@@ -80,15 +77,16 @@ def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record
 def _against(comparison: Comparison | None) -> Cells:
     if comparison is None:
         return {heading: Cell("–", None) for heading in ("ΔNLL", "95 %", "verdict")}
+    ends = comparison.interval
     return {
         "ΔNLL": Cell(f"{comparison.delta_nll:+.3f}", comparison.delta_nll),
-        "95 %": Cell(f"[{comparison.low:+.3f}, {comparison.high:+.3f}]", comparison.low),
+        "95 %": Cell("–", None) if ends is None else Cell(f"[{ends[0]:+.3f}, {ends[1]:+.3f}]", ends[0]),
         "verdict": Cell(comparison.verdict.value, comparison.verdict.value),
     }
 
 
-def _metric(metrics: dict[str, Any], path: str, style: str) -> Cell:
-    value = get_path(metrics, path)
-    if isinstance(value, dict):  # a speed, shown with its ratio to the dense model
-        return Cell(cell(value, style), value.get("tokens_per_second", value["dense_tokens_per_second"]))
-    return Cell(cell(value, style), value)
+def _metric(row: Row, path: str, style: str) -> Cell:
+    value: Any = get_path(row["metrics"], path)
+    if isinstance(value, dict):  # a speed: its ratio to the dense model's can be set beside other rows'
+        value = value.get("ratio")
+    return Cell(cell(row, path, style).replace("\n", ", "), value)

@@ -1,11 +1,10 @@
 """Rows side by side: tables of metrics, names that distinguish runs, and the facts below a table."""
 
-from typing import Any
-
 from rich import box
 from rich.table import Table
 
 from experiments.results.record import Row, flatten, get_path, settings
+from experiments.results.speed import pair, rate, words
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("ppl", "perplexity.value", "number"),
@@ -34,7 +33,7 @@ def table(rows: list[Row], title: str) -> Table:
     for heading, _, _ in shown:
         view.add_column(heading, justify="right", no_wrap=True)
     for name, row in zip(distinct_names(ordered), ordered, strict=True):
-        view.add_row(name, *(cell(get_path(row["metrics"], path), style) for _, path, style in shown))
+        view.add_row(name, *(cell(row, path, style) for _, path, style in shown))
     return view
 
 
@@ -56,10 +55,21 @@ def distinct_names(rows: list[Row]) -> list[str]:
     return names
 
 
-def cell(value: Any, style: str) -> str:
-    """Return a metric as a short text, in one of the formats of `COLUMNS`; – for None."""
+def cell(row: Row, path: str, style: str) -> str:
+    """Return a row's metric as a short text, in one of the formats of `COLUMNS`; – where there is none.
+
+    A speed takes two lines, beside the dense model's of the same rounds; a dense row's was timed alone.
+    """
+    value = get_path(row["metrics"], path)
     if value is None:
         return "–"
+    if style == "speed":
+        timed = pair(row, path.rpartition(".")[2])
+        return f"{rate(value['dense_tokens_per_second'])} alone" if timed is None else words(timed)
+    return _short_text(value, style)
+
+
+def _short_text(value: float, style: str) -> str:
     if style == "MB":
         return _short(value / 1e6, 1)
     if style == "percent":
@@ -68,9 +78,6 @@ def cell(value: Any, style: str) -> str:
         return f"{value:.3g}"
     if style == "seconds":
         return _short(value, 1)
-    if style == "speed":
-        speed = _short(value.get("tokens_per_second", value["dense_tokens_per_second"]), 1)
-        return f"{speed} {value['ratio']:.2f}×" if "ratio" in value else speed
     return _short(value, 3)
 
 
@@ -88,6 +95,9 @@ def facts(row: Row) -> str:
         parts.insert(1, f"{used} of {perplexity['seqlen']} tokens")
     if "latency" in row["metrics"]:
         parts.append(f"kernel {row['metrics']['latency']['kernel']}")
+    if timed := pair(row, "decode"):
+        spread = f" (spread of {timed.rounds} rounds)" if timed.spread else ""
+        parts.append(f"speeds dense → compressed and their ratio{spread}")
     if row["identity"]["model"].get("name") == "smollm2":
         parts.append("embedded model, once 4-bit: for comparing methods, not for quoting")
     return "; ".join(parts)
