@@ -13,11 +13,12 @@ from experiments.common.console import console
 from experiments.common.errors import run_cli
 from experiments.common.fitted import ESSENTIAL, Column, clean
 from experiments.compare.difference import Difference, changes, layers, metrics
-from experiments.compare.paired import compare, differences
+from experiments.compare.paired import MARKS, Verdict, compare, differences
 from experiments.compare.query import select_pair
 from experiments.results import record
 from experiments.results.names import method_names, subject
 from experiments.results.record import Row, RowError
+from experiments.results.speed import pair, words
 
 HELP = """Two runs: what was different, what came out (paired 95 % intervals over windows), \
 which layers changed.
@@ -66,7 +67,11 @@ def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
     different = [(path, _cell(a), _cell(b)) for path, a, b in changes(one, other)]
     _print("what was different", ("", "A", "B"), different)
     measured = [_line(metric) for metric in metrics(one, other) if metric.one != metric.other]
+    measured += [_speeds(one, other, phase) for phase in ("prefill", "decode")]
+    measured = [line for line in measured if any(line[1:])]
     _print("what came out", ("", "A", "B", "B − A", "95 %"), measured)
+    if any(line[-1].endswith(MARKS[Verdict.not_distinguishable]) for line in measured):
+        console.print("≈ the interval holds 0: not distinguishable")
     console.print(_verdict(one, other), soft_wrap=True)
     try:
         _show_layers(layers(one, other, results_dir), most)
@@ -75,9 +80,26 @@ def show(one: Row, other: Row, results_dir: Path, most: int) -> None:
 
 
 def _line(metric: Difference) -> tuple[str, ...]:
-    interval = "" if metric.interval is None else f"{metric.interval[0]:+.4g} … {metric.interval[1]:+.4g}"
     change = f"{metric.other - metric.one:+.4g}"
-    return metric.name, _cell(metric.one), _cell(metric.other), change, interval
+    return metric.name, _cell(metric.one), _cell(metric.other), change, _interval(metric)
+
+
+def _interval(metric: Difference) -> str:
+    if not metric.by_window:
+        return ""
+    ends = "" if metric.interval is None else f"{metric.interval[0]:+.4g} … {metric.interval[1]:+.4g} "
+    return (ends + MARKS.get(Verdict.of(metric.interval), "")).strip()
+
+
+def _speeds(one: Row, other: Row, phase: str) -> tuple[str, ...]:
+    """Return the line of a phase: each run's speed beside the dense model's of the same rounds."""
+    pairs = [pair(row, phase) for row in (one, other)]
+    return (
+        f"{phase} tok/s,\ndense → compressed",
+        *("" if each is None else words(each) for each in pairs),
+        "",
+        "",
+    )
 
 
 def _verdict(one: Row, other: Row) -> str:
@@ -112,7 +134,7 @@ def _print(title: str, headings: tuple[str, ...], lines: Sequence[tuple[str, ...
     columns = [
         Column(
             heading,
-            tuple(clean(line[k]) for line in shown),
+            tuple("\n".join(map(clean, line[k].split("\n"))) for line in shown),
             ESSENTIAL if k < 3 else ESSENTIAL - k,
             right=k > 0,
             wraps=k > 0,

@@ -32,15 +32,15 @@ class Counterparts:
         every = self.comparisons
         return {
             "delta_nll": [None if c is None else c.delta_nll for c in every],
-            "low": [None if c is None else c.low for c in every],
-            "high": [None if c is None else c.high for c in every],
+            "low": [None if c is None or c.interval is None else c.interval[0] for c in every],
+            "high": [None if c is None or c.interval is None else c.interval[1] for c in every],
             "verdict": [None if c is None else c.verdict.value for c in every],
         }
 
     def columns(self) -> list[Column]:
         """Return the comparisons as columns of a table."""
         deltas = [ABSENT if c is None else f"{c.delta_nll:+.4f}" for c in self.comparisons]
-        intervals = [ABSENT if c is None else f"{c.low:+.4f} … {c.high:+.4f}" for c in self.comparisons]
+        intervals = [ABSENT if c is None else _ends(c) for c in self.comparisons]
         verdicts = [ABSENT if c is None else c.verdict.value for c in self.comparisons]
         return [
             Column(f"ΔNLL to\n{self.name}", tuple(deltas), 98, right=True),
@@ -96,3 +96,8 @@ def _size(row: Row) -> tuple[int | float | None, int] | None:
     """Return bits and group size; None for a method without a grid, or that chooses bits itself."""
     bits, group_size = size(get_path(row, "options.method"))
     return None if group_size is None else (bits, group_size)
+
+
+def _ends(comparison: Comparison) -> str:
+    ends = comparison.interval
+    return ABSENT if ends is None else f"{ends[0]:+.4f} … {ends[1]:+.4f}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.common.intervals import bootstrap_interval
+from experiments.common.intervals import mean_interval
 from experiments.compare.paired import differences
 from experiments.results import record
 from experiments.results.flat import unnested
@@ -28,6 +28,8 @@ WINDOWED = {
     "perplexity.flip_rate": "window_flips",
 }
 """Metric → name of its values by window, in the samples."""
+ABSOLUTE = ("tokens_per_second", "dense_tokens_per_second")
+"""Last parts of metrics that are from two times of a machine: two rows' are not subtracted."""
 LAYERED = ("relative_error", "imbalance_after", "bits_per_weight")
 """Columns of the table of layers that are compared."""
 
@@ -39,8 +41,10 @@ class Difference:
     name: str
     one: float
     other: float
+    by_window: bool
+    """True where both rows have a finite value of the metric for each window."""
     interval: tuple[float, float] | None
-    """Paired 95 % interval of `other − one`; None where there are no samples by window."""
+    """Paired 95 % interval of `other − one`; None where there are no values by window, or too few."""
 
 
 def changes(one: Row, other: Row) -> list[tuple[str, Any, Any]]:
@@ -92,24 +96,29 @@ def metrics(one: Row, other: Row) -> list[Difference]:
     """
     first, second = flatten(one["metrics"]), flatten(other["metrics"])
     comparable = not differences(one, other)
-    names = [name for name in first if _is_number(first[name]) and _is_number(second.get(name))]
+    names = [
+        name
+        for name in first
+        if _is_number(first[name]) and _is_number(second.get(name)) and name.split(".")[-1] not in ABSOLUTE
+    ]
     return [
-        Difference(name, first[name], second[name], _interval(one, other, name) if comparable else None)
+        Difference(name, first[name], second[name], *_interval(one, other, name))
         for name in names
         if comparable or not name.startswith(("perplexity.", "layer_error."))
     ]
 
 
+def _interval(one: Row, other: Row, name: str) -> tuple[bool, tuple[float, float] | None]:
+    """Return whether both rows have finite values of a metric for each window, and the interval."""
+    path = f"perplexity.{WINDOWED.get(name)}"
+    first, second = (get_path(row.get("samples", {}), path) for row in (one, other))
+    if not first or not second or not np.isfinite([first, second]).all():
+        return False, None
+    return True, mean_interval(np.asarray(second) - np.asarray(first))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _interval(one: Row, other: Row, name: str) -> tuple[float, float] | None:
-    if name not in WINDOWED:
-        return None
-    path = f"perplexity.{WINDOWED[name]}"
-    first, second = (get_path(row.get("samples", {}), path) for row in (one, other))
-    return bootstrap_interval(np.asarray(second) - np.asarray(first)) if first and second else None
 
 
 def layers(one: Row, other: Row, results_dir: Path) -> pd.DataFrame:

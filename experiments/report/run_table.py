@@ -91,16 +91,17 @@ def _metrics(rows: list[Row]) -> list[Cells]:
     for metric in columns.metrics(rows):
         values = [metric.of(row) for row in rows]
         heading = " ".join(metric.heading.split())
-        for of_row, value, words in zip(cells, values, columns.words(values, metric.style), strict=True):
-            of_row[heading] = Cell(words, columns.number(value))
+        for of_row, value, words in zip(cells, values, columns.cells(rows, metric), strict=True):
+            of_row[heading] = Cell(words.replace("\n", ", "), columns.number(value))
     return cells
 
 
 def _against(comparison: Comparison | None) -> Cells:
     if comparison is None:
         return {heading: Cell("–", None) for heading in ("ΔNLL", "95 %", "verdict")}
+    ends = comparison.interval
     return {
         "ΔNLL": Cell(f"{comparison.delta_nll:+.3f}", comparison.delta_nll),
-        "95 %": Cell(f"[{comparison.low:+.3f}, {comparison.high:+.3f}]", comparison.low),
+        "95 %": Cell("–", None) if ends is None else Cell(f"[{ends[0]:+.3f}, {ends[1]:+.3f}]", ends[0]),
         "verdict": Cell(comparison.verdict.value, comparison.verdict.value),
     }

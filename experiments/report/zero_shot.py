@@ -38,4 +38,5 @@ def _item(entry: Entry, task: str, metric: str) -> Item | None:
     spread = numbers[task].get(f"{name}_stderr{'@' + filtered if filtered else ''}", 0.0)
     error = spread if isinstance(spread, float) else 0.0
     label = f"{value:.3f} ± {error:.3f}, {numbers[task].get('items', '?')} items"
-    return Item(entry.name, entry.style, value, value - error, value + error, label, error > 0)
+    interval = (value - error, value + error) if error > 0 else None
+    return Item(entry.name, entry.style, value, interval, label, True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10
 from typing import Any
 
-from experiments.results import flat
+from experiments.results import flat, speed
 from experiments.results.schema import Row
 
 ABSENT = "–"
@@ -50,8 +50,7 @@ STYLES = {
     "percent": Style(1, 1, 0, 100, "%"),
     "MB": Style(1, 3, 3, 1e-6),
     "seconds": Style(1, 4, 2),
-    "speed": Style(1, 3, 3),
-    "count": Style(0, 0, 0),
+    "speed": Style(2, 2, 0),
 }
 
 
@@ -100,7 +99,7 @@ def metrics(rows: Sequence[Row]) -> tuple[Metric, ...]:
     for row in rows:
         shown = flat.tasks(row) | shown
     every = (*METRICS[:4], *(_task(*each) for each in shown.items()), *METRICS[4:])
-    return tuple(metric for metric in every if any(number(metric.of(row)) is not None for row in rows))
+    return tuple(metric for metric in every if any(metric.of(row) is not None for row in rows))
 
 
 def _task(name: str, metric: str) -> Metric:
@@ -110,22 +109,35 @@ def _task(name: str, metric: str) -> Metric:
 
 
 def number(value: Any) -> float | None:
-    """Return the number that a value is sorted by: itself, or a speed's tokens per second; else None."""
+    """Return the number that a value is sorted by: itself, or of a speed the ratio to the dense model's."""
     if isinstance(value, dict):
-        return number(value.get("tokens_per_second", value.get("dense_tokens_per_second")))
+        return number(value.get("ratio"))
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def cells(rows: Sequence[Row], metric: Metric) -> list[str]:
+    """Return a metric of rows as text, the numbers in one format.
+
+    A speed takes two lines, beside the dense model's of the same rounds; a dense row's was timed alone.
+    """
+    if metric.style == "speed":
+        return [_speed(row, metric) for row in rows]
+    return words([metric.of(row) for row in rows], metric.style)
+
+
+def _speed(row: Row, metric: Metric) -> str:
+    value = metric.of(row)
+    if not isinstance(value, dict):
+        return ABSENT
+    timed = speed.pair(row, metric.path[-1])
+    if timed is not None:
+        return speed.words(timed)
+    alone = number(value.get("dense_tokens_per_second"))
+    return ABSENT if alone is None else f"{speed.rate(alone)} alone"
 
 
 def words(values: Sequence[Any], style: str) -> list[str]:
     """Return the values of a column as text in one format; – for None."""
     format = STYLES[style]
     decimals = format.decimals([each for value in values if (each := number(value)) is not None])
-    return [_word(value, format, decimals) for value in values]
-
-
-def _word(value: Any, format: Style, decimals: int) -> str:
-    shown = number(value)
-    if shown is None:
-        return ABSENT
-    ratio = value.get("ratio") if isinstance(value, dict) else None
-    return format.word(shown, decimals) + (f" {ratio:.2f}×" if isinstance(ratio, int | float) else "")
+    return [ABSENT if (each := number(value)) is None else format.word(each, decimals) for value in values]

@@ -9,6 +9,7 @@ from experiments.common.fitted import Column
 from experiments.results import columns, notes, record
 from experiments.results.names import method_names
 from experiments.results.record import Row
+from experiments.results.speed import pair
 
 
 def table(rows: Sequence[Row]) -> list[Column]:
@@ -24,8 +25,7 @@ def metric_columns(rows: Sequence[Row]) -> list[Column]:
 
 def metric_column(rows: Sequence[Row], metric: columns.Metric) -> Column:
     """Return a metric's column, its numbers in one format."""
-    cells = columns.words([metric.of(row) for row in rows], metric.style)
-    return Column(metric.heading, tuple(cells), metric.importance, right=True)
+    return Column(metric.heading, tuple(columns.cells(rows, metric)), metric.importance, right=True)
 
 
 def show(rows: Sequence[Row], results_dir: Path, title: str) -> None:
@@ -62,6 +62,9 @@ def facts(row: Row) -> str:
         parts.insert(1, f"{used} of {perplexity['seqlen']} tokens")
     if "latency" in row["metrics"]:
         parts.append(f"kernel {row['metrics']['latency'].get('kernel', 'unknown')}")
+    if timed := pair(row, "decode"):
+        spread = f" (spread of {timed.rounds} rounds)" if timed.spread else ""
+        parts.append(f"speeds dense → compressed and their ratio{spread}")
     if row["identity"]["model"].get("name") == "smollm2":
         parts.append("embedded model, once 4-bit: for comparing methods, not for quoting")
     return "; ".join(parts)

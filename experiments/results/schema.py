@@ -63,8 +63,8 @@ class Size(TypedDict, total=False):
 
 
 class Phase(TypedDict, total=False):
-    tokens_per_second: float
-    dense_tokens_per_second: float
+    tokens_per_second: Positive
+    dense_tokens_per_second: Required[Positive]
     ratio: Positive
 
 
@@ -103,9 +103,23 @@ class LayerErrors(TypedDict, total=False):
     relative_error: dict[str, float]
 
 
+class Rounds(TypedDict, total=False):
+    dense: list[Positive]
+    compressed: list[Positive]
+
+
+class Phases(TypedDict, total=False):
+    prefill: Rounds
+    decode: Rounds
+
+
+class Rounded(TypedDict, total=False):
+    seconds: Phases
+
+
 class Samples(TypedDict, total=False):
     perplexity: Windows
-    latency: Group
+    latency: Rounded
     layer_error: LayerErrors
 
 

@@ -37,7 +37,7 @@ def latex(columns: Sequence[Column]) -> str:
 def _translated(columns: Sequence[Column], escapes: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the lines, with the characters that a format would read escaped."""
     headings = [" ".join(column.heading.split()).translate(escapes) for column in columns]
-    cells = [[cell.translate(escapes) for cell in column.cells] for column in columns]
+    cells = [[" ".join(cell.split()).translate(escapes) for cell in column.cells] for column in columns]
     return headings, [list(line) for line in zip(*cells, strict=True)]
 
 

@@ -146,8 +146,9 @@ def csv(filled: Filled) -> str:
             "metric": column.metric or table.metric,
             "ours": cell.ours, "paper": cell.paper, "difference": cell.difference,
             "tolerance": table.tolerance_of(line, column),
-            "low": cell.comparison.low if cell.comparison else None,
-            "high": cell.comparison.high if cell.comparison else None,
+            "low": cell.comparison.interval[0] if cell.comparison and cell.comparison.interval else None,
+            "high": cell.comparison.interval[1] if cell.comparison and cell.comparison.interval else None,
+            "paired": cell.comparison.verdict.value if cell.comparison else None,
             "verdict": cell.verdict.value, "best": cell.best,
             "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
         }

@@ -1,4 +1,4 @@
-"""Comparisons of rows: the interval against other derivations, its coverage, rows that are not comparable."""
+"""Comparisons of rows: verdicts, counterparts, rows that are not comparable."""
 
 import copy
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.common.intervals import bootstrap_interval
+from experiments.common.intervals import mean_interval
 from experiments.compare import counterpart
-from experiments.compare.paired import Comparison, Verdict, compare
+from experiments.compare.paired import MARKS, Comparison, Verdict, compare
 from experiments.results import record
 from experiments.results.record import Row
 
@@ -48,57 +48,49 @@ def row(
     }
 
 
-def test_all_possible_resamples_give_the_same_interval() -> None:
-    values = np.array([0.1, -0.2, 0.4, 0.05, 0.3])
-    draws = np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)  # 5⁵ ways to draw five windows
-    every = values[draws].mean(1)
-    assert bootstrap_interval(values) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.01)
-
-
-def test_it_is_the_plain_loop() -> None:
-    values = NOISE.normal(0.1, 1, 30)
-    generator = np.random.default_rng(7)
-    means = sorted(np.mean([values[generator.integers(30)] for _ in range(30)]) for _ in range(4000))
-    assert bootstrap_interval(values) == pytest.approx((means[100], means[3900]), abs=0.03)
-
-
-def test_many_windows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = NOISE.normal(size=50)
-    whole = bootstrap_interval(values)
-    monkeypatch.setattr("experiments.common.intervals.AT_ONCE", 50 * 333)
-    assert bootstrap_interval(values) == whole  # the generator's numbers come in the same order
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(2).normal(0.3, 1, (300, 60))
-    covered = [low <= 0.3 <= high for low, high in (bootstrap_interval(values, 1000) for values in draws)]
-    assert 0.91 <= np.mean(covered) <= 0.98
-
-
 def test_pairs_show_what_means_hide() -> None:
     """A difference of a hundredth of the spread between windows."""
     changed = HARD + 0.005 + np.random.default_rng(3).normal(0, 0.002, 20)
     comparison = compare(row("rtn", changed), row())
     assert comparison.verdict is Verdict.worse
     assert comparison.delta_nll == pytest.approx(np.mean(changed) - np.mean(HARD))
-    assert comparison.low < comparison.delta_nll < comparison.high
-    assert compare(row(), row("rtn", changed)).verdict is Verdict.better
-    assert compare(row(), row("rtn", changed)).high == pytest.approx(-comparison.low, abs=2e-4)
+    assert comparison.interval == mean_interval(changed - HARD)
+    turned = compare(row(), row("rtn", changed))
+    assert turned.verdict is Verdict.better
+    assert turned.interval == pytest.approx(tuple(-end for end in comparison.interval[::-1]))  # type: ignore[index]
 
 
 def test_equal_rows_are_not_distinguishable() -> None:
-    for count in (4, 20):
-        same = compare(row(nll=HARD[:count]), row(nll=HARD[:count]))
-        assert same == Comparison(0.0, 0.0, 0.0, count)
-        assert same.verdict is Verdict.not_distinguishable
+    same = compare(row(), row())
+    assert same == Comparison(0.0, (0.0, 0.0), 20)
+    assert same.verdict is Verdict.not_distinguishable
     noise = np.random.default_rng(4).normal(0, 0.1, 20)
     assert compare(row("rtn", HARD + noise - noise.mean()), row()).verdict is Verdict.not_distinguishable
 
 
-def test_a_handful_of_windows_proves_nothing() -> None:
-    shift = np.linspace(0.1, 0.2, 20)
-    assert compare(row("rtn", (HARD + shift)[:5]), row(nll=HARD[:5])).verdict is Verdict.too_few_windows
-    assert compare(row("rtn", (HARD + shift)[:6]), row(nll=HARD[:6])).verdict is Verdict.worse
+@pytest.mark.parametrize("shift", [np.linspace(0.1, 0.11, 20), np.zeros(20), np.linspace(-0.1, 0.1, 20)])
+def test_a_handful_of_windows_has_no_interval(shift: Any) -> None:
+    """Whether or not the windows agree: no verdict but that there are too few."""
+    for count in (1, 5):
+        few = compare(row("rtn", (HARD + shift)[:count]), row(nll=HARD[:count]))
+        assert (few.interval, few.windows) == (None, count)
+        assert few.verdict is Verdict.too_few_windows
+    assert compare(row("rtn", (HARD + shift)[:6]), row(nll=HARD[:6])).interval is not None
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (None, Verdict.too_few_windows),
+        ((-0.1, 0.2), Verdict.not_distinguishable),
+        ((0.0, 0.2), Verdict.not_distinguishable),
+        ((0.1, 0.2), Verdict.worse),
+        ((-0.2, -0.1), Verdict.better),
+    ],
+)
+def test_the_interval_decides(interval: tuple[float, float] | None, verdict: Verdict) -> None:
+    assert Comparison(0.05, interval, 20).verdict is verdict
+    assert len({each.value for each in Verdict}) == len({*MARKS.values()}) + 2
 
 
 @pytest.mark.parametrize(
@@ -261,3 +253,8 @@ def test_the_table_shows_them() -> None:
     assert shown["95 %"] == ("–", "+0.1000 … +0.1000")
     assert shown["verdict"] == ("–", "worse")
     assert found.values()["verdict"] == [None, "worse"]
+    few = counterpart.compared([row(nll=HARD[:5]), row("rtn", HARD[:5] + 0.1)], "sinq")
+    shown = {column.heading: column.cells for column in few.columns()}
+    assert shown["95 %"] == ("–", "–")
+    assert shown["verdict"] == ("–", "too few windows")
+    assert few.values()["low"] == [None, None]

@@ -182,8 +182,46 @@ def test_metrics_are_subtracted_and_windows_give_the_interval() -> None:
     assert nll.interval[0] < nll.other - nll.one < nll.interval[1]
     assert nll.interval[0] > 0.09  # RTN is made 0.1 worse, give or take 0.005 / √20 twice
     assert found["perplexity.kl"].interval == pytest.approx((0, 0))
-    assert found["size.bits_per_weight"].interval is None
+    assert (found["size.bits_per_weight"].by_window, found["size.bits_per_weight"].interval) == (False, None)
     assert "latency.kernel" not in found
+    assert "latency.decode.ratio" in found
+    assert not [name for name in found if "tokens_per_second" in name]  # two times of a machine
+
+
+def test_values_by_window_that_are_no_numbers_have_no_interval() -> None:
+    one, other = finished("sinq"), finished("rtn")
+    other["samples"]["perplexity"]["window_kl"][3] = float("nan")
+    (kl,) = [each for each in difference.metrics(one, other) if each.name == "perplexity.kl"]
+    assert (kl.by_window, kl.interval) == (False, None)
+
+
+def test_few_windows_and_intervals_that_hold_zero_are_marked_apart(tmp_path: Path) -> None:
+    """KL is equal in both rows by window, the NLL is not."""
+    one, other = finished("sinq"), finished("rtn")
+    other["metrics"]["perplexity"]["kl"] = 0.11
+    assert "≈ the interval holds 0" in printed(one, other, tmp_path)
+    assert "too few" not in printed(one, other, tmp_path)
+    for row in (one, other):
+        row["metrics"]["perplexity"]["windows"] = 5
+        for name, values in row["samples"]["perplexity"].items():
+            row["samples"]["perplexity"][name] = values[:5]
+    few = printed(one, other, tmp_path)
+    assert "(too few windows)" in few
+    assert "by mean NLL: too few windows" in few
+    assert "≈" not in few
+
+
+def test_speeds_stand_beside_the_dense_models_of_the_same_rounds(tmp_path: Path) -> None:
+    text = printed(finished("sinq"), finished("rtn", 3), tmp_path)
+    assert text.count("10 → 20") == text.count("10 → 15") == 2
+    assert text.count("2.00× (2.00–2.50)") == 2
+
+
+def printed(one: Row, other: Row, folder: Path) -> str:
+    """What the command prints about two rows, in a wide terminal."""
+    with console.capture() as captured:
+        __main__.show(one, other, folder, 2)
+    return captured.get()
 
 
 def test_numbers_of_another_protocol_are_left_out() -> None:

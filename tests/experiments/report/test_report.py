@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.report import heat_maps, pareto, render_matplotlib
+from experiments.report import forest as forests
+from experiments.report import heat_maps, pareto, render_matplotlib, render_svg
 from experiments.report.__main__ import figures, kinds_of
 from experiments.report.colours import DARK, LIGHT, look
 from experiments.report.comparable import groups
-from experiments.report.figures import Chart, HeatMaps, Intervals, Point
+from experiments.report.figures import Chart, HeatMaps, Intervals, Item, Point
 from experiments.report.page import Report, collect, headline, html
 from experiments.report.scale import Scale, around
 from tests.experiments.rows import failed, finished, store
@@ -104,12 +105,40 @@ def test_figures_have_the_rows_numbers(report: Report) -> None:
         "rtn 3-bit g64",
     ]
     assert forest.items[2].value == pytest.approx(0.1, abs=0.005)
-    assert all(item.decided and item.low < item.value < item.high for item in forest.items)
+    assert all(item.decided and item.ends[0] < item.value < item.ends[1] for item in forest.items)
+    assert "95 % intervals over 20 windows; hollow: the interval holds 0" in forest.note
     assert (heat.kinds, heat.blocks) == (("q_proj", "down_proj"), ("0", "1", "2"))
     assert heat.maps[0].values == pytest.approx(2**-4.5 * np.array([[1, 3, 5], [2, 4, 6]]))
     latency = found["latency_decode"]
     assert isinstance(latency, Intervals)
-    assert [latency.items[0].value, latency.items[0].low, latency.items[0].high] == pytest.approx([2, 2, 2.5])
+    assert [latency.items[0].value, *latency.items[0].ends] == pytest.approx([2, 2, 2.5])
+    assert latency.items[0].label == "2.00×, 10 → 20 tok/s"
+    assert "spread of 2 rounds" in latency.note
+
+
+def test_marks_without_an_interval_are_neither_full_nor_hollow() -> None:
+    """Few windows, and one round of a latency: the mark is faint and has no line."""
+    rows = [finished("sinq"), finished("rtn"), finished("hqq")]
+    for row in rows:
+        row["metrics"]["perplexity"]["windows"] = 5
+        row["samples"]["perplexity"] = {"window_nll": row["samples"]["perplexity"]["window_nll"][:5]}
+        row["samples"]["latency"]["seconds"]["decode"] = {"dense": [1.0], "compressed": [0.5]}
+    (group,) = groups(rows)
+    counterparts = forests.counterparts(group, None)
+    assert counterparts is not None
+    pairs = zip(group.rows, counterparts.comparisons, strict=True)
+    found = forests.forest(group, {row["run_id"]: each for row, each in pairs if each}, "sinq")
+    (_, decode) = forests.latency(group)
+    assert found is not None
+    for figure in (found, decode):
+        assert {item.look for item in figure.items} == {"faint"}
+        assert str(render_svg.draw(figure)).count("faint") == len(figure.items)
+        assert render_matplotlib.draw(figure)
+    assert "No intervals: 5 are too few windows" in found.note
+    assert all(item.label.endswith("too few windows") for item in found.items)
+    assert "spread" not in decode.note
+    undecided = Item("a", 0, 0.1, (-0.1, 0.3), "", decided=False)
+    assert (undecided.look, replace(undecided, decided=True).look) == ("hollow", "")
 
 
 @pytest.mark.parametrize(
