@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.common.extras import advice
-from experiments.results.record import Row, flatten
+from experiments.results import flat
+from experiments.results.paths import flatten
+from experiments.results.record import Row
 from experiments.runs.logger import Logger
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 class WandB(Logger):
     """Options of logging to Weights & Biases.
 
-    A log has the configuration, the metrics under the row's names, tables of layers and windows, and heat
-    maps of the layers.
+    A log has the configuration, flat and nested; the metrics in groups (`perplexity/value`, and each
+    zero-shot task's accuracy as `accuracy/<task>`); tables of layers and windows, and heat maps of the
+    layers. Method, bits and model are tags, so that runs can be filtered without opening one.
 
     Offline runs need no account and no network. They are kept in `<results_dir>/wandb`, one folder per run.
     Later, any machine they are copied to can send them by `wandb login` and
@@ -49,12 +52,12 @@ class WandB(Logger):
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
     def log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
-        """Log a finished row and its table of layers. Errors of W&B are reported, not raised."""
+        """Log a finished row and its table of layers. Errors of W&B and of its files are only reported."""
         import wandb
 
         try:
             self._log(row, layers, results_dir)
-        except wandb.errors.Error as error:
+        except (wandb.errors.Error, OSError) as error:
             log.info("W&B did not take the run (%s); its row is safe in the results folder", error)
 
     def _log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
@@ -70,19 +73,37 @@ class WandB(Logger):
             id=row["run_id"],
             resume="allow",
             name=row["name"],
-            job_type=row["choices"].get("method"),
-            config={
-                part: row[part]
-                for part in ("run_id", "choices", "identity", "options", "protocol", "provenance")
-            },
+            job_type=flat.facts(row)["method"],
+            tags=tags(row),
+            config=configuration(row),
             settings=wandb.Settings(silent=True, console="off"),
         )
-        metrics = flatten({"metrics": row["metrics"]})
+        metrics = grouped(row)
         tables = {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
-        images = {f"plots.{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
+        images = {f"plots/{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
         run.log(metrics | tables | images)
         run.summary.update(metrics)
         run.finish()
+
+
+def tags(row: Row) -> list[str]:
+    """Return method, bits and model as tags, which W&B limits to 64 characters."""
+    facts = flat.facts(row)
+    bits = f"{facts['bits']}-bit" if facts["bits"] is not None else None
+    return [str(tag)[:64] for tag in (facts["method"], bits, facts["model"]) if tag]
+
+
+def configuration(row: Row) -> dict[str, Any]:
+    """Return the configuration of a run: flat method, bits, group_size …, and nested parts of the row."""
+    parts = ("run_id", "choices", "identity", "options", "protocol", "provenance")
+    return flat.facts(row) | {part: row[part] for part in parts}
+
+
+def grouped(row: Row) -> dict[str, Any]:
+    """Return the metrics with names in groups, by slashes: W&B makes a section of each."""
+    metrics = {path.replace(".", "/"): value for path, value in flatten(row["metrics"]).items()}
+    accuracies = {f"accuracy/{task}": flat.metrics(row)[task] for task in flat.tasks(row)}
+    return metrics | accuracies
 
 
 def _tables(row: Row, layers: "pd.DataFrame") -> "dict[str, pd.DataFrame]":

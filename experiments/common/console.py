@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sinq.common.progress import T
 
+# Most of what is printed comes from files and options: brackets in it are no markup, and colons no emoji.
 # A file or a pipe has no width, so one is chosen.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
 
 
 class _Lines(logging.Handler):
@@ -45,7 +46,7 @@ def set_up() -> None:
 def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     """Yield the items of an iterable under a progress bar, which disappears at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),

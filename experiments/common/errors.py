@@ -113,6 +113,6 @@ def _raised_by_hydra() -> Iterator[None]:
 
 def _print_error(message: str, status: int) -> int:
     """Print an error; return the exit status."""
-    console.print("[bold red]error:[/]", end=" ")
+    console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, soft_wrap=True)
     return status

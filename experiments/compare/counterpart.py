@@ -1,40 +1,84 @@
-"""Choice of the row that another row is compared with: same protocol, same bits, a method given by name."""
+"""Choice of the row that another row is compared with: same protocol, same bits, a method given by name.
 
-from typing import Any
+Where several rows would do, those that were measured alike and treated alike are equivalent, and the newest
+is taken. Rows treated differently are not: one treated as the row itself (same layers, calibration, stream)
+goes first; if several are left, the row is not compared, and a note lists them.
+"""
 
-import pandas as pd
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from experiments.common.fitted import Column
+from experiments.compare.equivalent import listed, newest, treated_alike
 from experiments.compare.paired import Comparison, compare, differences
-from experiments.results.overview import distinct_names
-from experiments.results.record import Row
+from experiments.results.columns import ABSENT
+from experiments.results.flat import size
+from experiments.results.paths import get_path
+from experiments.results.record import FINISHED, Row
 
 
-def compared(rows: list[Row], name: str) -> list[Comparison | None]:
+@dataclass(frozen=True)
+class Counterparts:
+    """Comparisons of rows with their counterparts of one name."""
+
+    name: str
+    comparisons: tuple[Comparison | None, ...]
+    """One for each row; None for a row without counterpart, and for a row that has the name itself."""
+    notes: tuple[str, ...]
+    """Choices that were made among several counterparts, and those that could not be."""
+
+    def values(self) -> dict[str, list[float | str | None]]:
+        """Return the comparisons in full, by name of column."""
+        every = self.comparisons
+        return {
+            "delta_nll": [None if c is None else c.delta_nll for c in every],
+            "low": [None if c is None or c.interval is None else c.interval[0] for c in every],
+            "high": [None if c is None or c.interval is None else c.interval[1] for c in every],
+            "verdict": [None if c is None else c.verdict.value for c in every],
+        }
+
+    def columns(self) -> list[Column]:
+        """Return the comparisons as columns of a table."""
+        deltas = [ABSENT if c is None else f"{c.delta_nll:+.4f}" for c in self.comparisons]
+        intervals = [ABSENT if c is None else _ends(c) for c in self.comparisons]
+        verdicts = [ABSENT if c is None else c.verdict.value for c in self.comparisons]
+        return [
+            Column(f"ΔNLL to\n{self.name}", tuple(deltas), 98, right=True),
+            Column("95 %", tuple(intervals), 95, right=True),
+            Column("verdict", tuple(verdicts), 97),
+        ]
+
+
+def compared(rows: Sequence[Row], name: str) -> Counterparts:
     """Compare every row with its counterpart of that name.
 
-    Returns:
-        One comparison per row; None for a row without counterpart, and for a row that has the name itself.
-
     Raises:
-        ValueError: no row has the name, or a row has several counterparts; the message lists them.
+        ValueError: no row has the name; the message lists the names.
     """
-    named = [row for row in rows if name in (row["run_id"], *_names(row))]
+    named = [row for row in rows if row["status"] == FINISHED and name in (row["run_id"], *_names(row))]
     if not named:
-        known = sorted({known_name for row in rows for known_name in _names(row)})
+        known = sorted({each for row in rows if row["status"] == FINISHED for each in _names(row)})
         raise ValueError(f"--against {name} names no row; give a run id or one of: {', '.join(known)}")
-    return [None if row in named else _against(row, named, name) for row in rows]
+    notes: dict[str, int] = {}
+    found = [None if row in named else _against(row, named, name, notes) for row in rows]
+    counted = (f"{note}{f' (for {count} rows)' if count > 1 else ''}" for note, count in notes.items())
+    return Counterparts(name, tuple(found), tuple(counted))
 
 
-def _against(row: Row, named: list[Row], name: str) -> Comparison | None:
+def _against(row: Row, named: list[Row], name: str, notes: dict[str, int]) -> Comparison | None:
+    """Return the comparison of a row with its counterpart, and count what is to be noted."""
+    if row["status"] != FINISHED:
+        return None
     fitting = [other for other in named if _fits(row, other, name)]
-    if len(fitting) > 1:
-        full_names = zip(fitting, distinct_names(fitting), strict=True)
-        candidates = "; ".join(f"{other['run_id']} ({full_name})" for other, full_name in full_names)
-        raise ValueError(
-            f"--against {name} means several rows beside {row['run_id']} ({row['name']}): {candidates}."
-            " Give a run id"
-        )
-    return compare(row, fitting[0]) if fitting else None
+    alike = [other for other in fitting if treated_alike(row, other)] or fitting
+    kinds = newest(alike)
+    if len(kinds) == 1 and len(alike) > 1:
+        note = f"--against {name}: {len(alike)} equivalent rows; the newest is taken, {kinds[0]['run_id']}"
+        notes[note] = notes.get(note, 0) + 1
+    if len(kinds) > 1:
+        note = f"--against {name} fits several rows, so no comparison; give one of these ids:" + listed(kinds)
+        notes[note] = notes.get(note, 0) + 1
+    return compare(row, kinds[0]) if len(kinds) == 1 else None
 
 
 def _fits(row: Row, other: Row, name: str) -> bool:
@@ -48,24 +92,12 @@ def _names(row: Row) -> list[str]:
     return [row["name"], *([row["choices"]["method"]] if "method" in row["choices"] else [])]
 
 
-def _size(row: Row) -> tuple[int, int] | None:
-    """Return bits and group size of a row's method, or of the method inside it.
-
-    None stands for a method without a grid, and for a method that chooses bits itself.
-    """
-    method: dict[str, Any] | None = row["options"]["method"]
-    while method is not None and "grid" not in method and "bits" not in method:
-        method = method.get("inner")
-    if method is None or "bits" in method:
-        return None
-    return method["grid"]["bits"], method["grid"]["group_size"]
+def _size(row: Row) -> tuple[int | float | None, int] | None:
+    """Return bits and group size; None for a method without a grid, or that chooses bits itself."""
+    bits, group_size = size(get_path(row, "options.method"))
+    return None if group_size is None else (bits, group_size)
 
 
-def beside(view: pd.DataFrame, comparisons: list[Comparison | None], name: str) -> pd.DataFrame:
-    """Return an overview with the comparisons as further columns."""
-    cells = {
-        f"ΔNLL to {name}": [None if c is None else f"{c.delta_nll:+.4f}" for c in comparisons],
-        "95 %": [None if c is None else f"{c.low:+.4f} … {c.high:+.4f}" for c in comparisons],
-        "verdict": [None if c is None else c.verdict.value for c in comparisons],
-    }
-    return pd.concat([view, pd.DataFrame(cells, index=view.index)], axis="columns")
+def _ends(comparison: Comparison) -> str:
+    ends = comparison.interval
+    return ABSENT if ends is None else f"{ends[0]:+.4f} … {ends[1]:+.4f}"

@@ -1,30 +1,25 @@
-"""Paired bootstrap over windows: is one run better than another, or is the difference chance of the text?
+"""Paired comparison over windows: is one run better than another, or is the difference chance of the text?
 
     python -m experiments.compare A B       # every difference of two runs; see difference.py for their names
 
 Both runs read the same windows, so their negative log-likelihoods are compared window by window: difficulty
-that a window has for both cancels, and differences far smaller than the spread of perplexity show. Windows
-are drawn again with replacement 10,000 times; the middle 95 % of the mean differences are the interval
-(percentile bootstrap: Efron & Tibshirani 1993, ch. 13). Where it does not contain zero, one run is better.
+that a window has for both cancels, and differences far smaller than the spread of perplexity show. The 95 %
+interval of the mean difference allows for neighbouring windows being alike, and for there being few of them
+(`experiments/common/intervals.py`). Where it does not contain zero, one run is better. There is none with
+fewer than 6 windows.
 
-With few windows the interval is too narrow: for normal differences it covers the mean in 87 % of cases at 6
-windows, 93 % at 16 and 95 % at 149. The interval never says how either run would do on another kind of text,
-or with another seed of its method.
+The interval never says how either run would do on another kind of text, or with another seed of its method.
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-from experiments.common.intervals import bootstrap_interval
+from experiments.common.intervals import mean_interval
 from experiments.results.record import Row
-
-FEWEST_WINDOWS = 6
-"""Fewest windows for a verdict: n fair coins all fall on one side in 2 of 2ⁿ cases, over 5 % up to n = 5.
-
-So with fewer windows, even windows that all agree are no evidence.
-"""
 
 
 class Verdict(enum.Enum):
@@ -35,6 +30,22 @@ class Verdict(enum.Enum):
     not_distinguishable = "not distinguishable"
     too_few_windows = "too few windows"
 
+    @classmethod
+    def of(cls, interval: tuple[float, float] | None) -> "Verdict":
+        """Return the verdict on a difference with that interval, where less is better."""
+        if interval is None:
+            return cls.too_few_windows
+        low, high = interval
+        if low <= 0 <= high:
+            return cls.not_distinguishable
+        return cls.better if high < 0 else cls.worse
+
+
+MARKS: Mapping[Verdict, str] = MappingProxyType(
+    {Verdict.not_distinguishable: "≈", Verdict.too_few_windows: "(too few windows)"}
+)
+"""Marks of differences that decide nothing, for tables that have no column for the verdict."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -42,19 +53,13 @@ class Comparison:
 
     delta_nll: float
     """Mean NLL less the other run's mean NLL, nats per token; negative is better."""
-    low: float
-    """Lower end of the 95 % interval of `delta_nll`."""
-    high: float
-    """Upper end of the interval."""
+    interval: tuple[float, float] | None
+    """95 % interval of `delta_nll`; None with too few windows."""
     windows: int
 
     @property
     def verdict(self) -> Verdict:
-        if self.low <= 0 <= self.high:
-            return Verdict.not_distinguishable
-        if self.windows < FEWEST_WINDOWS:
-            return Verdict.too_few_windows
-        return Verdict.better if self.high < 0 else Verdict.worse
+        return Verdict.of(self.interval)
 
 
 def compare(row: Row, against: Row) -> Comparison:
@@ -69,8 +74,7 @@ def compare(row: Row, against: Row) -> Comparison:
             f"rows {row['run_id']} and {against['run_id']} cannot be compared: {'; '.join(obstacles)}"
         )
     delta = np.asarray(_nll(row)) - np.asarray(_nll(against))
-    low, high = bootstrap_interval(delta)
-    return Comparison(float(delta.mean()), low, high, len(delta))
+    return Comparison(float(delta.mean()), mean_interval(delta), len(delta))
 
 
 def differences(row: Row, against: Row) -> list[str]:

@@ -12,7 +12,9 @@ during the dense model's pass over the text and read a window at a time.
 The divergence is then over k + 1 outcomes: the k tokens, and any other token. Merging outcomes never makes it
 larger (the data processing inequality), so it is a lower bound of the exact KL(dense ‖ compressed), and equal
 to it where k is the vocabulary. float16 rounds away about 1e-7 nats: less than that is zero. Changes of the
-most probable token are exact.
+most probable token are exact. Of equally probable tokens the first counts, as argmax counts, in both models:
+so a model has no flips from itself, and a tie counts no differently from other evaluations. In bfloat16 ties
+are frequent, so positions with one are counted. Predictions that are not numbers have no distance: NaN.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ from experiments.common.paths import cache_dir
 from experiments.evaluation.base import EvaluationContext
 from experiments.evaluation.logits import LogProbSink
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout; raise it with every change, so that old files are not read."""
 TINY = torch.finfo(torch.float32).tiny
 
@@ -45,28 +47,45 @@ class Expected:
     """int64 (positions, k), the most probable first."""
     log_probabilities: Tensor
     """float64 (positions, k + 1), of these tokens, then of all others together; a distribution."""
+    tied: Tensor
+    """bool (positions,), True where another token is as probable as the first."""
 
     def __getitem__(self, positions: slice) -> Self:
-        return type(self)(self.tokens[positions], self.log_probabilities[positions])
+        return type(self)(self.tokens[positions], self.log_probabilities[positions], self.tied[positions])
 
 
-def divergence(compressed: Tensor, dense: Expected) -> tuple[Tensor, Tensor]:
-    """Return KL(dense ‖ compressed) in nats, and whether the most probable token changed; both (positions,).
+def flips(compressed: Tensor, dense: Expected) -> tuple[Tensor, Tensor]:
+    """Return whether the most probable token changed, and whether it is tied in one of the models.
 
-    Of two equally probable tokens either counts as the most probable one.
+    Both are float64 (positions,): 1, 0, or NaN where a prediction is not a number. Of equally probable tokens
+    the first is the most probable one.
+
+    Args:
+        compressed: log-probabilities (positions, vocabulary) of the compressed model.
+        dense: predictions of the dense model at the same positions.
+    """
+    token = compressed.argmax(-1, keepdim=True)
+    highest = compressed.gather(1, token)
+    defined = ~(highest.isnan()[:, 0] | dense.log_probabilities.isnan().any(-1))
+    changed = (token != dense.tokens[:, :1])[:, 0]
+    either = dense.tied | ((compressed == highest).sum(-1) > 1)
+    return changed.double().where(defined, torch.nan), either.double().where(defined, torch.nan)
+
+
+def divergence(compressed: Tensor, dense: Expected) -> Tensor:
+    """Return KL(dense ‖ compressed) in nats, float64 (positions,); NaN where a prediction is not a number.
 
     Args:
         compressed: log-probabilities (positions, vocabulary) of the compressed model; overwritten.
         dense: predictions of the dense model at the same positions.
     """
     kept = compressed.gather(1, dense.tokens)
-    flipped = kept[:, 0] < compressed.amax(-1)
     # The others are summed: 1 − Σ kept cancels where it is small.
     others = compressed.exp_().scatter_(1, dense.tokens, 0).sum(-1, keepdim=True)
     merged = torch.cat([kept.double(), others.double().clamp_min(TINY).log()], dim=1).log_softmax(-1)
     expected = dense.log_probabilities
     terms = expected.exp() * (expected - merged)
-    return terms.where(expected > -torch.inf, 0).sum(-1), flipped
+    return terms.where(expected != -torch.inf, 0).sum(-1)
 
 
 class Distance:
@@ -74,14 +93,16 @@ class Distance:
 
     def __init__(self, dense: Expected) -> None:
         self._dense = dense
-        self._positions, self._kl, self._flips = 0, 0.0, 0
+        self._positions, self._kl, self._flips, self._ties = 0, 0.0, 0.0, 0.0
 
     def add(self, compressed: Tensor) -> None:
         """Add the log-probabilities (positions, vocabulary) of the next positions; they are overwritten."""
         stop = self._positions + len(compressed)
-        kl, flipped = divergence(compressed, self._dense[self._positions : stop])
-        self._kl += kl.sum().item()
-        self._flips += int(flipped.sum().item())
+        dense = self._dense[self._positions : stop]
+        flipped, tied = flips(compressed, dense)
+        self._flips += flipped.sum().item()
+        self._ties += tied.sum().item()
+        self._kl += divergence(compressed, dense).sum().item()
         self._positions = stop
 
     @property
@@ -93,6 +114,11 @@ class Distance:
     def flip_rate(self) -> float:
         """Share of positions whose most probable token changed."""
         return self._flips / self._positions
+
+    @property
+    def tie_rate(self) -> float:
+        """Share of positions where the most probable token is tied in one of the models."""
+        return self._ties / self._positions
 
 
 @dataclass(frozen=True)
@@ -133,7 +159,9 @@ class Reference:
     @property
     def _dtype(self) -> np.dtype[Any]:
         k = (self.top_k,)
-        return np.dtype([("tokens", "<i4", k), ("log_probabilities", "<f2", k), ("others", "<f4")])
+        return np.dtype(
+            [("tokens", "<i4", k), ("log_probabilities", "<f2", k), ("others", "<f4"), ("tied", "?")]
+        )
 
     @contextmanager
     def create(self) -> Iterator[LogProbSink]:
@@ -160,14 +188,25 @@ class Reference:
         # Normalized anew: the rounded probabilities do not add up to 1.
         log_probabilities = torch.cat([kept, others[:, None].log()], dim=1).log_softmax(-1)
         tokens = torch.from_numpy(stored["tokens"].astype(np.int64))
-        return Expected(tokens.to(device), log_probabilities.to(device))
+        tied = torch.from_numpy(stored["tied"].copy())
+        return Expected(tokens.to(device), log_probabilities.to(device), tied.to(device))
 
 
 def _write(file: IO[bytes], log_probabilities: Tensor, dtype: "np.dtype[Any]") -> None:
     """Append one record per position; `log_probabilities` are overwritten."""
     kept, tokens = log_probabilities.topk(dtype["tokens"].shape[0])
+    tied = (log_probabilities == kept[:, :1]).sum(-1) > 1
+    tokens = _first_in_front(tokens, log_probabilities)
     others = log_probabilities.exp_().scatter_(1, tokens, 0).sum(-1)
     block = np.empty(len(tokens), dtype)
-    for name, value in (("tokens", tokens), ("log_probabilities", kept), ("others", others)):
+    columns = {"tokens": tokens, "log_probabilities": kept, "others": others, "tied": tied}
+    for name, value in columns.items():
         block[name] = value.cpu().numpy()
     file.write(block.tobytes())
+
+
+def _first_in_front(tokens: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Return the most probable tokens with argmax's in front; topk has equally probable ones in any order."""
+    first = log_probabilities.argmax(-1, keepdim=True)
+    rest = tokens.where(tokens != first, tokens[:, :1])
+    return torch.cat([first, rest[:, 1:]], dim=1)

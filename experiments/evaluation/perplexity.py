@@ -5,8 +5,8 @@ with context from another window. NLL is in float32, sums are in float64. Every 
 two models can be compared window by window.
 
 With `top_k`, the dense model's run keeps its predictions. In the same pass, the run of a compressed model
-reports `kl` (mean nats per token, a lower bound of the exact divergence) and `flip_rate` (share of positions
-whose most probable token changed); see `divergence.py`.
+reports `kl` (mean nats per token, a lower bound of the exact divergence), `flip_rate` (share of positions
+whose most probable token changed) and `tie_rate` (share where it is not the only one); see `divergence.py`.
 """
 
 from dataclasses import dataclass
@@ -115,7 +115,8 @@ def _compare(
     context: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference
 ) -> dict[str, list[float]]:
     """Return the mean NLL, mean KL and flip rate of every window."""
-    samples: dict[str, list[float]] = {"window_nll": [], "window_kl": [], "window_flips": []}
+    names = ("window_nll", "window_kl", "window_flips", "window_ties")
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for number, window in enumerate(context.progress(chosen, "perplexity, compressed", len(chosen))):
         distance = Distance(reference.window(number, context.device))
         samples["window_nll"].append(
@@ -123,6 +124,7 @@ def _compare(
         )
         samples["window_kl"].append(distance.mean_kl)
         samples["window_flips"].append(distance.flip_rate)
+        samples["window_ties"].append(distance.tie_rate)
     return samples
 
 
@@ -135,6 +137,8 @@ def _summary(samples: dict[str, list[float]], reference: Reference | None) -> di
             "kl": fmean(samples["window_kl"]),
             "kl_top_k": reference.top_k,
             "flip_rate": fmean(samples["window_flips"]),
+            "tie_rate": fmean(samples["window_ties"]),
+            "ties": "the first of equally probable tokens counts, as in argmax",
         }
     return metrics
 

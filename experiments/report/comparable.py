@@ -8,8 +8,10 @@ from typing import Any
 
 from experiments.compare.paired import conditions
 from experiments.report.colours import METHODS
-from experiments.results.overview import distinct_names, facts
-from experiments.results.record import FINISHED, Row, flatten, settings
+from experiments.results.names import TREATMENT, distinct_names, method_names, subject, titles
+from experiments.results.overview import facts
+from experiments.results.paths import flatten, settings
+from experiments.results.record import FINISHED, Row
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,19 @@ def groups(rows: list[Row]) -> list[Group]:
     members: dict[str, list[Row]] = {}
     for row in finished:
         members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
-    return [_group(f"g{number}", each, families, styles) for number, each in enumerate(members.values(), 1)]
+    headings = titles([each[-1] for each in members.values()])
+    return [
+        _group(f"g{number}", title, each, families, styles)
+        for number, (title, each) in enumerate(zip(headings, members.values(), strict=True), 1)
+    ]
 
 
-def _group(key: str, rows: list[Row], families: dict[str, str], styles: dict[str, int]) -> Group:
+def _group(key: str, title: str, rows: list[Row], families: dict[str, str], styles: dict[str, int]) -> Group:
     entries = tuple(
         Entry(row, name, families[row["run_id"]], styles.get(families[row["run_id"]], 0))
         for row, name in zip(rows, distinct_names(rows), strict=True)
     )
-    return Group(key, title(rows[0]), facts(rows[-1]), entries)
-
-
-def title(row: Row) -> str:
-    """Return the names of a row's model and text."""
-    identity, choices = row["identity"], row["choices"]
-    model, text = (identity[part].get("name", choices.get(part, part)) for part in ("model", "text"))
-    return f"{model} on {text}"
+    return Group(key, title, facts(rows[-1]), entries)
 
 
 def _styles(methods: dict[str, str]) -> dict[str, int]:
@@ -105,7 +104,7 @@ def _is_dense(row: Row) -> bool:
 
 def _order(row: Row) -> tuple[Any, ...]:
     """Return a sort key: dense runs first, then by method and falling bits."""
-    return (title(row), not _is_dense(row), row["choices"].get("method", ""), -_bits(row), row["run_id"])
+    return (subject(row), not _is_dense(row), row["choices"].get("method", ""), -_bits(row), row["run_id"])
 
 
 def _bits(row: Row) -> float:
@@ -116,7 +115,7 @@ def _families(rows: list[Row]) -> dict[str, str]:
     """Map run ids to family names: the method's name and the options that set it apart from namesakes."""
     stems = [_without_bits(row) for row in rows]
     distinct = {json.dumps(stem, sort_keys=True): stem for stem in stems}
-    names = dict(zip(distinct, distinct_names(list(distinct.values())), strict=True))
+    names = dict(zip(distinct, method_names(list(distinct.values())), strict=True))
     return {
         row["run_id"]: names[json.dumps(stem, sort_keys=True)] for row, stem in zip(rows, stems, strict=True)
     }
@@ -130,5 +129,5 @@ def _without_bits(row: Row) -> Row:
         for key, value in flatten(options.get("method", {})).items()
         if key.rpartition(".")[2] not in ("bits", "bits_per_weight")
     }
-    kept = {"method": method, "calibration": options.get("calibration", {})}
+    kept = {part: options[part] for part in TREATMENT if part in options} | {"method": method}
     return {"name": _method(row), "identity": kept, "options": {}}

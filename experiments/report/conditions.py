@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from experiments.report.comparable import Group
-from experiments.results.record import get_path
+from experiments.results.paths import get_path
 
 Facts = dict[str, str]
 """Heading → words."""

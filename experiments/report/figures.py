@@ -55,12 +55,22 @@ class Item:
     name: str
     style: int
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    """Ends of the line through the mark; None where there is none, and the mark is faint."""
     label: str
     """The value in words, beside it."""
     decided: bool
     """True where the interval excludes no difference; drawn hollow where it does not."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Ends of the interval; the value twice where there is none."""
+        return self.interval or (self.value, self.value)
+
+    @property
+    def look(self) -> str:
+        """Look of the mark: "" for a full one, "hollow", or "faint"."""
+        return "faint" if self.interval is None else "" if self.decided else "hollow"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 Differences in NLL are paired by window (`experiments/compare/paired.py`).
 """
 
-from experiments.compare.counterpart import compared
+from experiments.common.intervals import FEWEST_WINDOWS
+from experiments.compare.counterpart import Counterparts, compared
 from experiments.compare.paired import Comparison, Verdict
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Intervals, Item
-from experiments.results.record import get_path
+from experiments.results.speed import Pair, pair, rate
 
 USUAL = ("sinq", "none")
 """Default references, the first present one counts: the method of this project, then the dense model."""
@@ -26,23 +27,14 @@ def reference(group: Group, against: str | None) -> str | None:
     return next((name for name in ((against,) if against else USUAL) if name in names), None)
 
 
-def comparisons(group: Group, against: str | None) -> dict[str, Comparison]:
-    """Map run ids to comparisons with the run's counterpart; runs without a counterpart are left out.
-
-    Raises:
-        ValueError: a run has several counterparts; the message lists them.
-    """
+def counterparts(group: Group, against: str | None) -> Counterparts | None:
+    """Return the comparisons of a group's runs with their counterparts; None where it has no reference."""
     name = reference(group, against)
-    if name is None:
-        return {}
-    found = compared(group.rows, name)
-    return {
-        row["run_id"]: comparison for row, comparison in zip(group.rows, found, strict=True) if comparison
-    }
+    return None if name is None else compared(group.rows, name)
 
 
 def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Intervals | None:
-    """Return a forest plot of `comparisons` with the reference called `name`; None where there are none.
+    """Return a forest plot of comparisons with the reference called `name`; None where there are none.
 
     Values are differences in mean NLL, nats per token.
     """
@@ -51,22 +43,28 @@ def forest(group: Group, found: dict[str, Comparison], name: str | None) -> Inte
     )
     if not items:
         return None
-    windows = next(iter(found.values())).windows
     note = (
         f"Below 0 is better than {name} (at the same bits and group size, where it has them)."
-        f" Paired bootstrap over {windows} windows, 95 %; hollow: the interval decides nothing."
+        f" {_meaning(items, next(iter(found.values())).windows)}"
     )
     return Intervals(
         "forest", f"NLL against {name}", "difference in mean NLL, nats per token", items, 0.0, note=note
     )
 
 
+def _meaning(items: tuple[Item, ...], windows: int) -> str:
+    """Return the explanation of lines and marks; all items have the same number of windows."""
+    if items[0].interval is None:
+        return f"No intervals: {windows} are too few windows, at least {FEWEST_WINDOWS} are needed."
+    return f"Lines: paired 95 % intervals over {windows} windows; hollow: the interval holds 0."
+
+
 def _item(entry: Entry, comparison: Comparison) -> Item:
-    label = f"{comparison.delta_nll:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]"
+    ends = comparison.interval
+    words = "too few windows" if ends is None else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
     decided = comparison.verdict in (Verdict.better, Verdict.worse)
-    return Item(
-        entry.name, entry.style, comparison.delta_nll, comparison.low, comparison.high, label, decided
-    )
+    label = f"{comparison.delta_nll:+.3f} {words}"
+    return Item(entry.name, entry.style, comparison.delta_nll, ends, label, decided)
 
 
 def latency(group: Group) -> list[Intervals]:
@@ -75,13 +73,13 @@ def latency(group: Group) -> list[Intervals]:
 
 
 def _latency(group: Group, phase: str) -> Intervals | None:
-    items = tuple(item for entry in group.entries if (item := _ratio(entry, phase)))
-    if not items:
+    pairs = [(entry, timed) for entry in group.entries if (timed := pair(entry.row, phase))]
+    if not pairs:
         return None
-    note = (
-        "Above 1 is faster than the dense model, timed in turn."
-        " The line spans the slowest and the fastest round."
-    )
+    items = tuple(_ratio(entry, timed) for entry, timed in pairs)
+    rounds = " or ".join(map(str, sorted({timed.rounds for _, timed in pairs if timed.spread})))
+    lines = f" Lines: spread of {rounds} rounds, smallest to largest ratio." if rounds else ""
+    note = f"Above 1 is faster than the dense model, timed in turn in the same process.{lines}"
     return Intervals(
         f"latency_{phase}",
         f"Speed of {phase}",
@@ -93,16 +91,7 @@ def _latency(group: Group, phase: str) -> Intervals | None:
     )
 
 
-def _ratio(entry: Entry, phase: str) -> Item | None:
-    speed = get_path(entry.row["metrics"], f"latency.{phase}") or {}
-    if "ratio" not in speed:
-        return None
-    samples = get_path(entry.row.get("samples", {}), f"latency.seconds.{phase}")
-    seconds = samples or {"dense": [], "compressed": []}
-    pairs = zip(seconds["dense"], seconds["compressed"], strict=True)
-    rounds = [dense / compressed for dense, compressed in pairs]
-    low, high = min(rounds, default=speed["ratio"]), max(rounds, default=speed["ratio"])
-    tokens_per_second = speed["tokens_per_second"]
-    rate = f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
-    label = f"{speed['ratio']:.2f}×, {rate} tok/s"
-    return Item(entry.name, entry.style, speed["ratio"], low, high, label, not low <= 1 <= high)
+def _ratio(entry: Entry, timed: Pair) -> Item:
+    low, high = timed.spread or (timed.ratio, timed.ratio)
+    label = f"{timed.ratio:.2f}×, {rate(timed.dense)} → {rate(timed.compressed)} tok/s"
+    return Item(entry.name, entry.style, timed.ratio, timed.spread, label, not low <= 1 <= high)

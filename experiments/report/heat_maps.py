@@ -4,14 +4,16 @@ Kind and block are read from a layer's name: the first number is the block, the 
 several layers share both (experts of a mixture, whose numbers are removed) the map has their mean.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
+from math import isfinite
 from statistics import fmean
 
 import pandas as pd
 
 from experiments.report.comparable import Group
 from experiments.report.figures import HeatMap, HeatMaps
-from experiments.results.record import Row, get_path, layers_path
+from experiments.results.paths import get_path
+from experiments.results.record import Row
 
 Layers = dict[str, float]
 """Name → value."""
@@ -34,22 +36,23 @@ METRICS: tuple[tuple[str, str, bool, str], ...] = (
 """Key, title, logarithmic, note."""
 
 
-def maps(group: Group, results_dir: Path) -> list[HeatMaps]:
-    """Return a figure per metric that any run has."""
+def maps(group: Group, tables: Mapping[str, pd.DataFrame]) -> list[HeatMaps]:
+    """Return a figure per metric that any run has.
+
+    Args:
+        tables: run id → table of the run's layers.
+    """
     return figures(
-        [(entry.name, metrics(entry.row, read(entry.row, results_dir))) for entry in group.entries]
+        [
+            (entry.name, metrics(entry.row, tables.get(entry.row["run_id"], pd.DataFrame())))
+            for entry in group.entries
+        ]
     )
 
 
 def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
     """Return a figure per metric that any run has; runs are given by name and metrics."""
     return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
-
-
-def read(row: Row, results_dir: Path) -> pd.DataFrame:
-    """Return the table of layers stored beside a row; empty where there is none."""
-    path = layers_path(results_dir, row["run_id"])
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
 
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
@@ -78,7 +81,8 @@ def kind_and_block(name: str) -> Place:
 def _figure(
     runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
 ) -> HeatMaps | None:
-    found = {name: _means(layers[key]) for name, layers in runs if layers.get(key)}
+    drawn = {name: _drawn(layers.get(key) or {}, log) for name, layers in runs}
+    found = {name: _means(layers) for name, layers in drawn.items() if layers}
     if not found:
         return None
     every = list(dict.fromkeys(position for values in found.values() for position in values))
@@ -86,8 +90,16 @@ def _figure(
     blocks = tuple(
         sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
     )
-    drawn = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in found.items())
-    return HeatMaps(key, title, _short(kinds), blocks, drawn, log, note)
+    every_map = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in found.items())
+    return HeatMaps(key, title, _short(kinds), blocks, every_map, log, note)
+
+
+def _drawn(layers: Layers, log: bool) -> Layers:
+    """Return the values that have a shade: finite, and above 0 on a logarithmic scale.
+
+    An all-zero layer has imbalance 0.
+    """
+    return {name: value for name, value in layers.items() if isfinite(value) and (value > 0 or not log)}
 
 
 def _grid(

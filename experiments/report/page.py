@@ -1,25 +1,29 @@
 """The page: figures, table and conditions in one HTML file that contains its style and script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.compare.difference import matching
+from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
-from experiments.report import durations, forest, heat_maps, pareto
+from experiments.compare.query import matching
+from experiments.report import durations, forest, heat_maps, pareto, zero_shot
 from experiments.report.colours import rules
-from experiments.report.comparable import Group, groups
+from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
 from experiments.report.figures import Figure
 from experiments.report.render_svg import draw
 from experiments.report.run_table import Table, table
-from experiments.results import record
-from experiments.results.record import Row
+from experiments.results import listing, record
+from experiments.results.names import subject
+from experiments.results.paths import get_path
+from experiments.results.record import FINISHED, Row
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,28 @@ class Section:
     group: Group
     about: Facts
     figures: tuple[Figure, ...]
-    obstacle: str
-    """Reason for showing no comparison with a reference, or empty."""
+    notes: tuple[str, ...]
+    """Choices among several references, and those that could not be made."""
 
 
 @dataclass(frozen=True)
 class Report:
     """The content of the page."""
 
-    results_dir: Path
     sections: tuple[Section, ...]
     table: Table
-    failed: tuple[Row, ...]
+    failed: tuple[str, ...]
+    """A line for each distinct reason."""
     unreadable: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """Title of the page: what was run, how often, by which code, and when."""
+        return " – ".join(["SINQ harness", headline([entry.row for entry in self._entries])])
+
+    @property
+    def _entries(self) -> list[Entry]:
+        return [entry for section in self.sections for entry in section.group.entries]
 
 
 def collect(results_dir: Path, against: str | None = None, only: Sequence[str] = ()) -> Report:
@@ -75,46 +88,69 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
             f"--against {against} names no finished run;"
             f" give a run id, a run's name or one of: {', '.join(known)}"
         )
-    compared, obstacles = _compared(found_groups, against)
-    sections = tuple(
-        _section(group, results_dir, compared[group.key], against, obstacles.get(group.key, ""))
-        for group in found_groups
-    )
-    failed = tuple(row for row in rows if row["status"] == record.FAILED)
-    by_run = {run: comparison for each in compared.values() for run, comparison in each.items()}
-    return Report(results_dir, sections, table(found_groups, by_run), failed, unreadable)
+    tables, damaged = _layers(rows, results_dir)
+    compared = {group.key: forest.counterparts(group, against) for group in found_groups}
+    sections = tuple(_section(group, tables, compared[group.key], against) for group in found_groups)
+    by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
+    failed = tuple(listing.failures(rows))
+    return Report(sections, table(found_groups, by_run), failed, unreadable | damaged)
+
+
+def _layers(rows: list[Row], results_dir: Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Return the tables of layers by run id, and the damaged ones by file name with the reason."""
+    tables, damaged = {}, {}
+    for row in rows:
+        try:
+            tables[row["run_id"]] = record.read_layers(results_dir, row["run_id"])
+        except record.RowError as error:
+            file = record.layers_path(results_dir, row["run_id"])
+            damaged[file.name] = str(error).removeprefix(f"{file} ")
+    return tables, damaged
+
+
+def _by_run(group: Group, compared: Mapping[str, Counterparts | None]) -> dict[str, Comparison]:
+    found = compared[group.key]
+    pairs = zip(group.rows, found.comparisons, strict=True) if found else ()
+    return {row["run_id"]: comparison for row, comparison in pairs if comparison}
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Return models and texts, the number of runs, commits and dates of rows, in a few words."""
+    subjects = _few([subject(row) for row in rows])
+    commits = _few([(get_path(row, "provenance.code.commit") or "unknown")[:7] for row in rows])
+    dates = sorted({row["provenance"]["finished_at"][:10] for row in rows})
+    when = " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]]))
+    count = f"{len(rows)} run{'s' * (len(rows) != 1)}"
+    return ", ".join(filter(None, (subjects, count, commits and f"commit {commits}", when)))
+
+
+def _few(words: Sequence[str], most: int = 2) -> str:
+    distinct = list(dict.fromkeys(words))
+    more = f" and {len(distinct) - most} more" if len(distinct) > most else ""
+    return (", " if more else " and ").join(distinct[:most]) + more
 
 
 def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
     """Return the rows that match one of the queries, and the dense ones; all where there is no query."""
     if not queries:
         return rows
-    matched = {row["run_id"] for query in queries for row in matching(rows, query)}
-    return [row for row in rows if row["run_id"] in matched or row["dense_run_id"] is None]
-
-
-def _compared(
-    found: list[Group], against: str | None
-) -> tuple[dict[str, dict[str, Comparison]], dict[str, str]]:
-    """Return comparisons and obstacles by group key. An ambiguous name affects only the group that has it."""
-    compared: dict[str, dict[str, Comparison]] = {}
-    obstacles: dict[str, str] = {}
-    for group in found:
-        compared[group.key] = {}
-        try:
-            compared[group.key] = forest.comparisons(group, against)
-        except ValueError as error:
-            obstacles[group.key] = str(error)
-    return compared, obstacles
+    finished = [row for row in rows if row["status"] == FINISHED]
+    matched = {row["run_id"] for query in queries for row in matching(finished, query)}
+    dense = {row["run_id"] for row in rows if row["status"] == FINISHED and row["dense_run_id"] is None}
+    return [row for row in rows if row["run_id"] in matched | dense]
 
 
 def _section(
-    group: Group, results_dir: Path, compared: dict[str, Comparison], against: str | None, obstacle: str
+    group: Group, tables: Mapping[str, pd.DataFrame], found: Counterparts | None, against: str | None
 ) -> Section:
+    compared = _by_run(group, {group.key: found})
     differences = forest.forest(group, compared, forest.reference(group, against))
     single = [figure for figure in (differences, durations.time(group)) if figure]
-    figures = (*pareto.charts(group), *single, *forest.latency(group), *heat_maps.maps(group, results_dir))
-    return Section(group, about(group), figures, obstacle)
+    figures = (
+        *pareto.charts(group), *single, *zero_shot.accuracies(group), *forest.latency(group),
+        *heat_maps.maps(group, tables),
+    )  # fmt: skip
+    return Section(group, about(group), figures, found.notes if found else ())
 
 
 def html(report: Report) -> str:

@@ -5,7 +5,7 @@ from math import isfinite
 
 from experiments.report.comparable import Entry, Group
 from experiments.report.figures import Chart, Line, Point
-from experiments.results.record import get_path
+from experiments.results.paths import get_path
 
 SIZES: tuple[tuple[str, str, str, float], ...] = (
     ("bits", "size.bits_per_weight", "bits per weight of the linear layers, scales included", 1),

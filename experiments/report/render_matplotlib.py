@@ -133,9 +133,9 @@ def _intervals(figure: Intervals, theme: Theme = LIGHT) -> Canvas:
     canvas, axes = _axes(ROW * len(names) + 1, figure.x_label, figure.title, names)
     for row, item in enumerate(figure.items):
         colour, marker = _look(item.style, theme)
-        axes.hlines(row, item.low, item.high, color=colour)
-        face = colour if item.decided else theme.background
-        axes.plot(item.value, row, marker=marker, color=colour, markersize=5, markerfacecolor=face)
+        axes.hlines(row, *item.ends, color=colour)
+        face, alpha = theme.background if item.look else colour, 0.4 if item.look == "faint" else 1.0
+        axes.plot(item.value, row, marker=marker, color=colour, ms=5, markerfacecolor=face, alpha=alpha)
     axes.axvline(figure.neutral, color="gray", linestyle="dashed", linewidth=1)
     if figure.log:
         axes.set_xscale("log")

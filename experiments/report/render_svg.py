@@ -95,20 +95,20 @@ def _sample(piece: Markup) -> Markup:
 
 @draw.register
 def _intervals(figure: Intervals) -> Markup:
-    ends = [end for item in figure.items for end in (item.low, item.high)]
+    ends = [end for item in figure.items for end in item.ends]
     across = around([*ends, figure.neutral], figure.log)
     strips = [_strip(item.name, item.label, _interval(item, across, figure.neutral)) for item in figure.items]
     return tag("p", figure.x_label, class_="axis") + tag("div", *strips, _ruler(across), class_="strips")
 
 
 def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
-    low, value, high = (across.percent(each) for each in (item.low, item.value, item.high))
+    low, high = (across.percent(end) for end in item.ends)
     middle, zero = STRIP / 2, across.percent(neutral)
     hint = f"{item.name}\n{item.label}"
     return [
         svg.line(zero, 0, zero, STRIP, "level"),
         svg.line(low, middle, high, middle, f"whisker {svg.colour(item.style)}"),
-        svg.mark(value, middle, item.style, hint, "" if item.decided else "hollow"),
+        svg.mark(across.percent(item.value), middle, item.style, hint, item.look),
     ]
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.compare.paired import Comparison
-from experiments.report.comparable import Entry, Group, title
-from experiments.results.overview import COLUMNS, cell
-from experiments.results.record import get_path
+from experiments.report.comparable import Entry, Group
+from experiments.results import columns, flat
+from experiments.results.names import subject
+from experiments.results.record import Row
 
 Cells = dict[str, "Cell"]
 
@@ -45,10 +46,11 @@ def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
     Args:
         compared: run id → comparison with the reference.
     """
+    entries = [(group, entry) for group in groups for entry in group.entries]
+    cells = _metrics([entry.row for _, entry in entries])
     records = tuple(
-        _record(group, entry, compared.get(entry.row["run_id"]))
-        for group in groups
-        for entry in group.entries
+        _record(group, entry, of_row, compared.get(entry.row["run_id"]))
+        for (group, entry), of_row in zip(entries, cells, strict=True)
     )
     every = list(dict.fromkeys(heading for record in records for heading in record.cells))
     used = [heading for heading in every if any(record.cells[heading].sort is not None for record in records)]
@@ -61,34 +63,45 @@ def table(groups: list[Group], compared: dict[str, Comparison]) -> Table:
     return Table(numbers, records, menus)
 
 
-def _record(group: Group, entry: Entry, comparison: Comparison | None) -> Record:
-    row = entry.row
-    filters = {"method": row["choices"].get("method", row["name"]), "model and text": title(row)}
+def _record(group: Group, entry: Entry, metrics: Cells, comparison: Comparison | None) -> Record:
+    row, facts = entry.row, flat.facts(entry.row)
+    filters = {"method": str(facts["method"]), "model and text": subject(row)}
     cells = {
         "run": Cell(entry.name, entry.name),
         "model and text": Cell(group.title, group.title),
-        **{
-            heading.replace("\n", " "): _metric(row["metrics"], path, style)
-            for heading, path, style in COLUMNS
-        },
+        **{name: _fact(facts[name]) for name in ("method", "bits", "group_size", "calibrated")},
+        **metrics,
         **_against(comparison),
         "id": Cell(row["run_id"], row["run_id"]),
     }
     return Record(row["run_id"], filters, cells)
 
 
+def _fact(value: Any) -> Cell:
+    if value is None:
+        return Cell(columns.ABSENT, None)
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", "yes" if value else "no")
+    return Cell(str(value), value)
+
+
+def _metrics(rows: list[Row]) -> list[Cells]:
+    """Return the metrics of each row; the numbers of a column have one format."""
+    cells: list[Cells] = [{} for _ in rows]
+    for metric in columns.metrics(rows):
+        values = [metric.of(row) for row in rows]
+        heading = " ".join(metric.heading.split())
+        for of_row, value, words in zip(cells, values, columns.cells(rows, metric), strict=True):
+            of_row[heading] = Cell(words.replace("\n", ", "), columns.number(value))
+    return cells
+
+
 def _against(comparison: Comparison | None) -> Cells:
     if comparison is None:
         return {heading: Cell("–", None) for heading in ("ΔNLL", "95 %", "verdict")}
+    ends = comparison.interval
     return {
         "ΔNLL": Cell(f"{comparison.delta_nll:+.3f}", comparison.delta_nll),
-        "95 %": Cell(f"[{comparison.low:+.3f}, {comparison.high:+.3f}]", comparison.low),
+        "95 %": Cell("–", None) if ends is None else Cell(f"[{ends[0]:+.3f}, {ends[1]:+.3f}]", ends[0]),
         "verdict": Cell(comparison.verdict.value, comparison.verdict.value),
     }
-
-
-def _metric(metrics: dict[str, Any], path: str, style: str) -> Cell:
-    value = get_path(metrics, path)
-    if isinstance(value, dict):  # a speed, shown with its ratio to the dense model
-        return Cell(cell(value, style), value.get("tokens_per_second", value["dense_tokens_per_second"]))
-    return Cell(cell(value, style), value)

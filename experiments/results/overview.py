@@ -1,82 +1,55 @@
-"""Rows side by side: tables of metrics, names that distinguish runs, and the facts below a table."""
+"""Rows side by side under a title, as `run.py` prints them, and the facts and notes below."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
-from experiments.results.record import Row, flatten, get_path, settings
-
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("ppl", "perplexity.value", "number"),
-    ("KL\nnats", "perplexity.kl", "significant"),
-    ("flips", "perplexity.flip_rate", "percent"),
-    ("bits/w", "size.bits_per_weight", "number"),
-    ("model\nMB", "size.model_nbytes", "MB"),
-    ("prefill\ntok/s", "latency.prefill", "speed"),
-    ("decode\ntok/s", "latency.decode", "speed"),
-    ("peak\nMB", "memory.inference_peak_bytes", "MB"),
-    ("quant\ns", "compression.seconds_quantize", "seconds"),
-)
-"""Title, path in the row's metrics, format. Made to fit 100 characters."""
+from experiments.common import fitted
+from experiments.common.console import console
+from experiments.common.fitted import Column
+from experiments.results import columns, notes, record
+from experiments.results.names import method_names
+from experiments.results.record import Row
+from experiments.results.speed import pair
 
 
-def table(rows: list[Row], title: str) -> Table:
-    """Return rows as a table: dense runs first, then in the order given. Empty columns are left out."""
+def table(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of a table of rows, in the order given; metrics that no row has are left out."""
+    names = Column("run", tuple(map(fitted.clean, method_names(rows))), wraps=True)
+    return [names, *metric_columns(rows)]
+
+
+def metric_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return a column for each metric that some row has."""
+    return [metric_column(rows, metric) for metric in columns.metrics(rows)]
+
+
+def metric_column(rows: Sequence[Row], metric: columns.Metric) -> Column:
+    """Return a metric's column, its numbers in one format."""
+    return Column(metric.heading, tuple(columns.cells(rows, metric)), metric.importance, right=True)
+
+
+def show(rows: Sequence[Row], results_dir: Path, title: str) -> None:
+    """Print rows of one model, text and measurement: title, table, facts, and each decision once."""
     ordered = sorted(rows, key=lambda row: row["dense_run_id"] is not None)
-    shown = [
-        (title, path, style)
-        for title, path, style in COLUMNS
-        if any(get_path(row["metrics"], path) is not None for row in ordered)
-    ]
-    view = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    view.add_column("run", no_wrap=True)
-    for heading, _, _ in shown:
-        view.add_column(heading, justify="right", no_wrap=True)
-    for name, row in zip(distinct_names(ordered), ordered, strict=True):
-        view.add_row(name, *(cell(get_path(row["metrics"], path), style) for _, path, style in shown))
-    return view
+    way_out = f"all columns: python -m experiments.results --results {results_dir} --format markdown"
+    fitted.show(console, table(ordered), title, way_out)
+    console.print(facts(ordered[-1]), soft_wrap=True, style="dim")
+    for line in decided(ordered, results_dir):
+        console.print(line, soft_wrap=True)
 
 
-def distinct_names(rows: list[Row]) -> list[str]:
-    """Return the rows' names, each followed by the options in which rows of the same name differ."""
-    all_options = [flatten(settings(row)) for row in rows]
-    names = []
-    for row, options in zip(rows, all_options, strict=True):
-        namesakes = [
-            other_options
-            for other, other_options in zip(rows, all_options, strict=True)
-            if other["name"] == row["name"]
-        ]
-        differing = sorted(
-            {key for other in namesakes for key in {*options, *other} if options.get(key) != other.get(key)}
-        )
-        parts = [f"{key.rpartition('.')[2]}={options.get(key)}" for key in differing]
-        names.append(" ".join([row["name"], *parts]))
-    return names
-
-
-def cell(value: Any, style: str) -> str:
-    """Return a metric as a short text, in one of the formats of `COLUMNS`; – for None."""
-    if value is None:
-        return "–"
-    if style == "MB":
-        return _short(value / 1e6, 1)
-    if style == "percent":
-        return f"{100 * value:.1f}%"
-    if style == "significant":
-        return f"{value:.3g}"
-    if style == "seconds":
-        return _short(value, 1)
-    if style == "speed":
-        speed = _short(value.get("tokens_per_second", value["dense_tokens_per_second"]), 1)
-        return f"{speed} {value['ratio']:.2f}×" if "ratio" in value else speed
-    return _short(value, 3)
-
-
-def _short(value: float, digits: int) -> str:
-    """Return a number with so many digits after the point, and with none from 1000 on."""
-    return f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
+def decided(rows: Sequence[Row], results_dir: Path) -> list[str]:
+    """Return the decisions of compressed rows in words, each once; damaged tables of layers are named."""
+    texts, damaged = [], []
+    compressed = [row for row in rows if row["dense_run_id"] is not None]
+    for name, row in zip(method_names(compressed), compressed, strict=True):
+        layers = None
+        try:
+            layers = record.read_layers(results_dir, row["run_id"])
+        except record.RowError as error:
+            damaged.append(str(error))
+        texts += [(name, text) for text in notes.decisions(row, layers)]
+    return [*notes.once(texts, len(compressed)), *damaged]
 
 
 def facts(row: Row) -> str:
@@ -84,16 +57,14 @@ def facts(row: Row) -> str:
     perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
     parts = [f"{protocol['source']}", f"{protocol['dtype']} on {row['identity']['device']}"]
     if perplexity:
-        used = f"first {perplexity['windows']} of {perplexity['windows_available']} windows"
+        available = perplexity.get("windows_available", "?")
+        used = f"first {perplexity['windows']} of {available} windows"
         parts.insert(1, f"{used} of {perplexity['seqlen']} tokens")
     if "latency" in row["metrics"]:
-        parts.append(f"kernel {row['metrics']['latency']['kernel']}")
+        parts.append(f"kernel {row['metrics']['latency'].get('kernel', 'unknown')}")
+    if timed := pair(row, "decode"):
+        spread = f" (spread of {timed.rounds} rounds)" if timed.spread else ""
+        parts.append(f"speeds dense → compressed and their ratio{spread}")
     if row["identity"]["model"].get("name") == "smollm2":
         parts.append("embedded model, once 4-bit: for comparing methods, not for quoting")
     return "; ".join(parts)
-
-
-def decisions(row: Row) -> str:
-    """Return the decisions that compression made by itself, with their numbers of layers; may be empty."""
-    taken = get_path(row["metrics"], "compression.decisions") or {}
-    return ", ".join(f"{kind}: {count} layers" for kind, count in taken.items())

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.common.files import atomic_write
 from experiments.results.schema import SCHEMA, NewerRowError, Row, RowError, checked
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FINISHED, FAILED = "finished", "failed"
+NUMBERS = ("relative_error", "imbalance_before", "imbalance_after", "bits_per_weight")
+"""Columns of numbers in a table of layers."""
 
 
 def runs_dir(results_dir: Path) -> Path:
@@ -59,6 +61,7 @@ def find(results_dir: Path, run_id: str) -> Row | None:
 
     Raises:
         NewerRowError: newer code wrote the row; it is not read, and must not be replaced.
+        RowError: something else has the name of the row's file, such as a folder.
     """
     path = row_path(results_dir, run_id)
     try:
@@ -67,6 +70,8 @@ def find(results_dir: Path, run_id: str) -> Row | None:
         raise NewerRowError(f"{path}: {error}") from error
     except (FileNotFoundError, RowError):
         return None
+    except OSError as error:
+        raise RowError(f"{path} cannot be read: {error.strerror}; move it away") from error
 
 
 def write(results_dir: Path, row: Row, layers: "pd.DataFrame | None" = None) -> Path:
@@ -94,8 +99,10 @@ def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
     for path in sorted(runs_dir(Path(results_dir)).glob("*.json")):
         try:
             rows.append(_read(path))
-        except (RowError, OSError) as error:
+        except RowError as error:
             unreadable[path.name] = str(error)
+        except OSError as error:
+            unreadable[path.name] = error.strerror or str(error)
     return rows, unreadable
 
 
@@ -103,66 +110,50 @@ def _read(path: Path) -> Row:
     """Return the row in a file, checked and migrated to the current version."""
     try:
         row = checked(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and endless numbers
+        if isinstance(error, RowError):
+            raise
         raise RowError(f"it is cut off or no JSON: {error}") from error
     if row["run_id"] != path.stem:
         raise RowError(f"it is the row of {row['run_id']} under another name")
     return row
 
 
-def load(results_dir: str | Path) -> "pd.DataFrame":
-    """Return all rows of a results folder as a table, names joined by dots (`metrics.perplexity.value`).
+def read_layers(results_dir: Path, run_id: str) -> "pd.DataFrame":
+    """Return the table of a run's layers; empty where there is none.
 
-    Raw samples and the resolved configuration stay in the files. Files that cannot be read are listed in
+    Raises:
+        RowError: the file is damaged; the message names it.
+    """
+    import pandas as pd  # takes as long to import as all else here
+
+    path = layers_path(results_dir, run_id)
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise RowError(f"{path} is no table of layers: {str(error).splitlines()[0]}") from error
+    wrong = [name for name in NUMBERS if name in table and not pd.api.types.is_numeric_dtype(table[name])]
+    if "name" not in table or table["name"].isna().any() or table["name"].duplicated().any():
+        raise RowError(f"{path} is no table of layers: each line needs a name, unlike all others")
+    if wrong:
+        raise RowError(f"{path} is no table of layers: {', '.join(wrong)} must have numbers only")
+    return table
+
+
+def load(results_dir: str | Path) -> "pd.DataFrame":
+    """Return all rows of a results folder as a table.
+
+    First come flat columns: `run_id`, `name`, `status`, `method`, `bits`, `group_size`, `calibrated`,
+    `model`, `text`, the main metrics (`perplexity`, `kl`, …) and the accuracy of each zero-shot task under
+    the task's name. All other values follow, names joined by dots (`metrics.latency.decode.ratio`). Raw
+    samples and the resolved configuration stay in the files. Files that cannot be read are listed in
     `.attrs["unreadable"]`.
     """
+    from experiments.results.frame import tabulate
+
     rows, unreadable = read(results_dir)
     table = tabulate(rows)
     table.attrs["unreadable"] = list(unreadable)
     return table
-
-
-def tabulate(rows: list[Row]) -> "pd.DataFrame":
-    """Return rows as the lines of a table, in their order, without raw samples and configuration."""
-    import pandas as pd  # takes as long to import as all else here
-
-    return pd.json_normalize(
-        [{key: row[key] for key in row if key not in ("samples", "config")} for row in rows]
-    )
-
-
-def settings(row: Row) -> dict[str, Any]:
-    """Return every setting that decides a row's numbers: its identity, and the options at their defaults."""
-    return _merged(row.get("options") or {}, row.get("identity") or {})
-
-
-def _merged(options: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dicts merged at every level; `identity` wins."""
-    both = {
-        key: _merged(options[key], identity[key])
-        for key in options.keys() & identity.keys()
-        if isinstance(options[key], dict)
-    }
-    return options | identity | both
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one dict with dotted names: {"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def as_json(value: Any) -> str:
-    """Return a value as JSON text with sorted keys: equal values give equal text."""
-    return json.dumps(value, sort_keys=True)
-
-
-def get_path(nested: dict[str, Any], path: str) -> Any:
-    """Return the value at a dotted path, or None."""
-    value: Any = nested
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.common.console import bar, console, set_up
 from experiments.common.errors import USER_ERRORS, explain, not_applicable, run_cli
 from experiments.common.files import atomic_write
-from experiments.config.build import build, choices, register
+from experiments.config.build import build, register
 from experiments.config.instantiation import instantiated
 from experiments.results import record
 from experiments.results.former_rows import without_paths
@@ -75,8 +75,8 @@ def _single(config: DictConfig) -> None:
     if isinstance(chosen, Search):
         _search(chosen, config, results_dir)
         return
-    row, names = _run(config, wait=True), choices(_with_hydra(config))
-    show([row], results_dir, f"{names['model']} on {names['text']}")
+    row = _run(config, wait=True)
+    show([row], results_dir)
     console.print(f"row: {record.row_path(results_dir, row['run_id'])}", soft_wrap=True)
 
 

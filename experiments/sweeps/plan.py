@@ -23,6 +23,7 @@ from experiments.common.console import console
 from experiments.common.errors import USER_ERRORS, explain, not_applicable
 from experiments.config.build import build
 from experiments.results import record
+from experiments.results.paths import as_json
 from experiments.results.record import Row
 from experiments.runs.identity import identity, run_id
 from experiments.runs.pipeline import label
@@ -80,6 +81,7 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
     try:
         run = build(config)
         parts = identity(run)
+        row = record.find(results_dir, run_id(parts))
     except USER_ERRORS as error:
         return Item(
             overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error)
@@ -87,7 +89,6 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str
     name, estimate = run_id(parts), costs.of(parts)
     if name in above:
         return Item(overrides, State.repeated, label(run), name)
-    row = record.find(results_dir, name)
     if row and row["status"] == record.FINISHED and not config.force:
         return Item(overrides, State.found, label(run), name)
     return Item(overrides, State.to_do, label(run), name, estimate=estimate)
@@ -105,7 +106,8 @@ class _Costs:
         self._of: dict[str, list[Estimate]] = {}
         for row in rows:
             if row["status"] == record.FINISHED and "cost" in row:
-                self._of.setdefault(_kind(row["identity"]), []).append(Estimate(**row["cost"]))
+                estimate = Estimate(row["cost"]["seconds"], row["cost"]["peak_memory_bytes"])
+                self._of.setdefault(_kind(row["identity"]), []).append(estimate)
 
     def of(self, parts: dict[str, Any]) -> Estimate | None:
         """Return the estimate for a run with this identity; None without similar runs."""
@@ -116,7 +118,7 @@ class _Costs:
 
 
 def _kind(parts: dict[str, Any]) -> str:
-    return record.as_json([parts["method"]["name"], *(parts[name] for name in ALIKE)])
+    return as_json([parts["method"]["name"], *(parts[name] for name in ALIKE)])
 
 
 def show(items: Sequence[Item]) -> None:

@@ -12,8 +12,9 @@ from psutil import Process
 
 from experiments.common.console import console
 from experiments.common.errors import USER_ERRORS, explain
-from experiments.results import record
-from experiments.results.overview import decisions, facts, table
+from experiments.results import overview, record
+from experiments.results.names import titles
+from experiments.results.notes import once
 from experiments.results.record import Row
 from experiments.sweeps.plan import duration
 from experiments.tables.show import show as print_table
@@ -75,14 +76,14 @@ def _show_table(name: str, results_dir: Path) -> bool:
 
 
 def list_misses(outcomes: list[Outcome]) -> None:
-    """Print a line with the reason for each run that was not applicable, then for each that failed."""
+    """Print each reason once, after the runs that have it: those not applicable, then those that failed."""
     for kind in (NOT_APPLICABLE, FAILED):
-        for outcome in outcomes:
-            if kind in outcome:
-                console.print(f"{kind}: {outcome['options']}: {outcome[kind]}", markup=False, soft_wrap=True)
+        reasons = [(outcome["options"], outcome[kind]) for outcome in outcomes if kind in outcome]
+        for line in once(reasons):
+            console.print(f"{kind}: {line}", soft_wrap=True)
 
 
-def show(rows: list[Row], results_dir: Path, title: str) -> None:
+def show(rows: list[Row], results_dir: Path, title: str = "") -> None:
     """Print tables of rows, one per model, text, evaluation and device, each with the dense baselines."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -92,10 +93,6 @@ def show(rows: list[Row], results_dir: Path, title: str) -> None:
         members = groups.setdefault(key, {})
         dense = record.find(results_dir, row["dense_run_id"]) if row["dense_run_id"] else None
         members |= {found["run_id"]: found for found in (dense, row) if found}
-    for members in groups.values():
-        shown = list(members.values())
-        console.print(table(shown, title))
-        console.print(facts(shown[-1]), markup=False, style="dim")
-        for row in shown:
-            if decisions(row):
-                console.print(f"{row['name']}: {decisions(row)}", markup=False)
+    tables = [list(members.values()) for members in groups.values()]
+    for heading, shown in zip(titles([each[-1] for each in tables]), tables, strict=True):
+        overview.show(shown, results_dir, f"{heading}: {title}" if title else heading)

@@ -14,8 +14,9 @@ from typing import Any
 
 from experiments import compare
 from experiments.config.options import command, split
-from experiments.results.record import Row, get_path
-from experiments.tables import match
+from experiments.results.paths import get_path
+from experiments.results.record import Row
+from experiments.tables import match, packing
 from experiments.tables.against import contrasted
 from experiments.tables.cell import Cell, Filled, Judgement
 from experiments.tables.spec import Column, Line, Table
@@ -74,8 +75,22 @@ def _cell(table: Table, line: Line, column: Column, rows: Sequence[Row]) -> Cell
     if not fitting:
         return Cell(Judgement.missing, paper, note="; ".join([command(options), *near]))
     (row,) = fitting
-    value = column.scale * sum(get_path(row["metrics"], path) for path in (metric, *column.add))
+    value, obstacle = _value(row, metric, column)
+    if obstacle:
+        return Cell(
+            Judgement.refused if paper is not None else Judgement.unjudged, paper, value, row, obstacle
+        )
     return _measured(Cell(Judgement.unjudged, paper, value, row), table, line, column)
+
+
+def _value(row: Row, metric: str, column: Column) -> tuple[float, str]:
+    """Return a cell's value, and the reason why it cannot be set against the paper's (mostly empty).
+
+    A size that cannot be reckoned in the paper's packing is the measured one.
+    """
+    measured = sum(get_path(row["metrics"], path) for path in (metric, *column.add))
+    packed, obstacle = packing.nbytes(row) if column.paper_packing else (measured, "")
+    return column.scale * (measured if packed is None else packed), obstacle
 
 
 def _measured(cell: Cell, table: Table, line: Line, column: Column) -> Cell:

@@ -10,23 +10,13 @@ from collections.abc import Callable
 
 import pandas as pd
 from pandas.io.formats.style import Styler
-from rich import box
-from rich.console import Console, Group
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text as Line
+from rich.console import Console
 from tabulate import tabulate
 
+from experiments.common import fitted
+from experiments.results.written import LATEX, MARKDOWN
 from experiments.tables.cell import Filled
 from experiments.tables.layout import Layout, lay_out
-
-LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "✓": r"$\surd$", "✗": r"$\times$", "≠": r"$\neq$", "–": "--", "−": "$-$",
-    "≈": r"$\approx$", "Δ": r"$\Delta$",
-})  # fmt: skip
-MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_<>`[]"})
 
 
 class Format(enum.Enum):
@@ -44,31 +34,32 @@ def render(filled: Filled, format: Format, width: int = 200) -> str:
     if format is Format.csv:
         return csv(filled)
     if format is Format.terminal:
-        console = Console(file=io.StringIO(), width=width, highlight=False)
-        console.print(terminal(lay_out(filled)))
+        console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
+        terminal(lay_out(filled), console)
         return console.file.getvalue()  # type: ignore[attr-defined]
     return {Format.markdown: markdown, Format.latex: latex, Format.html: as_html}[format](lay_out(filled))
 
 
-def terminal(layout: Layout) -> Group:
-    """Return the table for rich to print; a cell with parentheses takes two lines."""
-    view = Table(
-        title=escape(layout.title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+def terminal(layout: Layout, console: Console) -> None:
+    """Print a table, without its last columns where it is narrow; a cell with parentheses has two lines."""
+    for warning in layout.warnings:
+        console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
+    columns = [_column(layout, k) for k in range(len(layout.headings))]
+    fitted.show(console, columns, layout.title, "all columns: --format markdown")
+    for note in layout.notes:
+        console.print(note, style="dim", soft_wrap=True)
+
+
+def _column(layout: Layout, k: int) -> fitted.Column:
+    cells, is_label = [line[k] for line in layout.lines], k < layout.labels
+    return fitted.Column(
+        "\n".join(filter(None, layout.headings[k])),
+        tuple(cell.text.replace(" (", "\n(") for cell in cells),
+        fitted.ESSENTIAL if is_label else fitted.ESSENTIAL - 1 - k,
+        right=not is_label,
+        wraps=is_label,
+        bold=tuple(cell.bold for cell in cells),
     )
-    for k, (group, label) in enumerate(layout.headings):
-        view.add_column(
-            escape("\n".join(filter(None, (group, label)))), justify="left" if k < layout.labels else "right"
-        )
-    for line in layout.lines:
-        view.add_row(
-            *(Line(cell.text.replace(" (", "\n("), style="bold" if cell.bold else "") for cell in line)
-        )
-    warnings = [Line(f"warning: {warning}", style="bold red") for warning in layout.warnings]
-    return Group(*warnings, view, *(Line(note, style="dim") for note in layout.notes))
 
 
 def markdown(layout: Layout) -> str:
@@ -155,8 +146,9 @@ def csv(filled: Filled) -> str:
             "metric": column.metric or table.metric,
             "ours": cell.ours, "paper": cell.paper, "difference": cell.difference,
             "tolerance": table.tolerance_of(line, column),
-            "low": cell.comparison.low if cell.comparison else None,
-            "high": cell.comparison.high if cell.comparison else None,
+            "low": cell.comparison.interval[0] if cell.comparison and cell.comparison.interval else None,
+            "high": cell.comparison.interval[1] if cell.comparison and cell.comparison.interval else None,
+            "paired": cell.comparison.verdict.value if cell.comparison else None,
             "verdict": cell.verdict.value, "best": cell.best,
             "run_id": cell.row["run_id"] if cell.row else None, "note": cell.note,
         }

@@ -7,14 +7,18 @@ missing runs, and reasons why values are not compared, are numbered notes below 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.compare.paired import Comparison
+from experiments.common.intervals import FEWEST_WINDOWS
+from experiments.compare.paired import MARKS, Comparison
 from experiments.compare.paired import Verdict as Outcome
 from experiments.tables.cell import Cell, Filled, Judgement
 from experiments.tables.spec import Column, Table
 
 SIGNS = {Judgement.reproduced: "✓", Judgement.differs: "✗", Judgement.untrusted: "?", Judgement.refused: "≠"}
 ABSENT = "–"
-DECIDED, UNDECIDED = (Outcome.better, Outcome.worse), "≈"
+MEANINGS = {
+    Outcome.not_distinguishable: "not distinguishable: the 95 % interval of the paired difference holds 0",
+    Outcome.too_few_windows: f"no interval of a difference with fewer than {FEWEST_WINDOWS}",
+}
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,10 @@ def show(cell: Cell, column: Column, table: Table, number: Callable[[str], int])
 
 
 def difference(comparison: Comparison, decimals: int) -> str:
-    """Return a difference in mean NLL and its interval, marked where the interval is undecided."""
-    values = (comparison.delta_nll, comparison.low, comparison.high)
-    delta, low, high = (f"{value:+.{decimals}f}" for value in values)
-    return f"{delta} [{low}, {high}]{'' if comparison.verdict in DECIDED else f' {UNDECIDED}'}"
+    """Return a difference in mean NLL and its interval, marked where it decides nothing or there is none."""
+    ends = ", ".join(f"{end:+.{decimals}f}" for end in comparison.interval or ())
+    delta = f"{comparison.delta_nll:+.{decimals}f}"
+    return " ".join(filter(None, (delta, ends and f"[{ends}]", MARKS.get(comparison.verdict))))
 
 
 def figure(value: float, decimals: int) -> str:
@@ -130,9 +134,11 @@ def _legend(filled: Filled) -> list[str]:
             "bold: better than every other one measured in its section,"
             " by the 95 % interval of the paired difference"
         )
-    if any(cell.comparison is not None and cell.comparison.verdict not in DECIDED for cell in cells):
-        legend.append(f"{UNDECIDED} not distinguishable, by the same interval")
-    return legend
+    return legend + [
+        f"{MARKS[outcome]} {meaning}"
+        for outcome, meaning in MEANINGS.items()
+        if any(cell.comparison is not None and cell.comparison.verdict is outcome for cell in cells)
+    ]
 
 
 def _tolerance(table: Table) -> str:

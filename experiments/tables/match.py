@@ -13,7 +13,8 @@ from experiments.common.errors import not_applicable as makes_no_sense
 from experiments.config.options import overrides, run_of, split
 from experiments.evaluation import Evaluation, Perplexity
 from experiments.models.source import DType
-from experiments.results.record import FINISHED, Row, get_path
+from experiments.results.paths import get_path
+from experiments.results.record import FINISHED, Row
 from experiments.runs.calibration import CalibrationSource, CalibrationText
 from sinq.common import named
 

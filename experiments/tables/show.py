@@ -6,7 +6,8 @@ from pathlib import Path
 from experiments.common.console import console
 from experiments.common.files import atomic_write
 from experiments.results import record
-from experiments.results.record import Row, get_path
+from experiments.results.paths import get_path
+from experiments.results.record import Row
 from experiments.tables import cells, spec
 from experiments.tables.cell import Filled
 from experiments.tables.formats import Format, render, terminal
@@ -19,7 +20,7 @@ def show(
     """Print a table. Rows that cannot be read are named on stderr."""
     filled = _filled(name, results_dir, where or [])
     if format is Format.terminal:
-        console.print(terminal(lay_out(filled)), soft_wrap=False)
+        terminal(lay_out(filled), console)
     else:
         sys.stdout.write(render(filled, format))
 

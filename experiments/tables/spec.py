@@ -61,6 +61,8 @@ class Column:
     """Reason for showing no run of this harness beside the paper's values."""
     incomparable: str | None = None
     """Reason for showing runs beside the paper's values without comparing them."""
+    paper_packing: bool = False
+    """True for the bytes of a model in the paper's packing (`packing.py`) instead of a metric."""
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Table:
                     f"row {line.label!r} has {len(line.paper)} of the paper's values"
                     f" for {len(self.columns)} columns"
                 )
+            self._check_sizes(line)
             if any(value is not None for value in line.paper) and self.source is None:
                 raise ValueError(f"row {line.label!r} has a paper's values, but the table names no source")
         of_rows = [line.tolerance for line in self.rows]
@@ -125,6 +128,17 @@ class Table:
                 raise ValueError(f"against={column.against} is not possible; it must be the label of a row")
         _distinct("columns", [(column.group, column.label) for column in self.columns])
         _distinct("rows", [(line.section, line.label) for line in self.rows])
+
+    def _check_sizes(self, line: Line) -> None:
+        """Raise `ValueError` where bytes in our packing would be judged by bytes in the paper's."""
+        for column, paper in zip(self.columns, line.paper, strict=False):
+            judged = paper is not None and not (column.incomparable or self.incomparable)
+            if judged and (column.metric or self.metric).startswith("size.") and not column.paper_packing:
+                name = " ".join(filter(None, (column.group, column.label)))
+                raise ValueError(
+                    f"column {name}: sizes are compared in the paper's packing only;"
+                    " set paper_packing: true, or give a reason in incomparable"
+                )
 
     def options(self, line: Line, column: Column) -> dict[str, Any]:
         """Return the options of a cell's run; a row's override a column's, and a column's the table's."""

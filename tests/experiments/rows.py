@@ -54,6 +54,7 @@ def finished(
         "identity": {
             "model": {"name": "m", "dtype": "float32"}, "text": {"name": text},
             "method": {"name": method, **options}, "device": "cpu",
+            "evaluation": {"perplexity": {"name": "perplexity"}},
         },
         "options": {"method": {"name": method, **options}},
         "status": record.FINISHED,

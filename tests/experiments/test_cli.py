@@ -76,7 +76,7 @@ def test_one_run_prints_a_table_and_the_path_of_its_row(
     assert done.stderr == ""  # no warning of a library, no bar
     rows = record.load(tmp_path / "results")
     assert sorted(rows["name"]) == ["none", "sinq 4-bit g32"]
-    assert all(word in done.stdout for word in ("ppl", "none", "sinq 4-bit g32"))
+    assert all(word in done.stdout for word in (" on sotu\n", "ppl", "none", "sinq 4-bit g32"))
     assert (
         str(record.row_path(tmp_path / "results", rows.set_index("name").loc["sinq 4-bit g32", "run_id"]))
         in done.stdout
@@ -92,7 +92,8 @@ def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(
     done = run("-m", "method=rtn,sinq", "bits=3,7")
     assert done.done() == 1
     assert "Traceback" not in done.output
-    assert done.stdout.count("bits=7 is not possible") == 2
+    assert "failed: 2 runs (method=rtn, bits=7; method=sinq, bits=7): bits=7 is not possible" in done.stdout
+    assert done.stdout.count("bits=7 is not possible") == 1
     summary = done.stdout[done.stdout.rindex("runs in") :]
     assert all(name in summary for name in ("none", "rtn 3-bit g32", "sinq 3-bit g32"))
     after = record.load(results).set_index("run_id")
@@ -107,8 +108,8 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
     done = run("-m", "method=none,rtn,sinq_nf4", "bits=3,4", *more)
     assert done.done() == 0, done.stdout
     assert [line for line in done.stdout.splitlines() if line.startswith("not applicable: ")] == [
-        "not applicable: method=none, bits=3: method=none takes no group_size and no bits; it has no options",
-        "not applicable: method=none, bits=4: method=none takes no group_size and no bits; it has no options",
+        "not applicable: 2 runs (method=none, bits=3; method=none, bits=4): "
+        "method=none takes no group_size and no bits; it has no options",
         "not applicable: method=sinq_nf4, bits=3: "
         "bits=3 is not possible with levels=nf4, whose table has 4 bits",
     ]

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from wandb.proto import wandb_internal_pb2 as pb
 
 from experiments.config.build import register
-from experiments.results.record import flatten
+from experiments.results.paths import flatten
 from experiments.tracking import WandB
 from tests.conftest import ROOT
 from tests.experiments.rows import finished, layers
@@ -60,12 +60,17 @@ def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:
         config |= {
             item.key or ".".join(item.nested_key): item.value_json for item in record.run.config.update
         }
-        groups |= {(record.run.run_group, record.run.job_type)} if record.HasField("run") else set()
-    expected = flatten({"metrics": row["metrics"]})
+        if record.HasField("run"):
+            run = record.run
+            groups |= {(run.run_group, run.job_type, tuple(run.tags), run.display_name)}
+    expected = {path.replace(".", "/"): value for path, value in flatten(row["metrics"]).items()}
+    assert "perplexity/value" in expected
     for found in (history, summary):
         assert {key: json.loads(found[key]) for key in expected} == expected
     assert json.loads(config["identity"]) == row["identity"]
-    assert groups == {("one sweep", "sinq")}
+    assert groups == {("one sweep", "sinq", ("sinq", "4-bit", "m"), "sinq 4-bit g64")}
+    flat = {"method": "sinq", "bits": 4, "group_size": 64, "calibrated": False, "model": "m", "text": "t"}
+    assert {name: json.loads(config[name]) for name in flat} == flat
     tables = {
         path.name.partition("_")[0]: json.loads(path.read_text())
         for path in folder.glob("files/media/table/*.json")
@@ -79,8 +84,17 @@ def test_an_offline_folder_has_all_that_the_row_has(tmp_path: Path) -> None:
     assert len(pictures) == 3
     for name in ("relative_error", "output_error", "imbalance_after"):
         assert (
-            (folder / "files" / json.loads(history[f"plots.{name}.path"])).read_bytes().startswith(b"\x89PNG")
+            (folder / "files" / json.loads(history[f"plots/{name}.path"])).read_bytes().startswith(b"\x89PNG")
         )
+
+
+def test_a_folder_that_cannot_be_written_costs_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wandb").write_text("a file")
+    caplog.set_level("INFO", "experiments")
+    WandB().log(finished("none"), pd.DataFrame(), tmp_path)
+    assert "W&B did not take the run" in caplog.text
 
 
 def test_a_dense_run_has_no_layers_to_show(tmp_path: Path) -> None:

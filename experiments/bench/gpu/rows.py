@@ -20,6 +20,7 @@ from experiments.bench.gpu.check import Check, Setting, at_most
 from experiments.bench.gpu.models import QWEN3_0_6B, qwen3
 from experiments.common.paths import conf_dir, data_dir
 from experiments.results import record
+from experiments.results.paths import get_path
 
 STEP = "rows"
 COMMON = (
@@ -140,10 +141,10 @@ def _of(
             return
     assert expected is not None
     assert found is not None
-    kernel = str(record.get_path(found, "metrics.latency.kernel") or "")
+    kernel = str(get_path(found, "metrics.latency.kernel") or "")
     most = NEAR_TIES.get(method, PERPLEXITY)
     for metric, limit in (("perplexity.value", most), ("compression.relative_error_mean", ERROR)):
-        one, other = (record.get_path(row, f"metrics.{metric}") for row in (expected, found))
+        one, other = (get_path(row, f"metrics.{metric}") for row in (expected, found))
         if one:
             difference = abs(other / one - 1)
             yield at_most(STEP, f"{metric} beside the CPU's: {name}", difference, limit, note=kernel)

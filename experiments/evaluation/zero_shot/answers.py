@@ -8,8 +8,8 @@ a flip are in use, so both are given:
   need").
 
 With two choices they are the same; with more, an answer can change from wrong to wrong. Shares have Wilson's
-interval, which is sensible even for no flip among few items; the difference of accuracies has the interval of
-the paired bootstrap (`experiments/compare/paired.py`).
+interval, which is sensible even for no flip among few items; so is Bonett's and Price's of the difference of
+accuracies (`experiments/common/intervals.py`).
 
 Predictions are a letter per item (the choice's number, in digits and then letters), or a hash per item where
 the answer is a text. Where lm-eval only asks for the likelihood of the right answer (LAMBADA), there is no
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.intervals import bootstrap_interval, share
+from experiments.common.intervals import paired_shares, share
 
 Answers = dict[str, dict[str, Any]]
 """Kind → metric → answers.
@@ -97,11 +97,12 @@ def flips(compressed: Sequence[Answers], dense: Sequence[Answers]) -> dict[str, 
 def _flips_of(metric: str, pairs: list[tuple[Answers, Answers]]) -> dict[str, Any]:
     right = np.array([(a == "1", b == "1") for a, b in _paired(pairs, "correct", metric)])
     compressed, dense = right[:, 0], right[:, 1]
-    low, high = bootstrap_interval(compressed.astype(float) - dense)
+    to_wrong, to_right = int((dense & ~compressed).sum()), int((compressed & ~dense).sum())
+    low, high = paired_shares(to_right, to_wrong, len(right))
     result: dict[str, Any] = {
         "correctness": share(compressed != dense),
-        "to_wrong": int((dense & ~compressed).sum()),
-        "to_right": int((compressed & ~dense).sum()),
+        "to_wrong": to_wrong,
+        "to_right": to_right,
         "dense": float(dense.mean()),
         "difference": {"value": float(compressed.mean() - dense.mean()), "low": low, "high": high},
     }

@@ -1,4 +1,4 @@
-"""Comparisons of rows: the interval against other derivations, its coverage, rows that are not comparable."""
+"""Comparisons of rows: verdicts, counterparts, rows that are not comparable."""
 
 import copy
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.common.intervals import bootstrap_interval
+from experiments.common.intervals import mean_interval
 from experiments.compare import counterpart
-from experiments.compare.paired import Comparison, Verdict, compare
-from experiments.results import listing, record
+from experiments.compare.paired import MARKS, Comparison, Verdict, compare
+from experiments.results import record
 from experiments.results.record import Row
 
 NOISE = np.random.default_rng(1)
@@ -48,57 +48,49 @@ def row(
     }
 
 
-def test_all_possible_resamples_give_the_same_interval() -> None:
-    values = np.array([0.1, -0.2, 0.4, 0.05, 0.3])
-    draws = np.stack(np.meshgrid(*[np.arange(5)] * 5), -1).reshape(-1, 5)  # 5⁵ ways to draw five windows
-    every = values[draws].mean(1)
-    assert bootstrap_interval(values) == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.01)
-
-
-def test_it_is_the_plain_loop() -> None:
-    values = NOISE.normal(0.1, 1, 30)
-    generator = np.random.default_rng(7)
-    means = sorted(np.mean([values[generator.integers(30)] for _ in range(30)]) for _ in range(4000))
-    assert bootstrap_interval(values) == pytest.approx((means[100], means[3900]), abs=0.03)
-
-
-def test_many_windows_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = NOISE.normal(size=50)
-    whole = bootstrap_interval(values)
-    monkeypatch.setattr("experiments.common.intervals.AT_ONCE", 50 * 333)
-    assert bootstrap_interval(values) == whole  # the generator's numbers come in the same order
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(2).normal(0.3, 1, (300, 60))
-    covered = [low <= 0.3 <= high for low, high in (bootstrap_interval(values, 1000) for values in draws)]
-    assert 0.91 <= np.mean(covered) <= 0.98
-
-
 def test_pairs_show_what_means_hide() -> None:
     """A difference of a hundredth of the spread between windows."""
     changed = HARD + 0.005 + np.random.default_rng(3).normal(0, 0.002, 20)
     comparison = compare(row("rtn", changed), row())
     assert comparison.verdict is Verdict.worse
     assert comparison.delta_nll == pytest.approx(np.mean(changed) - np.mean(HARD))
-    assert comparison.low < comparison.delta_nll < comparison.high
-    assert compare(row(), row("rtn", changed)).verdict is Verdict.better
-    assert compare(row(), row("rtn", changed)).high == pytest.approx(-comparison.low, abs=2e-4)
+    assert comparison.interval == mean_interval(changed - HARD)
+    turned = compare(row(), row("rtn", changed))
+    assert turned.verdict is Verdict.better
+    assert turned.interval == pytest.approx(tuple(-end for end in comparison.interval[::-1]))  # type: ignore[index]
 
 
 def test_equal_rows_are_not_distinguishable() -> None:
-    for count in (4, 20):
-        same = compare(row(nll=HARD[:count]), row(nll=HARD[:count]))
-        assert same == Comparison(0.0, 0.0, 0.0, count)
-        assert same.verdict is Verdict.not_distinguishable
+    same = compare(row(), row())
+    assert same == Comparison(0.0, (0.0, 0.0), 20)
+    assert same.verdict is Verdict.not_distinguishable
     noise = np.random.default_rng(4).normal(0, 0.1, 20)
     assert compare(row("rtn", HARD + noise - noise.mean()), row()).verdict is Verdict.not_distinguishable
 
 
-def test_a_handful_of_windows_proves_nothing() -> None:
-    shift = np.linspace(0.1, 0.2, 20)
-    assert compare(row("rtn", (HARD + shift)[:5]), row(nll=HARD[:5])).verdict is Verdict.too_few_windows
-    assert compare(row("rtn", (HARD + shift)[:6]), row(nll=HARD[:6])).verdict is Verdict.worse
+@pytest.mark.parametrize("shift", [np.linspace(0.1, 0.11, 20), np.zeros(20), np.linspace(-0.1, 0.1, 20)])
+def test_a_handful_of_windows_has_no_interval(shift: Any) -> None:
+    """Whether or not the windows agree: no verdict but that there are too few."""
+    for count in (1, 5):
+        few = compare(row("rtn", (HARD + shift)[:count]), row(nll=HARD[:count]))
+        assert (few.interval, few.windows) == (None, count)
+        assert few.verdict is Verdict.too_few_windows
+    assert compare(row("rtn", (HARD + shift)[:6]), row(nll=HARD[:6])).interval is not None
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (None, Verdict.too_few_windows),
+        ((-0.1, 0.2), Verdict.not_distinguishable),
+        ((0.0, 0.2), Verdict.not_distinguishable),
+        ((0.1, 0.2), Verdict.worse),
+        ((-0.2, -0.1), Verdict.better),
+    ],
+)
+def test_the_interval_decides(interval: tuple[float, float] | None, verdict: Verdict) -> None:
+    assert Comparison(0.05, interval, 20).verdict is verdict
+    assert len({each.value for each in Verdict}) == len({*MARKS.values()}) + 2
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_methods_are_compared_at_their_own_bits() -> None:
         row("rtn", HARD + 0.2, 3),
         row("none", HARD, None),
     ]
-    found = counterpart.compared(rows, "sinq")
+    found = counterpart.compared(rows, "sinq").comparisons
     assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, None, 0.1, -0.1, None]
 
 
@@ -144,43 +136,107 @@ def test_a_wrapped_method_has_the_bits_of_the_inner_one() -> None:
     wrapped = row("awq", HARD + 0.2, None, inner={"grid": {"bits": 3, "group_size": 64}})
     (comparison, *_) = counterpart.compared(
         [wrapped, row("sinq", HARD, 4), row("sinq", HARD + 0.1, 3)], "sinq"
-    )
+    ).comparisons
     assert comparison is not None
     assert comparison.delta_nll == pytest.approx(0.1)
 
 
 def test_a_method_that_chooses_bits_is_matched_by_no_others_bits() -> None:
     mixed = row("mixed", HARD + 0.2, None, inner={"grid": {"bits": 4, "group_size": 64}})
-    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq")[1] is not None
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq").comparisons[1] is not None
     mixed["options"]["method"]["bits"] = [2, 3, 4]
-    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq") == [None, None]
+    assert counterpart.compared([row("sinq", HARD, 4), mixed], "sinq").comparisons == (None, None)
 
 
 @pytest.mark.parametrize("name", ["sinq 4-bit g64", "id-sinq-4"])
 def test_a_row_named_itself_stands_beside_all_others(name: str) -> None:
     rows = [row("sinq", HARD, 4), row("rtn", HARD + 0.2, 3), row("none", HARD - 0.1, None)]
-    found = counterpart.compared(rows, name)
+    found = counterpart.compared(rows, name).comparisons
     assert [None if c is None else round(c.delta_nll, 6) for c in found] == [None, 0.2, -0.1]
 
 
 def test_the_dense_model_has_no_bits_to_match() -> None:
     rows = [row("sinq", HARD + 0.1, 4), row("none", HARD, None)]
-    assert [c is not None for c in counterpart.compared(rows, "none")] == [True, False]
+    assert [c is not None for c in counterpart.compared(rows, "none").comparisons] == [True, False]
 
 
 def test_rows_of_another_protocol_and_failed_ones_are_passed_over() -> None:
     elsewhere = row("rtn", HARD[:10], 4)
     failed = {**row("rtn", run_id="broken"), "samples": {}, "metrics": {}, "status": record.FAILED}
-    assert counterpart.compared([row(), elsewhere, failed], "sinq") == [None, None, None]
+    assert counterpart.compared([row(), elsewhere, failed], "sinq").comparisons == (None, None, None)
 
 
-def test_several_rows_of_one_name_are_an_error_that_lists_them() -> None:
-    rows = [row(iterations=16, run_id="a"), row(iterations=4, run_id="b"), row("rtn", HARD + 0.1)]
-    with pytest.raises(
-        ValueError, match=r"--against sinq means several rows beside id-rtn-4 .*: a \(.*=16\); b \(.*=4\)"
-    ):
-        counterpart.compared(rows, "sinq")
-    assert [c is not None for c in counterpart.compared(rows, "a")] == [False, True, True]
+def dated(made: Row, date: str) -> Row:
+    return made | {"provenance": {"finished_at": f"2026-01-{date}T00:00:00+00:00"}}
+
+
+def test_the_newest_of_equivalent_rows_is_taken_and_said_once() -> None:
+    """Equivalent rows differ in what else was measured, or in the version of the method."""
+    old, new = (
+        dated(row("sinq", HARD, run_id="old"), "01"),
+        dated(row("sinq", HARD - 0.5, run_id="new"), "02"),
+    )
+    old["identity"]["evaluation"] = {"latency": {"name": "latency"}}
+    old["identity"]["method"] |= {"version": 1}
+    new["identity"]["method"] |= {"version": 2}
+    rows = [new, old, row("rtn", HARD + 0.1), row("rtn", HARD + 0.2, run_id="another")]
+    for shuffled in (rows, rows[::-1]):
+        found = counterpart.compared(shuffled, "sinq")
+        deltas = {
+            made["run_id"]: round(c.delta_nll, 6)
+            for made, c in zip(shuffled, found.comparisons, strict=True)
+            if c
+        }
+        assert deltas == {"id-rtn-4": 0.6, "another": 0.7}
+        assert found.notes == ("--against sinq: 2 equivalent rows; the newest is taken, new (for 2 rows)",)
+
+
+def test_rows_that_were_treated_differently_are_listed_and_cost_only_their_counterparts() -> None:
+    rows = [
+        row(iterations=16, run_id="a"),
+        row(iterations=4, run_id="b"),
+        row("sinq", HARD, 3),
+        row("rtn", HARD + 0.1),
+        row("rtn", HARD + 0.1, 3),
+    ]
+    found = counterpart.compared(rows, "sinq")
+    assert [c is not None for c in found.comparisons] == [False, False, False, False, True]
+    (note,) = found.notes
+    assert note.splitlines() == [
+        "--against sinq fits several rows, so no comparison; give one of these ids:",
+        "  a  sinq 4-bit g64 iterations=16",
+        "  b  sinq 4-bit g64 iterations=4",
+    ]
+    assert [c is not None for c in counterpart.compared(rows, "a").comparisons] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_row_is_compared_with_the_one_treated_as_itself() -> None:
+    """Of two SINQ rows, the one with the same layers left dense; calibration is no obstacle."""
+    few = {"exclude": ["lm_head", "down_proj"]}
+    rows = [row("sinq", HARD, run_id="all"), row("sinq", HARD - 0.2, run_id="few")]
+    rows += [
+        row("rtn", HARD + 0.1, run_id="r"),
+        row("rtn", HARD + 0.1, run_id="s"),
+        row("awq", HARD, run_id="t"),
+    ]
+    for made in (rows[1], rows[3]):
+        made["identity"]["layers"] = few
+    rows[4]["identity"]["calibration"] = {"name": "text", "text": {"name": "c4"}}
+    found = counterpart.compared(rows, "sinq")
+    assert [None if c is None else round(c.delta_nll, 6) for c in found.comparisons] == [
+        None,
+        None,
+        0.1,
+        0.3,
+        0,
+    ]
+    assert found.notes == ()
 
 
 def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
@@ -191,11 +247,14 @@ def test_a_name_nobody_has_is_an_error_that_lists_the_names() -> None:
 
 
 def test_the_table_shows_them() -> None:
-    rows = [row(), row("rtn", HARD + 0.1)]
-    shown = counterpart.beside(
-        listing.overview(record.tabulate(rows), listing.QUALITY), counterpart.compared(rows, "sinq"), "sinq"
-    ).fillna("–")
-    assert list(shown["ΔNLL to sinq"]) == ["–", "+0.1000"]
-    assert list(shown["95 %"]) == ["–", "+0.1000 … +0.1000"]
-    assert list(shown["verdict"]) == ["–", "worse"]
-    assert list(shown["KL"]) == [0.02, 0.02]
+    found = counterpart.compared([row(), row("rtn", HARD + 0.1)], "sinq")
+    shown = {column.heading: column.cells for column in found.columns()}
+    assert shown["ΔNLL to\nsinq"] == ("–", "+0.1000")
+    assert shown["95 %"] == ("–", "+0.1000 … +0.1000")
+    assert shown["verdict"] == ("–", "worse")
+    assert found.values()["verdict"] == [None, "worse"]
+    few = counterpart.compared([row(nll=HARD[:5]), row("rtn", HARD[:5] + 0.1)], "sinq")
+    shown = {column.heading: column.cells for column in few.columns()}
+    assert shown["95 %"] == ("–", "–")
+    assert shown["verdict"] == ("–", "too few windows")
+    assert few.values()["low"] == [None, None]

@@ -115,12 +115,49 @@ def test_a_model_that_is_run_whole_is_compared_too() -> None:
     assert measured.metrics["flip_rate"] == pytest.approx(flips.double().mean().item())
 
 
-def test_of_equal_probabilities_either_is_the_first() -> None:
-    compressed = torch.tensor([[0.4, 0.4, 0.2], [0.3, 0.4, 0.3]]).log()
-    dense = Expected(
-        torch.tensor([[1], [0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]], dtype=torch.float64).log()
-    )
-    assert divergence.divergence(compressed, dense)[1].tolist() == [False, True]
+def kept(log_probabilities: torch.Tensor, k: int, folder: Path) -> Expected:
+    """The predictions (positions, vocabulary), written to a file as a dense model's and read again."""
+    reference = divergence.Reference(folder / "kept.npy", 1, len(log_probabilities), k)
+    with reference.create() as see:
+        see(log_probabilities.clone())
+    return reference.window(0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 64])
+def test_of_equal_probabilities_the_first_counts_as_in_argmax(k: int, tmp_path: Path) -> None:
+    """Logits of few distinct values, as bfloat16 has them: nearly every position is tied."""
+    generator = torch.Generator().manual_seed(k)
+    logits = torch.randint(0, 3, (2, 400, 64), generator=generator).float()
+    logits[:, :50, 7] = 9  # some are not
+    dense, compressed = logits.log_softmax(-1)
+    changed, tied = divergence.flips(compressed, kept(dense, k, tmp_path))
+    assert changed.tolist() == (logits[0].argmax(-1) != logits[1].argmax(-1)).double().tolist()
+    several = [(each == each.amax(-1, keepdim=True)).sum(-1) > 1 for each in logits]
+    assert tied.tolist() == (several[0] | several[1]).double().tolist()
+    assert 0 < tied.mean() < 1
+    assert not divergence.flips(dense, kept(dense, k, tmp_path))[0].any()
+
+
+def test_ties_are_counted_and_the_row_says_how() -> None:
+    metrics = OPTIONS.measure(pair()[1]).metrics
+    assert metrics["tie_rate"] == 0
+    assert "argmax" in metrics["ties"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_predictions_that_are_no_numbers_have_no_distance(bad: float, tmp_path: Path) -> None:
+    """A bad position of either model is NaN, in the window's means too; the others are as before."""
+    logits = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    broken = logits.clone()
+    broken[0, 1, 3] = broken[1, 4, 5] = bad
+    dense, compressed = broken.log_softmax(-1)
+    expected = kept(dense, 8, tmp_path)
+    changed, tied = divergence.flips(compressed, expected)
+    for measured in (changed, tied, divergence.divergence(compressed.clone(), expected)):
+        assert measured.isnan().tolist() == [False, True, False, False, True, False]
+    window = divergence.Distance(expected)
+    window.add(compressed)
+    assert all(value != value for value in (window.mean_kl, window.flip_rate, window.tie_rate))  # noqa: PLR0124
 
 
 def test_certainty_and_impossibility_have_finite_divergences() -> None:
@@ -128,11 +165,12 @@ def test_certainty_and_impossibility_have_finite_divergences() -> None:
     dense = Expected(
         torch.zeros(2, 1, dtype=torch.long),
         torch.tensor([[0.0, -torch.inf], [-1e-3, -6.9]], dtype=torch.float64),
+        torch.zeros(2, dtype=torch.bool),
     )
-    kl, flips = divergence.divergence(compressed, dense)
+    assert divergence.flips(compressed, dense)[0].tolist() == [0, 1]
+    kl = divergence.divergence(compressed, dense)
     assert kl[0] == 0
     assert 100 < kl[1] < 250
-    assert flips.tolist() == [False, True]
 
 
 def test_the_dense_run_writes_it_and_compressed_runs_read_it(cache: Path) -> None:
@@ -168,7 +206,7 @@ def test_a_file_takes_six_bytes_for_each_token_kept() -> None:
     dense, _ = pair()
     replace(OPTIONS, top_k=64).measure(dense)
     file = Reference.of(dense, OPTIONS._windows(dense), 64).path
-    assert file.stat().st_size <= 256 + 3 * (SEQLEN - 1) * (6 * 64 + 4)
+    assert file.stat().st_size <= 256 + 3 * (SEQLEN - 1) * (6 * 64 + 5)
 
 
 def test_two_processes_may_write_it_at_once() -> None:

@@ -260,6 +260,13 @@ def test_flips_are_those_counted_by_hand() -> None:
     assert found["difference"]["low"] < found["difference"]["value"] < found["difference"]["high"]
 
 
+def test_few_items_without_a_change_do_not_make_certain() -> None:
+    found = flips([kept([0, 1], [0, 1])], [kept([0, 1], [0, 1])])["acc"]["difference"]
+    assert found["value"] == 0
+    assert found["low"] < -0.3
+    assert found["high"] > 0.3
+
+
 def test_several_tasks_are_taken_together_item_by_item() -> None:
     made = [hand_made(seed, items) for seed, items in ((1, 50), (2, 150))]
     apart = flips([kept(gold, own) for gold, _, own in made], [kept(gold, dense) for gold, dense, _ in made])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.report import heat_maps, pareto, render_matplotlib
+from experiments.report import forest as forests
+from experiments.report import heat_maps, pareto, render_matplotlib, render_svg
 from experiments.report.__main__ import figures, kinds_of
 from experiments.report.colours import DARK, LIGHT, look
 from experiments.report.comparable import groups
@@ -28,7 +29,7 @@ from experiments.report.figures import (
     Line,
     Point,
 )
-from experiments.report.page import Report, collect, html
+from experiments.report.page import Report, collect, headline, html
 from experiments.report.scale import Scale, around
 from tests.experiments.rows import failed, finished, store
 
@@ -115,12 +116,40 @@ def test_figures_have_the_rows_numbers(report: Report) -> None:
         "rtn 3-bit g64",
     ]
     assert forest.items[2].value == pytest.approx(0.1, abs=0.005)
-    assert all(item.decided and item.low < item.value < item.high for item in forest.items)
+    assert all(item.decided and item.ends[0] < item.value < item.ends[1] for item in forest.items)
+    assert "95 % intervals over 20 windows; hollow: the interval holds 0" in forest.note
     assert (heat.kinds, heat.blocks) == (("q_proj", "down_proj"), ("0", "1", "2"))
     assert heat.maps[0].values == pytest.approx(2**-4.5 * np.array([[1, 3, 5], [2, 4, 6]]))
     latency = found["latency_decode"]
     assert isinstance(latency, Intervals)
-    assert [latency.items[0].value, latency.items[0].low, latency.items[0].high] == pytest.approx([2, 2, 2.5])
+    assert [latency.items[0].value, *latency.items[0].ends] == pytest.approx([2, 2, 2.5])
+    assert latency.items[0].label == "2.00×, 10 → 20 tok/s"
+    assert "spread of 2 rounds" in latency.note
+
+
+def test_marks_without_an_interval_are_neither_full_nor_hollow() -> None:
+    """Few windows, and one round of a latency: the mark is faint and has no line."""
+    rows = [finished("sinq"), finished("rtn"), finished("hqq")]
+    for row in rows:
+        row["metrics"]["perplexity"]["windows"] = 5
+        row["samples"]["perplexity"] = {"window_nll": row["samples"]["perplexity"]["window_nll"][:5]}
+        row["samples"]["latency"]["seconds"]["decode"] = {"dense": [1.0], "compressed": [0.5]}
+    (group,) = groups(rows)
+    counterparts = forests.counterparts(group, None)
+    assert counterparts is not None
+    pairs = zip(group.rows, counterparts.comparisons, strict=True)
+    found = forests.forest(group, {row["run_id"]: each for row, each in pairs if each}, "sinq")
+    (_, decode) = forests.latency(group)
+    assert found is not None
+    for figure in (found, decode):
+        assert {item.look for item in figure.items} == {"faint"}
+        assert str(render_svg.draw(figure)).count("faint") == len(figure.items)
+        assert render_matplotlib.draw(figure)
+    assert "No intervals: 5 are too few windows" in found.note
+    assert all(item.label.endswith("too few windows") for item in found.items)
+    assert "spread" not in decode.note
+    undecided = Item("a", 0, 0.1, (-0.1, 0.3), "", decided=False)
+    assert (undecided.look, replace(undecided, decided=True).look) == ("hollow", "")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +170,56 @@ def test_a_reference_that_means_several_rows_is_told_and_costs_other_groups_noth
     twin["options"]["method"]["early_stop"] = False
     store(results, twin, finished("rtn", text="u"))
     first, second = collect(results).sections
-    assert "means several rows" in first.obstacle
-    assert not second.obstacle
+    assert any("fits several rows, so no comparison" in note for note in first.notes)
+    assert not second.notes
     assert "forest" in [figure.key for figure in second.figures]
+
+
+def test_one_ambiguous_row_costs_the_others_nothing(results: Path) -> None:
+    """Of seven runs only the 4-bit ones have two counterparts."""
+    twin = finished("sinq") | {"run_id": "twin"}
+    twin["options"]["method"]["early_stop"] = False
+    store(results, twin)
+    (forest,) = [figure for figure in collect(results).sections[0].figures if figure.key == "forest"]
+    assert [item.name for item in forest.items] == ["hqq 3-bit g64", "rtn 3-bit g64"]
+
+
+def test_the_page_is_titled_by_what_was_run_and_names_no_folder(results: Path) -> None:
+    report = collect(results)
+    assert report.title == "SINQ harness – m on t and m on u, 9 runs, commit 0123456, 2026-01-02"
+    page = html(report)
+    assert f"<title>{report.title}</title>" in page
+    assert str(results) not in page
+    assert "/" + results.name not in page
+    more = [finished("rtn", text=text) | {"run_id": text} for text in "vw"]
+    more[0]["provenance"]["finished_at"] = "2026-03-04T00:00:00+00:00"
+    assert headline([entry.row for entry in report.sections[0].group.entries] + more) == (
+        "m on t, m on v and 1 more, 9 runs, commit 0123456, 2026-01-02 to 2026-03-04"
+    )
+
+
+def test_groups_of_equal_name_get_their_protocol(tmp_path: Path) -> None:
+    few = finished("sinq") | {"run_id": "few"}
+    few["metrics"]["perplexity"]["windows"] = 10
+    few["samples"]["perplexity"] = {"window_nll": few["samples"]["perplexity"]["window_nll"][:10]}
+    store(tmp_path, finished("none"), finished("sinq"), few)
+    titles = [section.group.title for section in collect(tmp_path).sections]
+    assert sorted(titles) == ["m on t, 10 windows", "m on t, 20 windows"]
+
+
+def test_only_some_runs_leaves_out_failed_ones_without_a_stop(results: Path) -> None:
+    """A failed row of the pipeline has no `dense_run_id`."""
+    row = failed()
+    del row["dense_run_id"]
+    store(results, row)
+    assert collect(results, only=["method=sinq"]).failed == ()
+
+
+def test_series_do_not_mix_what_was_done_to_the_layers() -> None:
+    rows = [finished("sinq"), finished("sinq", 3)]
+    rows[1]["identity"]["layers"] = {"on_misfit": "skip"}
+    (group,) = groups(rows)
+    assert len({entry.family for entry in group.entries}) == 2
 
 
 def test_a_reference_nobody_has_is_refused(results: Path) -> None:
@@ -241,7 +317,7 @@ def test_only_some_runs_and_always_the_dense_ones(results: Path) -> None:
     first, second = collect(results, only=["method=sinq,bits=3", "method=rtn,text=t,bits=4"]).sections
     assert {entry.row["run_id"] for entry in first.group.entries} == {"none4t", "sinq3t", "rtn4t"}
     assert {entry.row["run_id"] for entry in second.group.entries} == {"none4u"}
-    with pytest.raises(ValueError, match="method=awq fits none of 9 finished runs"):
+    with pytest.raises(ValueError, match="method=awq fits none of 9 runs"):
         collect(results, only=["method=awq"])
     with pytest.raises(ValueError, match="width in width=3 is nothing that a run was chosen by"):
         collect(results, only=["width=3"])

@@ -65,7 +65,7 @@ def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None
 
 
 def test_they_are_compared_with_one_another() -> None:
-    found = counterpart.compared(rows(), "sinq")
+    found = counterpart.compared(rows(), "sinq").comparisons
     by_name = {row["name"]: comparison for row, comparison in zip(rows(), found, strict=True)}
     assert by_name["gptq 4-bit g32"] is not None
     assert by_name["asinq 3-bit g32"] is None  # other bits

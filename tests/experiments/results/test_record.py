@@ -6,19 +6,15 @@ import pytest
 
 from experiments.common.files import atomic_write
 from experiments.results import record
+from tests.experiments.rows import finished
 
-ROW = {
-    "run_id": "abc",
-    "name": "sinq",
-    "status": record.FINISHED,
-    "metrics": {"perplexity": {"value": 12.5}},
-    "samples": {"x": [1]},
-}
+ROW = finished() | {"run_id": "abc", "samples": {"x": [1]}}
+ROW["metrics"]["perplexity"]["value"] = 12.5
 
 
 def test_a_row_comes_back_and_becomes_a_line_of_a_table(tmp_path: Path) -> None:
     record.write(tmp_path, ROW, pd.DataFrame({"name": ["q_proj"], "bits_per_weight": [4.5]}))
-    assert record.find(tmp_path, "abc") == {"schema": record.SCHEMA, **ROW}
+    assert record.find(tmp_path, "abc") == {**ROW, "schema": record.SCHEMA}
     table = record.load(tmp_path)
     assert table.loc[0, "metrics.perplexity.value"] == 12.5
     assert "samples.x" not in table

@@ -29,7 +29,7 @@ def test_rows_of_the_pipeline_pass_unchanged() -> None:
             "metrics.perplexity.value is 'True': Input should be a valid number",
         ),
         ({"metrics": []}, r"metrics is '\[\]': Input should be a valid dictionary"),
-        ({"status": "running"}, "status is 'running': Input should be 'finished' or 'failed'"),
+        ({"status": "running"}, "status is 'running', not one of finished, failed"),
         (
             {"samples": {"perplexity": {"window_nll": [1.0, "x"]}}},
             "samples.perplexity.window_nll.1 is 'x': Input should be a valid number",

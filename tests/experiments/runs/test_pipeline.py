@@ -28,7 +28,7 @@ from experiments.evaluation import (
 )
 from experiments.models.source import Pretrained
 from experiments.results import record
-from experiments.results.overview import distinct_names
+from experiments.results.names import distinct_names
 from experiments.runs.identity import identity, run_id
 from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
@@ -256,9 +256,9 @@ def test_runs_of_one_name_are_told_apart(run: Run, setting: Execution) -> None:
     ]
     rows = [execute(replace(run, method=method), setting) for method in methods]
     assert distinct_names(rows) == [
-        "sinq 4-bit g32 tiling=1 iterations=16",
-        "sinq 4-bit g32 tiling=2 iterations=16",
-        "sinq 4-bit g32 tiling=1 iterations=4",
+        "sinq 4-bit g32",
+        "sinq 4-bit g32 tiling=2",
+        "sinq 4-bit g32 iterations=4",
         "rtn 4-bit g32",
     ]
 

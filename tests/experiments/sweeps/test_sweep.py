@@ -82,7 +82,7 @@ def test_the_plan_says_what_is_to_do_and_what_it_will_cost(
         "plan: 3 to do, 1 not applicable, 2 refused; time and memory unknown: no earlier run is like these"
         in alone.output
     )
-    assert "failed: method=rtn, bits=7: bits=7 is not possible" in alone.output
+    assert "failed: 2 runs (method=rtn, bits=7; method=sinq_nf4, bits=7): bits=7 is not" in alone.output
     done = sweep("method=rtn", "bits=3")
     assert done.done() == 0, done.output
     again = sweep(*words, "plan=true")

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments import compare
-from experiments.common.intervals import bootstrap_interval
+from experiments.common.intervals import mean_interval
 from experiments.config import options
 from experiments.config.build import Config, Experiment
 from experiments.results import record
@@ -272,7 +272,7 @@ def test_a_baseline_has_no_distance_to_itself() -> None:
 
 
 def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
-    shifts = np.linspace(-0.1, 0.3, 16)
+    shifts = np.tile([0.05, 0.15], 8)
     columns = [Column("Δ", against="sinq", decimals=3)]
     lines = (
         line("none", baseline=True),
@@ -291,16 +291,15 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     rows = [row(method, nll, method=method) for method, nll in measured.items()]
     dense, base, rtn, hqq, elsewhere = (cell for (cell,) in fill(table(*lines, columns=columns), rows).cells)
     assert [cell.verdict for cell in (dense, base, elsewhere)] == [Judgement.not_applicable] * 3
-    low, high = bootstrap_interval(shifts)
-    assert (rtn.ours, rtn.comparison and rtn.comparison.low) == (
-        pytest.approx(shifts.mean()),
-        pytest.approx(low),
-    )
+    low, high = mean_interval(shifts) or (0.0, 0.0)
+    assert rtn.comparison is not None
+    assert (rtn.ours, rtn.comparison.interval) == (pytest.approx(shifts.mean()), pytest.approx((low, high)))
     layout = lay_out(fill(table(*lines, columns=columns), rows))
     texts = [cells_[-1].text for cells_ in layout.lines]
     assert texts[2] == f"+0.100 [{low:+.3f}, {high:+.3f}]"
     assert texts[3].endswith("] ≈")
     assert hqq.comparison is not None
+    assert hqq.comparison.interval is not None
     assert any(note.startswith("≈") for note in layout.notes)
     assert not any(cell.bold for cells_ in layout.lines for cell in cells_)
     (alone,) = fill(
@@ -308,7 +307,21 @@ def test_a_column_sets_runs_against_a_row_of_their_section() -> None:
     ).cells[1]
     assert (alone.ours, alone.note) == (None, "what it is set against is not measured")
     read = pd.read_csv(io.StringIO(render(fill(table(*lines, columns=columns), rows), Format.csv)))
-    assert read["low"].dropna().tolist() == pytest.approx([low, hqq.comparison.low])
+    assert read["low"].dropna().tolist() == pytest.approx([low, hqq.comparison.interval[0]])
+    assert read["paired"].dropna().tolist() == ["worse", "not distinguishable"]
+
+
+def test_few_windows_and_undecided_intervals_have_different_marks() -> None:
+    """On 5 windows there is no interval, no ≈ and no bold; the legend says why."""
+    columns = [Column("Δ", against="sinq", decimals=3), Column("W2")]
+    few = [row("a", HARD[:5], method="sinq"), row("b", HARD[:5] + 0.1, method="rtn")]
+    lines = [Line(method, run={"method": method}) for method in ("sinq", "rtn")]
+    asked = table(*lines, columns=columns, run={**SUBJECT, "evaluation.perplexity.windows": 5})
+    layout = lay_out(fill(asked, few))
+    assert layout.lines[1][1].text == "+0.100 (too few windows)"
+    assert "(too few windows) no interval of a difference with fewer than 6" in layout.notes
+    assert "≈" not in " ".join([*layout.notes, *(cell.text for each in layout.lines for cell in each)])
+    assert not any(cell.bold for each in layout.lines for cell in each)
 
 
 def test_values_that_are_only_shown_are_not_compared() -> None:
