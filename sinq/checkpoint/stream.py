@@ -12,9 +12,9 @@ copies of it). Fused experts that the checkpoint stores one by one are assembled
 one parameter of one layer. Embeddings take no memory.
 
 A file is renamed to its final name when it is complete and on disk, and the journal (`journal.py`) then lists
-it. Restarted after a kill, the work continues with the first missing file; a finished folder is only reported
-on. Matrices are quantized as they are stored: the result is, bit for bit, that of `compress` on a model
-loaded in the checkpoint's dtype, or in float32.
+it. Restarted after a kill, the work continues with the first file that is missing or damaged; of a finished
+folder only the small files are written again. Matrices are quantized as they are stored: the result is, bit
+for bit, that of `compress` on a model loaded in the checkpoint's dtype, or in float32.
 
 Calibrated methods need the outputs of a running model, and methods that rewrite a model need several layers
 at once: both are refused.
@@ -33,7 +33,7 @@ import torch
 
 from sinq.checkpoint.folder import LAYOUT, save_config, save_layout, save_tensors
 from sinq.checkpoint.huggingface import INDEX, Source, TensorReader, shape_of, weight_files
-from sinq.checkpoint.journal import FinishedShard, resume, write
+from sinq.checkpoint.journal import FinishedShard, file_sha256, resume, write
 from sinq.common.atomic_files import replacing
 from sinq.common.errors import NotApplicable
 from sinq.common.named import described
@@ -82,9 +82,9 @@ def stream(
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
-        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or if
-            the target holds other work; later, naming the layer, if a weight is not finite. Finished files
-            then stay.
+        JournalError: (a ValueError) the target holds other work, or its journal is damaged.
+        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors; later,
+            naming the layer, if a weight is not finite. Finished files then stay.
         FileNotFoundError: the source lacks a file.
     """
     source, target = Path(source), Path(target)
@@ -101,10 +101,9 @@ def stream(
                 done[shard.file] = _make(shard, read, target, device)
             write(target, identity, done)
     ordered = {shard.file: done[shard.file] for shard in shards}
-    if not (target / LAYOUT).exists():
-        save_config(model.config, model.dtype, target)
-        _copy_small_files(source, target)
-        _finish(target, ordered)
+    save_config(model.config, model.dtype, target)
+    _copy_small_files(source, target)
+    _finish(target, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
     return CompressionReport(reports, plan.skipped, 0.0, sum(report.seconds for report in reports))
 
@@ -178,7 +177,8 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
         tensors |= _named_tensors(layer.target.name, values, experts)
         reports += [asdict(report) for _, report in quantized]
     save_tensors(tensors, target / shard.file)
-    return FinishedShard((target / shard.file).stat().st_size, list(tensors), changes, reports)
+    path = target / shard.file
+    return FinishedShard(path.stat().st_size, file_sha256(path), list(tensors), changes, reports)
 
 
 def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
