@@ -11,8 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from sinq.common.progress import T
 
-# A file or a pipe has no width, so one is chosen.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+# A file or a pipe has no width, so one is chosen. What is printed is data: brackets and colons stand for
+# themselves.
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
 
 
 class _Lines(logging.Handler):
@@ -37,7 +38,7 @@ def set_up() -> None:
 def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     """Yield the items of an iterable under a progress bar, which disappears at the end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),

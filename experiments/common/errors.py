@@ -102,6 +102,6 @@ def _raised_by_hydra() -> Iterator[None]:
 
 def _print_error(message: str, status: int) -> int:
     """Print an error; return the exit status."""
-    console.print("[bold red]error:[/]", end=" ")
+    console.print("error:", end=" ", style="bold red")
     console.print(message, markup=False, soft_wrap=True)
     return status
