@@ -27,9 +27,14 @@ def sweep_up(folder: Path, names: str) -> None:
         left.unlink(missing_ok=True)
 
 
-def sweep_abandoned(folder: Path) -> None:
-    """Remove scratch files and folders of processes that are gone, whatever they were writing."""
-    for scratch in folder.glob(f".*{SCRATCH}"):
+def sweep_abandoned(folder: Path, names: str = ".*") -> None:
+    """Remove scratch files and folders of processes that are gone.
+
+    Args:
+        folder: the folder to clean.
+        names: a pattern of what they were writing; by default anything.
+    """
+    for scratch in folder.glob(names + SCRATCH):
         try:
             if not abandoned(scratch):
                 continue

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.console import bar, set_up
 from experiments.common.errors import USER_ERRORS, explain, not_applicable, run_cli
-from experiments.common.files import atomic_write
+from experiments.common.files import atomic_write, sweep_abandoned
 from experiments.config.build import build, choices, register
 from experiments.config.instantiation import instantiated
 from experiments.results import record
@@ -179,6 +179,7 @@ def run(jobs: Sequence[Overrides], configs: Iterable[DictConfig], config: DictCo
         return
     with record.writing(results_dir):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_abandoned(folder.parent, f"*/*/.{OUTCOME}.*")  # of sweeps that were killed
         OmegaConf.save(config, folder / "multirun.yaml")
     certain = plan.stays_here(config)
     chosen = [k for k, item in enumerate(items) if item.state is State.to_do or not certain]
