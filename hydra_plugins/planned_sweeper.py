@@ -26,11 +26,11 @@ class PlannedSweeper(BasicSweeper):
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
         parser = OverridesParser.create(config_loader=loader)
-        planned: list[list[str]] = []
+        planned: dict[tuple[str, ...], None] = {}  # a set that keeps the order
         launched = 0
         for grid in grids(config, [*self._parse_config(), *arguments]):
             (batch,) = self.split_arguments(jobs.ordered(parser.parse_overrides(grid)), None)
-            planned += [list(job) for job in batch if job not in planned]
+            planned |= dict.fromkeys(map(tuple, batch))
 
         def launch(chosen: Sequence[Sequence[str]]) -> None:
             nonlocal launched
@@ -39,4 +39,5 @@ class PlannedSweeper(BasicSweeper):
             for result in results:
                 _ = result.return_value  # raises an exception that a job did not catch
 
-        jobs.run([loader.load_sweep_config(config, job) for job in planned], config, launch)
+        composed = (loader.load_sweep_config(config, list(job)) for job in planned)
+        jobs.run(list(planned), composed, config, launch)

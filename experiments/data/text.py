@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.files import atomic_write
-from experiments.common.paths import cache_dir, data_dir
+from experiments.common.cache import Entry, key
+from experiments.common.paths import data_dir
 from sinq.common.named import Named
 
 if TYPE_CHECKING:
@@ -210,11 +211,13 @@ def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], st
 
 def tokenize(passage: Document, tokenizer: "PreTrainedTokenizerBase", tokenizer_hash: str) -> Tensor:
     """Return a passage's token ids, int64 (tokens,), by the tokenizer's defaults; cached by content."""
-    file = cache_dir() / "tokens" / f"{tokenizer_hash}-{passage.fingerprint}.npy"
-    if not file.exists():
-        with atomic_write(file) as out:
-            np.save(out, np.asarray(passage.ids(tokenizer), dtype=np.int32))
-    return torch.from_numpy(np.load(file)).long()
+    made_from = key(tokenizer=tokenizer_hash, type=type(tokenizer).__name__, text=passage.fingerprint)
+    entry = Entry("tokens", f"{made_from}.npy")
+    if not entry.intact:
+        array = BytesIO()
+        np.save(array, np.asarray(passage.ids(tokenizer), dtype=np.int32))
+        entry.write(array.getvalue())
+    return torch.from_numpy(np.load(entry.path)).long()
 
 
 def windows(tokens: Tensor, seqlen: int, limit: int | None = None) -> Tensor:

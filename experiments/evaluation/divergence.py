@@ -18,19 +18,16 @@ are frequent, so positions with one are counted. Predictions that are not number
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.files import atomic_write
-from experiments.common.paths import cache_dir
+from experiments.common.cache import Entry, key
 from experiments.evaluation.base import EvaluationContext
 from experiments.evaluation.logits import LogProbSink
 
@@ -125,7 +122,7 @@ class Distance:
 class Reference:
     """The dense model's predictions on evaluation windows, in a file of the cache."""
 
-    path: Path
+    entry: Entry
     windows: int
     positions: int
     """Positions of each window: all of its tokens but the last."""
@@ -149,12 +146,12 @@ class Reference:
             "top_k": k,
             "device": context.device.type,
         }
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-        return cls(cache_dir() / "reference" / f"{key}.npy", windows.shape[0], windows.shape[1] - 1, k)
+        entry = Entry("reference", f"{key(**content)}.npy")
+        return cls(entry, windows.shape[0], windows.shape[1] - 1, k)
 
     @property
     def exists(self) -> bool:
-        return self.path.exists()
+        return self.entry.intact
 
     @property
     def _dtype(self) -> np.dtype[Any]:
@@ -175,13 +172,13 @@ class Reference:
             "fortran_order": False,
             "shape": (self.windows, self.positions),
         }
-        with atomic_write(self.path) as file:
+        with self.entry.create() as file:
             np.lib.format.write_array_header_1_0(file, header)
             yield lambda log_probabilities: _write(file, log_probabilities, self._dtype)
 
     def window(self, number: int, device: torch.device) -> Expected:
         """Return the dense model's predictions in one window."""
-        stored = np.load(self.path, mmap_mode="r")[number]
+        stored = np.load(self.entry.path, mmap_mode="r")[number]
         kept, others = (
             torch.from_numpy(stored[name].astype(np.float64)) for name in ("log_probabilities", "others")
         )

@@ -10,7 +10,6 @@ not results for SmolLM2.
 
 import hashlib
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from experiments.common.paths import cache_dir
+from experiments.common.cache import Entry
+from experiments.common.files import sweep_abandoned
 from sinq import stored_tensors
+from sinq.common.atomic_files import SCRATCH, scratch_prefix
 
 log = logging.getLogger(__name__)
 
@@ -35,37 +36,39 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+CONVERTED = Entry(".", f"smollm2-135m-{SHA256[:8]}")
+
+
 def folder() -> Path:
     """Return the float16 Hugging Face folder, made on first use (about a minute and 100 MB of download).
 
+    It is compared with its checksum once in each process, and made again if it is damaged.
+
     Raises:
-        ValueError: the download failed, or is not the file expected.
+        ValueError: the download failed, or is not the file expected; or the cache cannot be written.
     """
-    path = _path()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():  # another process may have made it meanwhile
-                _make(path)
-    return path
+    if not CONVERTED.intact:
+        CONVERTED.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{CONVERTED.path}.lock"):
+            if not CONVERTED.intact:  # another process may have made it meanwhile
+                _make()
+    return CONVERTED.path
 
 
 def is_cached() -> bool:
     """Return whether `folder` needs no download."""
-    return _path().exists()
+    return CONVERTED.intact
 
 
-def _path() -> Path:
-    return cache_dir() / f"smollm2-135m-{SHA256[:8]}"
-
-
-def _make(path: Path) -> None:
+def _make() -> None:
     log.info("preparing the embedded model: download of 93 MB, check, conversion; only the first time")
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    path = CONVERTED.path
+    sweep_abandoned(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=scratch_prefix(path), suffix=SCRATCH) as scratch:
         gguf = _download(Path(scratch))
         converted = Path(scratch) / "converted"
         _convert(gguf, converted)
-        os.replace(converted, path)
+        CONVERTED.adopt(converted)
 
 
 def _download(scratch: Path) -> Path:

@@ -8,6 +8,7 @@ every tensor, and compression replaces modules of the copy.
 import copy
 import enum
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,7 @@ from uuid import uuid4
 import torch
 from torch import nn
 
-from experiments.common.files import atomic_write
-from experiments.common.paths import cache_dir
+from experiments.common.cache import Entry, key
 from experiments.models import smollm2
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
 
@@ -39,6 +39,8 @@ CONTEXT_NAMES = (
     "seq_length",
 )
 """Names that configurations have for the longest input."""
+SETTLED_NS = 2 * 10**9
+"""Nanoseconds after which a change of a file gives it another time, on any file system."""
 
 
 class DType(enum.Enum):
@@ -119,14 +121,23 @@ def fingerprint(folder: Path) -> str:
 
 
 def _file_hash(file: Path) -> str:
-    """Return the SHA-256 of a file's content, cached until the file changes: reading may take minutes."""
+    """Return the SHA-256 of a file's content, cached until the file changes: reading may take minutes.
+
+    A file counts as changed when another one is there, or its length or times are others; the time of its
+    last change of state cannot be set back. A file that was written just now is not cached: its next change
+    may fall into the same tick of the clock.
+    """
     stat = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:24]
-    known = cache_dir() / "hashes" / key
-    if not known.exists():
-        with file.open("rb") as content, atomic_write(known) as out:
-            out.write(hashlib.file_digest(content, "sha256").hexdigest().encode())
-    return known.read_text()
+    changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    state = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    entry = Entry("hashes", key(file=str(file.resolve()), state=state))
+    if entry.intact:
+        return entry.path.read_text()
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if time.time_ns() - changed > SETTLED_NS:
+        entry.write(digest.encode())
+    return digest
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ embedded model) for every run that needs the same.
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,12 +16,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from experiments.common.files import atomic_write
-from experiments.common.paths import cache_dir
+from experiments.common.cache import Entry, key
 from experiments.data.text import Text, tokenize
 from experiments.models.source import LoadedModel
 from sinq import Calibration
 from sinq.common.named import Named, described
+
+FORMAT = 1
+"""Version of what is stored of a statistic; raise it with every change, so that old files are not read."""
 
 
 class CalibrationSource(Named, ABC):
@@ -84,7 +84,7 @@ class CalibrationText(CalibrationSource):
         """
         text = tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash)
         tokens = self._windows(text, loaded.context)
-        store = None if self.sequential else StatisticsFolder(_folder(loaded, tokens))
+        store = None if self.sequential else StatisticsFolder(_made_from(loaded, tokens))
         return Calibration(tokens, self.sequential, store)
 
     def _windows(self, tokens: Tensor, context: int) -> Tensor:
@@ -104,31 +104,30 @@ class CalibrationText(CalibrationSource):
 
 @dataclass(frozen=True)
 class StatisticsFolder:
-    """A `sinq.calibration.data.StatisticStore`: one safetensors file for each statistic."""
+    """A `sinq.calibration.data.StatisticStore`: one safetensors file in the cache for each statistic."""
 
-    folder: Path
+    made_from: str
+    """Folder of these statistics in the cache's folder of statistics."""
 
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+    def _entry(self, name: object) -> Entry:
+        return Entry(f"statistics/{self.made_from}", f"{name}.safetensors")
 
     def __contains__(self, name: object) -> bool:
-        return self._file(str(name)).exists()
+        return self._entry(name).intact
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
-        return load_file(self._file(name))
+        return load_file(self._entry(name).path)
 
     def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        with atomic_write(self._file(name)) as out:
-            out.write(as_bytes(dict(tensors)))
+        self._entry(name).write(as_bytes(dict(tensors)))
 
 
-def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
-    """Return the folder of statistics, named by a hash of model, number format, device and windows."""
-    model = {
-        **loaded.identity,
-        "commit": loaded.commit,
-        "dtype": str(loaded.model.dtype),
-        "device": loaded.model.device.type,
-    }
-    content = json.dumps(model, sort_keys=True).encode() + tokens.numpy().tobytes()
-    return cache_dir() / "statistics" / hashlib.sha256(content).hexdigest()[:24]
+def _made_from(loaded: LoadedModel, tokens: Tensor) -> str:
+    """Return a hash of model, number format, device and windows."""
+    return key(
+        format=FORMAT,
+        model={**loaded.identity, "commit": loaded.commit, "dtype": str(loaded.model.dtype)},
+        device=loaded.model.device.type,
+        tokens=hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest(),
+        shape=list(tokens.shape),
+    )

@@ -6,6 +6,7 @@ evaluated if no run has done so yet, then the compressed one. The dense baseline
 its own row, found again by every run that shares its model, text and evaluations.
 """
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -30,9 +31,12 @@ from experiments.runs.logger import Logger, NoLogger
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
 from sinq import CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq.checkpoint.journal import JournalError
 from sinq.common.named import name_of
 from sinq.common.progress import Progress, silent
 from sinq.model.experts import choices
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,19 @@ def _stream(run: Run, context: EvaluationContext, setting: Execution, name: str)
         shutil.rmtree(folder)
     device = context.device
     with peak_memory(device) as peak:
-        report = stream(run.model.folder(), folder, run.method, Context(run.layers, device, setting.progress))
+        report = _resumed(run, folder, Context(run.layers, device, setting.progress))
     model: Any = load(folder, device, context.loaded.model.dtype)
     return replace(context, model=model, report=report, quantize_peak=peak)
+
+
+def _resumed(run: Run, folder: Path, context: Context) -> CompressionReport:
+    """Quantize file by file into a folder of ours; what cannot be continued there is made again."""
+    try:
+        return stream(run.model.folder(), folder, run.method, context)
+    except JournalError as error:
+        log.warning("%s; it is made again", error)
+        shutil.rmtree(folder)
+        return stream(run.model.folder(), folder, run.method, context)
 
 
 def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:

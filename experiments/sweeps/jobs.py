@@ -1,20 +1,16 @@
 """Jobs: `run.py` with one composed configuration, and sweeps of many.
 
 A sweep prints its plan (`plan.py`) and launches the runs to do. Every job writes its outcome to the sweep's
-folder, so the summary does not depend on the launcher or its processes. A failed job does not stop the
-others; the summary lists it, and the exit code is 1. Options that exclude each other (`sinq.NotApplicable`)
-are listed too, but are no failure:
-grids of options often contain some.
-
-Several processes may work on one sweep at once. A run that another process works on is deferred to a second
-round, in which this process waits for it. By then the run is finished, or its owner is gone and it is run
-here.
+folder, so neither the progress (`progress.py`) nor the summary depends on the launcher or its processes. A
+failed job does not stop the others; the summary lists it, and the exit code is 1. Options that exclude each
+other (`sinq.NotApplicable`) are listed too, but are no failure: grids of options often contain some.
 """
 
 import json
 import os
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra import compose
@@ -23,9 +19,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.console import bar, console, set_up
+from experiments.common.console import bar, set_up
 from experiments.common.errors import USER_ERRORS, explain, not_applicable, run_cli
-from experiments.common.files import atomic_write
+from experiments.common.files import atomic_write, sweep_abandoned
 from experiments.config.build import build, register
 from experiments.config.instantiation import instantiated
 from experiments.results import record
@@ -33,20 +29,16 @@ from experiments.results.former_rows import without_paths
 from experiments.results.record import Row
 from experiments.runs.claims import BusyError
 from experiments.runs.pipeline import Execution, execute
-from experiments.runs.search import METRICS, Search
+from experiments.runs.search import METRICS, Search, TrialError
 from experiments.sweeps import plan
-from experiments.sweeps.plan import Item, State
-from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, Outcome, list_misses, show, summarize
+from experiments.sweeps.launching import Launch, Overrides, in_this_process, launched
+from experiments.sweeps.plan import Item, State, say
+from experiments.sweeps.progress import BUSY, OUTCOME, Reasons, result
+from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, PLANNED, Outcome, show, summarize
+from sinq.common.progress import silent
 
-OUTCOME = "outcome.json"
-BUSY = "busy"
-WAIT = "wait=true"
-"""Override added in the second round to runs that another process worked on in the first."""
 SHARED = ("model", "device", "text", "calibration", "evaluation")
 """Options that are costly to change between runs, the costliest first."""
-
-Overrides = Sequence[str]
-Launch = Callable[[Sequence[Overrides]], None]
 
 
 def job(config: DictConfig) -> None:
@@ -68,16 +60,19 @@ def _single(config: DictConfig) -> None:
         raise ValueError(
             f"table={config.table} is filled by a sweep; add experiment=paper, or -m and options"
         )
+    chosen = instantiated(config, "sweep")
+    if config.plan and isinstance(chosen, Search):
+        say(f"plan: a search of {chosen.total} trials among {chosen.combinations} combinations")
+        return
     if config.plan:
         plan.show(plan.make([_with_hydra(config)], results_dir))
         return
-    chosen = instantiated(config, "sweep")
     if isinstance(chosen, Search):
         _search(chosen, config, results_dir)
         return
     row = _run(config, wait=True)
     show([row], results_dir)
-    console.print(f"row: {record.row_path(results_dir, row['run_id'])}", soft_wrap=True)
+    say(f"row: {record.row_path(results_dir, row['run_id'])}")
 
 
 def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
@@ -89,25 +84,33 @@ def _search(search: Search, config: DictConfig, results_dir: Path) -> None:
         )
     task = HydraConfig.get().overrides.task
     fixed = [override for override in task if not override.lstrip("+").startswith("sweep")]
+    reasons = Reasons()
 
-    def attempt(options: Overrides) -> Row | None:
+    def attempt(options: Overrides, number: int) -> Row | None:
         trial = compose("config", [*fixed, *options], return_hydra_config=True)
+        count = f"trial {number}/{search.total}"
         try:
             row = _execute(trial, wait=True)
-        except Exception as error:  # noqa: BLE001 - a trial must not stop the others; None tells Optuna
-            console.print(f"{', '.join(options)}: {explain(error)}", markup=False, soft_wrap=True)
+        except Exception as error:  # a trial must not stop the others
+            kind = NOT_APPLICABLE if not_applicable(error) else FAILED
+            say(f"{count} {', '.join(options)}  {kind}: {reasons.once(explain(error), count)}")
+            if kind == FAILED:
+                raise TrialError(explain(error)) from error
             return None
-        console.print(f"{row['run_id']}  {row['name']}")
+        size = row["metrics"]["size"]["model_nbytes"] / 1e6
+        say(f"{count} {', '.join(options)}  {result(row)}  {size:.1f} MB  {row['run_id']}")
         return row
 
     front = search.front(attempt, fixed, results_dir)
+    if search.total < search.trials:
+        say(f"all {search.total} combinations of sweep.space were tried; sweep.trials={search.trials}")
     rows = [row for name in front if (row := record.find(results_dir, name))]
     if not rows:
         raise ValueError(
-            f"none of {search.trials} trials is within the budget;"
-            " raise sweep.max_bytes, sweep.max_perplexity or sweep.trials"
+            f"none of {search.total} trials ended within the budget; the reasons are above,"
+            " or raise sweep.max_bytes, sweep.max_perplexity or sweep.trials"
         )
-    show(rows, results_dir, f"Pareto front of {search.trials} trials, bytes and perplexity")
+    show(rows, results_dir, f"Pareto front of {search.total} trials, bytes and perplexity")
 
 
 def _with_hydra(config: DictConfig) -> DictConfig:
@@ -123,7 +126,8 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     """Run a configuration that has Hydra's section, and return the row."""
     run = build(config)
     results_dir = Path(config.results_dir).expanduser()
-    setting = Execution(results_dir, instantiated(config, "logger"), config.force, bar, wait)
+    progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
+    setting = Execution(results_dir, instantiated(config, "logger"), config.force, progress, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     plain = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
     return execute(run, setting, without_paths(plain))
@@ -131,16 +135,16 @@ def _execute(config: DictConfig, wait: bool) -> Row:
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:
     outcome: Outcome = {}
+    begun = time.monotonic()
     try:
-        row = _run(config, config.wait)
-        outcome = {"run_id": row["run_id"]}
-        console.print(f"{row['run_id']}  {row['name']}")
+        outcome = {"run_id": _run(config, config.wait)["run_id"]}
     except BusyError as error:
         outcome = {BUSY: str(error)}
     except Exception as error:  # noqa: BLE001 - a job must not stop the others; the summary reports it
         outcome = {NOT_APPLICABLE if not_applicable(error) else FAILED: explain(error)}
         if not isinstance(error, USER_ERRORS):
             traceback.print_exc()
+    outcome["seconds"] = time.monotonic() - begun
     with record.writing(folder), atomic_write(folder / OUTCOME) as file:
         file.write(json.dumps(outcome).encode())
 
@@ -155,63 +159,46 @@ def ordered(overrides: list[Override]) -> list[Override]:
     return sorted(overrides, key=rank)
 
 
-def run(configs: Sequence[DictConfig], config: DictConfig, launch: Launch) -> None:
+def run(jobs: Sequence[Overrides], configs: Iterable[DictConfig], config: DictConfig, launch: Launch) -> None:
     """Plan, launch and summarize a sweep.
 
     Args:
-        configs: the configuration of each run.
+        jobs: the overrides of each run.
+        configs: the configuration of each run; composed while it is planned.
         config: the configuration of the sweep.
         launch: runs jobs with the given overrides, and returns when they are done.
 
     Raises:
+        ValueError: a search was asked for.
         SystemExit: a run failed; the status is 1.
     """
     set_up()
     results_dir, folder = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir)
-    items = plan.make(configs, results_dir)
-    plan.show(items)
+    options = plan.distinguishing(jobs)
+    items = plan.show(plan.make(map(_no_search, configs), results_dir, options), options)
     if config.plan:
-        list_misses([_known(item) | {"options": item.options} for item in items])
         return
     with record.writing(results_dir):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep_abandoned(folder.parent, f"*/*/.{OUTCOME}.*")  # of sweeps that were killed
         OmegaConf.save(config, folder / "multirun.yaml")
     certain = plan.stays_here(config)
-    first = [item.overrides for item in items if item.state is State.to_do or not certain]
-    launched = _launched(first, launch, folder, 0)
-    busy = [k for k, outcome in enumerate(launched) if BUSY in outcome]
-    second = _launched([(*first[k], WAIT) for k in busy], launch, folder, len(first))
-    for k, outcome in zip(busy, second, strict=True):
-        launched[k] = outcome
-    remaining = iter(launched)
-    outcomes = [
-        next(remaining) if item.state is State.to_do or not certain else _known(item) for item in items
-    ]
+    chosen = [k for k, item in enumerate(items) if item.state is State.to_do or not certain]
+    made = dict(zip(chosen, launched([items[k] for k in chosen], config, launch), strict=True))
+    outcomes = [made.get(k) or _known(item) for k, item in enumerate(items)]
     named = [outcome | {"options": item.options} for outcome, item in zip(outcomes, items, strict=True)]
     summarize(named, results_dir, config.table)
 
 
-def _launched(jobs: Sequence[Overrides], launch: Launch, folder: Path, start: int) -> list[Outcome]:
-    """Launch jobs and return the outcomes they wrote. A job without one was killed.
-
-    Args:
-        start: number of the first job, which names its folder.
-    """
-    lost = "its process ended without a word; out of memory is the likeliest reason"
-    try:
-        launch(jobs)
-    except Exception as error:  # noqa: BLE001 - launchers raise anything if a worker is killed; outcomes count
-        console.print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True)
-        reason = (str(error).strip().splitlines() or [""])[0]
-        lost = f"it left no word; the launcher says: {type(error).__name__}: {reason}"
-    files = [folder / str(start + k) / OUTCOME for k in range(len(jobs))]
-    return [json.loads(file.read_text()) if file.exists() else {FAILED: lost} for file in files]
+def _no_search(config: DictConfig) -> DictConfig:
+    """Refuse a sweep of searches."""
+    if isinstance(instantiated(config, "sweep"), Search):
+        raise ValueError("sweep=search chooses its runs itself, one after another: leave out -m")
+    return config
 
 
 def _known(item: Item) -> Outcome:
     """Return the outcome of a run that was not launched."""
-    if item.state is State.refused:
-        return {FAILED: item.reason}
-    if item.state is State.not_applicable:
-        return {NOT_APPLICABLE: item.reason}
+    if item.state in (State.refused, State.not_applicable):
+        return {PLANNED: item.state.value}
     return {"run_id": item.run_id} if item.run_id else {}

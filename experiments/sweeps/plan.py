@@ -4,20 +4,21 @@ Runs are similar when they have the same model, class of method, text, evaluatio
 the median of their seconds and the largest of their peaks; without a similar run it is unknown, and the plan
 says so. Loading the model and measuring a dense baseline are not included.
 
+Runs are printed as they are planned; those that will not run follow, each reason once, with the number of its
+runs.
+
 Launchers that send runs to other machines (Slurm, Ray) may find another device there. Then neither a run's id
 nor its validity is certain here: every run is sent, and finds its row, or refuses, there.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig
-from rich import box
-from rich.table import Table
 
 from experiments.common.console import console
 from experiments.common.errors import USER_ERRORS, explain, not_applicable
@@ -31,6 +32,8 @@ from experiments.runs.pipeline import label
 HERE = ("basic", "joblib", "submitit_local", "ray_local")
 """Launchers whose runs stay on this machine."""
 ALIKE = ("model", "text", "evaluation", "device")
+NAMED = 3
+"""Runs named in one line; the others are counted."""
 
 
 class State(enum.Enum):
@@ -38,9 +41,9 @@ class State(enum.Enum):
 
     to_do = "to do"
     found = "found"
-    repeated = "the same as one above"
+    repeated = "duplicate"
     not_applicable = "not applicable"
-    refused = "refused"
+    refused = "blocked"
 
 
 @dataclass(frozen=True)
@@ -65,33 +68,42 @@ class Item:
     """Overrides that not all runs share, for display."""
 
 
-def make(configs: Iterable[DictConfig], results_dir: Path) -> list[Item]:
-    """Return the plan of composed configurations, in the same order."""
+def distinguishing(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return, for each job, the overrides that not all jobs share, as text."""
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [", ".join(override for override in job if override not in common) for job in jobs]
+
+
+def make(configs: Iterable[DictConfig], results_dir: Path, options: Sequence[str] = ("",)) -> Iterator[Item]:
+    """Yield the plan of composed configurations, in the same order.
+
+    Args:
+        configs: composed with Hydra's section; each is taken when its item is wanted.
+        options: text for each, as `distinguishing` gives it.
+    """
     costs = _Costs(record.read(results_dir)[0])
-    items: list[Item] = []
-    for config in configs:
-        items.append(_item(config, results_dir, costs, {item.run_id for item in items} - {None}))
-    common = set[str]().union(*(item.overrides for item in items)) if len(items) > 1 else set()
-    common = common.intersection(*(item.overrides for item in items))
-    return [replace(item, options=", ".join(o for o in item.overrides if o not in common)) for item in items]
+    above: dict[str | None, str] = {}
+    for config, text in zip(configs, options, strict=True):
+        item = replace(_item(config, results_dir, costs, above), options=text)
+        above.setdefault(item.run_id, text)
+        yield item
 
 
-def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: set[str | None]) -> Item:
+def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: Mapping[str | None, str]) -> Item:
     overrides = tuple(config.hydra.overrides.task)
     try:
         run = build(config)
         parts = identity(run)
-        row = record.find(results_dir, run_id(parts))
+        name = run_id(parts)
+        row = record.find(results_dir, name)
     except USER_ERRORS as error:
-        return Item(
-            overrides, State.not_applicable if not_applicable(error) else State.refused, reason=explain(error)
-        )
-    name, estimate = run_id(parts), costs.of(parts)
+        state = State.not_applicable if not_applicable(error) else State.refused
+        return Item(overrides, state, reason=explain(error))
     if name in above:
-        return Item(overrides, State.repeated, label(run), name)
+        return Item(overrides, State.repeated, label(run), name, f"of {above[name]}")
     if row and row["status"] == record.FINISHED and not config.force:
         return Item(overrides, State.found, label(run), name)
-    return Item(overrides, State.to_do, label(run), name, estimate=estimate)
+    return Item(overrides, State.to_do, label(run), name, estimate=costs.of(parts))
 
 
 def stays_here(config: DictConfig) -> bool:
@@ -121,41 +133,74 @@ def _kind(parts: dict[str, Any]) -> str:
     return as_json([parts["method"]["name"], *(parts[name] for name in ALIKE)])
 
 
-def show(items: Sequence[Item]) -> None:
-    """Print a plan: a line per run, then the totals."""
-    view = Table(
-        title="plan", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in ("run", "options", "state"):
-        view.add_column(heading)
-    for heading in ("time", "peak"):
-        view.add_column(heading, justify="right")
+def show(items: Iterable[Item], options: Sequence[str] = ("",)) -> list[Item]:
+    """Print a plan while it is made: a line per run, reasons, the totals. Return its items.
+
+    Args:
+        options: texts of the items, as `make` has them.
+    """
+    width, shown = max(map(len, options), default=0), []
     for item in items:
-        view.add_row(item.name or "–", item.options, item.state.value, *_cells(item))
-    console.print(view)
-    console.print(summary(items), markup=False, soft_wrap=True)
+        shown.append(item)
+        if item.state not in (State.refused, State.not_applicable):
+            say(f"{item.options:{width}}  {_state(item)}".strip())
+    misses = {state: [item for item in shown if item.state is state] for state in State}
+    for state in (State.not_applicable, State.refused):
+        say_reasons(state.value, [(item.options, item.reason) for item in misses[state]])
+    say(summary(shown))
+    return shown
 
 
-def _cells(item: Item) -> tuple[str, str]:
-    if item.state is not State.to_do:
-        return "", ""
-    if item.estimate is None:
-        return "unknown", "unknown"
-    return duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes)
+def _state(item: Item) -> str:
+    """Return the state of a run that may run, with the estimate of its cost."""
+    if item.reason:
+        return f"{item.state.value} {item.reason}"
+    estimate = ""
+    if item.estimate:
+        time, peak = duration(item.estimate.seconds), memory(item.estimate.peak_memory_bytes)
+        estimate = f", about {time}, {peak}"
+    return f"{item.state.value:5}  {item.name}{estimate}"
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line of text, however long, as it is."""
+    console.print(text, soft_wrap=True, style=style)
+
+
+def say_reasons(kind: str, pairs: Sequence[tuple[str, str]]) -> None:
+    """Print each reason once, with the runs that have it.
+
+    Args:
+        kind: word that the lines begin with.
+        pairs: options of a run, and the reason.
+    """
+    grouped: dict[str, list[str]] = {}
+    for options, reason in pairs:
+        grouped.setdefault(reason, []).append(options)
+    for reason, of in grouped.items():
+        say(f"{kind}: {some(of)}: {reason}".replace(": :", ":"))
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names in a row, at most `NAMED` of them: `a; b; c and 51 more`."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return "; ".join(names[:NAMED]) + more
 
 
 def summary(items: Sequence[Item]) -> str:
     """Return counts by state, then time and memory of the runs to do."""
     counts = ", ".join(
-        f"{count} {state.value}" for state in State if (count := sum(item.state is state for item in items))
+        f"{count} {state.value}{'s' if state is State.repeated and count > 1 else ''}"
+        for state in State
+        if (count := sum(item.state is state for item in items))
     )
     waiting = [item for item in items if item.state is State.to_do]
     known = [item.estimate for item in waiting if item.estimate]
     if not waiting:
         return f"plan: {counts or 'no runs'}"
     if not known:
-        return f"plan: {counts}; time and memory unknown: no earlier run is like these"
-    unknown = f" and {len(waiting) - len(known)} of unknown cost" if len(known) < len(waiting) else ""
+        return f"plan: {counts}; no estimate of time and memory, since no earlier run is like these"
+    unknown = f", no estimate for {len(waiting) - len(known)}" if len(known) < len(waiting) else ""
     peak = memory(max(e.peak_memory_bytes for e in known))
     total = duration(sum(e.seconds for e in known))
     return f"plan: {counts}; about {total} one after another{unknown}; peak {peak} each"

@@ -2,27 +2,31 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from math import floor
 from pathlib import Path
 from time import time
+from typing import Any
 
 from psutil import Process
 
-from experiments.common.console import console
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.results import overview, record
 from experiments.results.names import titles
-from experiments.results.notes import once
 from experiments.results.record import Row
-from experiments.sweeps.plan import duration
+from experiments.sweeps.plan import State, duration, say, say_reasons
 from experiments.tables.show import show as print_table
 
 NOT_APPLICABLE, FAILED = "not applicable", "failed"
+PLANNED = "planned"
 
-Outcome = dict[str, str]
-"""Outcome of a job: a `run_id`, or a reason under one of the names above; and the job's `options`."""
+Outcome = dict[str, Any]
+"""Outcome of a job: a `run_id`, or a reason under one of the names above; its `seconds` and `options`.
+
+A run that the plan refused has its state there under `planned`.
+"""
 
 
 def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None) -> None:
@@ -37,32 +41,33 @@ def summarize(outcomes: list[Outcome], results_dir: Path, table_name: str | None
     ]
     show(rows, results_dir, f"{len(rows)} runs in {record.runs_dir(results_dir)}")
     list_misses(outcomes)
-    console.print(pace(record.read(results_dir)[0], Process().create_time(), time()), style="dim")
+    say(pace(record.read(results_dir)[0], Process().create_time(), time()), style="dim")
     shown = table_name is None or _show_table(table_name, results_dir)
-    if not shown or any(FAILED in outcome for outcome in outcomes):
+    failed = any(FAILED in outcome or outcome.get(PLANNED) == State.refused.value for outcome in outcomes)
+    if not shown or failed:
         sys.exit(1)
 
 
 def pace(rows: Iterable[Row], begun: float, now: float) -> str:
-    """Return, as text, the lifetime of this process and the cost of the rows finished meanwhile.
+    """Return, as text, how many runs were finished in the lifetime of this process, and where the time went.
 
-    The cost is compressing and measuring. The rest of the lifetime is overhead: starting, composing, loading
-    the model, recording. The ratio is below 1 where several runs went at once.
+    Work is compressing and measuring. The rest is starting, composing, loading the model and recording. Work
+    is longer than the lifetime where several runs went at once.
 
     Args:
         begun: start of the process, in seconds since 1970. Rows record the second in which they were
             finished.
         now: the present, in seconds since 1970.
     """
-    finished = [row for row in rows if row["status"] == record.FINISHED and "cost" in row]
-    ends = [datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() for row in finished]
-    costs = [row["cost"]["seconds"] for row, end in zip(finished, ends, strict=True) if end >= floor(begun)]
-    cost, lifetime = sum(costs), now - begun
-    ratio = f", {lifetime / cost:.3f} × that" if cost else ""
-    return (
-        f"{len(costs)} runs and baselines measured, {duration(cost)} of compressing and measuring;"
-        f" {duration(lifetime)} in all{ratio}"
-    )
+    rows = [row for row in rows if row["status"] == record.FINISHED and "cost" in row]
+    ends = [datetime.fromisoformat(row["provenance"]["finished_at"]).timestamp() for row in rows]
+    made = [row for row, end in zip(rows, ends, strict=True) if end >= floor(begun)]
+    dense = sum(row["dense_run_id"] is None for row in made)
+    runs = f"{len(made) - dense} runs" + f" and {dense} of the dense model" * bool(dense)
+    work, lifetime = sum(row["cost"]["seconds"] for row in made), now - begun
+    rest = lifetime - work
+    apart = f", {duration(rest)} of start-up and logging" if rest > 0 else ", several at once"
+    return f"{runs} in {duration(lifetime)} ({duration(work)} of work{apart})"
 
 
 def _show_table(name: str, results_dir: Path) -> bool:
@@ -70,17 +75,19 @@ def _show_table(name: str, results_dir: Path) -> bool:
     try:
         print_table(name, results_dir)
     except USER_ERRORS as error:
-        console.print(f"table {name}: {explain(error)}", markup=False, soft_wrap=True)
+        say(f"table {name}: {explain(error)}")
         return False
     return True
 
 
 def list_misses(outcomes: list[Outcome]) -> None:
-    """Print each reason once, after the runs that have it: those not applicable, then those that failed."""
+    """Print each reason why runs were not applicable, then why others failed, with these runs."""
     for kind in (NOT_APPLICABLE, FAILED):
-        reasons = [(outcome["options"], outcome[kind]) for outcome in outcomes if kind in outcome]
-        for line in once(reasons):
-            console.print(f"{kind}: {line}", soft_wrap=True)
+        say_reasons(kind, [(outcome["options"], outcome[kind]) for outcome in outcomes if kind in outcome])
+    planned = Counter(outcome[PLANNED] for outcome in outcomes if PLANNED in outcome)
+    if planned:
+        counts = " and ".join(f"{count} {state}" for state, count in planned.items())
+        say(f"{counts}: the plan above has the reasons")
 
 
 def show(rows: list[Row], results_dir: Path, title: str = "") -> None:

@@ -12,9 +12,9 @@ copies of it). Fused experts that the checkpoint stores one by one are assembled
 one parameter of one layer. Embeddings take no memory.
 
 A file is renamed to its final name when it is complete and on disk, and the journal (`journal.py`) then lists
-it. Restarted after a kill, the work continues with the first missing file; a finished folder is only reported
-on. Matrices are quantized as they are stored: the result is, bit for bit, that of `compress` on a model
-loaded in the checkpoint's dtype, or in float32.
+it. Restarted after a kill, the work continues with the first file that is missing or damaged; of a finished
+folder only the small files are written again. Matrices are quantized as they are stored: the result is, bit
+for bit, that of `compress` on a model loaded in the checkpoint's dtype, or in float32.
 
 Calibrated methods need the outputs of a running model, and methods that rewrite a model need several layers
 at once: both are refused.
@@ -89,9 +89,9 @@ def stream(
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
-        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or if
-            the target holds other work; later, naming the layer, if a weight cannot be computed with.
-            Finished files then stay.
+        JournalError: (a ValueError) the target holds other work, or its journal is damaged.
+        ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors; later,
+            naming the layer, if a weight cannot be computed with. Finished files then stay.
         FileNotFoundError: the source lacks a file.
     """
     source, target = Path(source), Path(target)
@@ -110,11 +110,10 @@ def stream(
                 done[shard.file] = _make(shard, read, target, device)
             write(target, identity, done)
     ordered = {shard.file: done[shard.file] for shard in shards}
-    if not (target / LAYOUT).exists():
-        for path in small:
-            with replacing(target / path.name) as scratch:
-                shutil.copyfile(path, scratch)
-        _finish(target, model, ordered)
+    for path in small:
+        with replacing(target / path.name) as scratch:
+            shutil.copyfile(path, scratch)
+    _finish(target, model, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
     seconds = sum(report.seconds for report in reports)
     return CompressionReport(reports, plan.skipped, plan.left_dense, 0.0, seconds, method=method.label)

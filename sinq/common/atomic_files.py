@@ -1,13 +1,40 @@
 """Atomic file replacement: a file is written beside its final path, made durable, then renamed."""
 
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SCRATCH = ".tmp"
 """Suffix of unfinished files. After a kill -9 one may be left; nothing reads it."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""Age from which an unfinished file of another machine counts as left behind."""
+
+
+def scratch_prefix(path: Path) -> str:
+    """Return how the names of this process's unfinished files for `path` begin."""
+    return f".{path.name}.{platform.node()}-{os.getpid()}."
+
+
+def abandoned(scratch: Path) -> bool:
+    """Return whether an unfinished file or folder was left by a process that is gone.
+
+    Processes of another machine cannot be asked; what they have not touched for a day counts.
+    """
+    writer = re.search(rf"\.{re.escape(platform.node())}-(\d+)\.[^.]*{re.escape(SCRATCH)}$", scratch.name)
+    if writer is None:
+        return time.time() - scratch.stat().st_mtime > ABANDONED_SECONDS
+    try:
+        os.kill(int(writer[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
+    return False
 
 
 @contextmanager
@@ -18,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SCRATCH)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path), suffix=SCRATCH)
     os.close(handle)
     try:
         yield Path(name)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.common.cache import CHECKSUM
 from experiments.data.corpora import C4, PLACES, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.data.text import Corpus, StateOfTheUnion, Text, tokenize, windows
 from tests.conftest import needs_data, tiny_tokenizer
@@ -182,7 +183,7 @@ def test_tokens_are_cached_by_content(tmp_path: Path, monkeypatch: pytest.Monkey
     assert first.tolist() == tokenizer(passage.text)["input_ids"]
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *args, **options: pytest.fail("tokenised again"))
     assert torch.equal(tokenize(passage, tokenizer, "hash"), first)
-    assert [file.suffix for file in (tmp_path / "tokens").iterdir()] == [".npy"]
+    assert sorted(file.suffix for file in (tmp_path / "tokens").iterdir()) == [".npy", CHECKSUM]
 
 
 def test_windows_do_not_overlap_and_leave_out_the_rest() -> None:

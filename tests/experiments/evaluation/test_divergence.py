@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.common.cache import CHECKSUM
 from experiments.evaluation import EvaluationContext, Perplexity, divergence
 from experiments.evaluation.divergence import Expected, Reference
 from experiments.models.source import sparing_clone
@@ -21,7 +22,7 @@ OPTIONS = Perplexity(windows=3, seqlen=SEQLEN, top_k=VOCABULARY)
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(divergence, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
     return tmp_path / "reference"
 
 
@@ -205,7 +206,7 @@ def test_perplexity_does_not_depend_on_it() -> None:
 def test_a_file_takes_six_bytes_for_each_token_kept() -> None:
     dense, _ = pair()
     replace(OPTIONS, top_k=64).measure(dense)
-    file = Reference.of(dense, OPTIONS._windows(dense), 64).path
+    file = Reference.of(dense, OPTIONS._windows(dense), 64).entry.path
     assert file.stat().st_size <= 256 + 3 * (SEQLEN - 1) * (6 * 64 + 5)
 
 
@@ -213,7 +214,8 @@ def test_two_processes_may_write_it_at_once() -> None:
     dense, compressed = pair()
     expected = OPTIONS.measure(compressed).samples["window_kl"]
     reference = Reference.of(dense, OPTIONS._windows(dense), VOCABULARY)
-    reference.path.unlink()
+    path = reference.entry.path
+    path.unlink()
     windows = [window.float() for window in predictions(dense.model, dense)]
     with reference.create() as first, reference.create() as second:
         for window in windows:
@@ -221,7 +223,7 @@ def test_two_processes_may_write_it_at_once() -> None:
             assert not reference.exists
             second(window.clone())
     assert OPTIONS.measure(compressed).samples["window_kl"] == pytest.approx(expected, rel=1e-4)
-    assert list(reference.path.parent.iterdir()) == [reference.path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name(path.name + CHECKSUM)]
 
 
 def test_an_interrupted_pass_leaves_nothing(cache: Path) -> None:
@@ -238,7 +240,7 @@ def test_an_interrupted_pass_leaves_nothing(cache: Path) -> None:
 def test_it_is_known_by_its_content() -> None:
     def path(given: EvaluationContext, windows: int = 3, top_k: int = 8) -> Path:
         options = replace(OPTIONS, windows=windows)
-        return Reference.of(given, options._windows(given), top_k).path
+        return Reference.of(given, options._windows(given), top_k).entry.path
 
     dense, compressed = pair()
     assert path(dense) == path(compressed)

@@ -12,7 +12,7 @@ from torch import nn
 
 import sinq
 from experiments.common.meters import peak_memory, seconds
-from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, divergence
+from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
 from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
 from experiments.models.source import sparing_clone
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What dense models predict is kept in a folder of each test."""
-    monkeypatch.setattr(divergence, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path / "cache"))
 
 
 class TestPerplexity:

@@ -1,6 +1,7 @@
 """Runs in this process, on a tiny model: measurements, runs found again, and remains of failures."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from experiments.runs.identity import identity, run_id
 from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from sinq import SINQ, CompressedLinear, Grid, Kernel, Layers, NotApplicable, OnMisfit, Sinkhorn
+from tests.damage import DAMAGES
 
 MEASURED: list[str] = []
 
@@ -223,7 +225,7 @@ def test_what_the_dense_model_predicts_is_read_of_it_once(
         assert len(row["samples"]["perplexity"]["window_kl"]) == 2
         execute(replace(run, method=RTN(Grid(4, 32))), setting)
         assert windows.count(64) == 2
-        (file,) = (tmp_path / "cache/reference").iterdir()
+        (file,) = (tmp_path / "cache/reference").glob("*.npy")
         file.unlink()
         assert (
             execute(run, replace(setting, force=True))["metrics"]["perplexity"]
@@ -261,6 +263,28 @@ def test_runs_of_one_name_are_told_apart(run: Run, setting: Execution) -> None:
         "sinq 4-bit g32 iterations=4",
         "rtn 4-bit g32",
     ]
+
+
+@pytest.mark.parametrize("change", [*DAMAGES, "gone", "of other work"])
+def test_a_stream_that_cannot_be_continued_is_made_again(
+    run: Run, setting: Execution, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    streamed = replace(run, stream=True, evaluation={"size": Size()})
+    row = execute(streamed, setting)
+    folder = setting.results_dir / "checkpoints" / row["run_id"]
+    record.row_path(setting.results_dir, row["run_id"]).unlink()
+    journal = folder / "stream.json"
+    if change == "gone":
+        journal.unlink()
+    elif change == "of other work":
+        shutil.rmtree(folder)
+        sinq.stream(run.model.folder(), folder, RTN(Grid(2, 32)))
+    else:
+        DAMAGES[change](journal)
+    with caplog.at_level("INFO", "experiments"):
+        again = execute(streamed, setting)
+    assert again["metrics"]["size"] == row["metrics"]["size"]
+    assert [line for line in caplog.messages if str(folder) in line and line.endswith("; it is made again")]
 
 
 def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Execution) -> None:

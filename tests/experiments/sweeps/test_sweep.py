@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -79,26 +80,31 @@ def test_the_plan_says_what_is_to_do_and_what_it_will_cost(
     assert alone.done() == 0, alone.output
     assert not (tmp_path / "results").exists()
     assert (
-        "plan: 3 to do, 1 not applicable, 2 refused; time and memory unknown: no earlier run is like these"
-        in alone.output
+        "plan: 3 to do, 1 not applicable, 2 blocked;"
+        " no estimate of time and memory, since no earlier run is like these" in alone.output
     )
-    assert "failed: 2 runs (method=rtn, bits=7; method=sinq_nf4, bits=7): bits=7 is not" in alone.output
+    assert "method=rtn, bits=3       to do  rtn 3-bit g32" in alone.output
+    assert "not applicable: method=sinq_nf4, bits=3: " in alone.output
+    assert alone.output.count("bits=7 is not possible") == 1
+    assert "blocked: method=rtn, bits=7; method=sinq_nf4, bits=7: bits=7 is not possible" in alone.output
     done = sweep("method=rtn", "bits=3")
     assert done.done() == 0, done.output
     again = sweep(*words, "plan=true")
     assert again.done() == 0, again.output
-    assert "plan: 2 to do, 1 found, 1 not applicable, 2 refused; about " in again.output
-    assert " one after another and 1 of unknown cost; peak " in again.output
+    assert "method=rtn, bits=3       found  rtn 3-bit g32" in again.output
+    assert "plan: 2 to do, 1 found, 1 not applicable, 2 blocked; about " in again.output
+    assert " one after another, no estimate for 1; peak " in again.output
     assert len(record.read(tmp_path / "results")[0]) == 2
 
 
-def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
+def test_the_pace_tells_work_from_the_rest() -> None:
     begun = datetime(2026, 1, 2, 3, 4, 5, 900_000, UTC).timestamp()
 
     def made(second: int, **more: Any) -> Row:
         cost = {"seconds": 20.0, "peak_memory_bytes": 1}
         return {
             "status": record.FINISHED,
+            "dense_run_id": "abc",
             "cost": cost,
             "provenance": {"finished_at": f"2026-01-02T03:04:{second:02}+00:00"},
             **more,
@@ -106,21 +112,39 @@ def test_the_pace_is_all_time_over_that_of_the_runs_made_meanwhile() -> None:
 
     # the first row is older; the second is of the second in which the sweep began
     rows = [made(4), made(5), made(30), made(31, status=record.FAILED)]
-    assert (
-        pace(rows, begun, begun + 46)
-        == "2 runs and baselines measured, 40 s of compressing and measuring; 46 s in all, 1.150 × that"
-    )
-    assert (
-        pace([], begun, begun + 3)
-        == "0 runs and baselines measured, 0 s of compressing and measuring; 3 s in all"
+    assert pace(rows, begun, begun + 46) == "2 runs in 46 s (40 s of work, 6 s of start-up and logging)"
+    assert pace([], begun, begun + 3) == "0 runs in 3 s (0 s of work, 3 s of start-up and logging)"
+    dense = made(6, dense_run_id=None)
+    assert pace([*rows, dense], begun, begun + 50) == (
+        "2 runs and 1 of the dense model in 50 s (60 s of work, several at once)"
     )
 
 
 def test_a_run_that_is_twice_in_a_sweep_is_done_once(sweep: Callable[..., Forked], tmp_path: Path) -> None:
     cli = sweep("method=rtn,awq", "calibrated=false", "bits=3,4", "force=true")
     assert cli.done() == 0, cli.output
-    assert "plan: 2 to do, 2 the same as one above" in cli.output
+    assert "method=awq, bits=3  duplicate of method=rtn, bits=3" in cli.output
+    assert "plan: 2 to do, 2 duplicates" in cli.output
+    lines = cli.output.splitlines()
+    first, last = (next(line for line in lines if line.startswith(f"{k}/2 ")) for k in (1, 2))
+    assert re.fullmatch(r"1/2 rtn 3-bit g32  ppl \d+\.?\d*  \S+ s  \(about .* left\)", first)
+    assert re.fullmatch(r"2/2 rtn 4-bit g32  ppl \d+\.?\d*  \S+ s", last)
+    assert re.search(r"^2 runs and 1 of the dense model in .* of start-up and logging\)$", cli.output, re.M)
     assert len(record.read(tmp_path / "results")[0]) == 3
+
+
+def test_what_fails_alike_is_said_once_and_a_search_is_no_sweep(
+    sweep: Callable[..., Forked], tmp_path: Path
+) -> None:
+    cli = sweep("method=rtn,sinq,hqq,awq", "bits=7", "calibrated=false")
+    assert cli.done() == 1
+    assert cli.output.count("bits=7 is not possible") == 1
+    assert "blocked: method=rtn; method=sinq; method=hqq and 1 more: bits=7 is not possible" in cli.output
+    assert "4 blocked: the plan above has the reasons" in cli.output
+    search = sweep("method=rtn,sinq", "sweep=search")
+    assert search.done() == 1
+    assert "error: sweep=search chooses its runs itself, one after another: leave out -m" in search.output
+    assert not record.read(tmp_path / "results")[0]
 
 
 def test_two_processes_share_a_sweep(sweep: Callable[..., Forked], tmp_path: Path) -> None:
