@@ -63,8 +63,9 @@ def head_is_plain(model: PreTrainedModel, window: Tensor) -> bool:
 
 def _body_of(model: PreTrainedModel) -> PreTrainedModel | None:
     """Return the model without its head, or None; some call themselves their base model (Llama-4)."""
-    if model.base_model is not model:
-        return model.base_model
+    base: Any = model.base_model
+    if base is not model:
+        return base  # type: ignore[no-any-return]
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a model must be before anything is done to it; otherwise one error says what to do."""
+"""Conditions on a model, checked before anything is done to it; one error says what to do."""
 
 import inspect
 import re
@@ -22,8 +22,8 @@ def require_in_memory(model: nn.Module) -> None:
     away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if away:
         raise ValueError(
-            f"{len(away)} weights of {type(model).__name__}, such as {away[0]}, are not in memory (on the meta"
-            " device, or offloaded to disk by a device map); load the model without offloading, or use"
+            f"{len(away)} weights of {type(model).__name__}, such as {away[0]}, are not in memory (on the"
+            " meta device, or offloaded to disk by a device map); load the model without offloading, or use"
             " sinq.stream (stream=true), which reads a checkpoint layer by layer"
         )
 
