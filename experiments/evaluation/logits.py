@@ -65,7 +65,7 @@ def _body_of(model: PreTrainedModel) -> PreTrainedModel | None:
     """Return the model without its head, or None; some call themselves their base model (Llama-4)."""
     base: Any = model.base_model
     if base is not model:
-        return base  # type: ignore[no-any-return]
+        return base
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), None)
 
 
