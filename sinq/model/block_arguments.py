@@ -90,7 +90,7 @@ class BlockArguments:
 
     def __init__(self) -> None:
         self._common: list[Call] = []
-        self._own: dict[tuple[int, int], int] = {}
+        self._differing: dict[tuple[int, int], int] = {}
         self._calls, self._state, self._kept = Records(), Records(), Records()
         self._keys: set[Key] = set()
 
@@ -107,7 +107,7 @@ class BlockArguments:
         window = self._state.append({key: value for key, value in state.items() if isinstance(key, int)})
         for block, (call, common) in enumerate(zip(held, self._common, strict=True)):
             if not _equal(call, common, same):
-                self._own[block, window] = self._calls.append(call)
+                self._differing[block, window] = self._calls.append(call)
         self._keys |= state.keys()
 
     def call(
@@ -124,8 +124,8 @@ class BlockArguments:
             dtype: of the floating-point arguments, or None to leave them.
             common: a cache of the caller, for this block and device.
         """
-        if (own := self._own.get((block, window))) is not None:
-            call = _moved(self._calls.read(own, device), device, dtype)
+        if (number := self._differing.get((block, window))) is not None:
+            call = _moved(self._calls.read(number, device), device, dtype)
         else:
             if dtype not in common:
                 common[dtype] = _moved(self._common[block], device, dtype)

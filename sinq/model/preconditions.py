@@ -1,4 +1,4 @@
-"""What a model must be before anything is done to it; otherwise one error says what to do."""
+"""Conditions on a model, checked before anything is done to it; one error says what to do."""
 
 import inspect
 import re

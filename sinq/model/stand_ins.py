@@ -26,7 +26,7 @@ FOREIGN_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupErr
 
 @dataclass(frozen=True)
 class Visit:
-    """One run of one block in an ordinary forward pass."""
+    """Run of a block in an ordinary forward pass."""
 
     block: int
     inputs: Tensor
