@@ -24,6 +24,8 @@ class WeightStore(nn.Module):
     is then made again from them, with all checks of a new value.
     """
 
+    _value: CompressedWeight
+
     def __init__(self, value: CompressedWeight) -> None:
         super().__init__()
         self.hold(value)
@@ -71,7 +73,7 @@ class WeightStore(nn.Module):
         except ValueError as error:
             lists[-1].append(f"{prefix.removesuffix('.')}: {error}")
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
         self.hold(self._value.with_tensors(self._tensors()))
 
     def _as_stored(self, name: str, given: Tensor) -> Tensor:
