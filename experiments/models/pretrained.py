@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
@@ -18,9 +18,7 @@ from sinq.common.inside import exists
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
 
 
-def load_pretrained(
-    path: str, revision: str | None, dtype: torch.dtype
-) -> tuple[PretrainedConfig, PreTrainedModel]:
+def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
     """Return the configuration and the model of a folder or of a hub's model, on the CPU.
 
     Raises:
@@ -32,7 +30,7 @@ def load_pretrained(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, **options, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except LIBRARY_ERRORS as error:
@@ -40,6 +38,7 @@ def load_pretrained(
             f"model {path} cannot be loaded: {reason(error)} Check model.path;"
             " without a network it must be a local folder"
         ) from error
+    model, report = loaded
     _refuse_unfit(path, type(model).__name__, report)
     return config, model
 
