@@ -13,7 +13,17 @@ from tests import forked
 from tests.conftest import ROOT
 
 MAY_IMPORT = {
-    "sinq": {"sinq", "torch", "numpy", "safetensors", "transformers", "numba", "llvmlite", "triton"},
+    "sinq": {
+        "sinq",
+        "torch",
+        "numpy",
+        "safetensors",
+        "huggingface_hub",
+        "transformers",
+        "numba",
+        "llvmlite",
+        "triton",
+    },
     "baselines": {"baselines", "sinq", "torch", "numpy", "numba"},
     "experiments": None,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
@@ -18,9 +18,7 @@ from sinq.common.inside import exists
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
 
 
-def load_pretrained(
-    path: str, revision: str | None, dtype: torch.dtype
-) -> tuple[PretrainedConfig, PreTrainedModel]:
+def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
     """Return the configuration and the model of a folder or of a hub's model, on the CPU.
 
     Raises:

@@ -96,7 +96,7 @@ def reasons(path: Path) -> Iterator[None]:
 
 def without_weights(
     config: "PretrainedConfig",
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     changes: Sequence[Edit],
     tensors: int,
 ) -> "PreTrainedModel":

@@ -173,8 +173,8 @@ class Source:
             self._files |= of_file
         self._expected = model.state_dict(keep_vars=True)
         self._stored, unknown = _match(model, self._files)
-        found = {id(self._expected[name]) for name in self._stored}
-        missing = [name for name, tensor in self._expected.items() if id(tensor) not in found]
+        read = {id(self._expected[name]) for name in self._stored}
+        missing = [name for name, tensor in self._expected.items() if id(tensor) not in read]
         misshapen = _misshapen(model, self._stored, stored_shapes(folder))
         if missing or unknown or misshapen:
             raise ValueError(unfit(folder, type(model).__name__, missing, unknown, misshapen))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sinq.common.reading import counts, shown
 
+DTypes = torch.dtype | tuple[torch.dtype, ...]
+"""The types that a tensor may have."""
 HALF = (torch.float16, torch.float32)
 """Types of a number that is stored as float16: as stored, and as trained."""
 LARGEST = 1 << 31
@@ -54,9 +56,7 @@ def _wrong(missing: list[str], unknown: list[str]) -> str:
     return "; ".join(parts)
 
 
-def require_tensor(
-    name: str, tensor: Tensor, dtypes: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int, ...]
-) -> None:
+def require_tensor(name: str, tensor: Tensor, dtypes: DTypes, shape: tuple[int, ...]) -> None:
     """Raise `ValueError` if a tensor has another type or shape, or gaps between its numbers."""
     accepted = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     if tensor.dtype not in accepted or tensor.shape != shape:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sinq.formats.checks import HALF, require_tensor
+from sinq.formats.checks import HALF, DTypes, require_tensor
 from sinq.formats.grid import Grid, Levels
 from sinq.formats.rounding import TABLE_ZERO_STEP
 
@@ -30,13 +30,9 @@ LOWEST_EXPONENT = -126
 FLOAT_MAX = 128
 """Exponent of the first power of two that is infinite in float32."""
 SCALE_TENSORS = ("scale", "scale_range", "scale_exponent")
-STORED: Mapping[int, torch.dtype | tuple[torch.dtype, ...]] = {8: torch.uint8, 16: HALF, 32: torch.float32}
+STORED: dict[int, DTypes] = {8: torch.uint8, 16: HALF, 32: torch.float32}
 """Types of a stored scale, by its bits."""
-STORED_ZERO: Mapping[int, torch.dtype | tuple[torch.dtype, ...]] = {
-    8: torch.int8,
-    16: HALF,
-    32: torch.float32,
-}
+STORED_ZERO: dict[int, DTypes] = {8: torch.int8, 16: HALF, 32: torch.float32}
 """Types of a stored zero, by its bits."""
 
 

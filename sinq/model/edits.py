@@ -188,7 +188,7 @@ def _part(model: nn.Module, name: Any) -> nn.Module:
 
 
 def architecture(
-    config: "PretrainedConfig", dtype: torch.dtype | None, changes: Sequence[Edit] = ()
+    config: "PretrainedConfig", dtype: torch.dtype | str | None, changes: Sequence[Edit] = ()
 ) -> "PreTrainedModel":
     """Return the causal language model of a configuration with edits, weights not initialized.
 

@@ -190,7 +190,7 @@ def _tensor(kind: str, choice: random.Random, tensors: dict[str, Tensor]) -> Non
         flat.reshape(-1)[choice.randrange(flat.numel()) :] = number
         tensors[name] = flat.to(tensor.dtype)
     else:
-        tensors[name] = tensor.reshape(choice.choice(((-1,), (1, -1), (-1, 1), (2, -1))))
+        tensors[name] = tensor.reshape(choice.choice(((-1,), (1, -1), (-1, 1), (1, 1, -1))))
 
 
 def _json(kind: str, choice: random.Random, layout: dict[str, Any]) -> None:
