@@ -12,6 +12,7 @@ import pandas as pd
 from experiments.common.extras import advice
 from experiments.results.record import Row, flatten
 from experiments.runs.logger import Logger
+from sinq.common.options import check
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -41,6 +42,7 @@ class WandB(Logger):
     """Group of the run; `conf/logger/wandb.yaml` makes each sweep a group."""
 
     def __post_init__(self) -> None:
+        check(self, "logger")
         if self.mode not in ("offline", "online"):
             raise ValueError(
                 f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"

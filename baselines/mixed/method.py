@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from baselines.mixed.knapsack import Budget, allocate, check_range
 from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivities
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
+from sinq.common.options import check, number, one_of, several, whole
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
 from sinq.methods.plan import LayerPlan
@@ -54,6 +55,8 @@ class Mixed(Method):
     """
 
     def __post_init__(self) -> None:
+        widths = several(one_of(*BITS))
+        check(self, bits=widths, probes=widths, tokens=whole(1), shrinkage=number(least=0, most=1))
         inner = type(self.inner).__name__
         if not isinstance(self.inner, LayerMethod):
             raise ValueError(
@@ -63,16 +66,8 @@ class Mixed(Method):
             raise ValueError(
                 f"inner={inner} is not possible; it must be a method whose grid can have other bits"
             )
-        for option in ("bits", "probes"):
-            chosen = getattr(self, option)
-            if not chosen or not set(chosen) <= set(BITS):
-                raise ValueError(f"{option}={list(chosen)} is not possible; it must be one or more of {BITS}")
         for bits in (*self.bits, *self.probes):  # a grid refuses bits that its levels do not have
             self.inner.with_grid(replace(self.inner.grid, bits=bits))
-        if self.tokens < 1:
-            raise ValueError(f"tokens={self.tokens} is not possible; it must be ≥ 1")
-        if not 0 <= self.shrinkage <= 1:
-            raise ValueError(f"shrinkage={self.shrinkage} is not possible; it must be from 0 to 1")
 
     @property
     def needs_calibration(self) -> bool:

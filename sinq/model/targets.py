@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sinq.common.options import check
 from sinq.formats.base import CompressedWeight
 from sinq.model.edits import replace_weights
 
@@ -38,6 +39,9 @@ class Layers:
     """Layers left dense: shell patterns for a full name or its last parts. `lm_head` matches the output
     head under any name."""
     on_misfit: OnMisfit = OnMisfit.error
+
+    def __post_init__(self) -> None:
+        check(self, "layers")
 
 
 @dataclass(frozen=True)
