@@ -1,7 +1,8 @@
 """Base of evaluations: frozen dataclasses of options that turn a model into metrics and raw samples."""
 
+import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -9,10 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak
+from experiments.data.bos import Bos, bos_id, with_bos, without_bos
+from experiments.data.text import windows
 from experiments.models.source import LoadedModel
 from sinq import CompressionReport
 from sinq.common.named import Named
+from sinq.common.options import check
 from sinq.common.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,30 @@ class EvaluationContext:
     def is_dense(self) -> bool:
         return self.model is self.loaded.model
 
+    def windows(self, option: str, seqlen: int, limit: int | None, bos: Bos = Bos.first) -> Tensor:
+        """Return the windows (n, seqlen) to measure: at most the context long, and at most all of the text.
+
+        A window that is shorter than asked for, and fewer of them, are a line of the log; rows have the
+        numbers.
+
+        Args:
+            option: the name of the evaluation's options, for messages.
+
+        Raises:
+            ValueError: the text is shorter than one window, or there is no BOS.
+        """
+        length = min(seqlen, self.loaded.context)
+        if bos is Bos.first:
+            chosen = windows(self.tokens, length, limit)
+        else:
+            first = bos_id(self.loaded.tokenizer, f"{option}.bos")
+            chosen = with_bos(windows(without_bos(self.tokens, first), length - 1, limit), first)
+        if length < seqlen:
+            log.info("%s: windows of %d tokens, the model's context, not %d", option, length, seqlen)
+        if limit is not None and len(chosen) < limit:
+            log.info("%s: the text has %d windows of %d tokens, not %d", option, len(chosen), length, limit)
+        return chosen
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -47,7 +77,15 @@ class Measurement:
 
 
 class Evaluation(Named, ABC):
-    """A measurement of a model."""
+    """A measurement of a model.
+
+    Raises:
+        ValueError: an option is not finite, or not of its type.
+    """
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self, f"evaluation.{self.name}")
 
     def content(self) -> dict[str, Any]:
         """Return hashes of everything the numbers depend on besides the options; part of a run's identity.

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.meters import Peak, peak_memory
-from experiments.data.text import windows
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from sinq import stored_tensors
+from sinq.common.options import check, whole
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,13 @@ class Memory(Evaluation):
     """Length of the prompt in tokens; at most the model's context."""
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 1:
-            raise ValueError(
-                f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1"
-            )
+        check(self, "evaluation.memory", prompt_tokens=whole(1))
 
     def check(self, context: EvaluationContext) -> None:
         self._prompt(context)
 
     def _prompt(self, context: EvaluationContext) -> Tensor:
-        return windows(context.tokens, min(self.prompt_tokens, context.loaded.context), 1)
+        return context.windows("evaluation.memory", self.prompt_tokens, 1)
 
     def measure(self, context: EvaluationContext) -> Measurement:
         prompt = self._prompt(context).to(context.device)
