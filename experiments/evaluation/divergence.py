@@ -51,22 +51,24 @@ class Expected:
 
 
 def divergence(compressed: Tensor, dense: Expected) -> tuple[Tensor, Tensor]:
-    """Return KL(dense ‖ compressed) in nats, and whether the most probable token changed; both (positions,).
+    """Return KL(dense ‖ compressed) in nats, and whether the most probable token changed: 1 or 0.
 
-    Of two equally probable tokens either counts as the most probable one.
+    Both are (positions,), and NaN where a prediction of either model is NaN. Of two equally probable tokens
+    either counts as the most probable one.
 
     Args:
         compressed: log-probabilities (positions, vocabulary) of the compressed model; overwritten.
         dense: predictions of the dense model at the same positions.
     """
     kept = compressed.gather(1, dense.tokens)
-    flipped = kept[:, 0] < compressed.amax(-1)
+    highest = compressed.amax(-1)
+    flipped = torch.where(kept[:, 0] < highest, 1.0, 0.0 * highest)  # 0 · NaN is NaN
     # The others are summed: 1 − Σ kept cancels where it is small.
     others = compressed.exp_().scatter_(1, dense.tokens, 0).sum(-1, keepdim=True)
     merged = torch.cat([kept.double(), others.double().clamp_min(TINY).log()], dim=1).log_softmax(-1)
     expected = dense.log_probabilities
     terms = expected.exp() * (expected - merged)
-    return terms.where(expected > -torch.inf, 0).sum(-1), flipped
+    return terms.where(expected != -torch.inf, 0).sum(-1), flipped
 
 
 class Distance:
@@ -74,14 +76,14 @@ class Distance:
 
     def __init__(self, dense: Expected) -> None:
         self._dense = dense
-        self._positions, self._kl, self._flips = 0, 0.0, 0
+        self._positions, self._kl, self._flips = 0, 0.0, 0.0
 
     def add(self, compressed: Tensor) -> None:
         """Add the log-probabilities (positions, vocabulary) of the next positions; they are overwritten."""
         stop = self._positions + len(compressed)
         kl, flipped = divergence(compressed, self._dense[self._positions : stop])
         self._kl += kl.sum().item()
-        self._flips += int(flipped.sum().item())
+        self._flips += flipped.sum().item()
         self._positions = stop
 
     @property

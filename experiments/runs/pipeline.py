@@ -22,6 +22,7 @@ from experiments.data.text import tokenize
 from experiments.evaluation import EvaluationContext, Measurement
 from experiments.results import record
 from experiments.results.record import Row
+from experiments.runs import finite
 from experiments.runs.claims import claim
 from experiments.runs.cost import Cost
 from experiments.runs.failures import explained, failure
@@ -29,7 +30,7 @@ from experiments.runs.identity import identity, options, run_id
 from experiments.runs.logger import Logger, NoLogger
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
-from sinq import CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
 from sinq.common.named import name_of
 from sinq.common.progress import Progress, silent
 from sinq.model.experts import choices
@@ -128,8 +129,10 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
     context = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
         evaluation.check(context)
+    calibration = run.calibration.load(loaded) if run.method.needs_calibration else None
     compression: dict[str, Any] = {}
     dense_row = None
     if run.method.changes_model:
@@ -137,13 +140,14 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
             if run.stream:
                 context = _stream(run, context, setting, row["run_id"])
             else:
-                context = _compress(run, context, setting)
+                context = _compress(run, context, setting, calibration)
         compression = {"compression": _compression_metrics(context)}
         dense_row = _measure_dense(run, setting, row["config"])
     measured = {}
     for key, evaluation in run.evaluation.items():
         with cost.part():
             measured[key] = evaluation.measure(context)
+        finite.check(f"evaluation.{key}", measured[key].metrics, context)
     layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
@@ -151,7 +155,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "metrics": compression | _metrics(run, measured, dense_row),
         "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
         "cost": cost.as_row(),
-        "protocol": protocol(loaded, passage, tokens),
+        "protocol": protocol(loaded, passage, tokens, calibration),
         "provenance": provenance(device),
     }
     return row | finished, layers
@@ -177,10 +181,11 @@ def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | Non
     )
 
 
-def _compress(run: Run, context: EvaluationContext, setting: Execution) -> EvaluationContext:
+def _compress(
+    run: Run, context: EvaluationContext, setting: Execution, calibration: Calibration | None
+) -> EvaluationContext:
     """Compress a copy of the dense model in memory."""
     model: Any = models.sparing_clone(context.loaded.model)
-    calibration = run.calibration.load(context.loaded) if run.method.needs_calibration else None
     device = context.device
     with peak_memory(device) as peak:
         report = run.method.compress(model, calibration, Context(run.layers, device, setting.progress))
