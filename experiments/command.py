@@ -1,10 +1,13 @@
 """The command `sinq-harness` (in a checkout, `python run.py`): run one experiment, or with `-m` a sweep."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from experiments import config
 from experiments.common import console, errors
+from experiments.common.arguments import check_arguments
 from experiments.common.paths import conf_dir
 from experiments.sweeps import jobs
 
@@ -18,4 +21,9 @@ def main() -> None:
     """Run the command line; a user error ends the process with one line and exit status 1."""
     console.set_up()
     config.register()
-    errors.run_cli(_job)
+    errors.run_cli(_checked)
+
+
+def _checked() -> None:
+    check_arguments(sys.argv[1:])
+    _job()
