@@ -37,6 +37,7 @@ from torch import Tensor
 
 from sinq import CompressedWeight, LayerWrapper, Normalized, ScalarMethod
 from sinq.calibration.statistics import Inputs, Statistic
+from sinq.common.options import check, one_of, whole
 from sinq.formats.rounding import by_group
 
 CLIPS = tuple(1 - step / 20 for step in range(10))
@@ -69,13 +70,10 @@ class AWQ(LayerWrapper):
     """Cut large weights where that lowers the output error."""
 
     def __post_init__(self) -> None:
+        check(self, "method", norm=one_of(1, 2), ratios=whole(1, 10_000))
         if not isinstance(self.inner, ScalarMethod):
             inner = type(self.inner).__name__
             raise ValueError(f"method.inner={inner} is not possible; AWQ scales what RTN, SINQ or HQQ rounds")
-        if self.norm not in (1, 2):
-            raise ValueError(f"method.norm={self.norm} is not possible; it must be 1 or 2")
-        if self.ratios < 1:
-            raise ValueError(f"method.ratios={self.ratios} is not possible; it must be ≥ 1")
 
     @property
     def statistic(self) -> type[Statistic]:

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from sinq import Grid, LayerMethod, Levels, Normalized, NotApplicable, SparseOutliers
 from sinq.calibration.statistics import Gradient, SquaredGradient, Statistic
+from sinq.common.options import SEED, check, number
 from sinq.formats.rounding import by_group
 
 
@@ -72,8 +73,7 @@ class GWQ(LayerMethod):
     """Seed of `score=random`. Layers of one shape then have their outliers at the same positions."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"method.share={self.share} is not possible; it must be from 0 to 1")
+        check(self, "method", share=number(least=0, most=1), seed=SEED)
         if self.grid.levels is not Levels.uniform and not self.grid.symmetric:
             name = self.grid.levels.name
             raise NotApplicable(

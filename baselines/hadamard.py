@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sinq import CompressedWeight, LayerMethod, LayerWrapper, Method, NotApplicable
 from sinq.calibration.statistics import InputStatistic
+from sinq.common.options import SEED, check
 from sinq.common.progress import Progress
 from sinq.formats.base import Incompatibility
 from sinq.formats.rotation import Rotated, Rotation, factors
@@ -45,6 +46,7 @@ class Hadamard(LayerWrapper):
     """Seed of the random signs. Layers with the same number of inputs have the same signs."""
 
     def __post_init__(self) -> None:
+        check(self, "method", seed=SEED)
         if not isinstance(self.inner, LayerMethod):
             raise NotApplicable(
                 f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way"
@@ -101,6 +103,9 @@ class ResidualHadamard(Rewriting):
     inner: Method
     seed: int = 0
     """Seed of the random signs."""
+
+    def __post_init__(self) -> None:
+        check(self, "method", seed=SEED)
 
     def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
         parts = decoder(model)

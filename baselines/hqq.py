@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sinq import Grid, HalfQuadratic, Levels, Normalized, NotApplicable, QuantizedTensor, ScalarMethod
+from sinq.common.options import check
 
 PACKAGE = HalfQuadratic(early_stop=True, reround=True)
 WHOLE_BITS = 4
@@ -38,6 +39,7 @@ class HQQ(ScalarMethod):
     """Start from whole zero-points. null: at 4 bits only, as the package does."""
 
     def __post_init__(self) -> None:
+        check(self, "method")
         grid = self.grid
         if grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform:
             raise NotApplicable(

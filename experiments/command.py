@@ -28,4 +28,11 @@ def main() -> None:
     from experiments.common import errors
 
     config.register()
-    errors.run_cli(_job)
+    errors.run_cli(_checked)
+
+
+def _checked() -> None:
+    from experiments.common.arguments import check_arguments
+
+    check_arguments(sys.argv[1:])
+    _job()

@@ -12,6 +12,7 @@ from experiments.results import flat
 from experiments.results.paths import flatten
 from experiments.results.record import Row
 from experiments.runs.logger import Logger
+from sinq.common.options import check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,7 @@ class WandB(Logger):
     """Group of the run; `conf/logger/wandb.yaml` makes each sweep a group."""
 
     def __post_init__(self) -> None:
+        check(self, "logger")
         if self.mode not in ("offline", "online"):
             raise ValueError(
                 f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"

@@ -30,6 +30,11 @@ class PlannedSweeper(BasicSweeper):
         launched = 0
         for grid in grids(config, [*self._parse_config(), *arguments]):
             (batch,) = self.split_arguments(jobs.ordered(parser.parse_overrides(grid)), None)
+            if len(planned) + len(batch) > jobs.LARGEST:
+                raise ValueError(
+                    f"a sweep of {len(batch)} runs is too long to plan; it must be {jobs.LARGEST} at most:"
+                    " give fewer values"
+                )
             planned |= dict.fromkeys(map(tuple, batch))
 
         def launch(chosen: Sequence[Sequence[str]]) -> None:

@@ -39,6 +39,7 @@ from baselines.aqlm.beam_search import Problem, search
 from baselines.aqlm.kmeans import residual_kmeans
 from sinq import LayerMethod
 from sinq.calibration.statistics import Hessian
+from sinq.common.options import SEED, check, number, whole
 from sinq.formats.additive import AdditiveTensor, summed
 from sinq.formats.codebooks import Codebooks
 from sinq.kernels import fast
@@ -77,15 +78,17 @@ class AQLM(LayerMethod):
     statistic = Hessian
 
     def __post_init__(self) -> None:
-        for option in ("beam", "init_iterations", "rounds", "steps"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"method.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
-        if not 0 <= self.tolerance < 1:
-            raise ValueError(
-                f"method.tolerance={self.tolerance} is not possible; it must be from 0 to below 1"
-            )
-        if self.learning_rate <= 0:
-            raise ValueError(f"method.learning_rate={self.learning_rate} is not possible; it must be above 0")
+        check(
+            self,
+            "method",
+            beam=whole(1, 4096),
+            init_iterations=whole(1),
+            rounds=whole(1),
+            steps=whole(1),
+            tolerance=number(least=0, below=1),
+            learning_rate=number(above=0, most=10),
+            seed=SEED,
+        )
 
     def with_format(self, format: Any) -> Self:
         return replace(self, format=format)

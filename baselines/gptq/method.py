@@ -39,6 +39,7 @@ from torch import Tensor
 from baselines.gptq.curvature import Curvature
 from sinq import CompressedWeight, Grid, LayerMethod, QuantizedTensor, assign, choose
 from sinq.calibration.statistics import Hessian
+from sinq.common.options import check, number, whole
 from sinq.formats.mixed_columns import ColumnLevels, MixedColumns
 from sinq.formats.rounding import centre, level, nearest, positions
 from sinq.kernels import fast
@@ -81,10 +82,7 @@ class GPTQ(LayerMethod):
     statistic = Hessian
 
     def __post_init__(self) -> None:
-        if self.damping < 0:
-            raise ValueError(f"method.damping={self.damping} is not possible; it must be ≥ 0")
-        if self.block < 1:
-            raise ValueError(f"method.block={self.block} is not possible; it must be ≥ 1")
+        check(self, "method", damping=number(least=0, most=1e6), block=whole(1))
 
     def quantize(self, weight: Tensor, statistic: Hessian) -> CompressedWeight:
         return self.feed_back(weight, self.curvature(statistic))

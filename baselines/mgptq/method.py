@@ -46,6 +46,7 @@ from baselines.mgptq import budget, graph
 from baselines.mgptq.network import Task, Training, trained_logits
 from sinq import CompressedWeight, Grid, LayerMethod, Levels, NotApplicable, choose
 from sinq.calibration.statistics import Hessian
+from sinq.common.options import SEED, check, number, one_of, several, whole
 from sinq.formats.mixed_columns import COLUMN_BITS, INDEX_BITS, ColumnLevels
 from sinq.formats.rounding import positions
 
@@ -96,8 +97,18 @@ class MGPTQ(LayerMethod):
     statistic = Hessian
 
     def __post_init__(self) -> None:
+        check(
+            self,
+            "method",
+            average_bits=number(above=0),
+            widths=several(one_of(*COLUMN_BITS)),
+            neighbours=whole(1),
+            seed=SEED,
+            damping=number(least=0, most=1e6),
+            block=whole(1),
+        )
         object.__setattr__(self, "widths", tuple(sorted(set(self.widths))))
-        if not self.widths or not set(self.widths) <= set(COLUMN_BITS) or len(self.widths) > 2**INDEX_BITS:
+        if len(self.widths) > 2**INDEX_BITS:
             raise ValueError(
                 f"method.widths={list(self.widths)} is not possible; it must be one to four of {COLUMN_BITS}"
             )
@@ -115,9 +126,6 @@ class MGPTQ(LayerMethod):
             raise NotApplicable(
                 "MG-PTQ spreads codes over a range: it needs levels=uniform and symmetric=false"
             )
-        if self.neighbours is not None and self.neighbours < 1:
-            raise ValueError(f"method.neighbours={self.neighbours} is not possible; it must be ≥ 1")
-        _ = self.gptq  # GPTQ checks the remaining options
 
     @property
     def budget(self) -> float:

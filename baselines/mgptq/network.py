@@ -25,6 +25,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from sinq.common.options import check, number, several, whole
+
 
 @dataclass(frozen=True)
 class Training:
@@ -46,19 +48,16 @@ class Training:
     """Random rows of the matrix used for the error; None for all. A step's time is proportional to them."""
 
     def __post_init__(self) -> None:
-        for option in ("steps", "hidden", "rows"):
-            if (value := getattr(self, option)) is not None and value < 1:
-                raise ValueError(f"training.{option}={value} is not possible; it must be ≥ 1")
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"training.learning_rate={self.learning_rate} is not possible; it must be above 0"
-            )
-        if self.budget_weight < 0:
-            raise ValueError(f"training.budget_weight={self.budget_weight} is not possible; it must be ≥ 0")
-        if len(self.temperature) != 2 or not min(self.temperature) > 0:
-            raise ValueError(
-                f"training.temperature={self.temperature} is not possible; it must be two numbers above 0"
-            )
+        check(
+            self,
+            "training",
+            steps=whole(1),
+            learning_rate=number(above=0, most=10),
+            budget_weight=number(least=0, most=1e9),
+            temperature=several(number(least=1e-6, most=1e6), length=2),
+            hidden=whole(1, 65_536),
+            rows=whole(1),
+        )
 
     def temperature_at(self, step: int) -> float:
         """Return τ of a step, counted from 0."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sinq import NotApplicable
+from sinq.common.options import check, number
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,7 @@ class Budget:
     """Everything stored in the compressed linear layers, in bits, per weight they replace."""
 
     def __post_init__(self) -> None:
-        if not self.bits_per_weight > 0:
-            raise ValueError(
-                f"budget.bits_per_weight={self.bits_per_weight} is not possible; it must be above 0"
-            )
+        check(self, "budget", bits_per_weight=number(above=0, most=64))
 
     def nbytes(self, weights: int) -> int:
         """Return the bytes allowed for layers with so many weights in total."""

@@ -26,6 +26,7 @@ from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivitie
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
 from sinq.calibration.data import check_calibration
 from sinq.common.errors import PASS_CALIBRATION
+from sinq.common.options import check, number, one_of, several, whole
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
 from sinq.methods.plan import LayerPlan, naming
@@ -59,6 +60,8 @@ class Mixed(Method):
     """
 
     def __post_init__(self) -> None:
+        widths = several(one_of(*BITS))
+        check(self, bits=widths, probes=widths, tokens=whole(1), shrinkage=number(least=0, most=1))
         inner = type(self.inner).__name__
         if not isinstance(self.inner, LayerMethod):
             raise ValueError(
@@ -68,18 +71,10 @@ class Mixed(Method):
             raise ValueError(
                 f"inner={inner} is not possible; it must be a method whose grid can have other bits"
             )
-        for option in ("bits", "probes"):
-            chosen = getattr(self, option)
-            if not chosen or not set(chosen) <= set(BITS):
-                raise ValueError(f"{option}={list(chosen)} is not possible; it must be one or more of {BITS}")
         usual = 4 if 4 in self.bits else self.bits[0]  # one value: the bits of `inner` decide nothing
         object.__setattr__(self, "inner", self.inner.with_grid(replace(self.inner.grid, bits=usual)))
         for bits in (*self.bits, *self.probes):  # a grid refuses bits that its levels do not have
             self.inner.with_grid(replace(self.inner.grid, bits=bits))
-        if self.tokens < 1:
-            raise ValueError(f"tokens={self.tokens} is not possible; it must be ≥ 1")
-        if not 0 <= self.shrinkage <= 1:
-            raise ValueError(f"shrinkage={self.shrinkage} is not possible; it must be from 0 to 1")
 
     @property
     def needs_calibration(self) -> bool:

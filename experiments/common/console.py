@@ -16,10 +16,20 @@ console = Console(highlight=False, markup=False, emoji=False, width=None if sys.
 
 
 class _Lines(logging.Handler):
-    """Handler that prints log records as plain lines of the console, above any progress bar."""
+    """Handler that prints log records as plain lines of the console, above any progress bar.
+
+    Each line is printed once: a run and its dense baseline take the same decisions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(record.getMessage(), markup=False, soft_wrap=True, style="dim")
+        line = record.getMessage()
+        if line not in self._printed:
+            self._printed.add(line)
+            console.print(line, markup=False, soft_wrap=True, style="dim")
 
 
 def set_up() -> None:

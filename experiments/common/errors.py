@@ -23,8 +23,13 @@ from omegaconf.errors import (
 )
 
 from experiments.common import extras
+from experiments.common.arguments import not_composed, unreadable
 from experiments.common.console import console
 from sinq.common.errors import PASS_CALIBRATION, USE_COMPRESS, NotApplicable
+from sinq.common.options import shown
+
+ASKED = "SINQ_FULL_ERROR"
+"""Environment variable with the user's own HYDRA_FULL_ERROR while this program sets that."""
 
 
 class OutOfMemoryError(MemoryError):
@@ -57,7 +62,7 @@ def _message(error: BaseException) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} does not exist; choose one of {', '.join(error.options)}"
     if isinstance(error, OverrideParseException):
-        return f"override {error.override!r} cannot be read: {_first_line(error)}"
+        return unreadable(str(error.override), _first_line(error))
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return _message(error.__cause__)
     if isinstance(error, InterpolationResolutionError):
@@ -67,8 +72,12 @@ def _message(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_option(cause)
+    if isinstance(error, HydraException) and (advice := not_composed(str(error).strip())):
+        return advice
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key or 'configuration'}: {_first_line(cause)}"
+        line, value = _first_line(cause), shown(cause.value)
+        given = "" if cause.value is None or value in line else f"={value}"
+        return f"{cause.full_key or 'configuration'}{given}: {line}"
     return _first_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else str(error)
 
 
@@ -84,7 +93,7 @@ def _first_line(error: BaseException) -> str:
 
 def run_cli(main: Callable[[], object]) -> None:
     """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    traceback_wanted = os.environ.get(ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
     try:
         with _raised_by_hydra():
             main()
@@ -102,13 +111,19 @@ def run_cli(main: Callable[[], object]) -> None:
 
 @contextmanager
 def _raised_by_hydra() -> Iterator[None]:
-    """Make Hydra raise errors for a while, instead of printing them its own way."""
-    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    """Make Hydra raise errors for a while, instead of printing them its own way.
+
+    What the user asked for is kept in `ASKED`, for the job that Hydra calls.
+    """
+    names = ("HYDRA_FULL_ERROR", ASKED)
+    before = {name: os.environ.get(name) for name in names}
+    os.environ[ASKED] = before[ASKED] or before["HYDRA_FULL_ERROR"] or "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
-        os.environ["HYDRA_FULL_ERROR"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _print_error(message: str, status: int) -> int:

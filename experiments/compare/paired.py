@@ -103,7 +103,7 @@ def conditions(row: Row) -> dict[str, object]:
         "text": protocol["fingerprint"],
         "number of tokens": protocol["tokens"],
         "tokenizer": protocol["tokenizer"],
-        "bos": protocol["bos"],
+        "bos": perplexity.get("bos", protocol["bos"]),
         "dtype": protocol["dtype"],
         "device": row["identity"]["device"],
         "windows": perplexity.get("windows"),

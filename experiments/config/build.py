@@ -43,6 +43,7 @@ from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
 from experiments.tracking import WandB
 from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit, methods
+from sinq.common.options import SEED
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
@@ -148,6 +149,14 @@ def build(config: DictConfig) -> Run:
         ValueError, InstantiationException: a value is invalid.
     """
     refuse_untaken(config)
+    results_folder(config)
+    if not SEED.holds(config.seed):
+        raise ValueError(f"seed={config.seed} is not possible; it must be {SEED}")
+    if not config.evaluation:
+        raise ValueError(
+            "evaluation is empty: nothing would be measured; choose evaluation=default or quality, or leave"
+            " one of its parts"
+        )
     parts = {name: instantiated(config, name) for name in OF_RUN}
     method, names = with_calibration(parts["method"], config.calibrated), choices(config)
     if method != parts["method"]:
@@ -160,6 +169,13 @@ def build(config: DictConfig) -> Run:
         stream=config.stream,
         choices=names,
     )
+
+
+def results_folder(config: DictConfig) -> Path:
+    """Return the folder of rows; raise `ValueError` where its name is empty."""
+    if not config.results_dir:
+        raise ValueError("results_dir is empty; name a folder, such as results_dir=results")
+    return Path(config.results_dir).expanduser()
 
 
 def choices(config: DictConfig) -> dict[str, str]:

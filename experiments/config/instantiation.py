@@ -21,6 +21,7 @@ from experiments.runs.calibration import CalibrationSource
 from experiments.runs.logger import Logger
 from experiments.runs.search import NoSearch, Search
 from sinq import Layers, Method
+from sinq.common.options import shown
 
 KINDS: dict[str, tuple[type, ...]] = {
     "model": (ModelSource,),
@@ -43,8 +44,25 @@ def instantiated(config: DictConfig, name: str) -> Any:
             classes.
         InstantiationException: a value is invalid.
     """
-    _check_targets(OmegaConf.to_container(config[name], resolve=True), name, KINDS[name])
+    node = OmegaConf.to_container(config[name], resolve=True)
+    _check_parts(node, name)
+    _check_targets(node, name, KINDS[name])
     return instantiate(config[name], _convert_="all")
+
+
+def _check_parts(node: Any, name: str) -> None:
+    """Refuse a part that is no group of options of a class."""
+    parts = {name: node}
+    if name == "evaluation" and isinstance(node, Mapping):
+        parts = {f"{name}.{key}": value for key, value in node.items()}
+    for path, value in parts.items():
+        if not isinstance(value, Mapping) or "_target_" not in value:
+            remove = f"; to leave it out, write ~{path}" if path != name else ""
+            wanted = " or ".join(kind.__name__ for kind in KINDS[name])
+            raise ValueError(
+                f"{path}={shown(value)} is not possible; it must be the options of a {wanted},"
+                f" as a file of conf/{name} has them{remove}"
+            )
 
 
 def _check_targets(node: Any, path: str, kinds: tuple[type, ...]) -> None:

@@ -36,6 +36,7 @@ class C4(Corpus):
     """
 
     name = "c4"
+    by_document = True
     evaluation_files: ClassVar[tuple[FileRows, ...]] = (
         FileRows("c4/c4-validation.00000-of-00008.json.gz"),
         FileRows("c4/c4_train_sample.jsonl", 0.0, 0.5),
@@ -183,6 +184,7 @@ class Pile(Corpus):
     """The Pile's validation split, on which AWQ calibrates: the first half evaluates, the rest calibrates."""
 
     name = "pile"
+    by_document = True
     evaluation_files = (FileRows("pile/val.jsonl", 0.0, 0.5), FileRows("pile/val.jsonl.gz", 0.0, 0.5))
     evaluation_hub = HubRows("mit-han-lab/pile-val-backup", split="validation[:50%]")
     calibration_files = (FileRows("pile/val.jsonl", 0.5, 1.0), FileRows("pile/val.jsonl.gz", 0.5, 1.0))

@@ -8,8 +8,9 @@ the tokenizer's defaults, and cut into windows that do not overlap.
 import gzip
 import hashlib
 import json
+import zlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from experiments.common.cache import Entry, key
 from experiments.common.paths import data_dir
 from sinq.common.named import Named
+from sinq.common.options import check, shown, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +49,26 @@ class Document:
         return tokenizer(self.text, verbose=False)["input_ids"]
 
 
+@dataclass(frozen=True)
+class Collection(Document):
+    """Many documents. Calibration draws windows from single ones, so that only few are tokenised."""
+
+    documents: tuple[str, ...] = ()
+
+
 class Text(Named, ABC):
-    """A named text in two disjoint parts."""
+    """A named text in two disjoint parts.
+
+    Raises:
+        ValueError: an option is not finite, or not of its type.
+    """
+
+    by_document: ClassVar[bool] = False
+    """Calibration windows lie within single documents (`draw.py`), and not in the joined text."""
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self, "text")
 
     @abstractmethod
     def evaluation(self) -> Document: ...
@@ -77,6 +97,8 @@ class StateOfTheUnion(Text):
     name: ClassVar[str] = "sotu"
 
     def __post_init__(self) -> None:
+        year = whole(0, 9999)
+        check(self, "text", calibrate_until=year, evaluate_from=year)
         if self.calibrate_until >= self.evaluate_from:
             raise ValueError(
                 f"text.calibrate_until={self.calibrate_until} must be before"
@@ -159,7 +181,13 @@ class Corpus(Text):
         rows, source = self._rows(self.calibration_files, self.calibration_hub)
         evaluation_rows, _ = self._rows(self.evaluation_files, self.evaluation_hub)
         held_out = {row for row in evaluation_rows if len(row) > HEADING}
-        return Document(self.joiner.join(row for row in rows if row not in held_out), source)
+        kept = tuple(row for row in rows if row not in held_out)
+        text = self.joiner.join(kept)
+        return Collection(text, source, kept) if self.by_document else Document(text, source)
+
+    def identity(self, part: str = "evaluation") -> dict[str, str]:
+        drawn = {"draw": "documents"} if self.by_document and part == "calibration" else {}
+        return super().identity(part) | drawn
 
     def _rows(self, files: tuple[FileRows, ...], hub: HubRows) -> tuple[tuple[str, ...], str]:
         """Return the rows of a part, and their source."""
@@ -177,19 +205,38 @@ class Corpus(Text):
 def _read_file(folder: Path, rows: FileRows) -> tuple[tuple[str, ...], str]:
     file = folder / rows.path
     opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
-        read_row = _json_row if ".json" in file.name else _text_row
-        texts = [read_row(line).strip() if rows.strip else read_row(line) for line in lines]
+    read_row = _json_row if ".json" in file.name else _text_row
+    try:
+        with opener(file, "rt", encoding="utf-8") as lines:
+            texts = [read_row(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file} cannot be unpacked: {error}; copy it again") from error
+    texts = [text.strip() for text in texts] if rows.strip else texts
     first, last = round(rows.start * len(texts)), round(rows.stop * len(texts))
     share = "" if (first, last) == (0, len(texts)) else f", rows {first}–{last - 1}"
     return tuple(texts[first:last]), f"file {rows.path}{share}"
 
 
-def _json_row(line: str) -> str:
-    return json.loads(line)["text"]
+def _json_row(line: str, where: str) -> str:
+    """Return the text of a line of JSON.
+
+    Raises:
+        ValueError: the line is not JSON, or has no text.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {shown(line.strip())!r}") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        found = f"its fields are {', '.join(map(str, row))}" if isinstance(row, dict) else "it has no fields"
+        raise ValueError(f"{where} has no field `text` with a text; {shown(found)}")
+    return text
 
 
-def _text_row(line: str) -> str:
+def _text_row(line: str, where: str) -> str:
     return line if line.strip() else ""
 
 

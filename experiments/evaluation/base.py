@@ -1,24 +1,29 @@
 """Base of evaluations: frozen dataclasses of options that turn a model into metrics and raw samples."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from experiments.common.meters import Peak
+from experiments.data.bos import Bos, bos_id, with_bos, without_bos
+from experiments.data.text import windows
 from experiments.models.source import LoadedModel
 from sinq import CompressionReport
 from sinq.common.named import Named
+from sinq.common.options import check
 from sinq.common.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRIAL_TOKENS = 8
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,30 @@ class EvaluationContext:
     @property
     def is_dense(self) -> bool:
         return self.model is self.loaded.model
+
+    def windows(self, option: str, seqlen: int, limit: int | None, bos: Bos = Bos.first) -> Tensor:
+        """Return the windows (n, seqlen) to measure: at most the context long, and at most all of the text.
+
+        A window that is shorter than asked for, and fewer of them, are a line of the log; rows have the
+        numbers.
+
+        Args:
+            option: the name of the evaluation's options, for messages.
+
+        Raises:
+            ValueError: the text is shorter than one window, or there is no BOS.
+        """
+        length = min(seqlen, self.loaded.context)
+        if bos is Bos.first:
+            chosen = windows(self.tokens, length, limit)
+        else:
+            first = bos_id(self.loaded.tokenizer, f"{option}.bos")
+            chosen = with_bos(windows(without_bos(self.tokens, first), length - 1, limit), first)
+        if length < seqlen:
+            log.info("%s: windows of %d tokens, the model's context, not %d", option, length, seqlen)
+        if limit is not None and len(chosen) < limit:
+            log.info("%s: the text has %d windows of %d tokens, not %d", option, len(chosen), length, limit)
+        return chosen
 
 
 @contextmanager
@@ -74,7 +103,15 @@ class Measurement:
 
 
 class Evaluation(Named, ABC):
-    """A measurement of a model."""
+    """A measurement of a model.
+
+    Raises:
+        ValueError: an option is not finite, or not of its type.
+    """
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self, f"evaluation.{self.name}")
 
     def content(self) -> dict[str, Any]:
         """Return hashes of everything the numbers depend on besides the options; part of a run's identity.

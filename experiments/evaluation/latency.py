@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.generation import decode, phase_seconds, prefill
+from sinq.common.options import check, whole
 from sinq.model.experts import choices
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ class Latency(Evaluation):
     """Number of counted rounds."""
 
     def __post_init__(self) -> None:
-        for option in ("prompt_tokens", "decode_tokens", "rounds"):
-            if getattr(self, option) < 1:
-                raise ValueError(
-                    f"evaluation.latency.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
-                )
+        check(self, "evaluation.latency", prompt_tokens=whole(1), decode_tokens=whole(1), rounds=whole(1))
 
     def check(self, context: EvaluationContext) -> None:
         if self.prompt_tokens + self.decode_tokens > context.loaded.context:

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from sinq import CompressedLinear, PartReport
+from sinq.common.options import check, whole
 from sinq.model.targets import Target, linear_places
 
 TOLERANCE = 1e-4
@@ -66,13 +66,7 @@ class LayerError(Evaluation):
     """Tokens of a window; at most the model's context."""
 
     def __post_init__(self) -> None:
-        if self.windows is not None and self.windows < 1:
-            raise ValueError(
-                f"evaluation.layer_error.windows={self.windows} is not possible;"
-                " it must be ≥ 1, or null for all"
-            )
-        if self.seqlen < 1:
-            raise ValueError(f"evaluation.layer_error.seqlen={self.seqlen} is not possible; it must be ≥ 1")
+        check(self, "evaluation.layer_error", windows=whole(1), seqlen=whole(1))
 
     def check(self, context: EvaluationContext) -> None:
         first = self._windows(context)[:1, :TRIAL_TOKENS].to(context.device)
@@ -80,7 +74,7 @@ class LayerError(Evaluation):
             context.loaded.model.base_model(input_ids=first, use_cache=False)
 
     def _windows(self, context: EvaluationContext) -> Tensor:
-        return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)
+        return context.windows("evaluation.layer_error", self.seqlen, self.windows)
 
     @torch.inference_mode()
     def measure(self, context: EvaluationContext) -> Measurement:
@@ -97,7 +91,8 @@ class LayerError(Evaluation):
                     )
         errors = {name: pair.error for name, pair in pairs.items() if pair.squares[1] > 0}
         left_out["output is zero"] += len(pairs) - len(errors)
-        metrics = _summary(errors, +left_out) | {"tokens": chosen.numel()}
+        count, seqlen = chosen.shape
+        metrics = _summary(errors, +left_out) | {"tokens": chosen.numel(), "windows": count, "seqlen": seqlen}
         return Measurement(metrics, {"relative_error": errors})
 
 

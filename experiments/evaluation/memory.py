@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from experiments.common.meters import Peak, peak_memory
-from experiments.data.text import windows
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.generation import call
 from sinq import stored_tensors
+from sinq.common.options import check, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,10 +31,7 @@ class Memory(Evaluation):
     """Length of the prompt in tokens; at most the model's context."""
 
     def __post_init__(self) -> None:
-        if self.prompt_tokens < 1:
-            raise ValueError(
-                f"evaluation.memory.prompt_tokens={self.prompt_tokens} is not possible; it must be ≥ 1"
-            )
+        check(self, "evaluation.memory", prompt_tokens=whole(1))
 
     def check(self, context: EvaluationContext) -> None:
         prompt = self._prompt(context)[:, :TRIAL_TOKENS].to(context.device)
@@ -42,7 +39,7 @@ class Memory(Evaluation):
             call(context.loaded.model, prompt)
 
     def _prompt(self, context: EvaluationContext) -> Tensor:
-        return windows(context.tokens, min(self.prompt_tokens, context.loaded.context), 1)
+        return context.windows("evaluation.memory", self.prompt_tokens, 1)
 
     def measure(self, context: EvaluationContext) -> Measurement:
         prompt = self._prompt(context).to(context.device)

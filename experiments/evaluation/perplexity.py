@@ -9,18 +9,26 @@ reports `kl` (mean nats per token, a lower bound of the exact divergence), `flip
 whose most probable token changed) and `tie_rate` (share where it is not the only one); see `divergence.py`.
 """
 
+import logging
+import sys
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
+from math import log as natural_logarithm
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from experiments.data.text import windows
+from experiments.data.bos import Bos, advice
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from experiments.evaluation.divergence import Distance, Reference
 from experiments.evaluation.logits import LogProbSink, head_is_plain, ignore, read_window
+from sinq.common.options import check, whole
+
+log = logging.getLogger(__name__)
+LARGEST_NLL = natural_logarithm(sys.float_info.max)
+"""Largest NLL whose perplexity is a number, 709 nats."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,29 +46,25 @@ class Perplexity(Evaluation):
     """Tokens of a window; at most the model's context."""
     top_k: int | None = 64
     """Number of the dense model's most probable tokens in the divergence, at each position; null for none."""
+    bos: Bos = Bos.first
+    """The windows that begin with the token of beginning: `first`, as the tokenizer does, or `each`."""
 
     def __post_init__(self) -> None:
-        if self.windows is not None and self.windows < 1:
-            raise ValueError(
-                f"evaluation.perplexity.windows={self.windows} is not possible;"
-                " it must be ≥ 1, or null for all"
-            )
-        if self.seqlen < 2:
-            raise ValueError(f"evaluation.perplexity.seqlen={self.seqlen} is not possible; it must be ≥ 2")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(
-                f"evaluation.perplexity.top_k={self.top_k} is not possible;"
-                " it must be ≥ 1, or null for no divergence"
-            )
+        check(self, "evaluation.perplexity", windows=whole(1), seqlen=whole(2), top_k=whole(1))
 
     def check(self, context: EvaluationContext) -> None:
         first = self._windows(context)[:1].to(context.device)
         with tried(self.name, context):
             head_is_plain(context.loaded.model, first)
             window_nll(context.loaded.model, first[:, :TRIAL_TOKENS], chunked=False)
+        if note := self._note(context):
+            log.info("evaluation.perplexity: %s", note)
+
+    def _note(self, context: EvaluationContext) -> str | None:
+        return advice(context.loaded.model.config.model_type, self.bos, "evaluation.perplexity.bos")
 
     def _windows(self, context: EvaluationContext) -> Tensor:
-        return windows(context.tokens, min(self.seqlen, context.loaded.context), self.windows)
+        return context.windows("evaluation.perplexity", self.seqlen, self.windows, self.bos)
 
     def measure(self, context: EvaluationContext) -> Measurement:
         chosen = self._windows(context)
@@ -78,10 +82,12 @@ class Perplexity(Evaluation):
         count, seqlen = chosen.shape
         facts = {
             "windows": count,
-            "windows_available": len(context.tokens) // seqlen,
+            "windows_available": len(context.tokens) // (seqlen - (self.bos is Bos.each)),
             "seqlen": seqlen,
             "head": "chunked" if chunked else "whole",
         }
+        facts |= {} if self.bos is Bos.first else {"bos": "each window"}
+        facts |= {"note": note} if (note := self._note(context)) else {}
         return Measurement(_summary(samples, reference) | facts, samples)
 
     def against_dense(self, compressed: Measurement, dense: Measurement) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def _compare(
 def _summary(samples: dict[str, list[float]], reference: Reference | None) -> dict[str, Any]:
     """Return means over tokens: windows are of one length, so these are the means of the windows' means."""
     nll = fmean(samples["window_nll"])
-    metrics: dict[str, Any] = {"value": exp(nll), "nll": nll}
+    metrics: dict[str, Any] = {"value": exp(nll) if not nll > LARGEST_NLL else inf, "nll": nll}
     if "window_kl" in samples and reference is not None:
         metrics |= {
             "kl": fmean(samples["window_kl"]),

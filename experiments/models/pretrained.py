@@ -5,17 +5,19 @@ reports this, after its rules for names, ties, and tensors that an architecture 
 files are read by the rule of `sinq.stream` before memory is taken. Refusals have the words of `stream`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
 from sinq.common.inside import exists
-from sinq.common.library_errors import LIBRARY_ERRORS, reason
+from sinq.common.library_errors import LIBRARY_ERRORS
 
 
 def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
@@ -28,19 +30,33 @@ def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tupl
     if any(exists(Path(path), name) for name in (TENSORS, INDEX)):
         require_fit(Path(path))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
+    with _named(path):
         config = AutoConfig.from_pretrained(path, **options)
+    _refuse_quantized(path, config)
+    with _named(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, **options, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except LIBRARY_ERRORS as error:
-        raise ValueError(
-            f"model {path} cannot be loaded: {reason(error)} Check model.path;"
-            " without a network it must be a local folder"
-        ) from error
     model, report = loaded
     _refuse_unfit(path, type(model).__name__, report)
     return config, model
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turn an error of a library, within the context, into one line that names the model."""
+    try:
+        yield
+    except LIBRARY_ERRORS as error:
+        raise ValueError(cannot_be_loaded(path, error)) from error
+
+
+def _refuse_quantized(path: str, config: Any) -> None:
+    if found := getattr(config, "quantization_config", None):
+        kind = found.get("quant_method") if isinstance(found, dict) else type(found).__name__
+        raise UnfitModelError(
+            f"model {path} is quantized already ({kind}); its dense model is what can be compressed"
+        )
 
 
 def _refuse_unfit(path: str, model: str, report: dict[str, Iterable[Any]]) -> None:

@@ -8,21 +8,24 @@ every tensor, and compression replaces modules of the copy.
 import copy
 import enum
 import hashlib
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.common.cache import Entry, key
 from experiments.models import smollm2
+from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.common.library_errors import LIBRARY_ERRORS, reason
+from sinq.common.options import check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +44,9 @@ CONTEXT_NAMES = (
 """Names that configurations have for the longest input."""
 SETTLED_NS = 2 * 10**9
 """Nanoseconds after which a change of a file gives it another time, on any file system."""
+DECIDING = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+"""Endings of the files that may decide a number: weights, configuration, tokenizer, templates."""
+PROBE_TOKENS = 8
 
 
 class DType(enum.Enum):
@@ -62,22 +68,29 @@ class ModelSource(ABC):
 
     dtype: DType = DType.auto
 
+    def __post_init__(self) -> None:
+        check(self, "model")
+
     @abstractmethod
     def location(self) -> tuple[str, str | None]:
-        """Return a local folder or hub id, and a revision. May download."""
+        """Return a local folder or hub id, and the commit of a hub's model. May download."""
 
     def folder(self) -> Path:
         """Return the local folder of the files. May download."""
-        path, revision = self.location()
+        path, commit = self.location()
         if Path(path).is_dir():
             return Path(path)
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(CHECKPOINT)))
+        return Path(snapshot_download(path, revision=commit, allow_patterns=list(CHECKPOINT)))
 
     @abstractmethod
+    def asked(self) -> dict[str, str | None]:
+        """Return the facts known about the model without asking the hub; tables find rows by them."""
+
     def identity(self) -> dict[str, str | None]:
-        """Return the facts that identify the model, wherever its files are."""
+        """Return the facts that identify the content of the model, wherever its files are."""
+        return self.asked()
 
 
 @dataclass(frozen=True)
@@ -87,35 +100,85 @@ class SmolLM2(ModelSource):
     def location(self) -> tuple[str, str | None]:
         return str(smollm2.folder()), None
 
-    def identity(self) -> dict[str, str | None]:
+    def asked(self) -> dict[str, str | None]:
         return {"name": "smollm2", "sha256": smollm2.SHA256}
 
 
 @dataclass(frozen=True)
 class Pretrained(ModelSource):
-    """Any Hugging Face causal language model: a hub id, or a local folder."""
+    """Any Hugging Face causal language model: a hub id, or a local folder.
+
+    A local folder is identified by the content of its files, a hub's model by the commit that its revision
+    means now. The files of that commit are the ones that are loaded.
+
+    Raises:
+        ValueError: no path, or a type is wrong. Later: the folder has a revision, the hub has no such model.
+    """
 
     path: str = ""
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise ValueError("model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder")
 
     def location(self) -> tuple[str, str | None]:
-        folder = Path(self.path).expanduser()
-        return str(folder) if folder.is_dir() else self.path, self.revision
+        folder = self._folder()
+        return (self.path, commit(self.path, self.revision)) if folder is None else (str(folder), None)
+
+    def asked(self) -> dict[str, str | None]:
+        folder = self._folder()
+        if folder is None:
+            return {"name": self.path, "revision": self.revision}
+        return {"name": folder.name, "fingerprint": fingerprint(folder)}
 
     def identity(self) -> dict[str, str | None]:
+        on_hub = {} if self._folder() else {"commit": commit(self.path, self.revision)}
+        return self.asked() | on_hub
+
+    def _folder(self) -> Path | None:
+        """Return the local folder; None for a model of the hub."""
         folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return {"name": folder.name, "fingerprint": fingerprint(folder)}
-        return {"name": self.path, "revision": self.revision}
+        if folder.is_dir() and self.revision is not None:
+            raise ValueError(
+                f"model.revision={self.revision} is not possible: model.path={self.path} is a local folder,"
+                " which has no revisions; leave model.revision out"
+            )
+        return folder if folder.is_dir() else None
+
+
+@lru_cache(maxsize=64)
+def commit(path: str, revision: str | None) -> str:
+    """Return the commit that a revision of a hub's model means, the same for the life of this process.
+
+    It is read from the path of `config.json` in the hub's cache. With a network the hub is asked; without
+    one it is the commit of the files in the cache.
+
+    Raises:
+        ValueError: the hub has no such model, or it cannot be asked and the cache has none.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = Path(hf_hub_download(path, "config.json", revision=revision))
+    except HFValidationError as error:
+        raise ValueError(
+            f"model.path={path} is not possible: there is no such folder here,"
+            " and a hub's model is named like Qwen/Qwen3-1.7B"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(cannot_be_loaded(path, error)) from error
+    name = config.parent.name
+    if not re.fullmatch("[0-9a-f]{40}", name):
+        raise ValueError(f"model {path} has no commit: its file is {config}; give a local folder instead")
+    return name
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of all configuration and weight files of a model's folder, 16 hexadecimal digits."""
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".bin", ".model"))
+    """Return a hash of every file of a model's folder that may decide a number, 16 hexadecimal digits."""
+    files = sorted(f for f in folder.iterdir() if f.suffix in DECIDING and f.is_file())
     content = "".join(f"{file.name}:{_file_hash(file)}" for file in files)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -160,20 +223,40 @@ class LoadedModel:
         known = (getattr(config, name, None) for name in CONTEXT_NAMES)
         return next((length for length in known if isinstance(length, int) and length > 0), 2**31)
 
+    def refuse_unknown(self, tokens: Tensor) -> None:
+        """Raise `ValueError` if a token id, int64 of any shape, is beyond the model's embedding."""
+        known = getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        largest = int(tokens.max()) if tokens.numel() else 0
+        if known is not None and largest >= known:
+            raise UnfitModelError(
+                f"the tokenizer gives token {largest}, but the model's embedding has {known} tokens"
+                f" ({self.identity.get('name', 'model')}); the two do not belong together"
+            )
+
     @property
     def tokenizer_hash(self) -> str:
         """Return a hash of everything that decides how text becomes tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        state = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
+        state = backend.to_str() if backend is not None else _state(self.tokenizer)
         return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+def _state(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the settings and the vocabulary of a tokenizer written in Python, which has no other state."""
+    plain = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
+    settings = {key: str(value) for key, value in plain.items() if not key.endswith("_file")}
+    return str((type(tokenizer).__name__, sorted(settings.items()), sorted(tokenizer.get_vocab().items())))
 
 
 @lru_cache(maxsize=1)
 def load(source: ModelSource, device: torch.device) -> LoadedModel:
     """Return the model of a source, on a device, in evaluation mode.
 
+    Code that comes with a model is never run.
+
     Raises:
-        ValueError: it cannot be loaded; the message says why and what to do.
+        ValueError: it cannot be loaded, is quantized already, or reads later tokens; the message says why and
+            what to do.
     """
     from transformers import AutoTokenizer
 
@@ -187,13 +270,27 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         raise ValueError(f"the tokenizer of model {path} cannot be loaded: {reason(error)}") from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
-    return LoadedModel(
-        model.eval(),
-        tokenizer,
-        config.dtype or torch.float32,  # type: ignore[arg-type]
-        getattr(config, "_commit_hash", None),
-        source.identity(),
-    )
+    if reads_ahead(model.eval()):
+        raise UnfitModelError(
+            f"model {path} ({type(model).__name__}) is an encoder: its predictions depend on later tokens,"
+            " so it has no perplexity; give a causal language model"
+        )
+    dtype: Any = config.dtype or torch.float32
+    return LoadedModel(model, tokenizer, dtype, revision, source.identity())
+
+
+@torch.inference_mode()
+def reads_ahead(model: "PreTrainedModel") -> bool:
+    """Return whether a model's logits depend on later tokens: the last of a few is changed, and nothing else.
+
+    A difference counts where it is above what rounding may do in the model's number format.
+    """
+    size = model.config.get_text_config().vocab_size
+    ids = (torch.arange(PROBE_TOKENS, device=model.device) * 7 % size).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % size
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    rounding = max(1e-4, 4 * torch.finfo(model.dtype).eps)
+    return bool((logits[0] - logits[1]).abs().max() > rounding * logits.std())
 
 
 def sparing_clone(model: nn.Module) -> nn.Module:

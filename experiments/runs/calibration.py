@@ -6,21 +6,26 @@ embedded model) for every run that needs the same.
 """
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar
 
-import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from experiments.common.cache import Entry, key
-from experiments.data.text import Text, tokenize
+from experiments.data.bos import Bos, bos_id, with_bos
+from experiments.data.draw import Draw, Drawn
+from experiments.data.text import Text
 from experiments.models.source import LoadedModel
 from sinq import Calibration
 from sinq.common.named import Named, described
+from sinq.common.options import SEED, check, whole
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of what is stored of a statistic; raise it with every change, so that old files are not read."""
@@ -28,6 +33,10 @@ FORMAT = 1
 
 class CalibrationSource(Named, ABC):
     """Source of a method's statistics."""
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self, "calibration")
 
     @abstractmethod
     def load(self, loaded: LoadedModel) -> Calibration | None:
@@ -53,7 +62,7 @@ class NoCalibration(CalibrationSource):
 
 @dataclass(frozen=True)
 class CalibrationText(CalibrationSource):
-    """Windows at random positions of a text's calibration part."""
+    """Windows at random positions of a text's calibration part (`experiments/data/draw.py`)."""
 
     name: ClassVar[str] = "text"
 
@@ -68,35 +77,34 @@ class CalibrationText(CalibrationSource):
 
     False: take them from the dense model, and keep them in the cache.
     """
+    bos: Bos = Bos.first
+    """The windows that begin with the token of beginning: `first`, as the tokenizer does, or `each`."""
 
     def __post_init__(self) -> None:
-        for option in ("samples", "seqlen"):
-            if getattr(self, option) < 1:
-                raise ValueError(
-                    f"calibration.{option}={getattr(self, option)} is not possible; it must be ≥ 1"
-                )
+        check(self, "calibration", samples=whole(1), seqlen=whole(1), seed=SEED)
 
     def load(self, loaded: LoadedModel) -> Calibration:
         """Return the windows, with a store of statistics if these are the dense model's.
 
         Raises:
-            ValueError: the text is shorter than one window.
+            ValueError: the text is shorter than one window, or far too short for so many.
         """
-        text = tokenize(self.text.calibration(), loaded.tokenizer, loaded.tokenizer_hash)
-        tokens = self._windows(text, loaded.context)
-        store = None if self.sequential else StatisticsFolder(_made_from(loaded, tokens))
-        return Calibration(tokens, self.sequential, store)
+        seqlen = min(self.seqlen, loaded.context)
+        if seqlen < self.seqlen:
+            log.info("calibration: windows of %d tokens, the model's context, not %d", seqlen, self.seqlen)
+        drawn = self._drawn(loaded, seqlen)
+        loaded.refuse_unknown(drawn.tokens)
+        store = None if self.sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
+        return Calibration(drawn.tokens, self.sequential, store, drawn.facts)
 
-    def _windows(self, tokens: Tensor, context: int) -> Tensor:
-        """Return windows (samples, seqlen) at random positions of the text."""
-        seqlen = min(self.seqlen, context)
-        if len(tokens) < seqlen:
-            raise ValueError(
-                f"the calibration text has {len(tokens)} tokens, fewer than calibration.seqlen={seqlen}"
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        starts = torch.randint(len(tokens) - seqlen + 1, (self.samples,), generator=generator)
-        return torch.stack([tokens[start : start + seqlen] for start in starts.tolist()])
+    def _drawn(self, loaded: LoadedModel, seqlen: int) -> Drawn:
+        passage = self.text.calibration()
+        if self.bos is Bos.first:
+            return Draw(self.samples, seqlen, self.seed).of(passage, loaded.tokenizer, loaded.tokenizer_hash)
+        first = bos_id(loaded.tokenizer, "calibration.bos")
+        draw = Draw(self.samples, max(1, seqlen - 1), self.seed)
+        drawn = draw.of(passage, loaded.tokenizer, loaded.tokenizer_hash)
+        return Drawn(with_bos(drawn.tokens, first), drawn.facts | {"bos": "each window"})
 
     def identity(self) -> dict[str, Any]:
         return described(self) | {"text": self.text.identity("calibration")}

@@ -23,6 +23,7 @@ from experiments.data.text import tokenize
 from experiments.evaluation import EvaluationContext, Measurement
 from experiments.results import record
 from experiments.results.record import Row
+from experiments.runs import finite
 from experiments.runs.claims import claim
 from experiments.runs.cost import Cost
 from experiments.runs.failures import explained, failure
@@ -30,7 +31,7 @@ from experiments.runs.identity import identity, options, run_id
 from experiments.runs.logger import Logger, NoLogger
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
-from sinq import CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
 from sinq.checkpoint.journal import JournalError
 from sinq.common.named import name_of
 from sinq.common.progress import Progress, silent
@@ -143,8 +144,10 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
     context = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
         evaluation.check(context)
+    calibration = run.calibration.load(loaded) if run.method.needs_calibration else None
     compression: dict[str, Any] = {}
     dense_row = None
     if run.method.changes_model:
@@ -152,7 +155,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
             if run.stream:
                 context = _stream(run, context, setting, row["run_id"])
             else:
-                context = _compress(run, context, setting)
+                context = _compress(run, context, setting, calibration)
         compression = {"compression": _compression_metrics(context)}
         dense_row = _measure_dense(run, setting, row["config"])
     measured: dict[str, Measurement] = {}
@@ -160,7 +163,9 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     for key, evaluation in run.evaluation.items():
         try:
             with cost.part():
-                measured[key] = evaluation.measure(context)
+                found = evaluation.measure(context)
+            finite.check(f"evaluation.{key}", found.metrics, context)
+            measured[key] = found
         except Exception as error:  # noqa: BLE001 - raised below, when the others are measured
             error.add_note(f"in evaluation.{key}")
             failed.append(error)
@@ -171,7 +176,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "metrics": compression | _metrics(run, measured, dense_row),
         "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
         "cost": cost.as_row(),
-        "protocol": protocol(loaded, passage, tokens),
+        "protocol": protocol(loaded, passage, tokens, calibration),
         "provenance": provenance(device),
     }
     if failed:
@@ -201,10 +206,11 @@ def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | Non
     )
 
 
-def _compress(run: Run, context: EvaluationContext, setting: Execution) -> EvaluationContext:
+def _compress(
+    run: Run, context: EvaluationContext, setting: Execution, calibration: Calibration | None
+) -> EvaluationContext:
     """Compress a copy of the dense model in memory."""
     model: Any = models.sparing_clone(context.loaded.model)
-    calibration = run.calibration.load(context.loaded) if run.method.needs_calibration else None
     device = context.device
     with peak_memory(device) as peak:
         report = run.method.compress(model, calibration, Context(run.layers, device, setting.progress))

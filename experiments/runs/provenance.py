@@ -13,6 +13,7 @@ import torch
 
 from experiments.data.text import Document
 from experiments.models.source import LoadedModel
+from sinq import Calibration
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "hydra-core", "numpy")
 
@@ -32,14 +33,19 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def protocol(loaded: LoadedModel, passage: Document, tokens: torch.Tensor) -> dict[str, Any]:
+def protocol(
+    loaded: LoadedModel, passage: Document, tokens: torch.Tensor, calibration: Calibration | None = None
+) -> dict[str, Any]:
     """Return the conditions of a perplexity: text, tokens, tokenizer, commit and number formats.
+
+    A calibrated run has the facts of its windows besides, as they were drawn and not as they were asked for.
 
     Two perplexities may be compared only if these conditions (but for the stored number format and the
     source's words), `windows` and `seqlen` are equal; `windows` and `seqlen` are in the metrics.
     """
     bos = loaded.tokenizer.bos_token_id
-    return {
+    drawn = {} if calibration is None else {"calibration": dict(calibration.facts)}
+    return drawn | {
         "source": passage.source,
         "fingerprint": passage.fingerprint,
         "tokens": len(tokens),

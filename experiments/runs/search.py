@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.record import Row, writing
+from sinq.common.options import SEED, check, number, whole
 
 METRICS = (("size", "model_nbytes"), ("perplexity", "value"))
 """The minimized metrics: evaluation, and name of the metric."""
@@ -66,18 +67,13 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise ValueError(f"sweep.trials={self.trials} is not possible; it must be ≥ 1")
+        budget = number(above=0)
+        check(self, "sweep", trials=whole(1), max_bytes=budget, max_perplexity=budget, seed=SEED)
         if not self.space or not all(self.space.values()):
             raise ValueError(
                 f"sweep.space={dict(self.space)} is not possible;"
                 " it must have options, each with at least one value"
             )
-        for name in ("max_bytes", "max_perplexity"):
-            if (limit := getattr(self, name)) is not None and limit <= 0:
-                raise ValueError(
-                    f"sweep.{name}={limit} is not possible; it must be above 0, or null for no such budget"
-                )
 
     @property
     def combinations(self) -> int:

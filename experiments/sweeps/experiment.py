@@ -17,12 +17,12 @@ every run, and override the experiment's.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import options
+from experiments.config.build import results_folder
 from experiments.results import record
 from experiments.tables import cells, spec
 
@@ -50,5 +50,5 @@ def _table(config: DictConfig) -> spec.Table | None:
 
 def _lacking(table: spec.Table, config: DictConfig) -> list[dict[str, Any]]:
     """Return the options of runs that the table's cells lack; of all its runs where `force` is set."""
-    rows = [] if config.force else record.read(Path(config.results_dir).expanduser())[0]
+    rows = [] if config.force else record.read(results_folder(config))[0]
     return cells.missing(table, rows)

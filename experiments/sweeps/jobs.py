@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.common.console import bar, set_up
 from experiments.common.errors import USER_ERRORS, explain, not_applicable, run_cli
 from experiments.common.files import atomic_write, sweep_abandoned
-from experiments.config.build import build, register
+from experiments.config.build import build, register, results_folder
 from experiments.config.instantiation import instantiated
 from experiments.results import record
 from experiments.results.former_rows import without_paths
@@ -37,6 +37,8 @@ from experiments.sweeps.progress import BUSY, OUTCOME, Reasons, result
 from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, PLANNED, Outcome, show, summarize
 from sinq.common.progress import silent
 
+LARGEST = 5000
+"""Most runs of a sweep; planning takes a tenth of a second for each."""
 SHARED = ("model", "device", "text", "calibration", "evaluation")
 """Options that are costly to change between runs, the costliest first."""
 
@@ -55,7 +57,7 @@ def job(config: DictConfig) -> None:
 
 
 def _single(config: DictConfig) -> None:
-    results_dir = Path(config.results_dir).expanduser()
+    results_dir = results_folder(config)
     if config.table is not None:
         raise ValueError(
             f"table={config.table} is filled by a sweep; add experiment=paper, or -m and options"
@@ -125,7 +127,7 @@ def _run(config: DictConfig, wait: bool) -> Row:
 def _execute(config: DictConfig, wait: bool) -> Row:
     """Run a configuration that has Hydra's section, and return the row."""
     run = build(config)
-    results_dir = Path(config.results_dir).expanduser()
+    results_dir = results_folder(config)
     progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
     setting = Execution(results_dir, instantiated(config, "logger"), config.force, progress, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -173,7 +175,7 @@ def run(jobs: Sequence[Overrides], configs: Iterable[DictConfig], config: DictCo
         SystemExit: a run failed; the status is 1.
     """
     set_up()
-    results_dir, folder = Path(config.results_dir).expanduser(), Path(config.hydra.sweep.dir)
+    results_dir, folder = results_folder(config), Path(config.hydra.sweep.dir)
     options = plan.distinguishing(jobs)
     items = plan.show(plan.make(map(_no_search, configs), results_dir, options), options)
     if config.plan:

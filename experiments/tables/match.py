@@ -11,6 +11,7 @@ from typing import Any
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.common.errors import not_applicable as makes_no_sense
 from experiments.config.options import overrides, run_of, split
+from experiments.data.bos import Bos
 from experiments.evaluation import Evaluation, Perplexity
 from experiments.models.source import DType
 from experiments.results.paths import get_path
@@ -69,8 +70,8 @@ def _same_subject(rows: Iterable[Row], wanted: CellQuery) -> list[Row]:
     if not finished:
         return []  # saves composing the run
     run = run_of(wanted.subject)
-    # Without a pinned revision, the revision is None and any matches.
-    model = {part: value for part, value in run.model.identity().items() if value is not None}
+    # Without a pinned revision, the revision is None and any commit matches.
+    model = {part: value for part, value in run.model.asked().items() if value is not None}
     text = run.text.name
     return [
         row
@@ -96,12 +97,16 @@ def _same_treatment(row: Row, wanted: CellQuery) -> bool:
 
 def _options(source: CalibrationSource) -> dict[str, Any]:
     """Return a calibration's options, with the text by name: contents are compared where texts are loaded."""
+    if not isinstance(source, CalibrationText):
+        return {}
     options: dict[str, Any] = named.described(source)
-    return options | {"text": source.text.name} if isinstance(source, CalibrationText) else {}
+    return options | {"text": (source.text.name, "documents" if source.text.by_document else None)}
 
 
 def _recorded(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {**identity, "text": identity["text"]["name"]} if identity else {}
+    if not identity:
+        return {}
+    return {**identity, "text": (identity["text"]["name"], identity["text"].get("draw"))}
 
 
 def _obstacles(row: Row, wanted: CellQuery) -> list[str]:
@@ -141,6 +146,9 @@ def _windows(row: Row, asked: Perplexity) -> list[str]:
     """
     measured, seqlen = row["metrics"]["perplexity"], row["options"]["evaluation"]["perplexity"]["seqlen"]
     found = [] if seqlen == asked.seqlen else [f"seqlen is {seqlen}, not {asked.seqlen}"]
+    bos = row["options"]["evaluation"]["perplexity"].get("bos", Bos.first.name)
+    if bos != asked.bos.name:
+        found.append(f"bos is {bos}, not {asked.bos.name}")
     available = measured["windows_available"]
     count = available if asked.windows is None else min(asked.windows, available)
     if measured["windows"] != count:

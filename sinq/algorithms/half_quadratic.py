@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import by_group, choose, nearest
 
@@ -55,14 +56,14 @@ class HalfQuadratic:
     """Choose the codes for the kept zeros instead of keeping those of the last step."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"refinement.steps={self.steps} is not possible; it must be ≥ 1")
-        if not 0 < self.norm <= 1:
-            raise ValueError(f"refinement.norm={self.norm} is not possible; it must be above 0 and at most 1")
-        if self.beta <= 0:
-            raise ValueError(f"refinement.beta={self.beta} is not possible; it must be above 0")
-        if self.growth < 1:
-            raise ValueError(f"refinement.growth={self.growth} is not possible; it must be ≥ 1")
+        check(
+            self,
+            "refinement",
+            steps=whole(1),
+            norm=number(above=0, most=1),
+            beta=number(above=0),
+            growth=number(least=1),
+        )
 
 
 def inverse_scale(weight: Tensor, grid: Grid) -> Tensor:

@@ -24,9 +24,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinq.common.options import check, number, whole
+
 CHUNK_ELEMENTS = {"cpu": 1 << 20}
 """Elements balanced at once, by type of device: on a CPU, few enough to stay in its cache."""
 ALL = 1 << 62
+LARGEST_LOG = 80.0
+"""Largest logarithm of a scale; e^88 is the end of float32."""
 TIE = 1 + 1e-6
 """Ratio up to which two imbalances are equal. While all scales move by the clamped step the imbalance stays
 constant, and rounding must not decide whether the tile stops."""
@@ -57,13 +61,20 @@ class Sinkhorn:
     """Measure std in units of the tile's std."""
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations={self.iterations} is not possible; it must be ≥ 1")
+        logarithm, positive = number(least=-LARGEST_LOG, most=LARGEST_LOG), number(above=0, most=1e30)
+        check(
+            self,
+            iterations=whole(1),
+            step_min=positive,
+            step_max=positive,
+            log_min=logarithm,
+            log_max=logarithm,
+            std_min=positive,
+            std_max=positive,
+        )
         for low, high in (("step_min", "step_max"), ("log_min", "log_max"), ("std_min", "std_max")):
             if getattr(self, low) >= getattr(self, high):
                 raise ValueError(f"{low}={getattr(self, low)} must be below {high}={getattr(self, high)}")
-        if self.step_min <= 0 or self.std_min <= 0:
-            raise ValueError(f"step_min={self.step_min} and std_min={self.std_min} must be above 0")
 
 
 def to_tiles(weight: Tensor, tile: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ compressed query, key and value, and so on, at the cost of one pass over the blo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -50,6 +50,8 @@ class Calibration:
     """Take statistics behind compressed blocks; otherwise in the dense model."""
     store: StatisticStore | None = None
     """Store of statistics, used only where they are the dense model's (`sequential=False`)."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known about the windows, such as the number of distinct tokens; recorded, not used."""
 
     def __post_init__(self) -> None:
         tokens = self.tokens

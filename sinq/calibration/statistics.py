@@ -107,8 +107,13 @@ class InputStatistic(Statistic):
         return noisy
 
     def update(self, inputs: Tensor) -> None:
-        """Add a batch of inputs, (..., in_features)."""
+        """Add a batch of inputs, (..., in_features).
+
+        Raises:
+            ValueError: an input is not finite.
+        """
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.device)
+        _refuse_not_finite(rows, "inputs")
         self.tokens += len(rows)
         self._add(rows.float())  # half-precision activations overflow when squared
 
@@ -242,7 +247,12 @@ class Gradient(Statistic):
         return noisy
 
     def update(self, gradient: Tensor, tokens: int) -> None:
-        """Add the gradient (out, in) of the loss of a window of `tokens` tokens."""
+        """Add the gradient (out, in) of the loss of a window of `tokens` tokens.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        _refuse_not_finite(gradient, "gradients")
         size = self._size(gradient.to(self.device, torch.float32))
         if self._windows % 2 == 0:
             self._first += size
@@ -287,3 +297,11 @@ class SquaredGradient(Gradient):
     @staticmethod
     def _size(gradient: Tensor) -> Tensor:
         return gradient.square()
+
+
+def _refuse_not_finite(values: Tensor, what: str) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"a layer's {what} on the calibration text have NaN or Inf: the model's activations overflow;"
+            f" try model.dtype=float32 (it computes in {str(values.dtype).removeprefix('torch.')})"
+        )

@@ -17,6 +17,7 @@ bits than the codes are therefore refused, by `codebook_share`.
 
 from dataclasses import dataclass, replace
 
+from sinq.common.options import check, number, whole
 from sinq.formats.base import Incompatibility
 
 LARGEST_BITS = 16
@@ -44,13 +45,13 @@ class Codebooks:
     its codes."""
 
     def __post_init__(self) -> None:
-        for option, most in (("codebooks", None), ("bits_per_codebook", LARGEST_BITS), ("group", None)):
-            value = getattr(self, option)
-            if value < 1 or (most and value > most):
-                accepted = f"from 1 to {most}" if most else "a whole number ≥ 1"
-                raise ValueError(f"{option}={value} is not possible; it must be {accepted}")
-        if self.codebook_share <= 0:
-            raise ValueError(f"codebook_share={self.codebook_share} is not possible; it must be above 0")
+        check(
+            self,
+            codebooks=whole(1, 256),
+            bits_per_codebook=whole(1, LARGEST_BITS),
+            group=whole(1),
+            codebook_share=number(above=0),
+        )
 
     @property
     def label(self) -> str:

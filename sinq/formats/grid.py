@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sinq.common.errors import NotApplicable
+from sinq.common.options import check, number, one_of, whole
 from sinq.common.reading import entry
 from sinq.common.reading import options as typed_options
 from sinq.formats.base import Incompatibility
@@ -28,6 +29,8 @@ from sinq.formats.base import Incompatibility
 BITS = (2, 3, 4, 5, 6, 8)
 SMALLEST_GROUP = 2
 """Smallest group size: one weight alone has no range."""
+LARGEST_FLOOR = 1e4
+"""Largest floor of a range; float16, the format of stored scales, ends at 65504."""
 LISTED = 512
 """Largest group size that an error message proposes."""
 
@@ -88,12 +91,14 @@ class Grid:
     from rounding to 0."""
 
     def __post_init__(self) -> None:
-        _require(self.bits in BITS, "bits", self.bits, f"one of {BITS}")
-        size = self.group_size
-        _require(size >= SMALLEST_GROUP, "group_size", size, f"a whole number ≥ {SMALLEST_GROUP}")
-        _require(self.tiling in (1, 2), "tiling", self.tiling, "1 (all rows) or 2 (square blocks)")
-        _require(self.auxiliary_bits in (8, 16, 32), "auxiliary_bits", self.auxiliary_bits, "8, 16 or 32")
-        _require(self.range_floor >= 0, "range_floor", self.range_floor, "a number ≥ 0")
+        check(
+            self,
+            bits=one_of(*BITS),
+            group_size=whole(SMALLEST_GROUP),
+            tiling=one_of(1, 2),
+            auxiliary_bits=one_of(8, 16, 32),
+            range_floor=number(least=0, most=LARGEST_FLOOR),
+        )
         table_bits = self.levels.bits
         if table_bits not in (None, self.bits):
             raise NotApplicable(
@@ -154,8 +159,3 @@ class Grid:
         """Return this grid with the largest fitting group size up to its own, or None if none fits."""
         sizes = [g for g in self.fitting_sizes(shape) if g <= self.group_size]
         return replace(self, group_size=sizes[-1]) if sizes else None
-
-
-def _require(holds: bool, option: str, value: object, accepted: str) -> None:
-    if not holds:
-        raise ValueError(f"{option}={value} is not possible; it must be {accepted}")

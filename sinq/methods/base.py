@@ -11,7 +11,7 @@ rest. Methods compose by value: a method around another one holds it in its fiel
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,7 @@ from sinq.calibration.data import Calibration, check_calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.named import Named
+from sinq.common.options import check
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.formats.grid import Grid
 from sinq.methods.block_loop import compress_blocks, compress_group, compress_layers
@@ -36,13 +37,20 @@ from sinq.model.walk import BlockView
 class Method(Named, ABC):
     """A way to make a model smaller.
 
+    Subclasses are frozen dataclasses. One whose numbers have bounds states them in its `__post_init__`.
+
     Raises:
         TypeError: there is no such option, or an option that is a dataclass or a method is given as a number.
+        ValueError: an option is not finite, or not of its type.
     """
 
     def __new__(cls, *values: Any, **options: Any) -> Self:
         check_arguments(cls, values, options)
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self, "method")
 
     @property
     def statistic(self) -> type[Statistic] | None:

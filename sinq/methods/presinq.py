@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sinq.algorithms.sinkhorn import Sinkhorn
 from sinq.common.errors import NotApplicable
+from sinq.common.options import check
 from sinq.common.progress import Progress
 from sinq.formats.base import Format
 from sinq.formats.grid import Grid
@@ -55,6 +56,7 @@ class PreSINQ(Rewriting):
     """
 
     def __post_init__(self) -> None:
+        check(self)
         if not isinstance(getattr(self.inner, "grid", None), Grid):
             raise NotApplicable(
                 f"PreSINQ balances groups of columns, but inner={type(self.inner).__name__}"

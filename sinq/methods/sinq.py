@@ -14,6 +14,7 @@ from torch import Tensor
 from sinq.algorithms.half_quadratic import HalfQuadratic
 from sinq.algorithms.sinkhorn import Sinkhorn
 from sinq.common.errors import NotApplicable
+from sinq.common.options import check, number
 from sinq.formats.grid import Grid, Levels
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels import sinkhorn_scales
@@ -42,6 +43,7 @@ class SINQ(ScalarMethod):
     """HQQ's refinement of the zero-points of the normalized matrix."""
 
     def __post_init__(self) -> None:
+        check(self, kurtosis_gate=number(above=0))
         grid = self.grid
         if self.refinement is not None and (
             grid.symmetric or grid.auxiliary_bits == 8 or grid.levels is not Levels.uniform
@@ -49,10 +51,6 @@ class SINQ(ScalarMethod):
             raise NotApplicable(
                 "refinement moves zero-points by fractions:"
                 " it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
-            )
-        if self.kurtosis_gate is not None and self.kurtosis_gate <= 0:
-            raise ValueError(
-                f"kurtosis_gate={self.kurtosis_gate} is not possible; it must be above 0, or null for no gate"
             )
 
     def normalize(self, weight: Tensor) -> Normalized:

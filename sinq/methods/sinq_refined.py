@@ -36,10 +36,14 @@ from torch import Tensor
 
 from sinq.algorithms.solved_scales import Solved
 from sinq.common.errors import NotApplicable
+from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels import column_magnitudes
 from sinq.methods.scalar import Normalized, ScalarMethod
+
+EXPONENTS = (0.1, 8.0)
+"""Smallest and largest exponent of a magnitude, which may be 2^10 from 1: float32 ends at 2^128."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,18 @@ class SINQRefined(ScalarMethod):
     """
 
     def __post_init__(self) -> None:
+        check(
+            self,
+            norm=number(*EXPONENTS),
+            passes=whole(1),
+            steps=whole(0),
+            influence=number(-EXPONENTS[1], EXPONENTS[1]),
+            range_share=number(above=0, most=1),
+        )
         if self.grid.symmetric or self.grid.auxiliary_bits == 8:
             raise NotApplicable(
                 "SINQRefined solves for fractional zero-points:"
                 " it needs symmetric=false and auxiliary_bits=16 or 32"
-            )
-        for option, least in (("passes", 1), ("steps", 0)):
-            if getattr(self, option) < least:
-                raise ValueError(f"{option}={getattr(self, option)} is not possible; it must be ≥ {least}")
-        if self.norm <= 0:
-            raise ValueError(f"norm={self.norm} is not possible; it must be above 0")
-        if self.range_share is not None and not 0 < self.range_share <= 1:
-            raise ValueError(
-                f"range_share={self.range_share} is not possible; it must be above 0 and at most 1, or null"
             )
 
     def normalize(self, weight: Tensor) -> Normalized:

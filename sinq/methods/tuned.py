@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
+from sinq.common.errors import NotApplicable
+from sinq.common.options import check
 from sinq.common.timing import timed
 from sinq.formats.base import CompressedWeight, Format
 from sinq.methods.base import BlockMethod
@@ -30,6 +32,13 @@ class Tuned(BlockMethod):
 
     inner: BlockMethod
     tuning: BlockTuning = field(default_factory=BlockTuning)
+
+    def __post_init__(self) -> None:
+        check(self, "method")
+        if not isinstance(self.inner, BlockMethod):
+            raise NotApplicable(
+                f"tuning goes block by block; inner={type(self.inner).__name__} does not work that way"
+            )
 
     @property
     def statistic(self) -> type[Statistic] | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sinq.common.options import check
 from sinq.formats.base import CompressedWeight
 from sinq.model.conv1d import is_conv1d, is_linear
 from sinq.model.edits import Edit, replace_weights, weights_edit
@@ -46,6 +47,9 @@ class Layers:
     on_misfit: OnMisfit = OnMisfit.error
     routers: bool = False
     """Compress also the linear layers that choose or weigh experts."""
+
+    def __post_init__(self) -> None:
+        check(self, "layers")
 
 
 @dataclass(frozen=True)

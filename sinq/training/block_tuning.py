@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sinq.common.options import SEED, check, number, several, whole
 from sinq.model.blocks import HiddenStates
 from sinq.model.walk import BlockView
 from sinq.training.trained_numbers import TrainedNumbers
@@ -57,15 +58,17 @@ class BlockTuning:
     """Seed of the order of windows."""
 
     def __post_init__(self) -> None:
-        for option in ("epochs", "patience", "batch"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"tuning.{option}={getattr(self, option)} is not possible; it must be ≥ 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"tuning.learning_rate={self.learning_rate} is not possible; it must be above 0")
-        if not 0 < self.validation < 1:
-            raise ValueError(
-                f"tuning.validation={self.validation} is not possible; it must be between 0 and 1"
-            )
+        check(
+            self,
+            "tuning",
+            epochs=whole(1),
+            patience=whole(1),
+            batch=whole(1),
+            learning_rate=number(above=0, most=10),
+            betas=several(number(least=0, below=1), length=2),
+            validation=number(above=0, below=1),
+            seed=SEED,
+        )
 
     def tune(self, block: BlockView, targets: HiddenStates) -> TuningResult:
         """Train the numbers of a block, and replace its values and parameters; old ones are not written to.

@@ -235,7 +235,7 @@ def test_expert_inputs_are_two_dimensional() -> None:
 
 def test_options_out_of_range_are_named() -> None:
     for options, message in (
-        ({"norm": 3}, r"method\.norm=3 is not possible; it must be 1 or 2"),
+        ({"norm": 3}, r"method\.norm=3 is not possible; it must be one of \(1, 2\)"),
         ({"ratios": 0}, r"method\.ratios=0 is not possible"),
         ({"inner": GPTQ()}, r"method\.inner=GPTQ is not possible"),
     ):

@@ -281,7 +281,7 @@ def test_it_mixes() -> None:
 def test_what_cannot_be_is_named() -> None:
     for share in (-0.1, 1.5):
         with pytest.raises(
-            ValueError, match=rf"method\.share={share} is not possible; it must be from 0 to 1"
+            ValueError, match=rf"method\.share={share} is not possible; it must be a number from 0 to 1"
         ):
             GWQ(share=share)
     with pytest.raises(

@@ -301,14 +301,17 @@ def test_without_text_it_says_what_it_needs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": (2, 7)}, r"bits=\[2, 7\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)"),
+        (
+            {"bits": (2, 7)},
+            r"bits=\[2, 7\] is not possible; it must be a list .* \(2, 3, 4, 5, 6, 8\)",
+        ),
         ({"bits": ()}, r"bits=\[\] is not possible"),
         (
             {"probes": (3, 9)},
-            r"probes=\[3, 9\] is not possible; it must be one or more of \(2, 3, 4, 5, 6, 8\)",
+            r"probes=\[3, 9\] is not possible; it must be a list .* each one of \(2, 3, 4, 5, 6, 8\)",
         ),
-        ({"tokens": 0}, "tokens=0 is not possible; it must be ≥ 1"),
-        ({"shrinkage": 1.5}, "shrinkage=1.5 is not possible; it must be from 0 to 1"),
+        ({"tokens": 0}, "tokens=0 is not possible; it must be a whole number from 1"),
+        ({"shrinkage": 1.5}, "shrinkage=1.5 is not possible; it must be a number from 0 to 1"),
         (
             {"inner": Mixed(RTN())},
             "inner=Mixed is not possible; it must be a method that works one layer at a time",
@@ -322,5 +325,5 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 
 
 def test_a_budget_is_above_zero() -> None:
-    with pytest.raises(ValueError, match=r"budget.bits_per_weight=0.0 is not possible; it must be above 0"):
+    with pytest.raises(ValueError, match=r"budget.bits_per_weight=0.0 is not possible; .* above 0"):
         Budget(0.0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.zero_shot import tasks
 from experiments.evaluation.zero_shot.answers import answers, flips, metric_name
+from sinq.common.options import check, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,16 +44,15 @@ class ZeroShot(Evaluation):
     """Items at once; null for as many as fit."""
 
     def __post_init__(self) -> None:
+        check(
+            self, OPTION, limit=whole(1), shots=whole(0, 100), max_length=whole(2), batch_size=whole(1, 4096)
+        )
         object.__setattr__(self, "tasks", tuple(self.tasks))  # Hydra gives a list
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(
                 f"{OPTION}.tasks={list(self.tasks)} is not possible;"
                 " it must name one or more tasks, each once"
             )
-        for option, least in (("limit", 1), ("shots", 0), ("max_length", 2), ("batch_size", 1)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ValueError(f"{OPTION}.{option}={value} is not possible; it must be ≥ {least}, or null")
 
     def content(self) -> dict[str, Any]:
         return {"questions": tasks.fingerprints(self.tasks, self.limit, self.shots)}
@@ -68,6 +68,8 @@ class ZeroShot(Evaluation):
         for loaded in tasks.load(self.tasks, self.shots).values():
             for name, task in loaded["tasks"].items():
                 _check_answers(name, task, tokenizer, longest)
+                if self.shots:
+                    _check_examples(name, task, tokenizer, longest, self.shots)
 
     def _max_length(self, context: EvaluationContext) -> int:
         return min(self.max_length or context.loaded.context, context.loaded.context)
@@ -119,6 +121,20 @@ def _check_answers(name: str, task: Any, tokenizer: "PreTrainedTokenizerBase", l
                 f"{OPTION}.tasks={name}: item {instance.doc_id} has an answer of {length} tokens,"
                 f" longer than an input may be ({longest}, the smaller of {OPTION}.max_length and the model's"
                 " context)"
+            )
+
+
+def _check_examples(
+    name: str, task: Any, tokenizer: PreTrainedTokenizerBase, longest: int, shots: int
+) -> None:
+    """Raise `ValueError` if the first question with its examples has more than `longest` tokens."""
+    for instance in task.instances[:1]:
+        asked = "".join(part for part in instance.arguments if isinstance(part, str))
+        length = len(tokenizer(asked, verbose=False)["input_ids"])
+        if length > longest:
+            raise ValueError(
+                f"{OPTION}.shots={shots}: the first item of {name} has {length} tokens with its examples,"
+                f" longer than an input may be ({longest}), so that examples would be cut; take fewer shots"
             )
 
 

@@ -169,7 +169,7 @@ def test_an_evaluation_can_be_left_out() -> None:
         ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
         (
             "evaluation.perplexity.windows=0",
-            "evaluation.perplexity.windows=0 is not possible; it must be ≥ 1, or null for all",
+            "evaluation.perplexity.windows=0 is not possible; it must be a whole number from 1 to ",
         ),
         ("model=hub", "model.path is missing; give a hub id (Qwen/Qwen3-1.7B) or a local folder"),
         ("device=tpu9", "device=tpu9 is not a device known here; use auto, cpu, cuda or cuda:<number>"),

@@ -139,8 +139,11 @@ def test_a_search_that_was_cut_off_goes_on_and_another_one_is_another(tmp_path: 
     [
         ({"space": {}}, "sweep.space={} is not possible"),
         ({"space": {"bits": []}}, "each with at least one value"),
-        ({"space": SPACE, "trials": 0}, "sweep.trials=0 is not possible; it must be ≥ 1"),
-        ({"space": SPACE, "max_bytes": -1}, "sweep.max_bytes=-1 is not possible; it must be above 0"),
+        ({"space": SPACE, "trials": 0}, "sweep.trials=0 is not possible; it must be a whole number from 1 "),
+        (
+            {"space": SPACE, "max_bytes": -1},
+            "sweep.max_bytes=-1 is not possible; it must be a number above 0, or null",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
