@@ -24,6 +24,7 @@ from experiments.common.console import console
 from experiments.common.errors import USER_ERRORS, explain, not_applicable
 from experiments.config.build import build
 from experiments.results import record
+from experiments.results.notes import once
 from experiments.results.paths import as_json
 from experiments.results.record import Row
 from experiments.runs.identity import identity, run_id
@@ -32,8 +33,6 @@ from experiments.runs.pipeline import label
 HERE = ("basic", "joblib", "submitit_local", "ray_local")
 """Launchers whose runs stay on this machine."""
 ALIKE = ("model", "text", "evaluation", "device")
-NAMED = 3
-"""Runs named in one line; the others are counted."""
 
 
 class State(enum.Enum):
@@ -174,17 +173,8 @@ def say_reasons(kind: str, pairs: Sequence[tuple[str, str]]) -> None:
         kind: word that the lines begin with.
         pairs: options of a run, and the reason.
     """
-    grouped: dict[str, list[str]] = {}
-    for options, reason in pairs:
-        grouped.setdefault(reason, []).append(options)
-    for reason, of in grouped.items():
-        say(f"{kind}: {some(of)}: {reason}".replace(": :", ":"))
-
-
-def some(names: Sequence[str]) -> str:
-    """Return names in a row, at most `NAMED` of them: `a; b; c and 51 more`."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+    for line in once(pairs):
+        say(f"{kind}: {line}".replace(": :", ":"))
 
 
 def summary(items: Sequence[Item]) -> str:

@@ -125,7 +125,7 @@ def _check_answers(name: str, task: Any, tokenizer: "PreTrainedTokenizerBase", l
 
 
 def _check_examples(
-    name: str, task: Any, tokenizer: PreTrainedTokenizerBase, longest: int, shots: int
+    name: str, task: Any, tokenizer: "PreTrainedTokenizerBase", longest: int, shots: int
 ) -> None:
     """Raise `ValueError` if the first question with its examples has more than `longest` tokens."""
     for instance in task.instances[:1]:

@@ -11,11 +11,9 @@ from rich.console import Console
 
 from experiments.common.console import console
 from experiments.results import overview, record
-from experiments.results.record import Row
 from experiments.sweeps import plan, progress
 from experiments.sweeps.plan import Estimate, Item, State
 from experiments.sweeps.progress import OUTCOME, Watch, result
-from experiments.sweeps.summary import say_decisions
 from tests.experiments.rows import finished
 
 
@@ -135,22 +133,10 @@ def test_data_is_never_markup(text: str) -> None:
     assert table.count(text) == 2
 
 
-def test_decisions_are_told_once_for_all_runs_that_share_them() -> None:
-    def row(name: str, layers: int) -> Row:
-        taken = {"shrunk_group_size=4": layers} if layers else {}
-        return {"name": name, "metrics": {"compression": {"decisions": taken}}}
-
-    rows = [row("none", 0), *(row(f"sinq {bits}-bit", 5) for bits in range(5)), row("rtn", 6)]
-    assert printed(lambda: say_decisions(rows)) == [
-        "sinq 0-bit; sinq 1-bit; sinq 2-bit and 2 more: shrunk_group_size=4: 5 layers",
-        "rtn: shrunk_group_size=4: 6 layers",
-    ]
-
-
 def test_reasons_are_told_once_with_the_number_of_their_runs() -> None:
     pairs = [(f"bits={bits}", "text is missing") for bits in range(54)] + [("a", "b")]
     assert printed(lambda: plan.say_reasons("blocked", pairs)) == [
-        "blocked: bits=0; bits=1; bits=2 and 51 more: text is missing",
+        "blocked: 54 runs (bits=0; bits=1; bits=2 and 51 more): text is missing",
         "blocked: a: b",
     ]
 

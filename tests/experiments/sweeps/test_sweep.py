@@ -86,7 +86,10 @@ def test_the_plan_says_what_is_to_do_and_what_it_will_cost(
     assert "method=rtn, bits=3       to do  rtn 3-bit g32" in alone.output
     assert "not applicable: method=sinq_nf4, bits=3: " in alone.output
     assert alone.output.count("bits=7 is not possible") == 1
-    assert "blocked: method=rtn, bits=7; method=sinq_nf4, bits=7: bits=7 is not possible" in alone.output
+    assert (
+        "blocked: 2 runs (method=rtn, bits=7; method=sinq_nf4, bits=7): bits=7 is not possible"
+        in alone.output
+    )
     done = sweep("method=rtn", "bits=3")
     assert done.done() == 0, done.output
     again = sweep(*words, "plan=true")

@@ -69,7 +69,7 @@ def test_what_is_no_number_passes_no_rule(value: Any) -> None:
 
 
 @pytest.mark.parametrize("field", ["count", "limit", "size", "kind", "word", "inner", "perhaps"])
-@pytest.mark.parametrize("value", [math.nan, [math.nan], object()], ids=str)
+@pytest.mark.parametrize("value", [math.nan, [math.nan], object()], ids=["nan", "list", "object"])
 def test_every_field_is_checked_by_a_rule_or_by_its_type(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^some\.{field}=.* is not possible; it must be [^\n]*$"):
         Options(**{field: value})
