@@ -164,7 +164,7 @@ def weight_fault(matrix: Tensor) -> str | None:
 
     Methods work in float32, and sum squares: between the limits neither overflows, and no scale is denormal.
     """
-    largest = max(map(abs, map(float, matrix.aminmax()))) if matrix.numel() else 0.0
+    largest = max(map(abs, map(float, matrix.detach().aminmax()))) if matrix.numel() else 0.0
     if not math.isfinite(largest):
         return "NaN or Inf in its weight"
     if largest > LARGEST_WEIGHT:
