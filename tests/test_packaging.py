@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("sinq", "baselines", "experiments", "hydra_plugins")
-CORE = {"torch", "transformers", "safetensors", "numpy", "numba"}
+CORE = {"torch", "transformers", "huggingface-hub", "safetensors", "numpy", "numba"}
 
 
 @pytest.fixture(scope="module")

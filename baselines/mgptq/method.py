@@ -135,7 +135,13 @@ class MGPTQ(LayerMethod):
     @property
     def gptq(self) -> GPTQ:
         """Rounding with the same options."""
-        return GPTQ(self.grid, self.damping, self.block, self.act_order, self.true_sequential)
+        return GPTQ(
+            self.grid,
+            damping=self.damping,
+            block=self.block,
+            act_order=self.act_order,
+            true_sequential=self.true_sequential,
+        )
 
     def quantize(self, weight: Tensor, statistic: Hessian) -> CompressedWeight:
         return self.quantize_together([weight], statistic)[0]

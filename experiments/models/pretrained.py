@@ -17,7 +17,7 @@ from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
 from sinq.common.inside import exists
-from sinq.common.library_errors import LIBRARY_ERRORS
+from sinq.common.library_errors import library_errors
 
 
 def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
@@ -47,7 +47,7 @@ def _named(path: str) -> Iterator[None]:
     """Turn an error of a library, within the context, into one line that names the model."""
     try:
         yield
-    except LIBRARY_ERRORS as error:
+    except library_errors() as error:
         raise ValueError(cannot_be_loaded(path, error)) from error
 
 

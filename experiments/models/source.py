@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from experiments.common.cache import Entry, key
 from experiments.models import smollm2
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
-from sinq.common.library_errors import LIBRARY_ERRORS, reason
+from sinq.common.library_errors import library_errors, reason
 from sinq.common.options import check
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
     config, model = load_pretrained(path, revision, source.dtype.on(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except LIBRARY_ERRORS as error:
+    except library_errors() as error:
         raise ValueError(f"the tokenizer of model {path} cannot be loaded: {reason(error)}") from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sinq.common.inside import exists, regular_file
-from sinq.common.library_errors import LIBRARY_ERRORS, reason
+from sinq.common.library_errors import library_errors, reason
 from sinq.common.reading import read_json, shown
 from sinq.model.edits import Edit, architecture
 
@@ -90,7 +90,7 @@ def reasons(path: Path) -> Iterator[None]:
     """Raise what transformers raises about a file as a `ValueError` of one line that names the file."""
     try:
         yield
-    except LIBRARY_ERRORS as error:
+    except library_errors() as error:
         raise ValueError(f"{path}: {reason(error)}") from error
 
 

@@ -65,9 +65,10 @@ def shape_of(folder: Path) -> "PreTrainedModel":
         raise ValueError(f"{folder} has no {CONFIG}, so it is not the folder of a Hugging Face checkpoint")
     stored = stored_shapes(folder)
     config: Any = read_config(folder, len(stored))
-    if getattr(config, "quantization_config", None) is not None:
+    if (found := getattr(config, "quantization_config", None)) is not None:
+        kind = found.get("quant_method") if isinstance(found, dict) else type(found).__name__
         raise ValueError(
-            f"{folder} holds weights that are quantized already (quantization_config in its {CONFIG})"
+            f"{folder} holds weights that are quantized already ({kind}: quantization_config in its {CONFIG})"
         )
     try:
         model = without_weights(config, config.dtype or _first_dtype(stored, folder), (), len(stored))

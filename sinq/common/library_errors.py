@@ -3,15 +3,21 @@
 import pickle
 import struct
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-LIBRARY_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError),
-    *(RuntimeError, TypeError, ValueError, StrictDataclassError, SafetensorError),
-    *(pickle.UnpicklingError, struct.error),
-)
-"""Errors of transformers for files that make no sense. Memory and interrupts are not among them."""
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of transformers for files that make no sense; running out of memory is none.
+
+    It is called where an error is caught, so importing this module imports no library of a hub.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (
+        *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError),
+        *(RuntimeError, TypeError, ValueError, StrictDataclassError, SafetensorError),
+        *(pickle.UnpicklingError, struct.error),
+    )
 
 
 def reason(error: BaseException) -> str:

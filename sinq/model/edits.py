@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sinq.common.library_errors import LIBRARY_ERRORS, reason
+from sinq.common.library_errors import library_errors, reason
 from sinq.common.named import Named, described, named
 from sinq.common.reading import entry, typed
 from sinq.formats.base import CompressedWeight
@@ -202,7 +202,7 @@ def architecture(
         with no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.tie_weights()
-    except LIBRARY_ERRORS as error:
+    except library_errors() as error:
         raise ValueError(
             f"transformers makes no causal language model of a {type(config).__name__}: {reason(error)}"
         ) from error

@@ -24,7 +24,7 @@ def require_in_memory(model: nn.Module) -> None:
         raise ValueError(
             f"{len(away)} weights of {type(model).__name__}, such as {away[0]}, are not in memory (on the"
             " meta device, or offloaded to disk by a device map); load the model without offloading, or use"
-            " sinq.stream (stream=true), which reads a checkpoint layer by layer"
+            " sinq.stream, which reads a checkpoint layer by layer"
         )
 
 

@@ -210,7 +210,10 @@ def _nothing_left(model: nn.Module, candidates: Sequence[Target], left_dense: Ma
     if compressed := sum(
         isinstance(module, CompressedLinear | CompressedExperts) for module in model.modules()
     ):
-        return f"the {name} is compressed already ({compressed} layers); load the dense model again"
+        return (
+            f"{name} is already compressed: {compressed} of its layers hold compressed weights;"
+            " start from the dense model"
+        )
     reasons = "; ".join(dict.fromkeys(left_dense.values()))
     return (
         f"no layer to compress in {name}: it has {len(candidates)} linear layers,"

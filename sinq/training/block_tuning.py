@@ -64,7 +64,7 @@ class BlockTuning:
             epochs=whole(1),
             patience=whole(1),
             batch=whole(1),
-            learning_rate=number(above=0, most=10),
+            learning_rate=number(above=0, most=1000),
             betas=several(number(least=0, below=1), length=2),
             validation=number(above=0, below=1),
             seed=SEED,

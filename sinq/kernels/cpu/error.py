@@ -11,6 +11,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from sinq.formats.grid import Grid
+from sinq.formats.packing import packed_bytes
 from sinq.formats.rounding import nonzero
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.cpu.quantize import FAST, choose_range, extremes, range_limits
@@ -26,7 +27,8 @@ def rounding_error(
 ) -> Tensor:
     """See `sinq.kernels.quantize.rounding_error`; uniform levels with a zero-point."""
     matrix, scale, zero = _divided(weight, row_scale, col_scale, grid, limit)
-    shape, codeless = (weight.shape[0], weight.shape[1]), torch.empty(0, dtype=torch.uint8)
+    shape = (weight.shape[0], weight.shape[1])
+    codeless = torch.empty(packed_bytes(weight.numel(), grid.bits), dtype=torch.uint8)  # never read
     stored = QuantizedTensor.store_packed(
         codeless, shape, grid, scale, zero, row_scale=row_scale, col_scale=col_scale
     )

@@ -225,7 +225,9 @@ class TestContenders:
         class Slow(nn.Module):
             """Takes 0.2 s for a prompt, 0.05 s for a token."""
 
-            def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+            def forward(
+                self, input_ids: torch.Tensor, cache: Any = None, past_key_values: Any = None, **_: Any
+            ) -> Any:
                 clock.sleep(0.2 if input_ids.shape[1] > 1 else 0.05)
                 return tiny_model("llama")(input_ids, use_cache=True)
 

@@ -17,7 +17,11 @@ from experiments.config.instantiation import KINDS, instantiated
 from tests.conftest import ROOT
 
 VALUES: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1, 0, 1e30, 1.5, 10**12, 10**400, "abc", True, [1])
-NEEDED = {"hub": ["model.path=some/model"], "stories260k": ["model.path=some/model"]}
+NEEDED = {
+    **{("model", name): ["model.path=some/model"] for name in ("hub", "stories260k")},
+    ("text", "file"): [f"text.path={__file__}"],
+    ("calibration", "file"): [f"calibration.text.path={__file__}"],
+}
 NAMES = {
     group: sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml"))
     for group in KINDS
@@ -33,7 +37,8 @@ def composed(number: int) -> Any:
     register()
     GlobalHydra.instance().clear()
     chosen = {group: names[number % len(names)] for group, names in NAMES.items()}
-    words = [f"{group}={name}" for group, name in chosen.items()] + NEEDED.get(chosen["model"], [])
+    words = [f"{group}={name}" for group, name in chosen.items()]
+    words += [word for each in chosen.items() for word in NEEDED.get(each, [])]
     bits = {"sinq_nf3": 3, "mgptq": 2}.get(chosen["method"], 4)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", [*words, f"bits={bits}"])

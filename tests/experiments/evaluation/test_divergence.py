@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from experiments.common.cache import Entry
 from experiments.common.cache import CHECKSUM
 from experiments.evaluation import EvaluationContext, Perplexity, divergence
 from experiments.evaluation.divergence import Expected, Reference
@@ -116,27 +117,27 @@ def test_a_model_that_is_run_whole_is_compared_too() -> None:
     assert measured.metrics["flip_rate"] == pytest.approx(flips.double().mean().item())
 
 
-def kept(log_probabilities: torch.Tensor, k: int, folder: Path) -> Expected:
+def kept(log_probabilities: torch.Tensor, k: int) -> Expected:
     """The predictions (positions, vocabulary), written to a file as a dense model's and read again."""
-    reference = divergence.Reference(folder / "kept.npy", 1, len(log_probabilities), k)
+    reference = divergence.Reference(Entry("reference", "kept.npy"), 1, len(log_probabilities), k)
     with reference.create() as see:
         see(log_probabilities.clone())
     return reference.window(0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 64])
-def test_of_equal_probabilities_the_first_counts_as_in_argmax(k: int, tmp_path: Path) -> None:
+def test_of_equal_probabilities_the_first_counts_as_in_argmax(k: int) -> None:
     """Logits of few distinct values, as bfloat16 has them: nearly every position is tied."""
     generator = torch.Generator().manual_seed(k)
     logits = torch.randint(0, 3, (2, 400, 64), generator=generator).float()
     logits[:, :50, 7] = 9  # some are not
     dense, compressed = logits.log_softmax(-1)
-    changed, tied = divergence.flips(compressed, kept(dense, k, tmp_path))
+    changed, tied = divergence.flips(compressed, kept(dense, k))
     assert changed.tolist() == (logits[0].argmax(-1) != logits[1].argmax(-1)).double().tolist()
     several = [(each == each.amax(-1, keepdim=True)).sum(-1) > 1 for each in logits]
     assert tied.tolist() == (several[0] | several[1]).double().tolist()
     assert 0 < tied.mean() < 1
-    assert not divergence.flips(dense, kept(dense, k, tmp_path))[0].any()
+    assert not divergence.flips(dense, kept(dense, k))[0].any()
 
 
 def test_ties_are_counted_and_the_row_says_how() -> None:
@@ -146,13 +147,13 @@ def test_ties_are_counted_and_the_row_says_how() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_predictions_that_are_no_numbers_have_no_distance(bad: float, tmp_path: Path) -> None:
+def test_predictions_that_are_no_numbers_have_no_distance(bad: float) -> None:
     """A bad position of either model is NaN, in the window's means too; the others are as before."""
     logits = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
     broken = logits.clone()
     broken[0, 1, 3] = broken[1, 4, 5] = bad
     dense, compressed = broken.log_softmax(-1)
-    expected = kept(dense, 8, tmp_path)
+    expected = kept(dense, 8)
     changed, tied = divergence.flips(compressed, expected)
     for measured in (changed, tied, divergence.divergence(compressed.clone(), expected)):
         assert measured.isnan().tolist() == [False, True, False, False, True, False]

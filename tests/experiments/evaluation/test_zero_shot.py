@@ -369,7 +369,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_loaded(
     # lm-eval's own index takes half a minute to read
     monkeypatch.setattr(tasks, "_manager", lambda only_local: local)
     setting = Execution(tmp_path / "results")
-    nowhere = replace(run, model=Pretrained(path="no/such-model"))
+    (tmp_path / "no model").mkdir()
+    nowhere = replace(run, model=Pretrained(path=str(tmp_path / "no model")))
     unknown = replace(nowhere, evaluation={"zero_shot": ZeroShot(("piqa_local", "piqq"))})
     with pytest.raises(
         ValueError,

@@ -34,6 +34,12 @@ def rows() -> list[record.Row]:
     return found
 
 
+def versions(method: dict[str, Any]) -> set[int]:
+    """The versions of a method and of those inside it."""
+    inner = [value for value in method.values() if isinstance(value, dict) and "version" in value]
+    return {method["version"]}.union(*map(versions, inner))
+
+
 def test_they_are_all_read_and_hold_no_path_of_a_class() -> None:
     assert len(rows()) == 6
     for row in rows():
@@ -59,9 +65,12 @@ def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None
         for row in rows()
     ]
     found, near = match.find(ours, wanted)
+    now = options(run_of(wanted.method_options))["method"]
+    if versions(now) > {1}:  # its numbers moved since: the row is of another method
+        assert not found
+        return
     assert [row["choices"]["method"] for row in found] == [options_of["method"]], near
-    run = run_of(wanted.method_options)
-    assert found[0]["options"]["method"] == options(run)["method"]
+    assert found[0]["options"]["method"] == now
 
 
 def test_they_are_compared_with_one_another() -> None:
@@ -103,8 +112,13 @@ def test_aqlm_s_tuning_is_a_method_around_it(epochs: int | None) -> None:
     del options["name"], options["version"]
     method = AQLM(seed=3) if tuning is None else Tuned(AQLM(seed=3), tuning)
     row = from_schema_1({"identity": {"method": options}})
-    assert row["identity"]["method"] == named.described(method)
-    assert row["options"]["method"] == named.described(method, defaults=True)
+    of_then = {"version": 1, "beam": 1}  # AQLM had another default then
+    for found, now in (
+        (row["identity"]["method"], named.described(method)),
+        (row["options"]["method"], named.described(method, defaults=True)),
+    ):
+        expected = now | of_then if tuning is None else now | {"inner": now["inner"] | of_then}
+        assert found == expected
 
 
 def test_names_of_the_table_are_those_of_classes() -> None:

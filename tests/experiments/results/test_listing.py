@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.results import __main__ as command
 from experiments.results import listing, notes, overview, record
 from experiments.results.record import Row
-from experiments.sweeps import summary
+from experiments.sweeps import plan, summary
 from tests.experiments.rows import failed, finished, store
 
 NUMBER = re.compile(r"\d[\d.,]*(e[+-]\d+)?%?×?|[0-9a-f]{12}")
@@ -27,7 +27,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, width: int, terminal: bool = True) -
     console = Console(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, markup=False
     )
-    for module in (command, overview, summary):
+    for module in (command, overview, plan):
         monkeypatch.setattr(module, "console", console)
     return console
 

@@ -31,7 +31,7 @@ def test_a_row_that_cannot_be_replaced_costs_its_run_alone(
         path.mkdir()
     else:
         path.write_text(json.dumps({"run_id": path.stem, "schema": record.SCHEMA + 1}))
-    refused, to_do = plan.make(configs, tmp_path)
+    refused, to_do = plan.make(configs, tmp_path, ["rtn", "sinq"])
     assert (refused.state, to_do.state) == (State.refused, State.to_do)
     assert path.name in refused.reason
     assert reason in refused.reason

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments.common.console import console
-from experiments.results import overview, record
+from experiments.results import record
 from experiments.sweeps import plan, progress
 from experiments.sweeps.plan import Estimate, Item, State
 from experiments.sweeps.progress import OUTCOME, Watch, result
@@ -128,9 +128,6 @@ def test_data_is_never_markup(text: str) -> None:
     assert lines[0] == f"{text}  to do  {text}"
     assert lines[1] == f"{text}  duplicate of {text}"
     assert lines[2] == f"blocked: {text}: {text} is wrong"
-    row = finished("sinq") | {"name": text}
-    table = "\n".join(printed(lambda: console.print(overview.table([row], text))))
-    assert table.count(text) == 2
 
 
 def test_reasons_are_told_once_with_the_number_of_their_runs() -> None:

@@ -142,7 +142,7 @@ def test_what_fails_alike_is_said_once_and_a_search_is_no_sweep(
     cli = sweep("method=rtn,sinq,hqq,awq", "bits=7", "calibrated=false")
     assert cli.done() == 1
     assert cli.output.count("bits=7 is not possible") == 1
-    assert "blocked: method=rtn; method=sinq; method=hqq and 1 more: bits=7 is not possible" in cli.output
+    assert "blocked: 4 runs (method=rtn; method=sinq; method=hqq and 1 more): bits=7 is not" in cli.output
     assert "4 blocked: the plan above has the reasons" in cli.output
     search = sweep("method=rtn,sinq", "sweep=search")
     assert search.done() == 1

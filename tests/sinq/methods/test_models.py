@@ -21,6 +21,7 @@ from sinq import (
     find_targets,
     stored_tensors,
 )
+from sinq.checkpoint.layout import _digest
 from tests.conftest import tiny_model, tiny_tokens
 
 EIGHT = SINQ(Grid(bits=8, group_size=32))
@@ -200,6 +201,7 @@ def test_a_checkpoint_may_only_name_compressed_weights(tmp_path: Path) -> None:
     sinq.save(model, tmp_path)
     layout = json.loads((tmp_path / "sinq.json").read_text())
     layout["edits"][0]["weight"]["name"] = "subprocess.Popen"
+    layout["digest"] = _digest(layout)
     (tmp_path / "sinq.json").write_text(json.dumps(layout))
     with pytest.raises(
         ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"
