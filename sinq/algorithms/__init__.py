@@ -1,1 +1,1 @@
-"""Mathematics of several methods: Sinkhorn balancing, half-quadratic refinement, unbiased scales. Pure."""
+"""Mathematics of several methods: Sinkhorn balancing, half-quadratic refinement, solved scales. Pure."""

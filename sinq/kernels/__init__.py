@@ -20,7 +20,7 @@ from sinq.kernels.quantize import (
     column_magnitudes,
     refine_scaled,
     round_scaled,
-    round_unbiased,
+    round_solved,
     rounding_error,
     sinkhorn_scales,
 )
@@ -32,7 +32,7 @@ __all__ = [
     "fast",
     "refine_scaled",
     "round_scaled",
-    "round_unbiased",
+    "round_solved",
     "rounding_error",
     "sinkhorn_scales",
     "using",

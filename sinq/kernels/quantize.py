@@ -15,9 +15,9 @@ They return packed codes (see `sinq/formats/packing.py`) with the scale and zero
 
 from torch import Tensor
 
-from sinq.algorithms import half_quadratic, sinkhorn, unbiased_scales
+from sinq.algorithms import half_quadratic, sinkhorn, solved_scales
 from sinq.algorithms.half_quadratic import HalfQuadratic
-from sinq.algorithms.unbiased_scales import Unbiased
+from sinq.algorithms.solved_scales import Solved
 from sinq.formats import rounding
 from sinq.formats.grid import Grid, Levels
 from sinq.formats.packing import pack
@@ -47,10 +47,10 @@ sinkhorn_scales = fast(
 )(sinkhorn.sinkhorn_scales)
 """Row and column scales of SINQ: see `sinq.algorithms.sinkhorn.sinkhorn_scales`."""
 
-column_magnitudes = fast(cpu="sinq.kernels.cpu.unbiased:column_magnitudes", covers=_has_norm_1)(
-    unbiased_scales.column_magnitudes
+column_magnitudes = fast(cpu="sinq.kernels.cpu.solved:column_magnitudes", covers=_has_norm_1)(
+    solved_scales.column_magnitudes
 )
-"""Column scales of refined SINQ: see `sinq.algorithms.unbiased_scales.column_magnitudes`."""
+"""Column scales of refined SINQ: see `sinq.algorithms.solved_scales.column_magnitudes`."""
 
 
 @fast(
@@ -93,17 +93,17 @@ def refine_scaled(
     return pack(codes, grid.bits), 1 / inverse, zero
 
 
-@fast(cpu="sinq.kernels.cpu.unbiased:round_unbiased", covers=_is_uniform)
-def round_unbiased(
+@fast(cpu="sinq.kernels.cpu.solved:round_solved", covers=_is_uniform)
+def round_solved(
     weight: Tensor,
     row_scale: Tensor | None,
     col_scale: Tensor | None,
     grid: Grid,
-    options: Unbiased,
+    options: Solved,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round M with unbiased scales and zeros: `sinq.algorithms.unbiased_scales.round_unbiased` and `pack`."""
+    """Round M with solved scales and zeros: `sinq.algorithms.solved_scales.round_solved` and `pack`."""
     matrix = rounding.divide(weight.float(), row_scale, col_scale)
-    codes, scale, zero = unbiased_scales.round_unbiased(matrix, col_scale, grid, options)
+    codes, scale, zero = solved_scales.round_solved(matrix, col_scale, grid, options)
     return pack(codes, grid.bits), scale, zero
 
 

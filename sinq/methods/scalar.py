@@ -15,11 +15,11 @@ from functools import cached_property
 from torch import Tensor
 
 from sinq.algorithms.half_quadratic import HalfQuadratic
-from sinq.algorithms.unbiased_scales import Unbiased
+from sinq.algorithms.solved_scales import Solved
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import cut, divide
 from sinq.formats.scalar import QuantizedTensor
-from sinq.kernels import refine_scaled, round_scaled, round_unbiased, rounding_error
+from sinq.kernels import refine_scaled, round_scaled, round_solved, rounding_error
 from sinq.methods.base import LayerMethod
 
 
@@ -65,9 +65,9 @@ class Normalized:
         )
         return self._store(grid, packed, scale, zero)
 
-    def unbiased(self, grid: Grid, options: Unbiased) -> QuantizedTensor:
-        """Round with scales and zeros that leave no error along a group's weights, nor along a constant."""
-        packed, scale, zero = round_unbiased(self.weight, self.row_scale, self.col_scale, grid, options)
+    def solved(self, grid: Grid, options: Solved) -> QuantizedTensor:
+        """Round with scales and zeros solved for; see `sinq.algorithms.solved_scales.round_solved`."""
+        packed, scale, zero = round_solved(self.weight, self.row_scale, self.col_scale, grid, options)
         return self._store(grid, packed, scale, zero)
 
     def _store(self, grid: Grid, packed: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedTensor:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sinq import Grid, HalfQuadratic, Kernel, SINQRefined, using
 from sinq.algorithms.half_quadratic import shrink
-from sinq.algorithms.unbiased_scales import Unbiased
+from sinq.algorithms.solved_scales import Solved
 from sinq.formats.packing import unpack
-from sinq.kernels import column_magnitudes, refine_scaled, round_unbiased
+from sinq.kernels import column_magnitudes, refine_scaled, round_solved
 from sinq.kernels.cpu.refine import EXPONENTS, power, unshrunk
 
 PACKAGE = HalfQuadratic(early_stop=True, reround=True)
@@ -78,7 +78,7 @@ def test_refinement_of_any_matrix(seed: int, bits: int, tiling: int, size: float
     compare(found, expected, (32, 48), bits, 1e-4)
 
 
-@pytest.mark.parametrize("function", ["refine", "unbiased"])
+@pytest.mark.parametrize("function", ["refine", "solved"])
 def test_odd_groups(function: str) -> None:
     weight = torch.cat(
         [
@@ -93,7 +93,7 @@ def test_odd_groups(function: str) -> None:
     if function == "refine":
         found, expected = both(refine_scaled, weight, None, None, grid, HalfQuadratic(steps=3))
     else:
-        found, expected = both(round_unbiased, weight, None, None, grid, Unbiased(2, 2.0, 0.9))
+        found, expected = both(round_solved, weight, None, None, grid, Solved(2, 2.0, 0.9))
     results = [((unpack(packed, 4, (9, 32)) - zero) * scale) for packed, scale, zero in (found, expected)]
     assert results[0].isfinite().all()
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
@@ -101,10 +101,10 @@ def test_odd_groups(function: str) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize(("rows", "columns", "group_size"), SHAPES)
-def test_unbiased_rounding_is_the_defined_one(rows: int, columns: int, group_size: int, bits: int) -> None:
+def test_solved_rounding_is_the_defined_one(rows: int, columns: int, group_size: int, bits: int) -> None:
     grid, weight = Grid(bits, group_size), matrix(rows, columns, 0.05)
     for row_scale, col_scale in ((None, None), scales(rows, columns, group_size)):
-        found, expected = both(round_unbiased, weight, row_scale, col_scale, grid, Unbiased(2, 2.0, 0.9))
+        found, expected = both(round_solved, weight, row_scale, col_scale, grid, Solved(2, 2.0, 0.9))
         compare(found, expected, (rows, columns), bits, 1e-4)
 
 

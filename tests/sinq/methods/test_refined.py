@@ -7,7 +7,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sinq import SINQ, Grid, Levels, Normalized, NotApplicable
-from sinq.algorithms.unbiased_scales import narrow, unbiased
+from sinq.algorithms.solved_scales import narrow, orthogonal
 from sinq.formats.grid import BITS
 from sinq.kernels import column_magnitudes
 from sinq.methods.sinq_refined import SINQRefined
@@ -47,7 +47,7 @@ def test_error_has_no_part_along_a_constant_nor_along_the_group(weight: Tensor) 
     )
     counts = torch.rand(1, 4, 32, generator=torch.Generator().manual_seed(0)) + 0.1
     counts /= counts.mean(-1, keepdim=True)
-    scale, zero = unbiased(weight, scale, zero, GRID, counts=counts)
+    scale, zero = orthogonal(weight, scale, zero, GRID, counts=counts)
     error = counts * ((levels - zero[..., None]) * scale[..., None] - groups(weight))
     size = groups(weight).square().sum(-1)
     torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_solution_is_the_only_one() -> None:
     values = row.double().numpy()[0]
     system = np.array([[codes.sum(), -32.0], [(codes * values).sum(), -values.sum()]])
     scale, offset = np.linalg.solve(system, [values.sum(), (values**2).sum()])
-    result = unbiased(row, *start, GRID, counts=torch.ones(1, 1, 32))
+    result = orthogonal(row, *start, GRID, counts=torch.ones(1, 1, 32))
     np.testing.assert_allclose([result[0].item(), result[1].item()], [scale, offset / scale], rtol=1e-4)
 
 
@@ -158,3 +158,16 @@ def test_refuses_grids_without_fractional_zeros(change: dict) -> None:
 def test_names_the_option_that_is_wrong(change: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}="):
         SINQRefined(**change)
+
+
+@needs_golden
+@pytest.mark.parametrize("file", ["L15_q_proj", "L3_down_proj"])
+@pytest.mark.parametrize(("bits", "least", "most"), [(2, 0.02, 0.03), (3, 0.004, 0.008), (4, 0.001, 0.003)])
+def test_the_stored_matrix_is_smaller_than_the_dense_one(
+    file: str, bits: int, least: float, most: float
+) -> None:
+    """The shares that the module's docstring states: scales solved for leave the result with a bias."""
+    with safe_open(SHARED / "golden" / f"{file}.safetensors", "pt") as content:
+        weight = content.get_tensor("weight")
+    stored = SINQRefined(Grid(bits)).quantize(weight).dequantize()
+    assert least < 1 - ((stored * weight).sum() / weight.square().sum()).item() < most

@@ -1,4 +1,4 @@
-"""Column magnitudes, scales and zeros without bias: the mathematics of `methods/sinq_refined.py`. Pure."""
+"""Column magnitudes, scales and zeros solved for: the mathematics of `methods/sinq_refined.py`. Pure."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ FARTHEST = 2.0**10
 
 
 @dataclass(frozen=True)
-class Unbiased:
-    """Options of `round_unbiased`; see `SINQRefined`."""
+class Solved:
+    """Options of `round_solved`; see `SINQRefined`."""
 
     steps: int
     influence: float
@@ -56,10 +56,10 @@ def centred_columns(column: Tensor) -> Tensor:
     return log.exp2().clamp(1 / FARTHEST, FARTHEST)
 
 
-def round_unbiased(
-    matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Unbiased
+def round_solved(
+    matrix: Tensor, col_scale: Tensor | None, grid: Grid, options: Solved
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a matrix: `narrow`, then `options.steps` times `unbiased`, then codes and their `centred` zeros.
+    """Round a matrix: `narrow`, `options.steps` times `orthogonal`, then codes and their `centred` zeros.
 
     Args:
         matrix: (out, in), already divided by the column scales.
@@ -72,7 +72,7 @@ def round_unbiased(
     counts = counts.repeat_interleave(len(matrix) // len(counts), dim=0) if len(counts) > 1 else counts
     scale, zero = narrow(matrix, grid, options.range_share)
     for _ in range(options.steps):
-        scale, zero = unbiased(matrix, scale, zero, grid, counts=counts)
+        scale, zero = orthogonal(matrix, scale, zero, grid, counts=counts)
     codes = assign(matrix, scale, zero, grid)
     return codes, scale, centred(matrix, codes, scale, zero, grid, counts=counts)
 
@@ -96,7 +96,7 @@ def narrow(weight: Tensor, grid: Grid, share: float) -> tuple[Tensor, Tensor]:
     return _storable(scale, zero, *choose(weight, grid), grid)
 
 
-def unbiased(
+def orthogonal(
     weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, *, counts: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the scale and zero of each group whose error is orthogonal to the weights and to a constant.

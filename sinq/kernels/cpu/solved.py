@@ -10,7 +10,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from sinq.algorithms.unbiased_scales import Unbiased, centred_columns, column_counts
+from sinq.algorithms.solved_scales import Solved, centred_columns, column_counts
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import nonzero
 from sinq.kernels.cpu.quantize import CODES, FAST, ROWS, choose_range, extremes, pack_words, range_limits
@@ -18,7 +18,7 @@ from sinq.kernels.cpu.threads import array, torch_threads
 
 
 def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, passes: int = 2) -> Tensor:
-    """See `sinq.algorithms.unbiased_scales.column_magnitudes`; only norm 1."""
+    """See `sinq.algorithms.solved_scales.column_magnitudes`; only norm 1."""
     (height, width), (rows, columns) = tile, weight.shape
     tiles, strips, matrix = rows // height, -(-height // ROWS), array(weight)
     column = np.ones((tiles, columns), np.float32)
@@ -32,10 +32,10 @@ def column_magnitudes(weight: Tensor, tile: tuple[int, int], norm: float = 1.0, 
     return torch.from_numpy(column)
 
 
-def round_unbiased(
-    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Unbiased
+def round_solved(
+    weight: Tensor, row_scale: Tensor | None, col_scale: Tensor | None, grid: Grid, options: Solved
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sinq.kernels.quantize.round_unbiased`; only uniform levels."""
+    """See `sinq.kernels.quantize.round_solved`; only uniform levels."""
     rows, columns = weight.shape
     groups = columns // grid.group_size
     row = np.ones((1, groups), np.float32) if row_scale is None else array(row_scale)
@@ -101,7 +101,7 @@ def _round(weight, row, col, counts, bits, share, steps, limits, packed, scale, 
 def _round_group(matrix, count, bits, share, steps, limits, codes):  # type: ignore[no-untyped-def]
     """Write the codes of one group, and return its scale (0 for a group of zeros) and zero.
 
-    These are `narrow`, `unbiased` in `steps` steps, and `centred` of `sinq.algorithms.unbiased_scales`.
+    These are `narrow`, `orthogonal` in `steps` steps, and `centred` of `sinq.algorithms.solved_scales`.
     """
     top, size = np.float32(2**bits - 1), np.float32(len(matrix))
     (low, high), mean, variance = extremes(matrix), np.float32(0), np.float32(0)
