@@ -14,25 +14,16 @@ rotates these too, with a transform at run time); their outputs are rotated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from sinq import (
-    Calibration,
-    CompressedWeight,
-    Context,
-    LayerMethod,
-    LayerWrapper,
-    Method,
-    NotApplicable,
-    find_targets,
-)
+from sinq import CompressedWeight, LayerMethod, LayerWrapper, Method, NotApplicable
 from sinq.calibration.statistics import InputStatistic
 from sinq.common.progress import Progress
+from sinq.formats.base import Incompatibility
 from sinq.formats.rotation import Rotated, Rotation, factors
-from sinq.methods.plan import Plan
 from sinq.methods.rewriting import Rewriting
 from sinq.model.decoder import ParameterRef, decoder, with_bias
 
@@ -75,13 +66,22 @@ class Hadamard(LayerWrapper):
         # Every layer is saved separately, so every layer has a copy of the signs.
         return [Rotated(replace(rotation, signs=rotation.signs.clone()), value) for value in values]
 
-    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
-        for target in find_targets(model, context.layers.exclude):
-            try:
-                factors(target.shape[1])
-            except NotApplicable as error:
-                raise NotApplicable(f"{target.name}: {error}") from error
-        return super().plan(model, calibration, context)
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
+        return _cannot_rotate(shape) or super().incompatibility(shape)
+
+    def shrunk(self, shape: tuple[int, int]) -> Self | None:
+        return None if _cannot_rotate(shape) else super().shrunk(shape)
+
+
+def _cannot_rotate(shape: tuple[int, int]) -> Incompatibility | None:
+    """Return the reason why the inputs of a matrix (out, in) have no rotation; None where they have one."""
+    try:
+        factors(shape[1])
+    except NotApplicable:
+        return Incompatibility(
+            "no Hadamard matrix is known here for the inputs of", f"have {shape[1]} inputs"
+        )
+    return None
 
 
 def _rotated(statistic: Any, rotation: Rotation) -> Any:

@@ -26,18 +26,21 @@ from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivitie
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
 from sinq.common.timing import timed
 from sinq.formats.grid import BITS, Grid
-from sinq.methods.plan import LayerPlan
+from sinq.methods.plan import LayerPlan, naming
 
 
 @dataclass(frozen=True)
 class Mixed(Method):
     """Bits per layer within a budget of bytes, from measured sensitivities, around any layer method.
 
+    The bits of `inner` are replaced in every layer.
+
     Raises:
         ValueError: an option is out of its range, or the grid's levels lack one of the bit-widths.
     """
 
     name: ClassVar[str] = "mixed"
+    sets_options: ClassVar[frozenset[str]] = frozenset({"bits"})
 
     inner: LayerMethod
     budget: Budget = field(default_factory=Budget)
@@ -67,6 +70,8 @@ class Mixed(Method):
             chosen = getattr(self, option)
             if not chosen or not set(chosen) <= set(BITS):
                 raise ValueError(f"{option}={list(chosen)} is not possible; it must be one or more of {BITS}")
+        usual = 4 if 4 in self.bits else self.bits[0]  # one value: the bits of `inner` decide nothing
+        object.__setattr__(self, "inner", self.inner.with_grid(replace(self.inner.grid, bits=usual)))
         for bits in (*self.bits, *self.probes):  # a grid refuses bits that its levels do not have
             self.inner.with_grid(replace(self.inner.grid, bits=bits))
         if self.tokens < 1:
@@ -146,6 +151,7 @@ def _extra_bytes(plans: Sequence[LayerPlan], device: torch.device) -> np.ndarray
         matrices = list(layer.target.matrices().values())
         kind = (layer.target.shape, layer.method.format)
         if kind not in known:
-            known[kind] = extra_bytes(layer.method, matrices[0].to(device, torch.float32).contiguous())
+            with naming([layer.target.name]):
+                known[kind] = extra_bytes(layer.method, matrices[0].to(device, torch.float32).contiguous())
         extra.append(len(matrices) * known[kind])
     return np.array(extra)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from sinq import SINQ, CompressedWeight, Context, LayerMethod, ScalarMethod
 from sinq.formats.grid import Grid
-from sinq.methods.plan import LayerPlan, Quantizer
+from sinq.methods.plan import LayerPlan, Quantizer, naming
 from sinq.model.blocks import find_blocks
 from sinq.model.targets import Target
 from sinq.model.walk import outside_blocks, walk
@@ -120,7 +120,17 @@ def round_target(
     """Round a target's matrices to every bit-width, by the surrogate of its method.
 
     Work that does not depend on the bit-width is done once.
+
+    Raises:
+        ValueError: naming the target, if its weights cannot be stored.
     """
+    with naming([layer.target.name]):
+        return _round_target(layer, bit_widths, device)
+
+
+def _round_target(
+    layer: LayerPlan, bit_widths: Iterable[int], device: torch.device
+) -> dict[int, list[CompressedWeight]]:
     method = surrogate(layer.method)
     methods = {bits: method.with_grid(replace(method.grid, bits=bits)) for bits in bit_widths}
     weights = [matrix.to(device, torch.float32).contiguous() for matrix in layer.target.matrices().values()]

@@ -9,7 +9,8 @@ silently ignore the 3.
 Two facts of Hydra decide:
 
 - *Taken*: before interpolations are resolved, a composed method still contains `${bits}` where it takes the
-  option, and so does a method inside another (`method@method.inner=gptq`).
+  option, and so does a method inside another (`method@method.inner=gptq`), unless the outer one sets the
+  option itself (`Method.sets_options`: mixed precision replaces all bits).
 - *Given*: Hydra keeps the overrides of a configuration in `hydra.overrides.task`. The command line, a point
   of a sweep, a trial of a search, a run of an experiment and a cell of a table all arrive as overrides.
   Defaults do not, nor do values in the body of a YAML, which are defaults too.
@@ -19,6 +20,7 @@ A new option is one line in `SharedOptions`, and `${…}` in the YAMLs that take
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,7 +52,7 @@ def refuse_untaken(config: DictConfig) -> None:
     Raises:
         NotApplicable: there is such an option; the message names it, the method, and the method's options.
     """
-    taken = _references(config.method)
+    taken = _references(OmegaConf.to_container(config.method, resolve=False))
     ignored = [option for option in _given(config) if not any(_overlap(option, each) for each in taken)]
     if ignored:
         raise NotApplicable(f"{_chosen(config)} takes no {' and no '.join(ignored)}; {_own_options(config)}")
@@ -63,9 +65,18 @@ def _given(config: DictConfig) -> list[str]:
     return list(dict.fromkeys(name for name in names if name.partition(".")[0] in shared))
 
 
-def _references(method: DictConfig) -> set[str]:
-    """Return the dotted names of the options that a method's configuration refers to."""
-    return set(re.findall(r"\$\{\s*([\w.]+)\s*\}", OmegaConf.to_yaml(method, resolve=False)))
+def _references(node: Any) -> set[str]:
+    """Return the dotted names of the options that a method's configuration refers to, and that it uses."""
+    if not isinstance(node, Mapping):
+        return set(re.findall(r"\$\{\s*([\w.]+)\s*\}", str(node)))
+    found = set().union(*map(_references, node.values()))
+    return found - getattr(_class(node.get("_target_")), "sets_options", frozenset())
+
+
+def _class(target: str | None) -> Any:
+    """Return the imported class at a path; None where there is none."""
+    module, _, name = (target or "").rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -3,9 +3,9 @@
     source/  config.json, model*.safetensors ─▶ map ─▶ quantize each matrix ─▶ target/  (see `load`)
 
 The architecture is built without weights (`huggingface.py`), so everything that `methods/plan.py` refuses is
-refused at once. Only non-finite weights are found later, when a matrix is read. A decoder block becomes one
-file, and so does every tensor outside the blocks. Tensors that are not compressed are copied from the mapped
-source to the target, in their own dtype.
+refused at once. Only weights that cannot be computed with (NaN, 1e30) are found later, when a matrix is
+read. A decoder block becomes one file, and so does every tensor outside the blocks. Tensors that are not
+compressed are copied from the mapped source to the target, in their own dtype.
 
 Memory: the compressed values of one block, and the working memory of quantizing one matrix (some float32
 copies of it). Fused experts that the checkpoint stores one by one are assembled first, in their own dtype:
@@ -41,7 +41,7 @@ from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
 from sinq.methods.base import LayerMethod, Method
 from sinq.methods.block_loop import quantize_matrices
-from sinq.methods.plan import LayerPlan, require_finite
+from sinq.methods.plan import LayerPlan, require_usable
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
 from sinq.model.edits import edit_as_json, edit_from_json, weights_edit
@@ -83,8 +83,8 @@ def stream(
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
         ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors, or if
-            the target holds other work; later, naming the layer, if a weight is not finite. Finished files
-            then stay.
+            the target holds other work; later, naming the layer, if a weight cannot be computed with.
+            Finished files then stay.
         FileNotFoundError: the source lacks a file.
     """
     source, target = Path(source), Path(target)
@@ -189,8 +189,8 @@ def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) ->
 
 
 def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:
-    """Return the compressed weight and the report of a finite matrix (out, in)."""
-    require_finite(name, matrix)
+    """Return the compressed weight and the report of a matrix (out, in)."""
+    require_usable(name, matrix)
     (quantized,) = quantize_matrices([(layer, name, matrix)], None, device)
     return quantized
 

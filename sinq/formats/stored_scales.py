@@ -22,6 +22,8 @@ from sinq.formats.rounding import TABLE_ZERO_STEP
 BLOCK = 32
 HALF_MIN, HALF_MAX = -14, 14
 """Exponents of float16: of the smallest normal number, and the largest that rounding up keeps finite."""
+LOWEST_EXPONENT = -126
+"""Lowest stored exponent, of the smallest normal float32; smaller scales lose digits."""
 
 
 def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
@@ -31,12 +33,18 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
         bits: of a stored scale: 8, 16 or 32.
 
     Raises:
-        ValueError: with 16 bits, the scales are too far apart for float16.
+        ValueError: a scale is not a positive finite number; with 16 bits, the scales are too far apart for
+            float16.
     """
+    smallest, largest = scale.aminmax()
+    if not (smallest > 0 and largest < torch.inf):
+        raise ValueError(
+            f"scales from {smallest:.3g} to {largest:.3g} cannot be stored; they must be above 0 and finite"
+        )
     if bits == 32:
         return {"scale": scale}
     if bits == 16:
-        return _store_half(scale)
+        return _store_half(scale, int(smallest.log2().floor()), int(largest.log2().floor()))
     blocks = _blocks(scale.log2())
     low = blocks.amin(1).to(torch.float16).float()
     step = ((blocks.amax(1) - low).clamp_min(0) / 255).to(torch.float16).float()
@@ -48,14 +56,14 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
     }
 
 
-def _store_half(scale: Tensor) -> dict[str, Tensor]:
-    smallest, largest = scale.aminmax()
-    low, high = int(smallest.log2().floor()), int(largest.log2().floor())
+def _store_half(scale: Tensor, low: int, high: int) -> dict[str, Tensor]:
+    """Store scales from 2^low to below 2^(high + 1)."""
     if high - low > HALF_MAX - HALF_MIN:
         raise ValueError(
             f"scales from 2^{low} to 2^{high} are too far apart for float16; use auxiliary_bits=8 or 32"
         )
     exponent = min(max(0, high - HALF_MAX), low - HALF_MIN)  # 0 if the scales fit unchanged
+    exponent = max(exponent, LOWEST_EXPONENT)
     tensors = {"scale": (scale * 2.0**-exponent).to(torch.float16)}
     if exponent:
         tensors["scale_exponent"] = torch.tensor([exponent], dtype=torch.int8, device=scale.device)

@@ -21,7 +21,7 @@ from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.errors import NotApplicable
 from sinq.common.named import Named
-from sinq.formats.base import CompressedWeight, Format
+from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.formats.grid import Grid
 from sinq.methods.block_loop import compress_blocks, compress_group, compress_layers
 from sinq.methods.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
@@ -41,6 +41,9 @@ class Method(Named, ABC):
 
     changes_model: ClassVar[bool] = True
     """False for the dense model alone: layers, kernels and streaming do not apply to it."""
+
+    sets_options: ClassVar[frozenset[str]] = frozenset()
+    """Options of the grid that the method sets itself, in place of its inner method's."""
 
     @property
     def needs_calibration(self) -> bool:
@@ -175,11 +178,25 @@ class LayerMethod(BlockMethod):
         """Return this method in another format of the same kind."""
         return self.with_grid(format)
 
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
+        """Return the reason why the method cannot compress a matrix (out, in), or None if it can."""
+        return self.format.incompatibility(shape)
+
+    def shrunk(self, shape: tuple[int, int]) -> Self | None:
+        """Return this method in the nearest smaller format that fits a matrix, or None if none does."""
+        smaller = self.format.shrunk(shape)
+        return None if smaller is None else self.with_format(smaller)
+
     def warming_up(self) -> Self:
         """Return a cheaper copy, run once so that compiling kernels is not timed as the first layer."""
         return self
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        if self.true_sequential and calibration is not None and not calibration.sequential:
+            raise NotApplicable(
+                "method.true_sequential=true is not possible with calibration.sequential=false,"
+                " which takes all statistics of the dense model"
+            )
         return plan_layers(model, self, calibration, context.layers)
 
     def carry_out(
@@ -229,6 +246,13 @@ class LayerWrapper(LayerMethod):
     @property
     def true_sequential(self) -> bool:
         return self.inner.true_sequential
+
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None:
+        return self.inner.incompatibility(shape)
+
+    def shrunk(self, shape: tuple[int, int]) -> Self | None:
+        inner = self.inner.shrunk(shape)
+        return None if inner is None else replace(self, inner=inner)  # type: ignore[type-var]
 
     def with_grid(self, grid: Grid) -> Self:
         return replace(self, inner=self.inner.with_grid(grid))  # type: ignore[type-var]

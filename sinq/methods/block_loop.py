@@ -25,7 +25,7 @@ from sinq.common.timing import Clock, timed
 from sinq.formats.base import CompressedWeight
 from sinq.kernels import Kernel, chosen
 from sinq.methods.layer_statistics import Group, collect_in_model, dense_statistics, find_groups
-from sinq.methods.plan import LayerPlan, Plan
+from sinq.methods.plan import LayerPlan, Plan, naming
 from sinq.methods.report import CompressionReport, Decision, PartReport, describe
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
@@ -113,15 +113,16 @@ def _groups(model: nn.Module, plans: Sequence[LayerPlan], tokens: Tensor, clock:
 
 
 def warm_up(plans: Sequence[LayerPlan], device: torch.device) -> float:
-    """Quantize a few rows and discard them, so that no layer's time includes compiling; return seconds."""
+    """Quantize a few rows of noise, so that no layer's time includes compiling; return seconds."""
     if chosen(device) is Kernel.reference or not plans:
         return 0.0
-    matrix = next(iter(plans[0].target.matrices().values()))
+    height, columns = plans[0].target.shape
     method = plans[0].method.warming_up()
-    rows = min(len(matrix), method.format.tile((WARM_UP_ROWS, matrix.shape[1]))[0])
+    rows = min(height, method.format.tile((WARM_UP_ROWS, columns))[0])
     with timed(device) as clock:
-        statistic = method.statistic and method.statistic.of_noise((rows, matrix.shape[1]), device)
-        method.quantize_together([matrix[:rows].to(device, torch.float32).contiguous()], statistic)
+        statistic = method.statistic and method.statistic.of_noise((rows, columns), device)
+        noise = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
+        method.quantize_together([noise], statistic)
     return clock.seconds
 
 
@@ -153,11 +154,16 @@ def quantize_matrices(
     Args:
         named: (plan of the layer, name, matrix) of each matrix. A matrix is (out, in) in any floating dtype.
             All plans have one format.
+
+    Raises:
+        ValueError: naming the layers, if the statistic is not finite, or the method cannot quantize them.
     """
+    names = [name for _, name, _ in named]
+    _require_finite(statistic, names)
     weights = [matrix.to(device, torch.float32).contiguous() for _, _, matrix in named]
     unseen = statistic is not None and statistic.tokens == 0
     decisions = (Decision("inputs_never_seen", 1.0),) if unseen else ()
-    with timed(device) as clock:
+    with timed(device) as clock, naming(names):
         compressed = named[0][0].method.quantize_together(weights, statistic)
     share = clock.seconds / sum(weight.numel() for weight in weights)
     results = []
@@ -165,6 +171,14 @@ def quantize_matrices(
         report = describe(name, weight, value, share * weight.numel(), (*layer.decisions, *decisions))
         results.append((value.to(matrix.device), report))
     return results
+
+
+def _require_finite(statistic: Statistic | None, names: Sequence[str]) -> None:
+    if statistic is not None and not all(sums.isfinite().all() for sums in statistic.tensors().values()):
+        raise ValueError(
+            f"layer {', '.join(names)}: the {type(statistic).described()} has NaN or Inf;"
+            " the model overflows on the calibration text; try model.dtype=float32"
+        )
 
 
 def _by_format(group: Group) -> list[Group]:

@@ -3,11 +3,12 @@
 It lists the layers to compress with their methods. Where there is none, the error says what to change.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor, nn
 
 from sinq.calibration.data import Calibration
@@ -16,6 +17,12 @@ from sinq.common.errors import NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.methods.report import Decision
 from sinq.model.targets import Layers, OnMisfit, Target, find_targets
+
+LARGEST_WEIGHT = 2.0**50
+"""Largest magnitude of a weight that methods are given."""
+SMALLEST_WEIGHT = 2.0**-118
+"""Smallest magnitude of a matrix's largest weight, unless all are 0."""
+WITHOUT = "; use on_misfit=skip or layers.exclude"
 
 
 class Quantizer(Protocol):
@@ -27,6 +34,8 @@ class Quantizer(Protocol):
     def statistic(self) -> type[Statistic] | None: ...
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]: ...
     def with_format(self, format: Any) -> Self: ...
+    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None: ...
+    def shrunk(self, shape: tuple[int, int]) -> Self | None: ...
     def warming_up(self) -> Self: ...
 
 
@@ -67,20 +76,24 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
 
     Raises:
         NotApplicable: statistics are needed and cannot be had, or the format does not fit layers.
-        ValueError: a weight is not finite (not checked on the meta device, where a model has no weights).
+        ValueError: a weight cannot be computed with (not checked on the meta device, where a model has no
+            weights).
     """
     targets = find_targets(model, layers.exclude)
     _require_statistic(method, calibration, targets)
     incompatible: dict[str, Incompatibility] = {}
     for target in targets:
-        if incompatibility := method.format.incompatibility(target.shape):
+        if incompatibility := method.incompatibility(target.shape):
             incompatible[target.name] = incompatibility
     if incompatible and layers.on_misfit is OnMisfit.error:
-        raise NotApplicable(f"{_explain(targets, incompatible)}. Choose another, or on_misfit=shrink|skip")
+        shapes = {target.shape for target in targets if target.name in incompatible}
+        shrinkable = all(method.shrunk(shape) for shape in shapes)
+        remedy = ". Choose another, or on_misfit=shrink|skip" if shrinkable else WITHOUT
+        raise NotApplicable(f"{_explain(targets, incompatible)}{remedy}")
     for target in targets:
         for name, matrix in target.matrices().items():
             if not matrix.is_meta:
-                require_finite(name, matrix)
+                require_usable(name, matrix)
     plans, skipped = [], []
     for target in targets:
         if target.name not in incompatible:
@@ -127,22 +140,44 @@ def _explain_reason(reason: str, by_accepted: Mapping[str, list[Target]]) -> str
 
 def _shrink(method: Quantizer, target: Target, incompatibility: Incompatibility) -> LayerPlan:
     """Plan a layer in a smaller format that fits it, and note the changed fields as decisions."""
-    smaller = method.format.shrunk(target.shape)
+    smaller = method.shrunk(target.shape)
     if smaller is None:
-        raise NotApplicable(
-            f"{_explain([target], {target.name: incompatibility})}; use on_misfit=skip or layers.exclude"
-        )
+        raise NotApplicable(f"{_explain([target], {target.name: incompatibility})}{WITHOUT}")
     before: Any = method.format
-    options = asdict(smaller)  # type: ignore[call-overload]
+    options = asdict(smaller.format)  # type: ignore[call-overload]
     changed = {name: value for name, value in options.items() if value != getattr(before, name)}
     decisions = tuple(Decision(f"shrunk_{name}", value, chosen=True) for name, value in changed.items())
-    return LayerPlan(target, method.with_format(smaller), decisions)
+    return LayerPlan(target, smaller, decisions)
 
 
-def require_finite(name: str, matrix: Tensor) -> None:
-    """Raise `ValueError`, naming the layer, if a matrix has NaN or Inf."""
-    if not torch.isfinite(matrix).all():
+def require_usable(name: str, matrix: Tensor) -> None:
+    """Raise `ValueError`, naming the layer, if the weights of a matrix cannot be computed with."""
+    if fault := weight_fault(matrix):
         raise ValueError(
-            f"layer {name} has NaN or Inf in its weight;"
-            " repair the checkpoint or add the layer to layers.exclude"
+            f"layer {name} has {fault}; repair the checkpoint or add the layer to layers.exclude"
         )
+
+
+def weight_fault(matrix: Tensor) -> str | None:
+    """Return what is wrong with the weights of a tensor, for a message; None where nothing is.
+
+    Methods work in float32, and sum squares: between the limits neither overflows, and no scale is denormal.
+    """
+    largest = max(map(abs, map(float, matrix.detach().aminmax()))) if matrix.numel() else 0.0
+    if not math.isfinite(largest):
+        return "NaN or Inf in its weight"
+    if largest > LARGEST_WEIGHT:
+        return f"a weight of magnitude {largest:.3g}, and at most {LARGEST_WEIGHT:.3g} is possible"
+    if 0 < largest < SMALLEST_WEIGHT:
+        return f"no weight above {largest:.3g}, and {SMALLEST_WEIGHT:.3g} is the least that is possible"
+    return None
+
+
+@contextmanager
+def naming(layers: Sequence[str]) -> Iterator[None]:
+    """Name the layers in a `ValueError` that is raised within the context."""
+    try:
+        yield
+    except ValueError as error:
+        kind = NotApplicable if isinstance(error, NotApplicable) else ValueError
+        raise kind(f"layer {', '.join(layers)}: {error}") from error

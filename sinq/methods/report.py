@@ -5,6 +5,7 @@ the parameters that are present now and those the dense model had there, so prun
 as stored in 0 bits. A report without parts is legal: the dense model has one.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -53,7 +54,9 @@ class PartReport:
     nbytes: int
     """Bytes of everything stored for the part."""
     relative_error: float | None
-    """‖W − Ŵ‖ / ‖W‖, Frobenius; None where the part is no approximation of a matrix."""
+    """‖W − Ŵ‖ / ‖W‖, Frobenius; None where the part is no approximation of a matrix.
+
+    It is finite: a layer whose compressed matrix has NaN or Inf is an error."""
     seconds: float
     """Time spent on the part, plus its share (by parameters) of the time its block was tuned."""
     decisions: tuple[Decision, ...] = ()
@@ -64,6 +67,14 @@ class PartReport:
     """Mean over tiles of largest/smallest row or column std of W. None for weights without scales."""
     imbalance_after: float | None = None
     """Same measure of W / (scale · col_scale), the matrix that is rounded."""
+
+    def __post_init__(self) -> None:
+        if self.relative_error is not None and not math.isfinite(self.relative_error):
+            raise ValueError(
+                f"layer {self.name}: the compressed matrix is {self.relative_error} away from the dense one:"
+                " its weights are too far apart for the format's stored scales;"
+                " try grid.auxiliary_bits=32, or add the layer to layers.exclude"
+            )
 
     @property
     def bits_per_weight(self) -> float:
@@ -130,15 +141,13 @@ def describe(
     """
     weight = weight.float()
     balance = _imbalances(weight, compressed) if isinstance(compressed, QuantizedTensor) else (None, None)
-    norm = torch.linalg.vector_norm(weight).item()
-    error = torch.linalg.vector_norm(weight - compressed.dequantize()).item()
     return PartReport(
         kind="weight",
         name=name,
         dense_parameters=weight.numel(),
         parameters=compressed.shape[0] * compressed.shape[1],
         nbytes=compressed.nbytes,
-        relative_error=error / norm if norm > 0 else 0.0,
+        relative_error=relative_error(weight, compressed.dequantize()),
         seconds=seconds,
         decisions=(*measured(compressed.notes), *decisions),
         shape=compressed.shape,
@@ -146,6 +155,17 @@ def describe(
         imbalance_before=balance[0],
         imbalance_after=balance[1],
     )
+
+
+def relative_error(weight: Tensor, result: Tensor) -> float:
+    """Return ‖W − Ŵ‖ / ‖W‖, Frobenius, or ‖W − Ŵ‖ where W is 0; float32 matrices (out, in).
+
+    Both are divided by a power of 2 first, so that no square overflows or vanishes.
+    """
+    unit = 2.0 ** math.frexp(weight.abs().amax().item())[1]
+    norm = torch.linalg.vector_norm(weight / unit).item()
+    error = torch.linalg.vector_norm((weight - result) / unit).item()
+    return error / norm if norm > 0 else error
 
 
 def _imbalances(weight: Tensor, compressed: QuantizedTensor) -> tuple[float, float]:

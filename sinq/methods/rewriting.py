@@ -11,6 +11,7 @@ from sinq.calibration.statistics import Statistic
 from sinq.common.progress import Progress
 from sinq.common.timing import timed
 from sinq.methods.base import Method
+from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
 
@@ -44,15 +45,15 @@ class Rewriting(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         device = context.device_for(model)
-        _require_finite(model)
+        _require_usable(model)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, device, context.progress)
         report = self.inner.compress(model, calibration, context)
         return replace(report, seconds_quantize=report.seconds_quantize + clock.seconds)
 
 
-def _require_finite(model: nn.Module) -> None:
-    """Raise `ValueError` for NaN or Inf, which rewriting would spread from one layer to others."""
+def _require_usable(model: nn.Module) -> None:
+    """Raise `ValueError` for weights that cannot be computed with: rewriting would spread them to others."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"{name} has NaN or Inf; repair the checkpoint")
+        if fault := weight_fault(parameter):
+            raise ValueError(f"{name} has {fault}; repair the checkpoint")

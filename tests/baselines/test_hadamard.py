@@ -8,9 +8,24 @@ from torch import Tensor, nn
 
 import sinq
 from baselines.dense import Dense
+from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
-from sinq import SINQ, CompressedWeight, Context, Grid, LayerMethod, Layers, NotApplicable, stored_tensors
+from sinq import (
+    SINQ,
+    BlockTuning,
+    Calibration,
+    CompressedWeight,
+    Context,
+    Grid,
+    LayerMethod,
+    Layers,
+    NotApplicable,
+    OnMisfit,
+    PreSINQ,
+    Tuned,
+    stored_tensors,
+)
 from sinq.calibration.statistics import Hessian
 from sinq.common.progress import silent
 from sinq.formats.rotation import Rotation
@@ -117,13 +132,64 @@ def test_a_layer_without_a_hadamard_matrix_is_named_before_any_work() -> None:
     model.model.layers[1].mlp.down_proj = nn.Linear(116, 64, bias=False)
     with pytest.raises(
         NotApplicable,
-        match=r"model\.layers\.1\.mlp\.down_proj: no Hadamard matrix is known here for 116 inputs",
+        match=r"no Hadamard matrix is known here for the inputs of 1 layers: 1 like "
+        r"model\.layers\.1\.mlp\.down_proj \(64×116\) have 116 inputs; use on_misfit=skip or layers\.exclude",
     ):
         Hadamard(Keep(Grid(group_size=4))).compress(model)
     assert isinstance(model.model.layers[0].self_attn.q_proj, nn.Linear)
     Hadamard(Keep(Grid(group_size=4))).compress(
         model, context=Context(Layers(exclude=("lm_head", "model.layers.1.mlp.down_proj")))
     )
+
+
+ROTATED = [
+    Hadamard(RTN(Grid(8, 4))),
+    Hadamard(GPTQ(Grid(8, 4))),
+    Hadamard(Hadamard(RTN(Grid(8, 4)), seed=1)),
+    Tuned(Hadamard(RTN(Grid(8, 4))), BlockTuning(epochs=1)),
+]
+
+
+@pytest.mark.parametrize("method", ROTATED, ids=lambda method: repr(method)[:30])
+def test_on_misfit_skip_leaves_what_cannot_be_rotated_dense(method: Any) -> None:
+    """Alone, around itself, and in a method that asks it for its plan."""
+    model, calibration = tiny_model("llama"), Calibration(tiny_tokens())
+    model.model.layers[1].mlp.up_proj = nn.Linear(64, 116, bias=False)
+    model.model.layers[1].mlp.gate_proj = nn.Linear(64, 116, bias=False)
+    model.model.layers[1].mlp.down_proj = odd = nn.Linear(116, 64, bias=False)
+    dense = model(tiny_tokens()).logits
+    report = method.compress(model, calibration, Context(Layers(on_misfit=OnMisfit.skip)))
+    assert report.skipped == ("model.layers.1.mlp.down_proj",)
+    assert model.model.layers[1].mlp.down_proj is odd
+    assert len(report.parts) == 13
+    assert (model(tiny_tokens()).logits - dense).norm() < 0.05 * dense.norm()
+
+
+@pytest.mark.parametrize("policy", [OnMisfit.error, OnMisfit.shrink])
+def test_a_smaller_group_rotates_no_better(policy: OnMisfit) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = nn.Linear(116, 64, bias=False)
+    with pytest.raises(NotApplicable, match="116 inputs; use on_misfit=skip or"):
+        Hadamard(RTN(Grid(group_size=64))).compress(model, context=Context(Layers(on_misfit=policy)))
+
+
+def test_shrinking_still_fits_groups_to_layers_that_can_be_rotated() -> None:
+    report = Hadamard(RTN(Grid(8, 48))).compress(
+        tiny_model("llama"), context=Context(Layers(on_misfit=OnMisfit.shrink))
+    )
+    assert report.decisions == {"shrunk_group_size=32": len(report.parts)}
+
+
+@pytest.mark.parametrize("kind", [ResidualHadamard, PreSINQ])
+def test_methods_that_rewrite_skip_what_the_inner_one_cannot_compress(kind: Any) -> None:
+    """All layers are rewritten; those that stay dense still compute the same function."""
+    model = tiny_model("llama")
+    dense = model(tiny_tokens()).logits
+    layers = Layers(on_misfit=OnMisfit.skip)
+    report = kind(RTN(Grid(8, 128))).compress(model, context=Context(layers))
+    assert len(report.skipped) == 12
+    assert [part.name for part in report.parts] == [f"model.layers.{k}.mlp.down_proj" for k in (0, 1)]
+    assert (model(tiny_tokens()).logits - dense).norm() < 0.05 * dense.norm()
 
 
 def test_the_inner_method_is_one_that_works_layer_by_layer() -> None:

@@ -87,7 +87,13 @@ def test_it_does_not_matter_how_an_option_is_given(given: str) -> None:
     ("words", "refused"),
     [
         ("method=awq method@method.inner=gptq bits=3", ""),
-        ("method=mixed budget.bits_per_weight=3 bits=3", ""),
+        ("method=mixed budget.bits_per_weight=3 group_size=32", ""),
+        ("method=mixed budget.bits_per_weight=3 bits=3", "method=mixed takes no bits; its options are "),
+        (
+            "method=mixed method@method.inner=gptq bits=4",
+            "method=mixed method@method.inner=gptq takes no",
+        ),
+        ("method=mgptq bits=4", ""),
         ("method=awq method@method.inner=aqlm bits=3", "method=awq method@method.inner=aqlm takes no bits"),
         ("method=sinq method.grid.bits=3 bits=4", "method=sinq takes no bits; its options are "),
         ("method=sinq budget.bits_per_weight=4", "method=sinq takes no budget.bits_per_weight; "),

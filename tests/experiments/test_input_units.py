@@ -21,7 +21,7 @@ from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from experiments.config.build import method_classes
-from sinq import SINQ, Grid, LayerMethod, NotApplicable, Tuned
+from sinq import SINQ, LayerMethod, NotApplicable, Tuned
 from sinq.calibration.statistics import Gradient, InputStatistic, Statistic
 from sinq.formats.codebooks import Codebooks
 from sinq.methods.rewriting import Rewriting
