@@ -6,8 +6,8 @@ that make the error sparse (`sinq/algorithms/half_quadratic.py`). The computatio
 all other bits from fractions. With `Grid(auxiliary_bits=32)` this gives the same matrix as the package's
 outputs, bit by bit; the package otherwise has float16 scales and zeros, the default here.
 
-The package differs for weights that are very small: a group whose range is at most 1e-4 has scale 1 there, and
-no 1/scale is above 2e4. Here small weights are refined like others.
+The package differs for weights that are very small: a group whose range is at most 1e-4 has scale 1 there,
+and no 1/scale is above 2e4. Here small weights are refined like others.
 """
 
 from dataclasses import dataclass

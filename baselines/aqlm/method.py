@@ -9,13 +9,11 @@ The published method is `Tuned(AQLM())`: when a block is done, its codebooks, sc
 tuned on its output (`sinq/training/block_tuning.py`); codes stay unchanged.
 
 Sequence, objective and defaults are those of the official code, where it has one: 100 steps of k-means, Adam
-with a rate of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, tolerance 0.01; the tolerance is checked
-right after a search, before any training. H is a float64 mean; everything after is float32, with H divided by
-the mean of its diagonal.
+with a rate of 1e-4, betas (0, 0.95) and AMSGrad, 100 steps a round, a beam of 1, and the tolerance of the
+recommended runs, 0.01, which is checked right after a search, before any training. H is a float64 mean;
+everything after is float32, with H divided by the mean of its diagonal.
 
 Chosen here, since no source says, or where the sources differ:
-- `beam` is 4: the default of the official code is 1, and published runs went up to 8 (the latter from memory,
-  unverified).
 - A row's codes are never replaced by codes of a higher loss; the report counts rows where rounding would have
   (`rows_kept_codes`).
 - Scales are trained in units of their root mean square over rows, so that the result follows the scale of W.
@@ -58,9 +56,11 @@ class AQLM(LayerMethod):
     """
 
     name: ClassVar[str] = "aqlm"
+    version: ClassVar[int] = 2
+    """1 had a beam of 4."""
 
     format: Codebooks = Codebooks()  # noqa: RUF009
-    beam: int = 4
+    beam: int = 1
     """Hypotheses kept for each row while its codes are searched."""
     init_iterations: int = 100
     """Steps of k-means, at most, for each codebook."""

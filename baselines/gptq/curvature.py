@@ -9,7 +9,6 @@ size, a power of 4, so that inputs multiplied by a power of 2 give the same numb
 """
 
 import math
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
