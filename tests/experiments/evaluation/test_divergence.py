@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.common.cache import Entry
-from experiments.common.cache import CHECKSUM
+from experiments.common.cache import CHECKSUM, Entry
 from experiments.evaluation import EvaluationContext, Perplexity, divergence
 from experiments.evaluation.divergence import Expected, Reference
 from experiments.models.source import sparing_clone
