@@ -7,10 +7,13 @@ many times higher. With `each`, every window is BOS and then the next tokens of 
 """
 
 import enum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IN_NEED = ("gemma",)
 """Parts of the names of architectures that are known to need BOS in every window."""
@@ -23,7 +26,7 @@ class Bos(enum.Enum):
     each = "each"
 
 
-def bos_id(tokenizer: PreTrainedTokenizerBase, option: str) -> int:
+def bos_id(tokenizer: "PreTrainedTokenizerBase", option: str) -> int:
     """Return the id of a tokenizer's BOS.
 
     Raises:

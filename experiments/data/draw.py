@@ -12,13 +12,15 @@ than windows × length.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from experiments.data.text import Collection, Document, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REPEATS = 10
 """Most times that a text may be read on average. Beyond it windows are copies of each other."""
@@ -42,7 +44,7 @@ class Draw:
     seqlen: int
     seed: int
 
-    def of(self, passage: Document, tokenizer: PreTrainedTokenizerBase, tokenizer_hash: str) -> Drawn:
+    def of(self, passage: Document, tokenizer: "PreTrainedTokenizerBase", tokenizer_hash: str) -> Drawn:
         """Return windows of a passage.
 
         Raises:
@@ -69,7 +71,7 @@ class Draw:
         return self._drawn(windows, int(read.sum()), {"text_tokens": len(tokens)})
 
     def _of_documents(
-        self, passage: Collection, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+        self, passage: Collection, tokenizer: "PreTrainedTokenizerBase", generator: torch.Generator
     ) -> Drawn:
         windows: list[Tensor] = []
         read: dict[int, Tensor] = {}
@@ -87,7 +89,7 @@ class Draw:
         return self._drawn(torch.stack(windows), distinct, {"documents": len(read)})
 
     def _long_documents(
-        self, passage: Collection, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+        self, passage: Collection, tokenizer: "PreTrainedTokenizerBase", generator: torch.Generator
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield number and tokens of each document that has a window; all again, up to `REPEATS` times."""
         long: dict[int, Tensor] = {}

@@ -89,10 +89,10 @@ def stream(
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
-            JournalError: (a ValueError) the target holds other work, or its journal is damaged.
+        JournalError: (a ValueError) the target holds other work, or its journal is damaged.
         ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors; later,
             naming the layer, if a weight cannot be computed with. Finished files then stay.
-            FileNotFoundError: the source lacks a file.
+        FileNotFoundError: the source lacks a file.
     """
     source, target = Path(source), Path(target)
     device = torch.device(context.device or "cpu")

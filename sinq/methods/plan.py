@@ -24,12 +24,6 @@ SMALLEST_WEIGHT = 2.0**-118
 """Smallest magnitude of a matrix's largest weight, unless all are 0."""
 WITHOUT = "; use on_misfit=skip or layers.exclude"
 
-LARGEST_WEIGHT = 2.0**50
-"""Largest magnitude of a weight that methods are given."""
-SMALLEST_WEIGHT = 2.0**-118
-"""Smallest magnitude of a matrix's largest weight, unless all are 0."""
-WITHOUT = "; use on_misfit=skip or layers.exclude"
-
 
 class Quantizer(Protocol):
     """The part of a method that works on matrices, which `LayerMethod` provides."""

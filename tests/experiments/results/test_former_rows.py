@@ -66,7 +66,7 @@ def test_each_fills_the_cell_it_was_made_for(options_of: dict[str, Any]) -> None
     ]
     found, near = match.find(ours, wanted)
     now = options(run_of(wanted.method_options))["method"]
-    if versions(now) > {1}:  # its numbers moved since: the row is of another method
+    if max(versions(now)) > 1:  # its numbers moved since: the row is of another method
         assert not found
         return
     assert [row["choices"]["method"] for row in found] == [options_of["method"]], near

@@ -186,7 +186,7 @@ def test_experts_are_dense_only_while_they_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "edits": []}', "format 99")]
+    ("text", "named"), [(None, r"has no sinq\.json"), ('{"format": 99, "edits": []}', "format is 99")]
 )
 def test_a_folder_that_is_not_ours_is_refused(text: str | None, named: str, tmp_path: Path) -> None:
     if text:
@@ -204,7 +204,7 @@ def test_a_checkpoint_may_only_name_compressed_weights(tmp_path: Path) -> None:
     layout["digest"] = _digest(layout)
     (tmp_path / "sinq.json").write_text(json.dumps(layout))
     with pytest.raises(
-        ValueError, match=r"sinq.json: 'subprocess.Popen' is not the name of a known CompressedWeight"
+        ValueError, match=r"sinq.json: .*'subprocess.Popen' is not the name of a known CompressedWeight"
     ):
         sinq.load(tmp_path)
 
