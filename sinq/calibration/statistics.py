@@ -30,6 +30,9 @@ class Statistic(ABC):
     tokens: int = 0
     """Number of inputs seen, in tokens."""
 
+    layer = "a layer"
+    """The layers it is taken of, for messages."""
+
     @classmethod
     @abstractmethod
     def described(cls) -> str:
@@ -113,7 +116,7 @@ class InputStatistic(Statistic):
             ValueError: an input is not finite.
         """
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.device)
-        _refuse_not_finite(rows, "inputs")
+        _refuse_not_finite(rows, f"{self.layer}: the inputs")
         self.tokens += len(rows)
         self._add(rows.float())  # half-precision activations overflow when squared
 
@@ -252,7 +255,7 @@ class Gradient(Statistic):
         Raises:
             ValueError: it is not finite.
         """
-        _refuse_not_finite(gradient, "gradients")
+        _refuse_not_finite(gradient, f"{self.layer}: the gradients")
         size = self._size(gradient.to(self.device, torch.float32))
         if self._windows % 2 == 0:
             self._first += size
@@ -302,6 +305,6 @@ class SquaredGradient(Gradient):
 def _refuse_not_finite(values: Tensor, what: str) -> None:
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"a layer's {what} on the calibration text have NaN or Inf: the model's activations overflow;"
+            f"{what} on the calibration text have NaN or Inf: the model's activations overflow;"
             f" try model.dtype=float32 (it computes in {str(values.dtype).removeprefix('torch.')})"
         )

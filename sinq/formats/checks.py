@@ -70,14 +70,19 @@ def require_tensor(name: str, tensor: Tensor, dtypes: DTypes, shape: tuple[int, 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` if a floating-point tensor has a NaN or an infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and not _bounds_are_finite(tensor):
-            raise ValueError(f"{name} has NaN or Inf; it must be finite")
+    finite = {
+        name: _bounds_are_finite(tensor)
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    if finite and not torch.stack(list(finite.values())).all():  # a device is asked once
+        name = next(name for name, each in finite.items() if not each)
+        raise ValueError(f"{name} has NaN or Inf; it must be finite")
 
 
-def _bounds_are_finite(tensor: Tensor) -> bool:
+def _bounds_are_finite(tensor: Tensor) -> Tensor:
     low, high = torch.aminmax(tensor)  # NaN where any number is NaN
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return torch.isfinite(low) & torch.isfinite(high)
 
 
 def has_numbers(tensors: Mapping[str, Tensor]) -> bool:

@@ -187,7 +187,9 @@ def _empty(group: Group, device: torch.device) -> Statistic:
     """Return an empty statistic for a group; fused experts count all their matrices."""
     kind, target = group[0].method.statistic, group[0].target
     assert kind is not None
-    return kind.for_layer((target.numel // target.shape[1], target.shape[1]), device)
+    statistic = kind.for_layer((target.numel // target.shape[1], target.shape[1]), device)
+    statistic.layer = f"layer {', '.join(layer.target.name for layer in group)}"
+    return statistic
 
 
 def _key(group: Group) -> str:

@@ -171,7 +171,7 @@ CASES = [
     case("model.revision=main", "model.revision=main", "local folder"),
     case("model.path={}/bert", "bert", "encoder", "causal"),
     case("model.path={}/quantized", "quantized already", "gptq"),
-    case("model.path={}/code", "model {}/code cannot be loaded"),
+    case("model.path={}/code", "{}/code/config.json", "code of its own"),
     case("model.path={}/vocabulary", "token 9", "40 tokens", "vocabulary"),
     Case(("model.path={}/nan", LONG), ("evaluation.perplexity of the dense model", "nan")),
     Case(("model.path={}/loud", LONG), ("evaluation.perplexity of the dense model: value is inf", "nll is")),

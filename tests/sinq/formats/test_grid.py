@@ -7,9 +7,9 @@ from sinq import Grid, Levels, NotApplicable
     ("options", "named"),
     [
         ({"bits": 7}, r"bits=7 .*\(2, 3, 4, 5, 6, 8\)"),
-        ({"group_size": 1}, "group_size=1 .*≥ 2"),
+        ({"group_size": 1}, "group_size=1 .*from 2"),
         ({"tiling": 3}, "tiling=3"),
-        ({"auxiliary_bits": 4}, "auxiliary_bits=4 .*8, 16 or 32"),
+        ({"auxiliary_bits": 4}, r"auxiliary_bits=4 .*\(8, 16, 32\)"),
         ({"range_floor": -1.0}, "range_floor"),
     ],
 )
