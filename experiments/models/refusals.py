@@ -1,5 +1,7 @@
 """Refusals of models, each in one line."""
 
+from sinq.common.library_errors import reason
+
 
 class UnfitModelError(ValueError):
     """A model that this project does not measure; the message says which and why."""
@@ -7,8 +9,5 @@ class UnfitModelError(ValueError):
 
 def cannot_be_loaded(path: str, error: Exception) -> str:
     """Return why a model cannot be loaded, in one line, from the error of a library."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "trust_remote_code" in str(error):
-        return f"model {path} cannot be loaded: it comes with code of its own, which is never run here"
-    advice = "Check model.path; without a network it must be a local folder"
-    return f"model {path} cannot be loaded: {reason} {advice}"
+    advice = "; check model.path, which without a network must be a local folder"
+    return f"model {path} cannot be loaded: {reason(error).rstrip('.')}{advice}"
