@@ -1,8 +1,11 @@
 """The prepared script for a GPU in its dry form, so that no mistake costs minutes of a GPU."""
 
 import json
+import signal
+import subprocess
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,11 +52,29 @@ def test_a_method_without_a_row_fails() -> None:
     assert "no row" in check.note
 
 
-def test_a_step_that_dies_or_runs_too_long_keeps_what_it_found_and_is_named(tmp_path: Path) -> None:
-    chosen = script._parse(["--dry", "--out", str(tmp_path)])
-    (tmp_path / "decode.jsonl").write_text(json.dumps(vars(Check("decode", "made before", 1.0))) + "\n")
-    first, late, _ = script._run("decode", chosen, 1.5)
+def test_a_process_that_runs_too_long_is_killed() -> None:
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    assert not script._wait(process, 0.1)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_step_that_runs_too_long_keeps_what_it_found_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(process: Any, budget: float) -> bool:
+        process.kill()
+        process.wait()
+        made_before = Check("decode", "made before", 1.0)
+        (tmp_path / "decode.jsonl").write_text(json.dumps(vars(made_before)) + "\n")
+        return False
+
+    monkeypatch.setattr(script, "_wait", too_long)
+    first, late, _ = script._run("decode", script._parse(["--dry", "--out", str(tmp_path)]), 60)
     assert (first.name, verdict(late)) == ("made before", "skipped")
+
+
+def test_a_step_that_dies_or_has_no_time_is_named(tmp_path: Path) -> None:
+    chosen = script._parse(["--dry", "--out", str(tmp_path)])
     dead, _ = script._run("unknown", chosen, 60)
     assert verdict(dead) == "FAILED"
     (none_left,) = script._run("decode", chosen, 0)
