@@ -61,12 +61,14 @@ def call(model: "PreTrainedModel", ids: Tensor, **options: Any) -> Any:
 
 
 def _cache(model: "PreTrainedModel", output: Any) -> dict[str, Any]:
+    held = {name: getattr(output, name, None) for name in cache_names(model)}
+    return next(({name: cache} for name, cache in held.items() if cache is not None), {})
+
+
+def cache_names(model: "PreTrainedModel") -> list[str]:
+    """Return the names of `CACHES` that a model takes; transformers renames `past_key_values` to `cache`."""
     taken = inspect.signature(model.forward).parameters
-    for name in CACHES:
-        cache = getattr(output, name, None)
-        if cache is not None and name in taken:
-            return {name: cache}
-    return {}
+    return [name for name in CACHES if name in taken]
 
 
 def phase_seconds(

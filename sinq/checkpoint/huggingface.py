@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter
 
 from sinq.checkpoint.configuration import CONFIG, read_config, read_generation, without_weights
-from sinq.checkpoint.weight_files import Header, opened, refuse_twice, stored_shapes, unfit, weight_files
+from sinq.checkpoint.weight_files import Header, opened, stored_shapes, tensor_files, unfit
 from sinq.common.inside import exists
 
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -166,12 +166,7 @@ class Source:
 
     def __init__(self, folder: Path, model: "PreTrainedModel") -> None:
         self._model = model
-        self._files: dict[str, Path] = {}
-        for path in weight_files(folder):
-            with opened(path) as file:
-                of_file = dict.fromkeys(file.keys(), path)
-            refuse_twice(self._files, of_file, path)
-            self._files |= of_file
+        self._files = tensor_files(folder)
         self._expected = model.state_dict(keep_vars=True)
         self._stored, unknown = _match(model, self._files)
         read = {id(self._expected[name]) for name in self._stored}

@@ -4,11 +4,11 @@ A checkpoint has one file, or several with an index that maps each tensor to a f
 from elsewhere: names stay in the folder (`common/inside.py`), and what cannot be read is a one-line error.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from sinq.common.inside import exists, regular_file
 from sinq.common.reading import entry, read_json, typed
 
+T = TypeVar("T")
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LISTED = 3
 """Number of things that an error names."""
@@ -97,14 +98,13 @@ def stored_shapes(folder: Path) -> dict[str, Header]:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or two have a tensor of one name.
     """
-    found: dict[str, Header] = {}
-    for path in weight_files(folder):
-        with opened(path) as file:
-            pieces = {name: file.get_slice(name) for name in list(file.keys())}
-            headers = {name: Header(piece.get_dtype(), piece.get_shape()) for name, piece in pieces.items()}
-        refuse_twice(found, headers, path)
-        found |= headers
-    return found
+    return _of_files(folder, _headers)
+
+
+def _headers(path: Path) -> dict[str, Header]:
+    with opened(path) as file:
+        pieces = {name: file.get_slice(name) for name in list(file.keys())}
+        return {name: Header(piece.get_dtype(), piece.get_shape()) for name, piece in pieces.items()}
 
 
 def all_tensors(folder: Path) -> dict[str, Tensor]:
@@ -114,12 +114,27 @@ def all_tensors(folder: Path) -> dict[str, Tensor]:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or two have a tensor of one name.
     """
-    tensors: dict[str, Tensor] = {}
+    return _of_files(folder, tensors_of)
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Return the file of every tensor of a folder; raises as `all_tensors` does."""
+    return _of_files(folder, lambda path: dict.fromkeys(_headers(path), path))
+
+
+def _of_files(folder: Path, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """Return what `read` returns of every weight file of a folder, by the names of the tensors.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, or two have a tensor of one name.
+    """
+    found: dict[str, T] = {}
     for path in weight_files(folder):
-        found = tensors_of(path)
-        refuse_twice(tensors, found, path)
-        tensors |= found
-    return tensors
+        of_file = read(path)
+        _refuse_twice(found, of_file, path)
+        found |= of_file
+    return found
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -136,7 +151,7 @@ def _tensor(file: Any, key: str, path: Path) -> Tensor:
     return tensor
 
 
-def refuse_twice(found: Mapping[str, object], more: Mapping[str, object], path: Path) -> None:
+def _refuse_twice(found: Mapping[str, object], more: Mapping[str, object], path: Path) -> None:
     if twice := sorted(found.keys() & more.keys()):
         raise ValueError(f"{path} has {_first(twice)}, which another file has too")
 

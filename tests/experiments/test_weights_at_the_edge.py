@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +23,6 @@ from baselines.aqlm import AQLM
 from baselines.awq import AWQ
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
-from experiments.config.build import register
 from sinq import Calibration, Context, Grid, LayerMethod, Layers, OnMisfit
 from sinq.formats.codebooks import Codebooks
 from sinq.formats.stored_scales import load_scale, store_scale
@@ -35,6 +33,7 @@ from sinq.model.linear import CompressedLinear
 from sinq.model.targets import Target
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
+pytestmark = pytest.mark.usefixtures("hydra")
 CONF = ROOT / "conf"
 PRESETS = sorted(file.stem for file in (CONF / "method").glob("*.yaml") if file.stem != "none")
 SMALL = ("format={codebooks: 2, bits_per_codebook: 4, group: 4}", "rounds=1", "steps=2")
@@ -85,14 +84,6 @@ RIGHT = {"one of 65519", "all times 1e-30", "zeros", "constant", "one row of zer
 """Weights that every method compresses."""
 IN_MODELS = {"one of 1e12", "all times 1e-30", "one tiny group"}
 """Weights that methods are given which are more than layer by layer; their layers are those of the others."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hydra() -> Iterator[None]:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def with_grid(method: Any, **options: Any) -> Any:

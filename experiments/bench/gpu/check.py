@@ -39,13 +39,19 @@ class Check:
     """Reason why nothing was measured."""
 
 
-def at_most(step: str, name: str, value: float, limit: float, unit: str = "", note: str = "") -> Check:
-    """Return a check that passes where the value is at most the limit; NaN never passes."""
+def at_most(step: str, name: str, value: float, limit: float | None, unit: str = "", note: str = "") -> Check:
+    """Return a check that passes where the value is at most the limit; NaN never passes. None: no goal."""
+    if limit is None:
+        return Check(step, name, value, unit, note=note)
     return Check(step, name, value, unit, f"≤ {limit:g}", value <= limit, note)
 
 
-def at_least(step: str, name: str, value: float, limit: float, unit: str = "", note: str = "") -> Check:
-    """Return a check that passes where the value is at least the limit; NaN never passes."""
+def at_least(
+    step: str, name: str, value: float, limit: float | None, unit: str = "", note: str = ""
+) -> Check:
+    """Return a check that passes where the value is at least the limit; NaN never passes. None: no goal."""
+    if limit is None:
+        return Check(step, name, value, unit, note=note)
     return Check(step, name, value, unit, f"≥ {limit:g}", value >= limit, note)
 
 

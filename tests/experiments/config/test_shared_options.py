@@ -1,34 +1,24 @@
 """Options that methods share: taken exactly where one changes the method that is built, refused elsewhere."""
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common.errors import explain
-from experiments.config.build import register
 from experiments.config.shared_options import SharedOptions, refuse_untaken
 from sinq import NotApplicable
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("hydra")
 CONF = ROOT / "conf"
 METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 CHANGED: dict[str, Any] = {"bits": 3, "group_size": 32, "budget.bits_per_weight": 5.0}
 """Every shared option, at a value that is not its default."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def hydra() -> Iterator[None]:
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def composed(*overrides: str) -> DictConfig:
