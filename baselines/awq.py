@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sinq import CompressedWeight, LayerWrapper, Normalized, ScalarMethod
+from sinq import Groups, LayerWrapper, Normalized, NormalizingMethod, ScalarMethod
 from sinq.calibration.statistics import Inputs, Statistic
 from sinq.common.options import check, one_of, whole
 from sinq.formats.rounding import by_group
@@ -48,7 +48,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class AWQ(LayerWrapper):
+class AWQ(LayerWrapper, NormalizingMethod):
     """Activation-aware channel scales around a scalar quantizer.
 
     Raises:
@@ -79,10 +79,13 @@ class AWQ(LayerWrapper):
     def statistic(self) -> type[Statistic]:
         return Inputs
 
-    def quantize(self, weight: Tensor, statistic: Inputs) -> CompressedWeight:
-        return self.quantize_together([weight], statistic)[0]
+    def choose(self, normalized: Normalized) -> Groups:
+        return self.inner.choose(normalized)
 
-    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
+    def only_rounds(self, normalized: Normalized) -> bool:
+        return self.inner.only_rounds(normalized)
+
+    def prepare(self, weights: Sequence[Tensor], statistic: Any) -> list[Normalized]:
         normalized = [self.inner.normalize(weight) for weight in weights]
         channel = self._search(normalized, statistic)
         scaled = [layer if channel is None else layer.scaled_by(channel) for layer in normalized]
@@ -90,7 +93,7 @@ class AWQ(LayerWrapper):
             inputs = by_group(statistic.sample(), self.grid.group_size).transpose(0, 1)
             grams = inputs.transpose(1, 2) @ inputs
             scaled = [self._clipped(layer, grams) for layer in scaled]
-        return [self.inner.round(layer) for layer in scaled]
+        return scaled
 
     def _search(self, normalized: list[Normalized], statistic: Inputs) -> Tensor | None:
         """Return the best channel scale (in,); None for 1."""

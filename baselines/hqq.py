@@ -13,7 +13,7 @@ and no 1/scale is above 2e4. Here small weights are refined like others.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sinq import Grid, HalfQuadratic, Levels, Normalized, NotApplicable, QuantizedTensor, ScalarMethod
+from sinq import Grid, Groups, HalfQuadratic, Levels, Normalized, NotApplicable, ScalarMethod
 from sinq.common.options import check
 
 PACKAGE = HalfQuadratic(early_stop=True, reround=True)
@@ -47,6 +47,6 @@ class HQQ(ScalarMethod):
                 "it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
             )
 
-    def round(self, normalized: Normalized) -> QuantizedTensor:
+    def choose(self, normalized: Normalized) -> Groups:
         whole = self.grid.bits == WHOLE_BITS if self.round_zero is None else self.round_zero
         return normalized.refined(self.grid, self.refinement, whole)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sinq import Grid, Normalized, QuantizedTensor, ScalarMethod
+from sinq import Grid, Groups, Normalized, ScalarMethod
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class RTN(ScalarMethod):
     def only_rounds(self, normalized: Normalized) -> bool:
         return True
 
-    def round(self, normalized: Normalized) -> QuantizedTensor:
+    def choose(self, normalized: Normalized) -> Groups:
         return normalized.rounded(self.grid)

@@ -28,7 +28,7 @@ from sinq.kernels.product import Choice, kernel_of, product
 from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.methods.presinq import PreSINQ
 from sinq.methods.report import CompressionReport, Decision, PartReport
-from sinq.methods.scalar import Normalized, ScalarMethod
+from sinq.methods.scalar import Groups, Normalized, NormalizingMethod, ScalarMethod
 from sinq.methods.sinq import SINQ
 from sinq.methods.sinq_refined import SINQRefined
 from sinq.methods.tuned import Tuned
@@ -54,6 +54,7 @@ __all__ = [
     "Context",
     "Decision",
     "Grid",
+    "Groups",
     "HalfQuadratic",
     "Kernel",
     "LayerMethod",
@@ -63,6 +64,7 @@ __all__ = [
     "Method",
     "MixedColumns",
     "Normalized",
+    "NormalizingMethod",
     "NotApplicable",
     "OnMisfit",
     "PartReport",

@@ -3,11 +3,21 @@
 GPTQ (arXiv 2210.17323) rounds with this factor, and MG-PTQ (arXiv 2501.18154) reads from it which columns
 depend on each other. Layers that share their inputs share the curvature.
 
+Where a matrix has column scales t, what is rounded is W / t, and its inputs are x · t: H becomes t H t, and
+the damping is added there. So nothing depends on a column's unit: W · s with inputs x / s gives the same
+codes, as long as the method's t takes s up.
+
 Nothing here depends on the unit of the inputs. The damping is a share of the mean of diag H over the channels
 that are alive, and a channel that was never active has this mean on its diagonal. H is held in a unit of its
 size, a power of 4, so that inputs multiplied by a power of 2 give the same numbers to the last digit.
+
+Damping is needed because H is estimated from few tokens. `Toward` names what it pulls H to. With `diagonal`,
+H + λ · diag H, correlations shrink by 1 / (1 + λ). λ can be estimated then (`estimated_damping`): Schäfer and
+Strimmer 2005 (Ledoit and Wolf's rule for correlations), with the variance that correlations of Gaussian
+inputs have. Tokens of one text depend on each other, so that the estimate is a lower bound.
 """
 
+import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +30,19 @@ SMALLEST_DAMPING = 1e-6
 """First damping tried when a damping of 0 is raised."""
 TRIANGLE = 64
 """Triangles up to this size are inverted without halving."""
+LARGEST_SHRINKAGE = 0.99
+"""Largest share by which estimated damping shrinks correlations."""
+
+
+class Toward(enum.Enum):
+    """The matrix that damping adds to H: the mean of its diagonal (GPTQ), or its diagonal."""
+
+    identity = "identity"
+    diagonal = "diagonal"
+
+    def of(self, diagonal: Tensor) -> Tensor:
+        """Return the added diagonal (in,), for a damping of 1, from the positive diagonal of H, (in,)."""
+        return diagonal if self is Toward.diagonal else diagonal.mean().expand_as(diagonal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,25 +57,49 @@ class Curvature:
     """The upper Cholesky factor U of the damped inverse, in that order, float64 (in, in)."""
     damping: float
     """λ as requested, or a raised λ."""
+    damping_raised: bool = False
+    col_scale: Tensor | None = None
+    """Column scales that H is taken with, (in,); None for 1."""
+    tokens: int | None = None
+    """Number of inputs that H is the mean over, which its rank cannot exceed; None if that is not known."""
 
     @classmethod
-    def of(cls, hessian: Tensor, damping: float, order: Callable[[Tensor], Tensor]) -> Self:
+    def of(
+        cls,
+        hessian: Tensor,
+        damping: float,
+        order: Callable[[Tensor], Tensor],
+        *,
+        toward: Toward = Toward.identity,
+        col_scale: Tensor | None = None,
+        tokens: int | None = None,
+    ) -> Self:
         """Return the curvature of H, float64 (in, in).
 
         Args:
-            damping: λ, in units of the mean of diag H over channels that are alive.
+            damping: λ, in units of what it adds.
             order: function from the diagonal of H, (in,), to the order of columns, int64 (in,).
+            toward: what the damping adds; means are those over channels that are alive.
+            col_scale: column scales t of the matrix, (in,); None for 1.
+            tokens: number of inputs that H is the mean over.
 
         Raises:
             ValueError: H is not finite.
         """
         _require_finite(hessian)
+        if col_scale is not None:
+            hessian = hessian * col_scale * col_scale[:, None]
         hessian = hessian / _unit(hessian.diagonal())
         dead = hessian.diagonal() == 0
         columns = order(hessian.diagonal())
         alive = hessian + torch.diag(dead * _mean(hessian.diagonal()))
-        factor, used_damping = inverse_factor(alive[columns][:, columns], damping)
-        return cls(hessian, columns, factor, used_damping)
+        factor, used = inverse_factor(alive[columns][:, columns], damping, toward)
+        return cls(hessian, columns, factor, used, used > damping, col_scale, tokens)
+
+    @property
+    def largest_rank(self) -> int:
+        """Largest rank that H may have."""
+        return len(self.order) if self.tokens is None else min(self.tokens, len(self.order))
 
     @property
     def dead(self) -> Tensor:
@@ -79,23 +126,42 @@ def _require_finite(hessian: Tensor) -> None:
         )
 
 
-def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Return the upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·mean(diag H)·1)⁻¹, and λ.
+def estimated_damping(hessian: Tensor, tokens: int) -> float:
+    """Return the damping toward the diagonal that H, (in, in), needs after this many tokens.
 
-    λ is `damping`, or is raised tenfold until the factorization succeeds. The inverse itself is never formed:
-    with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ with an upper triangular V, and U = V⁻¹.
+    With r the correlations of the inputs, they shrink by the share Σ (1 + r²) / (tokens · Σ r²), sums over
+    pairs of channels that are alive (Schäfer and Strimmer 2005, with Var r̂ = (1 + r²) / tokens).
+    """
+    deviation = hessian.diagonal().sqrt()
+    alive = deviation > 0
+    squares = (hessian[alive][:, alive] / deviation[alive] / deviation[alive, None]).square()
+    between = squares.sum().item() - len(squares)
+    pairs = len(squares) * (len(squares) - 1)
+    if between <= 0 or tokens == 0:
+        return LARGEST_SHRINKAGE / (1 - LARGEST_SHRINKAGE)
+    share = min((pairs + between) / (tokens * between), LARGEST_SHRINKAGE)
+    return share / (1 - share)
+
+
+def inverse_factor(hessian: Tensor, damping: float, toward: Toward = Toward.identity) -> tuple[Tensor, float]:
+    """Return the upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·D)⁻¹, and λ.
+
+    λ is `damping`, or is raised tenfold until the factorization succeeds. D is mean(diag H)·1, or diag H. The
+    inverse itself is never formed: with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ with an
+    upper triangular V, and U = V⁻¹.
 
     Args:
         hessian: float64 (in, in), with a positive diagonal.
         damping: λ to start from.
+        toward: the choice of D.
 
     Raises:
         ValueError: H is not finite.
     """
     _require_finite(hessian)
-    reversed_, unit = hessian.flip(0, 1), hessian.diagonal().mean()
+    reversed_, added = hessian.flip(0, 1), toward.of(hessian.diagonal()).flip(0)
     while True:
-        damped = reversed_ + damping * unit * torch.eye(len(hessian)).to(hessian)
+        damped = reversed_ + torch.diag(damping * added)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return _upper_inverse(lower.flip(0, 1)), damping

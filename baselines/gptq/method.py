@@ -5,13 +5,19 @@ When column j is rounded with error e, the best change of the later columns is �
 U is the upper Cholesky factor of H⁻¹. Changes inside a block of columns are made at once, changes behind the
 block when it is done ("lazy"), which is exact and faster.
 
-Scales and zeros of a group are chosen when its first column is reached, from the weights as changed until
-then. `act_order` rounds columns that matter (large diagonal of H) first. Groups are always those of the
-original order, so that the stored format is that of every other method: `groups` reorders groups and columns
-within a group (GPTQModel's default, "group-aware"); `full` reorders all columns and chooses the scales of all
-groups before anything is rounded ("static groups"). The order can decide everything: on SmolLM2 at 3 bits,
-with the dense model's statistics, GPTQ without `act_order` is worse than round to nearest, though its layers'
-errors are smaller.
+*Around another method.* `inner` decides scales, zeros and column scales, and feedback decides the codes:
+`GPTQ(RTN())` is the published algorithm; `GPTQ(SINQ())`, `GPTQ(SINQRefined())` and `GPTQ(AWQ(…))` store what
+their inner method stores. With column scales t the matrix that is rounded is V = W / t, for which H is t H t
+(`curvature.py`); SINQ's row scales become part of the groups' scales. Each tile of rows has t of its own, so
+with `tiling=2` a factorization too.
+
+*Scales and zeros* of a group are chosen when its first column is reached, from the weights as changed until
+then, or before anything is rounded (`static_groups`). `act_order` rounds columns that matter (large diagonal
+of H) first. Groups are always those of the original order, so that the stored format is that of every other
+method: `groups` reorders groups and columns within a group (GPTQModel's default, "group-aware"); `full`
+reorders all columns, with static groups. The order can decide everything: on SmolLM2 at 3 bits, with the
+dense model's statistics, GPTQ without `act_order` is worse than round to nearest, though its layers' errors
+are smaller.
 
 What differs from the published algorithm and its code (IST-DASLab/gptq), or is open there:
 - With `full`, scales are those of static groups (`--static-groups` of the later packages); the code chooses
@@ -23,26 +29,27 @@ What differs from the published algorithm and its code (IST-DASLab/gptq), or is 
 - The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised
   tenfold until it is not, and the report says so (`damping_raised`). The default damping is the paper's
   0.01; GPTQModel 7.6 has 0.05.
-- `keep_better_rows`, off by default, is this project's: each row keeps whichever of GPTQ and round to nearest
-  has the smaller tr(E H Eᵀ). So GPTQ is never worse by this measure; the report counts the rows rounded to
-  nearest (`rows_rounded`).
+- `keep_better_rows`, off by default, is this project's: each row keeps whichever of GPTQ and the inner method
+  has the smaller tr(E H Eᵀ). So GPTQ is never worse by this measure; the report counts the rows left to the
+  inner method (`rows_rounded`).
 """
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from baselines.gptq.curvature import Curvature
-from sinq import CompressedWeight, Grid, LayerMethod, QuantizedTensor, assign, choose
-from sinq.calibration.statistics import Hessian
+from baselines.gptq.curvature import Curvature, Toward, estimated_damping
+from baselines.gptq.rounded import Rounded, round_block
+from baselines.rtn import RTN
+from sinq import CompressedWeight, LayerWrapper, Normalized, NormalizingMethod, NotApplicable
+from sinq.calibration.statistics import Hessian, InputStatistic, Pair, Statistic, pair
 from sinq.common.options import check, number, whole
 from sinq.formats.mixed_columns import ColumnLevels, MixedColumns
-from sinq.formats.rounding import centre, level, nearest, positions
-from sinq.kernels import fast
+from sinq.formats.rounding import divide, multiply
 
 
 class ActOrder(enum.Enum):
@@ -54,71 +61,119 @@ class ActOrder(enum.Enum):
 
 
 @dataclass(frozen=True)
-class GPTQ(LayerMethod):
+class GPTQ(LayerWrapper):
     """Rounding with error feedback through the Hessian of the layer's inputs.
 
     Raises:
         ValueError: an option is out of its range.
+        NotApplicable: `inner` does not round in groups to a grid.
     """
 
     name: ClassVar[str] = "gptq"
     version: ClassVar[int] = 2
     """1 kept the better of GPTQ and round to nearest in each row, and damped by a mean with dead channels."""
 
-    grid: Grid = Grid()
-    damping: float = 0.01
-    """Addition to the diagonal of H, in units of the diagonal's mean over channels that are alive."""
+    inner: NormalizingMethod = field(default_factory=RTN)
+    """The method that chooses scales, zeros and column scales."""
+    damping: float | None = 0.01
+    """λ, in units of what `toward` adds to H. null: estimated from H and the number of tokens."""
+    toward: Toward = Toward.identity
+    """What damping pulls H to: the mean of its diagonal over channels that are alive, or its diagonal."""
     block: int = 128
     """Columns between two lazy updates; results differ by float rounding only."""
     act_order: ActOrder = ActOrder.none
+    static_groups: bool = False
+    """Choose all scales before anything is rounded; always so with act_order=full."""
     true_sequential: bool = False
     """Within a block, let each layer see the compressed layers before it.
 
     This takes one more pass over the text for each input (about four).
     """
     keep_better_rows: bool = False
-    """Round a row to nearest where that has the smaller tr(E H Eᵀ); not in the published algorithm."""
-
-    statistic = Hessian
+    """Leave a row as `inner` rounds it where that has the smaller tr(E H Eᵀ); not in the paper."""
 
     def __post_init__(self) -> None:
         check(self, "method", damping=number(least=0, most=1e6), block=whole(1))
+        if not isinstance(self.inner, NormalizingMethod):
+            raise NotApplicable(
+                f"method.inner={type(self.inner).__name__} is not possible; GPTQ chooses codes for RTN, SINQ,"
+                " SINQRefined, HQQ, or AWQ around one of them"
+            )
 
-    def quantize(self, weight: Tensor, statistic: Hessian) -> CompressedWeight:
-        return self.feed_back(weight, self.curvature(statistic))
+    @property
+    def statistic(self) -> type[Statistic]:
+        needed = self.inner.statistic
+        return pair(Hessian, needed) if needed and issubclass(needed, InputStatistic) else Hessian
 
-    def quantize_together(self, weights: Sequence[Tensor], statistic: Hessian) -> list[CompressedWeight]:
-        curvature = self.curvature(statistic)
-        return [self.feed_back(weight, curvature) for weight in weights]
+    def quantize(self, weight: Tensor, statistic: Hessian | Pair) -> CompressedWeight:
+        return self.quantize_together([weight], statistic)[0]
 
-    def curvature(self, statistic: Hessian) -> Curvature:
-        """Return the curvature shared by all layers that share their inputs.
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
+        hessian, of_inner = statistic.parts if isinstance(statistic, Pair) else (statistic, None)
+        prepared = self.inner.prepare(weights, of_inner)
+        unscaled = any(each.col_scale is None for each in prepared)
+        shared = [self.curvature(hessian)] if unscaled else []
+        return [
+            self.feed_back(weight, each, self._by_tile(hessian, each) or shared)
+            for weight, each in zip(weights, prepared, strict=True)
+        ]
+
+    def curvature(self, statistic: Hessian, col_scale: Tensor | None = None) -> Curvature:
+        """Return the curvature shared by all layers that share their inputs and column scales, (in,).
 
         Raises:
             ValueError: the Hessian is not finite.
         """
-        return Curvature.of(statistic.matrix(), self.damping, self._order)
+        hessian = statistic.matrix()
+        damping = estimated_damping(hessian, statistic.tokens) if self.damping is None else self.damping
+        options = {"toward": self.toward, "col_scale": col_scale, "tokens": statistic.tokens}
+        return Curvature.of(hessian, damping, self._order, **options)
+
+    def _by_tile(self, statistic: Hessian, normalized: Normalized) -> list[Curvature]:
+        """Return the curvature of each tile of rows that has column scales; none if there are no such."""
+        col_scale = () if normalized.col_scale is None else normalized.col_scale
+        return [self.curvature(statistic, of_tile) for of_tile in col_scale]
 
     def feed_back(
-        self, weight: Tensor, curvature: Curvature, levels: ColumnLevels | None = None
+        self,
+        weight: Tensor,
+        normalized: Normalized,
+        curvatures: Sequence[Curvature],
+        levels: ColumnLevels | None = None,
     ) -> CompressedWeight:
         """Round a matrix (out, in).
 
         Args:
+            normalized: its scales; its weight may be cut, which then decides scales and no codes.
+            curvatures: curvature of each tile of rows.
             levels: levels of each column, where they differ from the grid's; the grid must then be uniform,
-            with zeros.
+            with zeros, and `inner` scale no columns.
         """
-        rounded = self._feed_back(weight, curvature.factor.float(), curvature.order, levels)
-        notes = {"damping_raised": curvature.damping} if curvature.damping > self.damping else {}
-        if curvature.dead.any():
-            notes["dead_columns"] = float(curvature.dead.sum())
+        result = Rounded.by(self.inner, normalized, levels)
+        for tile, curvature in enumerate(curvatures):
+            rows = _rows(len(weight), tile, len(curvatures))
+            self._feed_back(weight[rows], normalized.rows(rows, tile), result.rows(rows), curvature)
+        notes = self._notes(curvatures)
         if self.keep_better_rows:
-            to_nearest = _Rounded.nearest(weight, self.grid, levels)
-            limits = to_nearest.row_errors(weight, curvature.hessian)
-            worse = rounded.row_errors(weight, curvature.hessian) > limits
-            rounded = rounded.with_rows(worse, to_nearest)
+            inner = Rounded.by(self.inner, normalized, levels)
+            errors = [
+                _row_errors(weight, _store(each, normalized, {}), curvatures) for each in (result, inner)
+            ]
+            worse = errors[0] > errors[1]
+            result = result.with_rows(worse, inner)
             notes |= {"rows_rounded": float(worse.sum())} if worse.any() else {}
-        return rounded.store(notes)
+        return _store(result, normalized, notes)
+
+    def _notes(self, curvatures: Sequence[Curvature]) -> dict[str, float]:
+        """Return what the report says of the curvatures of a matrix."""
+        notes = {}
+        if any(curvature.damping_raised for curvature in curvatures):
+            notes["damping_raised"] = max(curvature.damping for curvature in curvatures)
+        if curvatures[0].dead.any():
+            notes["dead_columns"] = float(curvatures[0].dead.sum())
+        if (most := curvatures[0].largest_rank) < len(curvatures[0].order):
+            notes["hessian_rank"] = float(most)
+        return notes
 
     def _order(self, importance: Tensor) -> Tensor:
         """Return the columns in the order they are rounded, int64 (in,), from the diagonal of H."""
@@ -132,125 +187,66 @@ class GPTQ(LayerMethod):
         return columns.reshape(-1)
 
     def _feed_back(
-        self, weight: Tensor, factor: Tensor, order: Tensor, levels: ColumnLevels | None
-    ) -> "_Rounded":
-        """Round all columns in `order`, (in,), with the upper factor (in, in) of the inverse Hessian."""
+        self, weight: Tensor, normalized: Normalized, result: Rounded, curvature: Curvature
+    ) -> None:
+        """Round all columns of a tile of rows in order, and set its codes, and its scales unless static."""
+        order, factor, size = curvature.order, curvature.factor.float(), self.grid.group_size
+        static = self.static_groups or self.act_order is ActOrder.full
+        # What rounds by extremes alone chooses within the block's loop; any other method group by group.
+        by_extremes = self.inner.only_rounds(normalized) and not (
+            self.grid.range_floor and normalized.row_scale is not None
+        )
         # Blocks are whole groups, so that no scale is chosen from half-updated weights.
-        block = -(-self.block // self.grid.group_size) * self.grid.group_size
-        work = weight[:, order]
-        result = _Rounded.nearest(weight, self.grid, levels)
-        choosing = self.act_order is not ActOrder.full
+        block = -(-self.block // size) * size if static or by_extremes else size
+        work = divide(weight, None, normalized.col_scale)[:, order]
         for start in range(0, len(order), block):
             stop = min(start + block, len(order))
+            columns = order[start:stop]
+            if not static and not by_extremes:
+                self._choose_group(work[:, start:stop], normalized, result, columns)
             errors = round_block(
                 work[:, start:stop],
                 factor[start:stop, start:stop],
-                order[start:stop],
+                columns,
                 self.grid,
-                levels,
-                choosing,
+                result.levels,
+                by_extremes and not static,
                 result.codes,
                 result.scale,
                 result.zero,
             )
             work[:, stop:] -= errors @ factor[start:stop, stop:]
-        return result
+
+    def _choose_group(self, work: Tensor, normalized: Normalized, result: Rounded, columns: Tensor) -> None:
+        """Let `inner` choose scale and zero of a group from its weights so far, V (out, group_size)."""
+        group = int(columns[0]) // self.grid.group_size
+        of_group = normalized.columns(columns, [group])
+        changed = replace(of_group, weight=multiply(work, None, of_group.col_scale))
+        _, scale, zero = self.inner.choose(changed)
+        result.set_group(group, scale if changed.row_scale is None else scale * changed.row_scale, zero)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rounded:
-    """Matrix while it is rounded: codes (out, in), scale and zero (out, in / group_size)."""
-
-    grid: Grid
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
-    levels: ColumnLevels | None = None
-    """Levels of each column; None where all columns have the grid's."""
-
-    @classmethod
-    def nearest(cls, weight: Tensor, grid: Grid, levels: ColumnLevels | None) -> Self:
-        scale, zero = choose(weight, grid)
-        if levels is None or zero is None:
-            return cls(grid, assign(weight, scale, zero, grid), scale, zero)
-        return cls(grid, levels.nearest(positions(weight, scale, zero)), scale, zero, levels)
-
-    def choose_group(self, group: int, weight: Tensor) -> None:
-        """Choose the scale and zero of one group of columns, (out, group_size)."""
-        scale, zero = choose(weight, self.grid)
-        self.scale[:, group] = scale[:, 0]
-        if self.zero is not None and zero is not None:
-            self.zero[:, group] = zero[:, 0]
-
-    def round_column(self, column: int, weight: Tensor) -> Tensor:
-        """Set the codes of a column, (out,), and return the weights they stand for."""
-        group = column // self.grid.group_size
-        scale = self.scale[:, group]
-        zero = centre(self.grid) if self.zero is None else self.zero[:, group]
-        position = weight / scale + zero
-        if self.levels is None:
-            self.codes[:, column] = nearest(position, self.grid)
-            return (level(self.codes[:, column], self.grid) - zero) * scale
-        self.codes[:, column] = self.levels.nearest(position, column)
-        return (self.levels.position(self.codes[:, column], column) - zero) * scale
-
-    def row_errors(self, weight: Tensor, hessian: Tensor) -> Tensor:
-        """Return the diagonal of E H Eᵀ, float64 (out,), with scales as they are stored."""
-        error = (weight - self.store({}).dequantize()).double()
-        return ((error @ hessian) * error).sum(1)
-
-    def with_rows(self, rows: Tensor, other: Self) -> Self:
-        """Take the rows of `other` where the mask `rows`, (out,), is set."""
-        mask = rows[:, None]
-        codes = torch.where(mask, other.codes, self.codes)
-        scale = torch.where(mask, other.scale, self.scale)
-        zero = None
-        if self.zero is not None and other.zero is not None:
-            zero = torch.where(mask, other.zero, self.zero)
-        return replace(self, codes=codes, scale=scale, zero=zero)
-
-    def store(self, notes: dict[str, float]) -> CompressedWeight:
-        if self.levels is None or self.zero is None:
-            return QuantizedTensor.store(self.codes, self.grid, self.scale, self.zero, notes=notes)
-        return MixedColumns.store(self.codes, self.levels, self.grid, self.scale, self.zero, notes)
+def _rows(count: int, tile: int, tiles: int) -> slice:
+    """Return the rows of a tile of a matrix of `count` rows."""
+    return slice(tile * count // tiles, (tile + 1) * count // tiles)
 
 
-def _is_affine(work: Tensor, factor: Tensor, columns: Tensor, grid: Grid, *_: object) -> bool:
-    return grid.is_affine
+def _row_errors(weight: Tensor, stored: CompressedWeight, curvatures: Sequence[Curvature]) -> Tensor:
+    """Return the diagonal of E H Eᵀ, float64 (out,), with scales as they are stored."""
+    error, tiles = (weight - stored.dequantize()).double(), len(curvatures)
+    found = []
+    for tile, curvature in enumerate(curvatures):
+        of_tile = error[_rows(len(error), tile, tiles)]
+        if curvature.col_scale is not None:
+            of_tile = of_tile / curvature.col_scale
+        found.append(((of_tile @ curvature.hessian) * of_tile).sum(1))
+    return torch.cat(found)
 
 
-@fast(cpu="baselines.gptq.cpu:round_block", covers=_is_affine)
-def round_block(
-    work: Tensor,
-    factor: Tensor,
-    columns: Tensor,
-    grid: Grid,
-    levels: ColumnLevels | None,
-    choosing: bool,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-) -> Tensor:
-    """Round a block of columns with feedback within it.
-
-    Args:
-        work: the block's weights with all feedback so far, float32 (out, width); may be overwritten.
-        factor: the block's part of the inverse Hessian's upper factor, float32 (width, width).
-        columns: indices of the block's columns in the matrix, int64 (width,).
-        grid: levels of a code, group size.
-        levels: levels of all columns of the matrix; None where all columns have the grid's.
-        choosing: choose scale and zero of each group when it begins; the block is then whole groups.
-        codes: uint8 (out, in); the block's columns are set.
-        scale: float32 (out, in / group_size); the block's groups are set if `choosing`.
-        zero: like `scale`; None if the grid is symmetric.
-
-    Returns:
-        Each column's error divided by the factor's diagonal, float32 (out, width).
-    """
-    rounded, errors = _Rounded(grid, codes, scale, zero, levels), torch.empty_like(work)
-    for j, column in enumerate(columns.tolist()):
-        if choosing and j % grid.group_size == 0:
-            rounded.choose_group(column // grid.group_size, work[:, j : j + grid.group_size])
-        errors[:, j] = (work[:, j] - rounded.round_column(column, work[:, j])) / factor[j, j]
-        work[:, j:] -= errors[:, j, None] * factor[j, j:]
-    return errors
+def _store(rounded: Rounded, normalized: Normalized, notes: dict[str, float]) -> CompressedWeight:
+    if rounded.levels is not None and rounded.zero is not None:
+        return MixedColumns.store(
+            rounded.codes, rounded.levels, rounded.grid, rounded.scale, rounded.zero, notes
+        )
+    whole = replace(normalized, row_scale=None)  # it is part of the scales
+    return whole.store(rounded.grid, rounded.packed(), rounded.scale, rounded.zero, notes)

@@ -44,7 +44,8 @@ from baselines.gptq import GPTQ, ActOrder
 from baselines.gptq.curvature import Curvature
 from baselines.mgptq import budget, graph
 from baselines.mgptq.network import Task, Training, trained_logits
-from sinq import CompressedWeight, Grid, LayerMethod, Levels, NotApplicable, choose
+from baselines.rtn import RTN
+from sinq import CompressedWeight, Grid, LayerMethod, Levels, Normalized, NotApplicable, choose
 from sinq.calibration.statistics import Hessian
 from sinq.common.options import SEED, check, number, one_of, several, whole
 from sinq.formats.mixed_columns import COLUMN_BITS, INDEX_BITS, ColumnLevels
@@ -136,7 +137,7 @@ class MGPTQ(LayerMethod):
     def gptq(self) -> GPTQ:
         """Rounding with the same options."""
         return GPTQ(
-            self.grid,
+            RTN(self.grid),
             damping=self.damping,
             block=self.block,
             act_order=self.act_order,
@@ -149,7 +150,9 @@ class MGPTQ(LayerMethod):
     def quantize_together(self, weights: Sequence[Tensor], statistic: Hessian) -> list[CompressedWeight]:
         curvature = self.gptq.curvature(statistic)
         return [
-            self.gptq.feed_back(weight, curvature, self.levels(self.bits(weight, curvature)))
+            self.gptq.feed_back(
+                weight, Normalized(weight), [curvature], self.levels(self.bits(weight, curvature))
+            )
             for weight in weights
         ]
 

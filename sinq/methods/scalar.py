@@ -4,23 +4,33 @@
     quantized = inner.round(normalized.scaled_by(channel))   # AWQ: many channel scales, one normalized matrix
 
 Methods that scale weights work between the halves. Everything that does not depend on the channel scale is
-thus done once, whatever the inner method is.
+thus done once, whatever the inner method is. Rounding itself is in two halves too: `choose` returns codes,
+scales and zeros of the groups, and `Normalized.store` makes the stored value of them, so that a method such
+as GPTQ can choose other codes between.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
 from sinq.algorithms.half_quadratic import HalfQuadratic
 from sinq.algorithms.solved_scales import Solved
+from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import cut, divide
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels import refine_scaled, round_scaled, round_solved, rounding_error
 from sinq.methods.base import LayerMethod
+
+Groups = tuple[Tensor, Tensor, Tensor | None]
+"""Packed codes of a normalized matrix (out, in), and scale and zero of its groups, (out, in / group_size).
+
+The zero is None if the grid is symmetric.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,25 +63,22 @@ class Normalized:
         """Cut every group of a row of the matrix at ± its limit, (out, in / group_size)."""
         return replace(self, weight=cut(self.weight, self.row_scale, self.col_scale, limit))
 
-    def rounded(self, grid: Grid) -> QuantizedTensor:
-        """Round the matrix to nearest: the quantized W. Fast kernels never write the matrix to memory."""
-        packed, scale, zero = round_scaled(self.weight, self.row_scale, self.col_scale, grid)
-        return self._store(grid, packed, scale, zero)
+    def rounded(self, grid: Grid) -> Groups:
+        """Round the matrix to nearest. Fast kernels never write the matrix to memory."""
+        return round_scaled(self.weight, self.row_scale, self.col_scale, grid)
 
-    def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> QuantizedTensor:
+    def refined(self, grid: Grid, options: HalfQuadratic, round_zero: bool = False) -> Groups:
         """Round with zeros refined by HQQ's steps, which start from whole zeros if `round_zero`."""
-        packed, scale, zero = refine_scaled(
-            self.weight, self.row_scale, self.col_scale, grid, options, round_zero
-        )
-        return self._store(grid, packed, scale, zero)
+        return refine_scaled(self.weight, self.row_scale, self.col_scale, grid, options, round_zero)
 
-    def solved(self, grid: Grid, options: Solved) -> QuantizedTensor:
+    def solved(self, grid: Grid, options: Solved) -> Groups:
         """Round with scales and zeros solved for; see `sinq.algorithms.solved_scales.round_solved`."""
-        packed, scale, zero = round_solved(self.weight, self.row_scale, self.col_scale, grid, options)
-        return self._store(grid, packed, scale, zero)
+        return round_solved(self.weight, self.row_scale, self.col_scale, grid, options)
 
-    def _store(self, grid: Grid, packed: Tensor, scale: Tensor, zero: Tensor | None) -> QuantizedTensor:
-        """Build the quantized W from packed codes, scales and zeros of the groups."""
+    def store(
+        self, grid: Grid, packed: Tensor, scale: Tensor, zero: Tensor | None, notes: Mapping[str, float] = {}
+    ) -> QuantizedTensor:
+        """Build the quantized W from packed codes, scales and zeros of the groups, with further notes."""
         return QuantizedTensor.store_packed(
             packed,
             self.shape,
@@ -80,27 +87,65 @@ class Normalized:
             zero,
             row_scale=self.row_scale,
             col_scale=self.col_scale,
-            notes=self.notes,
+            notes={**self.notes, **notes},
         )
 
+    def rows(self, which: slice, tile: int) -> "Normalized":
+        """Return the rows of one tile, without notes."""
+        row_scale = None if self.row_scale is None else self.row_scale[which]
+        col_scale = None if self.col_scale is None else self.col_scale[tile : tile + 1]
+        return Normalized(self.weight[which], row_scale, col_scale)
 
-class ScalarMethod(LayerMethod):
+    def columns(self, which: Tensor, groups: Sequence[int]) -> "Normalized":
+        """Return some columns of the matrix, without notes.
+
+        Args:
+            which: their indices, int64, in groups that follow each other.
+            groups: numbers of these groups.
+        """
+        row_scale = None if self.row_scale is None else self.row_scale[:, groups]
+        col_scale = None if self.col_scale is None else self.col_scale[:, which]
+        return Normalized(self.weight[:, which], row_scale, col_scale)
+
+
+class NormalizingMethod(LayerMethod):
+    """A method that scales a matrix, rounds it in groups, and stores a `QuantizedTensor`."""
+
+    @abstractmethod
+    def prepare(self, weights: Sequence[Tensor], statistic: Any) -> list[Normalized]:
+        """Scale weights (out, in) that share inputs and a statistic."""
+
+    @abstractmethod
+    def choose(self, normalized: Normalized) -> Groups:
+        """Choose codes, scales and zeros for a normalized matrix."""
+
+    def only_rounds(self, normalized: Normalized) -> bool:
+        """Return True if `choose` is `Normalized.rounded`, whose error needs no stored tensor."""
+        return False
+
+    def round(self, normalized: Normalized) -> QuantizedTensor:
+        """Return the stored value of a normalized matrix."""
+        return normalized.store(self.grid, *self.choose(normalized))
+
+    def quantize(self, weight: Tensor, statistic: Any = None) -> QuantizedTensor:
+        return self.round(self.prepare([weight], statistic)[0])
+
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
+        return [self.round(normalized) for normalized in self.prepare(weights, statistic)]
+
+
+class ScalarMethod(NormalizingMethod):
     """A calibration-free quantizer that returns a `QuantizedTensor`.
 
-    Subclasses write `round`, and `normalize` if they scale the matrix first.
+    Subclasses write `choose`, and `normalize` if they scale the matrix first.
     """
 
     def normalize(self, weight: Tensor) -> Normalized:
         """Scale a weight (out, in), independently of later column scales. The default scales nothing."""
         return Normalized(weight)
 
-    @abstractmethod
-    def round(self, normalized: Normalized) -> QuantizedTensor:
-        """Choose scales, zeros and codes for the normalized matrix."""
-
-    def only_rounds(self, normalized: Normalized) -> bool:
-        """Return True if `round` is `Normalized.rounded`, whose error needs no stored tensor."""
-        return False
+    def prepare(self, weights: Sequence[Tensor], statistic: Any) -> list[Normalized]:
+        return [self.normalize(weight) for weight in weights]
 
     def error(self, normalized: Normalized, limit: Tensor | None = None) -> Tensor:
         """Return W − Ŵ, float32 (out, in), of rounding the normalized matrix.
@@ -114,6 +159,3 @@ class ScalarMethod(LayerMethod):
             )
         limited = normalized if limit is None else normalized.cut_at(limit)
         return normalized.weight - self.round(limited).dequantize()
-
-    def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
-        return self.round(self.normalize(weight))

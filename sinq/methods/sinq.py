@@ -16,9 +16,8 @@ from sinq.algorithms.sinkhorn import Sinkhorn
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number
 from sinq.formats.grid import Grid, Levels
-from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels import sinkhorn_scales
-from sinq.methods.scalar import Normalized, ScalarMethod
+from sinq.methods.scalar import Groups, Normalized, ScalarMethod
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class SINQ(ScalarMethod):
     def only_rounds(self, normalized: Normalized) -> bool:
         return self.refinement is None or normalized.row_scale is None  # a gated matrix is only rounded
 
-    def round(self, normalized: Normalized) -> QuantizedTensor:
+    def choose(self, normalized: Normalized) -> Groups:
         if self.refinement is None or self.only_rounds(normalized):
             return normalized.rounded(self.grid)
         return normalized.refined(self.grid, self.refinement)

@@ -38,9 +38,8 @@ from sinq.algorithms.solved_scales import Solved
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
-from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels import column_magnitudes
-from sinq.methods.scalar import Normalized, ScalarMethod
+from sinq.methods.scalar import Groups, Normalized, ScalarMethod
 
 EXPONENTS = (0.1, 8.0)
 """Smallest and largest exponent of a magnitude, which may be 2^10 from 1: float32 ends at 2^128."""
@@ -91,6 +90,6 @@ class SINQRefined(ScalarMethod):
         tile = self.grid.tile((weight.shape[0], weight.shape[1]))
         return Normalized(weight, col_scale=column_magnitudes(weight, tile, self.norm, self.passes))
 
-    def round(self, normalized: Normalized) -> QuantizedTensor:
+    def choose(self, normalized: Normalized) -> Groups:
         share = 1 - 2.5 * 2 ** (-1.5 * self.grid.bits) if self.range_share is None else self.range_share
         return normalized.solved(self.grid, Solved(self.steps, self.influence, share))

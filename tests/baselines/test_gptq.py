@@ -25,7 +25,7 @@ def test_no_worse_than_the_package_on_held_out_inputs(file: str, name: str) -> N
     golden = read_golden(file)
     kind, bits, group, _ = name.split(".")
     order = ActOrder.full if kind == "gptq_desc" else ActOrder.groups
-    method = GPTQ(Grid(int(bits[1:]), int(group[1:])), damping=0.05, act_order=order)
+    method = GPTQ(RTN(Grid(int(bits[1:]), int(group[1:]))), damping=0.05, act_order=order)
     ours = method.quantize(golden["weight"], seen(golden["activations"].float()))
     assert output_error(golden, ours.dequantize()) <= 1.01 * output_error(golden, golden[name])
 
@@ -38,7 +38,7 @@ def test_each_error_is_spread_over_the_later_columns_as_defined(order: ActOrder)
     """
     generator = torch.Generator().manual_seed(1)
     weight, hessian = torch.randn(8, 64, generator=generator), seen(correlated())
-    method = GPTQ(Grid(3, 16, auxiliary_bits=32), damping=0.01, block=32, act_order=order)
+    method = GPTQ(RTN(Grid(3, 16, auxiliary_bits=32)), damping=0.01, block=32, act_order=order)
     columns = method._order(hessian.matrix().diagonal()).tolist()
     damped = hessian.matrix() + 0.01 * hessian.matrix().diagonal().mean() * torch.eye(64, dtype=torch.float64)
     work, codes = weight.double(), torch.empty_like(weight, dtype=torch.uint8)
@@ -67,7 +67,7 @@ def test_with_an_identity_hessian_it_is_round_to_nearest(weight: Tensor, grid: G
         {"sum": torch.eye(128, dtype=torch.float64), "tokens": torch.tensor(1)}
     )
     assert torch.equal(
-        GPTQ(grid, act_order=order).quantize(weight, hessian).dequantize(),
+        GPTQ(RTN(grid), act_order=order).quantize(weight, hessian).dequantize(),
         RTN(grid).quantize(weight).dequantize(),
     )
 
@@ -86,7 +86,7 @@ def test_with_the_better_rows_never_a_larger_weighted_error_than_round_to_neares
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(seed))
     hessian = seen(correlated(tokens, 32, seed))
     grid = Grid(bits, 16, symmetric=symmetric)
-    ours = GPTQ(grid, act_order=order, keep_better_rows=True).quantize(weight, hessian).dequantize()
+    ours = GPTQ(RTN(grid), act_order=order, keep_better_rows=True).quantize(weight, hessian).dequantize()
     rounded = RTN(grid).quantize(weight, hessian).dequantize()
     assert weighted_error(weight, ours, hessian) <= weighted_error(weight, rounded, hessian) * (1 + 1e-9)
 
@@ -95,7 +95,9 @@ def test_each_row_is_the_better_of_two() -> None:
     """The option, off in the published algorithm, takes whole rows of one or the other, and counts them."""
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     hessian, grid = seen(correlated(6)), Grid(2, 16)
-    kept, published = (GPTQ(grid, keep_better_rows=keep).quantize(weight, hessian) for keep in (True, False))
+    kept, published = (
+        GPTQ(RTN(grid), keep_better_rows=keep).quantize(weight, hessian) for keep in (True, False)
+    )
     rounded = RTN(grid).quantize(weight)
     rows = [
         min((published, rounded), key=lambda value, row=row: row_error(weight, value.dequantize(), row))
@@ -114,14 +116,14 @@ def row_error(weight: Tensor, result: Tensor, row: int) -> float:
 
 def test_it_is_much_better_than_round_to_nearest_on_correlated_inputs() -> None:
     weight, hessian = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), seen(correlated(2000))
-    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(GRID), RTN(GRID)))
+    ours, rounded = (m.quantize(weight, hessian).dequantize() for m in (GPTQ(RTN(GRID)), RTN(GRID)))
     assert weighted_error(weight, ours, hessian) < 0.5 * weighted_error(weight, rounded, hessian)
 
 
 @pytest.mark.parametrize("block", [1, 16, 48, 1000])
 def test_the_block_size_changes_nothing_but_float_rounding(weight: Tensor, block: int) -> None:
     hessian = seen(correlated(300, 128))
-    one, other = (GPTQ(GRID, block=size).quantize(weight, hessian).codes() for size in (128, block))
+    one, other = (GPTQ(RTN(GRID), block=size).quantize(weight, hessian).codes() for size in (128, block))
     assert (one == other).float().mean() > 0.999
 
 
@@ -130,10 +132,10 @@ def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> No
     singular = Hessian(128, torch.device("cpu")).load(
         {"sum": direction.T @ direction, "tokens": torch.tensor(1)}
     )
-    result = GPTQ(GRID, damping=0.0).quantize(weight, singular)
+    result = GPTQ(RTN(GRID), damping=0.0).quantize(weight, singular)
     assert result.notes["damping_raised"] > 0
     assert torch.isfinite(result.dequantize()).all()
-    assert "damping_raised" not in GPTQ(GRID).quantize(weight, singular).notes
+    assert "damping_raised" not in GPTQ(RTN(GRID)).quantize(weight, singular).notes
 
 
 @pytest.mark.parametrize("columns", [64, 200])  # inverted whole, and by halves
@@ -152,7 +154,7 @@ def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
     inputs[:, [3, 77]] = 0
     grid = Grid(4, 16, auxiliary_bits=32)
     # static groups: the scales are those of RTN
-    result = GPTQ(grid, act_order=ActOrder.full).quantize(weight, seen(inputs))
+    result = GPTQ(RTN(grid), act_order=ActOrder.full).quantize(weight, seen(inputs))
     assert result.notes["dead_columns"] == 2
     scale, zero = choose(weight, grid)
     assert torch.equal(result.codes()[:, [3, 77]], assign(weight, scale, zero, grid)[:, [3, 77]])
@@ -160,14 +162,14 @@ def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:
 
 def test_overflowed_activations_are_named(weight: Tensor) -> None:
     with pytest.raises(ValueError, match="activations overflow"):
-        GPTQ(GRID).quantize(weight, seen(torch.full((4, 128), torch.inf)))
+        GPTQ(RTN(GRID)).quantize(weight, seen(torch.full((4, 128), torch.inf)))
 
 
 def test_true_sequential_layers_see_their_compressed_neighbours() -> None:
     tokens, grid = tiny_tokens(4), Grid(bits=2, group_size=32)
     plain, ordered = tiny_model("llama"), tiny_model("llama")
-    GPTQ(grid).compress(plain, Calibration(tokens))
-    GPTQ(grid, true_sequential=True).compress(ordered, Calibration(tokens))
+    GPTQ(RTN(grid)).compress(plain, Calibration(tokens))
+    GPTQ(RTN(grid), true_sequential=True).compress(ordered, Calibration(tokens))
     same = {name: torch.equal(stored(plain, name), stored(ordered, name)) for name in NAMES}
     # the first to run see the same either way
     assert same == {NAMES[0]: True, NAMES[1]: True, NAMES[2]: False, NAMES[3]: False}

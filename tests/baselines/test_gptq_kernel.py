@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.gptq import GPTQ, ActOrder, cpu
+from baselines.rtn import RTN
 from sinq import Grid, Kernel, Levels, QuantizedTensor, using
 from sinq.calibration.statistics import Hessian
 from sinq.kernels.cpu.quantize import range_limits
@@ -42,7 +43,7 @@ def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
 def test_codes_scales_and_zeros_are_those_of_the_loop(
     rows: int, columns: int, group_size: int, block: int, bits: int, order: ActOrder
 ) -> None:
-    method = GPTQ(Grid(bits, group_size), block=block, act_order=order)
+    method = GPTQ(RTN(Grid(bits, group_size)), block=block, act_order=order)
     assert_same(*both(method, matrix(rows, columns), seen(correlated(200, columns))))
 
 
@@ -69,7 +70,7 @@ def test_any_matrix(
 ) -> None:
     inputs = correlated(100, 48, seed)
     inputs[:, sorted(dead)] = 0
-    method = GPTQ(Grid(bits, 16, auxiliary_bits=auxiliary_bits), act_order=order, keep_better_rows=keep)
+    method = GPTQ(RTN(Grid(bits, 16, auxiliary_bits=auxiliary_bits)), act_order=order, keep_better_rows=keep)
     assert_same(*both(method, size * matrix(rows, 48, seed), seen(inputs)))
 
 
@@ -85,7 +86,7 @@ def test_odd_groups(order: ActOrder) -> None:
     ]
     weight = torch.cat([torch.cat(rows), torch.zeros(8, 16)], dim=1)
     found, expected = both(
-        GPTQ(Grid(4, 16, auxiliary_bits=32), act_order=order), weight, seen(correlated(200, 48))
+        GPTQ(RTN(Grid(4, 16, auxiliary_bits=32)), act_order=order), weight, seen(correlated(200, 48))
     )
     assert_same(found, expected)
     assert torch.equal(found.dequantize()[0], torch.zeros(48))
@@ -95,7 +96,7 @@ def test_odd_groups(order: ActOrder) -> None:
 def test_the_kernel_changes_neither_weights_nor_hessian() -> None:
     weight, hessian = matrix(20, 64), seen(correlated())
     before, sums = weight.clone(), hessian.matrix().clone()
-    both(GPTQ(Grid(4, 16)), weight, hessian)
+    both(GPTQ(RTN(Grid(4, 16))), weight, hessian)
     assert torch.equal(weight, before)
     assert torch.equal(hessian.matrix(), sums)
 
@@ -110,7 +111,7 @@ def test_it_runs_where_it_can_and_only_there(monkeypatch: pytest.MonkeyPatch) ->
         (Grid(4, 16, levels=Levels.nf4), 0),
     ):
         ran.clear()
-        both(GPTQ(grid), matrix(20, 64), seen(correlated()))
+        both(GPTQ(RTN(grid)), matrix(20, 64), seen(correlated()))
         assert len(ran) == blocks
 
 
@@ -118,7 +119,7 @@ def test_zeros_stay_within_what_is_stored() -> None:
     """The limits the kernel is given hold for its groups too: one far from 0 gets a wider range."""
     grid = Grid(4, 16, auxiliary_bits=8)
     _, smallest, largest = range_limits(grid)
-    zero = both(GPTQ(grid), 5 + matrix(20, 64), seen(correlated()))[0].zero()
+    zero = both(GPTQ(RTN(grid)), 5 + matrix(20, 64), seen(correlated()))[0].zero()
     assert isinstance(zero, Tensor)
     assert zero.min() == smallest
     assert zero.max() <= largest

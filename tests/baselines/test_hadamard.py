@@ -144,7 +144,7 @@ def test_a_layer_without_a_hadamard_matrix_is_named_before_any_work() -> None:
 
 ROTATED = [
     Hadamard(RTN(Grid(8, 4))),
-    Hadamard(GPTQ(Grid(8, 4))),
+    Hadamard(GPTQ(RTN(Grid(8, 4)))),
     Hadamard(Hadamard(RTN(Grid(8, 4)), seed=1)),
     Tuned(Hadamard(RTN(Grid(8, 4))), BlockTuning(epochs=1)),
 ]

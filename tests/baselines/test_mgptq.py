@@ -120,7 +120,7 @@ def test_all_allocators_store_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("neighbours", [None, 1, 5])
 def test_the_graph_is_symmetric_with_eigenvalues_up_to_1(neighbours: int | None) -> None:
-    edges = column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor, neighbours).double()
+    edges = column_graph.adjacency(GPTQ(RTN(GRID)).curvature(uneven()).factor, neighbours).double()
     assert torch.equal(edges, edges.T)
     assert (edges.diagonal() > 0).all()
     eigenvalues = torch.linalg.eigvalsh(edges)
@@ -137,14 +137,14 @@ def test_its_edges_are_their_formula() -> None:
 
 
 def test_few_neighbours_leave_few_edges() -> None:
-    factor = GPTQ(GRID).curvature(uneven()).factor
+    factor = GPTQ(RTN(GRID)).curvature(uneven()).factor
     kept = column_graph.adjacency(factor, 4) > 0
     assert kept.sum(1).amin() >= 4
     assert 64 * 4 <= kept.sum() <= 64 * 8 < (column_graph.adjacency(factor) > 0).sum()
 
 
 def test_features_do_not_depend_on_the_size_of_the_weights() -> None:
-    weight, curvature = matrix(), GPTQ(GRID).curvature(uneven())
+    weight, curvature = matrix(), GPTQ(RTN(GRID)).curvature(uneven())
     one, other = (
         column_graph.features(
             scale * weight, curvature.hessian.diagonal(), curvature.factor, torch.Generator().manual_seed(0)
@@ -156,7 +156,7 @@ def test_features_do_not_depend_on_the_size_of_the_weights() -> None:
 
 
 def test_a_column_of_zeros_has_finite_features() -> None:
-    weight, curvature = matrix(), GPTQ(GRID).curvature(uneven())
+    weight, curvature = matrix(), GPTQ(RTN(GRID)).curvature(uneven())
     for columns in ([3], list(range(64))):
         weight[:, columns] = 0
         found = column_graph.features(
@@ -181,7 +181,7 @@ def trained(hessian: Tensor, edges: Tensor | None, options: Training = SHORT) ->
 def test_it_does_not_know_in_which_order_columns_come() -> None:
     generator = torch.Generator().manual_seed(0)
     network = ColumnGNN.random(37, 16, 4, generator, torch.device("cpu"))
-    edges = column_graph.adjacency(GPTQ(GRID).curvature(uneven()).factor)
+    edges = column_graph.adjacency(GPTQ(RTN(GRID)).curvature(uneven()).factor)
     features = torch.randn(64, 37, generator=generator)
     order = torch.randperm(64, generator=generator)
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_gradients_reach_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("graph", [True, False])
 def test_training_lowers_the_loss(graph: bool) -> None:
     hessian = uneven()
-    edges = column_graph.adjacency(GPTQ(GRID).curvature(hessian).factor) if graph else None
+    edges = column_graph.adjacency(GPTQ(RTN(GRID)).curvature(hessian).factor) if graph else None
     _, losses = trained(hessian.matrix(), edges, Training(steps=150))
     assert sum(losses[-10:]) / 10 < 0.8 * losses[0]
 
@@ -280,7 +280,7 @@ def test_what_channels_have_to_do_with_each_other_changes_the_bits() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_one_width_for_all_is_gptq_code_for_code(bits: int, order: ActOrder) -> None:
     grid = Grid(bits, 16)
-    plain = GPTQ(grid, act_order=order).quantize(matrix(), uneven())
+    plain = GPTQ(RTN(grid), act_order=order).quantize(matrix(), uneven())
     for method in (
         MGPTQ(grid, allocator=Allocator.uniform, act_order=order),
         MGPTQ(grid, widths=(bits,), training=SHORT, act_order=order),
@@ -371,9 +371,9 @@ def test_orders_of_quality_on_unequal_channels() -> None:
     def error(method: GPTQ | RTN | MGPTQ) -> float:
         return weighted_error(weight, method.quantize(weight, hessian).dequantize(), hessian)
 
-    plain = error(GPTQ(GRID, act_order=ActOrder.full))
+    plain = error(GPTQ(RTN(GRID), act_order=ActOrder.full))
     greedy, chance = (error(MGPTQ(GRID, allocator=a)) for a in (Allocator.greedy, Allocator.random))
-    assert error(GPTQ(Grid(3, 16), act_order=ActOrder.full)) < greedy < plain < error(RTN(GRID))
+    assert error(GPTQ(RTN(Grid(3, 16)), act_order=ActOrder.full)) < greedy < plain < error(RTN(GRID))
     assert plain < chance
 
 
@@ -401,7 +401,7 @@ def test_a_whole_model_at_one_width_is_that_of_gptq_where_both_multiply_alike() 
     """Later blocks see earlier outputs; the product of the format of `GPTQ` differs in its last digits."""
     models = tiny_model("llama"), tiny_model("llama")
     with using(Kernel.reference):
-        gptq = GPTQ(Grid(2, 32), act_order=ActOrder.full)
+        gptq = GPTQ(RTN(Grid(2, 32)), act_order=ActOrder.full)
         mgptq = MGPTQ(Grid(2, 32), allocator=Allocator.uniform)
         for model, method in zip(models, (gptq, mgptq), strict=True):
             method.compress(model, Calibration(tiny_tokens(2)))

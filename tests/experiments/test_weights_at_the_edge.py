@@ -211,7 +211,7 @@ def test_scales_that_are_none_are_refused(value: float, bits: int) -> None:
 
 
 def test_statistics_that_are_not_finite_name_the_layers() -> None:
-    for method in (GPTQ(Grid(4, 32)), AWQ(RTN(Grid(4, 32))), AQLM(Codebooks(2, 4, 4), rounds=1)):
+    for method in (GPTQ(RTN(Grid(4, 32))), AWQ(RTN(Grid(4, 32))), AQLM(Codebooks(2, 4, 4), rounds=1)):
         layers = Layers(("lm_head",))
         with pytest.raises(ValueError, match=r"layer model\.layers\.0\..*NaN or Inf.*model\.dtype=float32"):
             method.compress(one_with_overflow(), Calibration(tiny_tokens(1)), Context(layers))

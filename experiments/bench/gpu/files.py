@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 import sinq
 from baselines.gptq import GPTQ
+from baselines.rtn import RTN
 from experiments.bench.gpu.check import Check, Setting, at_most, attempted
 from experiments.bench.gpu.kernels import relative_error
 from experiments.bench.gpu.models import QWEN3_0_6B, qwen3
@@ -33,7 +34,7 @@ def checks(setting: Setting) -> Iterator[Check]:
             STEP, "save on the CPU, load on both", partial(_saved, setting, folder / "b", CPU)
         )
         yield from attempted(STEP, "stream to the device", partial(_streamed, setting, folder))
-        for name, method in (("SINQ", SINQ(GRID)), ("GPTQ", GPTQ(GRID))):
+        for name, method in (("SINQ", SINQ(GRID)), ("GPTQ", GPTQ(RTN(GRID)))):
             yield from attempted(STEP, f"{name} by blocks", partial(_by_blocks, setting, name, method))
 
 

@@ -59,7 +59,7 @@ def others(grid: Grid) -> list[Entry]:
     return [
         Entry("SINQ + HQQ", SINQ(grid, refinement=HalfQuadratic())),
         Entry("SINQ refined", SINQRefined(grid)),
-        Entry("GPTQ", GPTQ(grid, act_order=ActOrder.full)),
+        Entry("GPTQ", GPTQ(RTN(grid), act_order=ActOrder.full)),
         Entry("AWQ", AWQ(RTN(grid)), peer="autoawq"),
         Entry("A-SINQ", AWQ(SINQ(grid), norm=1, weight_term=False, clip=False), peer="asinq"),
     ]

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.gptq import GPTQ
+from baselines.rtn import RTN
 from experiments.common import cache, files
 from experiments.common.cache import CHECKSUM, Entry, key
 from experiments.data.text import Document, tokenize
@@ -70,7 +71,7 @@ def gptq(variant: int) -> list[float]:
     windows = tiny_tokens(2 + variant)
     store = StatisticsFolder(_made_from(loaded, windows))
     model: Any = sparing_clone(loaded.model)
-    GPTQ(GRID).compress(model, Calibration(windows, sequential=False, store=store), Context(QUERIES))
+    GPTQ(RTN(GRID)).compress(model, Calibration(windows, sequential=False, store=store), Context(QUERIES))
     return [
         module.value.dequantize().double().sum().item()
         for module in model.modules()

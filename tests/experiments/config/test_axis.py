@@ -34,7 +34,7 @@ def test_both_ways(without: Method, with_: Method) -> None:
 
 
 def test_what_has_no_counterpart_says_why() -> None:
-    for method in (GPTQ(GRID), Hadamard(GPTQ(GRID))):
+    for method in (GPTQ(RTN(GRID)), Hadamard(GPTQ(RTN(GRID)))):
         with pytest.raises(
             NotApplicable,
             match="calibrated=false is not possible: GPTQ works from the Hessian of each layer's inputs",

@@ -117,7 +117,7 @@ def test_calibrated_is_an_axis_across_methods() -> None:
         == AWQ(RTN(grid))
     )
     assert built("bits=3", "method=hadamard", "method@method.inner=gptq").method == Hadamard(
-        GPTQ(grid, act_order=ActOrder.full)
+        GPTQ(RTN(grid), act_order=ActOrder.full)
     )
     with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
         built("method=gptq", "calibrated=false")

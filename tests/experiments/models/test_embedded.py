@@ -40,7 +40,8 @@ def test_aqlm_loses_less_on_real_layers_than_gptq_and_rtn(name: str) -> None:
         return ((error @ statistic.matrix()) * error).sum().item(), 8 * value.nbytes / weight.numel()
 
     aqlm, gptq, rtn = (
-        lost(method) for method in (AQLM(rounds=4, steps=25, init_iterations=30), GPTQ(Grid(2)), RTN(Grid(2)))
+        lost(method)
+        for method in (AQLM(rounds=4, steps=25, init_iterations=30), GPTQ(RTN(Grid(2))), RTN(Grid(2)))
     )
     assert aqlm[0] < gptq[0] < rtn[0]
     assert aqlm[1] < gptq[1]

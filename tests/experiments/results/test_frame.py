@@ -72,7 +72,7 @@ def test_methods_over_bits_are_a_pivot_table(tmp_path: Path) -> None:
         for bits in (2, 3, 4)
         for name, nested, inner in (
             ("awq", True, RTN(Grid(bits, 64))),
-            ("hadamard around gptq", True, GPTQ(Grid(bits, 64))),
+            ("hadamard around gptq", True, GPTQ(RTN(Grid(bits, 64)))),
         )
     ]
     rows += [row("sinq", SINQ(Grid(bits, 64)), model=f"s{bits}", value=bits + 0.5) for bits in (2, 3, 4)]

@@ -53,20 +53,20 @@ def test_statistics_of_the_dense_model_are_taken_once(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibration = source(sequential=False).load(loaded)
-    first = weights(GPTQ(GRID), calibration)
+    first = weights(GPTQ(RTN(GRID)), calibration)
     monkeypatch.setattr(
         import_module("sinq.model.walk"), "enter", lambda *_: pytest.fail("the model ran again")
     )
-    again = weights(GPTQ(GRID), source(sequential=False).load(loaded))
+    again = weights(GPTQ(RTN(GRID)), source(sequential=False).load(loaded))
     assert all(torch.equal(first[name], again[name]) for name in first)
     # other options, the same statistic
-    weights(GPTQ(Grid(bits=4, group_size=32), damping=0.1), calibration)
+    weights(GPTQ(RTN(Grid(bits=4, group_size=32)), damping=0.1), calibration)
 
 
 @pytest.mark.parametrize("change", ["text", "model", "statistic"])
 def test_other_statistics_are_not_mistaken_for_these(loaded: LoadedModel, change: str) -> None:
     calibration = source(sequential=False).load(loaded)
-    weights(GPTQ(GRID), calibration)
+    weights(GPTQ(RTN(GRID)), calibration)
     assert isinstance(calibration.store, StatisticsFolder)
     name = "model.layers.0.self_attn.q_proj"
     assert f"{name}.Hessian" in calibration.store
@@ -80,7 +80,7 @@ def test_other_statistics_are_not_mistaken_for_these(loaded: LoadedModel, change
 
 
 def test_found_and_fresh_statistics_give_the_same_weights(loaded: LoadedModel) -> None:
-    for method in (GPTQ(GRID), AWQ(RTN(GRID))):
+    for method in (GPTQ(RTN(GRID)), AWQ(RTN(GRID))):
         kept = weights(method, source(sequential=False).load(loaded))
         found = weights(method, source(sequential=False).load(loaded))
         fresh = weights(method, Calibration(source().load(loaded).tokens, sequential=False))
@@ -92,7 +92,7 @@ def test_found_and_fresh_statistics_give_the_same_weights(loaded: LoadedModel) -
 def test_sequential_statistics_are_others(loaded: LoadedModel) -> None:
     tokens = tiny_tokens(4)
     sequential, dense = (
-        weights(GPTQ(GRID), Calibration(tokens, sequential=order)) for order in (True, False)
+        weights(GPTQ(RTN(GRID)), Calibration(tokens, sequential=order)) for order in (True, False)
     )
     assert torch.equal(
         sequential["model.layers.0.self_attn.q_proj.weight"], dense["model.layers.0.self_attn.q_proj.weight"]

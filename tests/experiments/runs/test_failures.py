@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from baselines.gptq import GPTQ
+from baselines.rtn import RTN
 from experiments.common.errors import OutOfMemoryError
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Evaluation, EvaluationContext, Measurement, Perplexity
@@ -96,7 +97,7 @@ def test_the_cost_of_a_part_is_what_it_held_and_counts_though_it_fails() -> None
 
 
 def test_advice_fits_the_run(run: Run) -> None:
-    calibrated = what_to_try(replace(run, method=GPTQ(Grid(4, 32))))
+    calibrated = what_to_try(replace(run, method=GPTQ(RTN(Grid(4, 32)))))
     assert any("calibration.samples" in advice for advice in calibrated)
     assert "stream=true" not in calibrated
     small = what_to_try(replace(run, stream=True, model=replace(run.model, dtype=DType.bfloat16)))

@@ -302,7 +302,7 @@ def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, 
     execute(replace(run, stream=True, evaluation=evaluation), replace(setting, force=True))
     assert (folder / "sinq.json").stat().st_mtime_ns > before
     with pytest.raises(NotApplicable, match="GPTQ needs the Hessian"):
-        execute(replace(run, stream=True, method=GPTQ(Grid(4, 32))), setting)
+        execute(replace(run, stream=True, method=GPTQ(RTN(Grid(4, 32)))), setting)
 
 
 def test_a_misfit_is_refused_before_anything_is_evaluated(run: Run, setting: Execution) -> None:

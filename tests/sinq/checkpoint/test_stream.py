@@ -235,7 +235,7 @@ def test_leftovers_of_other_work_are_refused(tmp_path: Path) -> None:
 def test_methods_that_need_more_than_a_matrix_are_refused(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     with pytest.raises(NotApplicable, match=r"GPTQ needs the Hessian of each layer's inputs; use compress"):
-        sinq.stream(source, tmp_path / "small", GPTQ(Grid(group_size=16)))
+        sinq.stream(source, tmp_path / "small", GPTQ(RTN(Grid(group_size=16))))
     with pytest.raises(NotApplicable, match="PreSINQ needs the whole model"):
         sinq.stream(source, tmp_path / "small", PreSINQ(METHOD))
     with pytest.raises(ValueError, match="group_size=48 does not divide 14 layers"):

@@ -140,7 +140,9 @@ def one_parameter_in_two_blocks(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("share", [tied_parameter, one_module_in_two_blocks, one_parameter_in_two_blocks])
-@pytest.mark.parametrize("method", [METHOD, GPTQ(METHOD.grid), GWQ(METHOD.grid)], ids=["rtn", "gptq", "gwq"])
+@pytest.mark.parametrize(
+    "method", [METHOD, GPTQ(RTN(METHOD.grid)), GWQ(METHOD.grid)], ids=["rtn", "gptq", "gwq"]
+)
 @pytest.mark.parametrize("sequential", [True, False])
 def test_a_shared_weight_has_one_value(
     share: Callable[[nn.Module], None], method: RTN, sequential: bool
@@ -210,7 +212,7 @@ def test_a_gguf_model_is_dense() -> None:
     assert METHOD.compress(with_config(quant_method="gguf")).parts
 
 
-@pytest.mark.parametrize("method", [GPTQ(METHOD.grid), GWQ(METHOD.grid)])
+@pytest.mark.parametrize("method", [GPTQ(RTN(METHOD.grid)), GWQ(METHOD.grid)])
 def test_calibration_refuses_what_it_cannot_run(method: GPTQ) -> None:
     model = nn.Sequential(tiny_model("llama"))
     with pytest.raises(ValueError, match="Sequential is not a transformers model"):

@@ -167,7 +167,7 @@ def test_blocks_are_walked_in_evaluation_mode_and_get_back_theirs(name: str) -> 
 def test_blocks_that_cannot_run_alone_are_refused_before_work(name: str, reason: str) -> None:
     model, tokens = tiny(name), architecture_tokens()
     with pytest.raises(NotApplicable, match=f"blocks of .* cannot run one by one.*{reason}"):
-        GPTQ(Grid(8, 16)).compress(model, Calibration(tokens))
+        GPTQ(RTN(Grid(8, 16))).compress(model, Calibration(tokens))
     assert not any(isinstance(module, CompressedLinear) for module in model.modules())
     assert not any("forward" in vars(module) for module in model.modules())
 

@@ -112,7 +112,7 @@ def test_a_failure_while_it_computes_leaves_the_block_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "inner"),  # fused experts show GPTQ no inputs
-    [("llama", ROUNDING), ("moe", ROUNDING), ("llama", GPTQ(ROUNDING.grid))],
+    [("llama", ROUNDING), ("moe", ROUNDING), ("llama", GPTQ(RTN(ROUNDING.grid)))],
     ids=["rtn", "rtn of experts", "gptq"],
 )
 def test_a_tuned_method_is_nearer_the_dense_model_and_says_so_of_each_layer(
