@@ -90,7 +90,8 @@ class GWQ(LayerMethod):
     def quantize(self, weight: Tensor, statistic: Gradient | None = None) -> SparseOutliers:
         score = self._score(weight, statistic.total() if statistic else None)
         mask = self._largest(score)
-        inner = Normalized(weight.masked_fill(mask, 0.0)).rounded(self.grid)
+        others = Normalized(weight.masked_fill(mask, 0.0))
+        inner = others.store(self.grid, *others.rounded(self.grid))
         return SparseOutliers.store(inner, weight, mask, self._notes(weight, statistic, score, mask))
 
     def _score(self, weight: Tensor, gradient: Tensor | None) -> Tensor:

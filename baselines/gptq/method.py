@@ -36,7 +36,7 @@ What differs from the published algorithm and its code (IST-DASLab/gptq), or is 
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +44,6 @@ from torch import Tensor
 
 from baselines.gptq.curvature import Curvature, Toward, estimated_damping
 from baselines.gptq.rounded import Rounded, round_block
-from baselines.rtn import RTN
 from sinq import CompressedWeight, LayerWrapper, Normalized, NormalizingMethod, NotApplicable
 from sinq.calibration.statistics import Hessian, InputStatistic, Pair, Statistic, pair
 from sinq.common.options import check, number, whole
@@ -73,7 +72,7 @@ class GPTQ(LayerWrapper):
     version: ClassVar[int] = 2
     """1 kept the better of GPTQ and round to nearest in each row, and damped by a mean with dead channels."""
 
-    inner: NormalizingMethod = field(default_factory=RTN)
+    inner: NormalizingMethod
     """The method that chooses scales, zeros and column scales."""
     damping: float | None = 0.01
     """λ, in units of what `toward` adds to H. null: estimated from H and the number of tokens."""
@@ -109,7 +108,8 @@ class GPTQ(LayerWrapper):
         return self.quantize_together([weight], statistic)[0]
 
     def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
-        hessian, of_inner = statistic.parts if isinstance(statistic, Pair) else (statistic, None)
+        hessian: Any = statistic.parts[0] if isinstance(statistic, Pair) else statistic
+        of_inner = statistic.parts[1] if isinstance(statistic, Pair) else None
         prepared = self.inner.prepare(weights, of_inner)
         unscaled = any(each.col_scale is None for each in prepared)
         shared = [self.curvature(hessian)] if unscaled else []
@@ -126,8 +126,14 @@ class GPTQ(LayerWrapper):
         """
         hessian = statistic.matrix()
         damping = estimated_damping(hessian, statistic.tokens) if self.damping is None else self.damping
-        options = {"toward": self.toward, "col_scale": col_scale, "tokens": statistic.tokens}
-        return Curvature.of(hessian, damping, self._order, **options)
+        return Curvature.of(
+            hessian,
+            damping,
+            self._order,
+            toward=self.toward,
+            col_scale=col_scale,
+            tokens=statistic.tokens,
+        )
 
     def _by_tile(self, statistic: Hessian, normalized: Normalized) -> list[Curvature]:
         """Return the curvature of each tile of rows that has column scales; none if there are no such."""

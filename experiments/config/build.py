@@ -41,13 +41,15 @@ from experiments.runs.calibration import CalibrationText, NoCalibration
 from experiments.runs.logger import NoLogger
 from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
+from experiments.runs.text_free import RandomTokens, SelfGenerated
 from experiments.tracking import WandB
 from sinq import HalfQuadratic, Kernel, Layers, Method, OnMisfit, methods
 from sinq.common.options import SEED
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
-    NoCalibration, CalibrationText, Perplexity, Size, Latency, Memory, LayerError, ZeroShot,
+    NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
+    Perplexity, Size, Latency, Memory, LayerError, ZeroShot,
     NoLogger, WandB, HalfQuadratic, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "calibration", "layers", "evaluation")

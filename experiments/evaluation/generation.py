@@ -1,10 +1,11 @@
-"""Greedy generation in two phases: prefill reads the prompt, then decode writes one token after another.
+"""Generation in two phases: prefill reads the prompt, then decode writes one token after another.
 
 A model hands its cache from step to step under a name of its own (`CACHES`). One that hands on none reads the
 whole sequence at every step (openai-gpt; RecurrentGemma, which keeps its state inside).
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +40,21 @@ def prefill(model: "PreTrainedModel", prompt: Tensor) -> Step:
     return Step(prompt, output.logits, _cache(model, output))
 
 
+def most_probable(logits: Tensor) -> Tensor:
+    """Return the most probable token of each text, (batch, 1), from logits (batch, 1, vocabulary)."""
+    return logits.argmax(-1)
+
+
 @torch.inference_mode()
-def decode(model: "PreTrainedModel", step: Step, tokens: int) -> Step:
+def decode(
+    model: "PreTrainedModel", step: Step, tokens: int, choose: Callable[[Tensor], Tensor] = most_probable
+) -> Step:
     """Decode `tokens` steps from the output of `prefill`; return the last.
 
-    The input of each step is the most probable token of the previous output.
+    The input of each step is the token that `choose` takes from the last logits of the previous output.
     """
     for _ in range(tokens):
-        chosen = step.logits[:, -1:].argmax(-1)
+        chosen = choose(step.logits[:, -1:])
         sequence = torch.cat([step.tokens, chosen], dim=1)
         output = call(model, chosen if step.cache else sequence, **step.cache)
         step = Step(sequence, output.logits, _cache(model, output))

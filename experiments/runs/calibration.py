@@ -24,6 +24,7 @@ from experiments.models.source import LoadedModel
 from sinq import Calibration
 from sinq.common.named import Named, described
 from sinq.common.options import SEED, check, whole
+from sinq.common.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class CalibrationSource(Named, ABC):
             check(self, "calibration")
 
     @abstractmethod
-    def load(self, loaded: LoadedModel) -> Calibration | None:
+    def load(self, loaded: LoadedModel, progress: Progress = silent) -> Calibration | None:
         """Return the calibration for `Method.compress`, or None."""
 
     @abstractmethod
@@ -53,7 +54,7 @@ class NoCalibration(CalibrationSource):
 
     name: ClassVar[str] = "none"
 
-    def load(self, loaded: LoadedModel) -> None:
+    def load(self, loaded: LoadedModel, progress: Progress = silent) -> None:
         return None
 
     def identity(self) -> dict[str, Any]:
@@ -83,19 +84,14 @@ class CalibrationText(CalibrationSource):
     def __post_init__(self) -> None:
         check(self, "calibration", samples=whole(1), seqlen=whole(1), seed=SEED)
 
-    def load(self, loaded: LoadedModel) -> Calibration:
+    def load(self, loaded: LoadedModel, progress: Progress = silent) -> Calibration:
         """Return the windows, with a store of statistics if these are the dense model's.
 
         Raises:
             ValueError: the text is shorter than one window, or far too short for so many.
         """
-        seqlen = min(self.seqlen, loaded.context)
-        if seqlen < self.seqlen:
-            log.info("calibration: windows of %d tokens, the model's context, not %d", seqlen, self.seqlen)
-        drawn = self._drawn(loaded, seqlen)
-        loaded.refuse_unknown(drawn.tokens)
-        store = None if self.sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
-        return Calibration(drawn.tokens, self.sequential, store, drawn.facts)
+        drawn = self._drawn(loaded, fitting(self.seqlen, loaded))
+        return calibration_on(drawn, loaded, self.sequential)
 
     def _drawn(self, loaded: LoadedModel, seqlen: int) -> Drawn:
         passage = self.text.calibration()
@@ -108,6 +104,20 @@ class CalibrationText(CalibrationSource):
 
     def identity(self) -> dict[str, Any]:
         return described(self) | {"text": self.text.identity("calibration")}
+
+
+def fitting(seqlen: int, loaded: LoadedModel) -> int:
+    """Return the length of windows, at most the model's context; a shorter one is logged."""
+    if loaded.context < seqlen:
+        log.info("calibration: windows of %d tokens, the model's context, not %d", loaded.context, seqlen)
+    return min(seqlen, loaded.context)
+
+
+def calibration_on(drawn: Drawn, loaded: LoadedModel, sequential: bool) -> Calibration:
+    """Return the calibration on windows, with a store of statistics if these are the dense model's."""
+    loaded.refuse_unknown(drawn.tokens)
+    store = None if sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
+    return Calibration(drawn.tokens, sequential, store, drawn.facts)
 
 
 @dataclass(frozen=True)

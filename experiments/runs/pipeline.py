@@ -147,7 +147,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
         evaluation.check(context)
-    calibration = run.calibration.load(loaded) if run.method.needs_calibration else None
+    calibration = run.calibration.load(loaded, setting.progress) if run.method.needs_calibration else None
     compression: dict[str, Any] = {}
     dense_row = None
     if run.method.changes_model:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sinq.calibration.sites import SiteKind
+from sinq.common.errors import NotApplicable
 from sinq.model.targets import Target
 
 
@@ -153,6 +154,31 @@ class Hessian(InputStatistic):
     def tensors(self) -> dict[str, Tensor]:
         # The long sum is complete: 7 digits suffice.
         return {"sum": self._sum.float(), "tokens": torch.tensor(self.tokens)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> Self:
+        self._sum, self.tokens = tensors["sum"].to(self._sum), int(tensors["tokens"])
+        return self
+
+
+class MeanSquares(InputStatistic):
+    """Mean square of each input channel: the diagonal of the `Hessian`, at a width-th of its cost."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        super().__init__(in_features, device)
+        self._sum = torch.zeros(in_features, dtype=torch.float64, device=device)
+
+    def _add(self, rows: Tensor) -> None:
+        self._sum += rows.square().sum(0, dtype=torch.float64)
+
+    def mean(self) -> Tensor:
+        """Return the mean squares, float32 (in_features,); zeros if no input was seen."""
+        return (self._sum / max(1, self.tokens)).float()
+
+    def transformed(self, matrix: Tensor) -> Self:
+        raise NotApplicable("mean squares of rotated inputs need all of their Hessian; use method=gptq")
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"sum": self._sum, "tokens": torch.tensor(self.tokens)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> Self:
         self._sum, self.tokens = tensors["sum"].to(self._sum), int(tensors["tokens"])

@@ -43,6 +43,8 @@ class Normalized:
     """(out, in / group_size)"""
     col_scale: Tensor | None = None
     """(out / tile rows, in)"""
+    importance: Tensor | None = None
+    """Weights of the input columns in errors, (in,), for methods that weigh them; None: all are equal."""
     notes: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -94,7 +96,7 @@ class Normalized:
         """Return the rows of one tile, without notes."""
         row_scale = None if self.row_scale is None else self.row_scale[which]
         col_scale = None if self.col_scale is None else self.col_scale[tile : tile + 1]
-        return Normalized(self.weight[which], row_scale, col_scale)
+        return Normalized(self.weight[which], row_scale, col_scale, self.importance)
 
     def columns(self, which: Tensor, groups: Sequence[int]) -> "Normalized":
         """Return some columns of the matrix, without notes.
@@ -105,7 +107,8 @@ class Normalized:
         """
         row_scale = None if self.row_scale is None else self.row_scale[:, groups]
         col_scale = None if self.col_scale is None else self.col_scale[:, which]
-        return Normalized(self.weight[:, which], row_scale, col_scale)
+        importance = None if self.importance is None else self.importance[which]
+        return Normalized(self.weight[:, which], row_scale, col_scale, importance)
 
 
 class NormalizingMethod(LayerMethod):

@@ -237,7 +237,7 @@ def test_options_out_of_range_are_named() -> None:
     for options, message in (
         ({"norm": 3}, r"method\.norm=3 is not possible; it must be one of \(1, 2\)"),
         ({"ratios": 0}, r"method\.ratios=0 is not possible"),
-        ({"inner": GPTQ()}, r"method\.inner=GPTQ is not possible"),
+        ({"inner": GPTQ(RTN())}, r"method\.inner=GPTQ is not possible"),
     ):
         with pytest.raises(ValueError, match=message):
             AWQ(**({"inner": RTN()} | options))  # type: ignore[arg-type]

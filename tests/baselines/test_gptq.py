@@ -187,6 +187,6 @@ NAMES = [
 
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"method\.damping=-1 is not possible"):
-        GPTQ(damping=-1)
+        GPTQ(RTN(), damping=-1)
     with pytest.raises(ValueError, match=r"method\.block=0 is not possible"):
-        GPTQ(block=0)
+        GPTQ(RTN(), block=0)

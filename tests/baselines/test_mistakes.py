@@ -78,7 +78,7 @@ def test_an_option_that_is_not_there_is_one_line(method: type[Any]) -> None:
         (lambda: HQQ(3.0), "HQQ(grid=3.0) is not possible: grid must be a Grid"),
         (lambda: SINQ(Grid), "grid must be a Grid, as in SINQ(grid=Grid())"),
         (lambda: SINQ(Grid(), iterations=3), "write SINQ(sinkhorn=Sinkhorn(iterations=3))"),
-        (lambda: GPTQ({"bits": 4}), "grid must be a Grid, as in GPTQ(RTN(grid=Grid()))"),
+        (lambda: GPTQ({"bits": 4}), "inner must be a NormalizingMethod, as in GPTQ(inner=SINQ())"),
         (lambda: AWQ(bits=3), "AWQ has no option bits; write AWQ(inner=SINQ(grid=Grid(bits=3)))"),
         (lambda: PreSINQ(bits=3), "write PreSINQ(inner=SINQ(grid=Grid(bits=3)))"),
         (lambda: AWQ(inner=RTN), "inner must be a ScalarMethod, as in AWQ(inner=SINQ("),

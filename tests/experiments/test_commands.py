@@ -111,7 +111,9 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(
         WandB()
 
 
-@pytest.mark.parametrize("method", [GPTQ(), AQLM(), Mixed(RTN()), Tuned(RTN())], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "method", [GPTQ(RTN()), AQLM(), Mixed(RTN()), Tuned(RTN())], ids=lambda each: each.name
+)
 def test_advice_is_python_in_the_library_and_options_on_a_command_line(
     method: Method, tiny_folder: Path, tmp_path: Path
 ) -> None:

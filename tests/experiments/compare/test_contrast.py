@@ -81,8 +81,8 @@ def test_settings_are_what_differs_and_nothing_else() -> None:
         (Dense(), SINQ(), [("method.name", "dense", "sinq")]),
         (Tuned(AQLM()), AQLM(), [("method.name", "tuned(aqlm)", "aqlm")]),
         (SINQ(), SINQ(refinement=HalfQuadratic(steps=3)), "refinement"),
-        (GPTQ(damping=0.1), GPTQ(), [("method.damping", 0.1, 0.01)]),
-        (GPTQ(), Hadamard(GPTQ()), [("method.name", "gptq(rtn)", "hadamard(gptq(rtn))")]),
+        (GPTQ(RTN(), damping=0.1), GPTQ(RTN()), [("method.damping", 0.1, 0.01)]),
+        (GPTQ(RTN()), Hadamard(GPTQ(RTN())), [("method.name", "gptq(rtn)", "hadamard(gptq(rtn))")]),
     ],
 )  # fmt: skip
 def test_options_of_different_classes_are_no_differences(one: Any, other: Any, expected: Any) -> None:

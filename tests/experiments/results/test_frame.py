@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[Any, float | None, int | None]] = {
     "sinq": (SINQ(Grid(2, 128)), 2, 128),
     "awq": (AWQ(RTN(G32)), 3, 32),
     "awq around sinq": (AWQ(SINQ(G32)), 3, 32),
-    "hadamard around gptq": (Hadamard(GPTQ(G32)), 3, 32),
+    "hadamard around gptq": (Hadamard(GPTQ(RTN(G32))), 3, 32),
     "gwq": (GWQ(G32), 3, 32),
     "mgptq": (MGPTQ(Grid(2, 64)), 2, 64),
     "mixed": (Mixed(SINQ()), None, None),

@@ -54,9 +54,9 @@ def test_rows_of_one_name_are_told_apart_by_the_options_that_differ() -> None:
 
 
 def test_an_inner_method_is_named() -> None:
-    rows = [row(Hadamard(inner), "hadamard 4-bit g64") for inner in (RTN(), GPTQ(), AWQ(RTN()))]
+    rows = [row(Hadamard(inner), "hadamard 4-bit g64") for inner in (RTN(), GPTQ(RTN()), AWQ(RTN()))]
     assert method_names(rows) == [
-        f"hadamard 4-bit g64 method=hadamard({inner})" for inner in ("rtn", "gptq", "awq(rtn)")
+        f"hadamard 4-bit g64 method=hadamard({inner})" for inner in ("rtn", "gptq(rtn)", "awq(rtn)")
     ]
 
 
@@ -74,7 +74,9 @@ def test_how_a_row_was_measured_is_not_in_its_name() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([PLAIN, SINQ(Grid(4, 64, tiling=2)), AWQ(RTN()), AWQ(SINQ()), RTN(), GPTQ()]),
+            st.sampled_from(
+                [PLAIN, SINQ(Grid(4, 64, tiling=2)), AWQ(RTN()), AWQ(SINQ()), RTN(), GPTQ(RTN())]
+            ),
             st.sampled_from([Layers(), Layers(exclude=())]),
             st.sampled_from(["m", "n"]),
             st.integers(1, 3),

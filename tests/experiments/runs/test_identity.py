@@ -133,9 +133,9 @@ def known_runs() -> dict[str, Run]:
         "sinq": SINQ(), "sinq 3-bit": SINQ(Grid(bits=3, group_size=32)),
         "sinq nf4": SINQ(Grid(levels=Levels.nf4)), "sinq hqq": SINQ(refinement=HalfQuadratic()),
         "sinq_refined": SINQRefined(), "presinq": PreSINQ(RTN()), "rtn": RTN(), "hqq": HQQ(),
-        "gptq": GPTQ(act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(),
+        "gptq": GPTQ(RTN(), act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(),
         "mixed": Mixed(SINQ()),
-        "hadamard": Hadamard(GPTQ()), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
+        "hadamard": Hadamard(GPTQ(RTN())), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(),
     }  # fmt: skip
     runs = {
