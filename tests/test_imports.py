@@ -24,7 +24,7 @@ MAY_IMPORT = {
         "llvmlite",
         "triton",
     },
-    "baselines": {"baselines", "sinq", "torch", "numpy", "numba"},
+    "baselines": {"baselines", "sinq", "torch", "numpy", "numba", "triton"},
     "experiments": None,
 }
 OURS = {"sinq", "baselines", "experiments", "run"}

@@ -1,6 +1,6 @@
 """A matrix while it is rounded column by column, and the loop over the columns of a block.
 
-The loop is the definition; `cpu.py` has its fast version.
+The loop is the definition; `cpu.py` and `triton.py` have its fast versions.
 """
 
 from dataclasses import dataclass, replace
@@ -80,7 +80,11 @@ def _is_affine(work: Tensor, factor: Tensor, columns: Tensor, grid: Grid, *_: ob
     return grid.is_affine
 
 
-@fast(cpu="baselines.gptq.cpu:round_block", covers=_is_affine)
+@fast(
+    cpu="baselines.gptq.cpu:round_block",
+    triton="baselines.gptq.triton:round_block",
+    covers=_is_affine,
+)
 def round_block(
     work: Tensor,
     factor: Tensor,
