@@ -202,7 +202,7 @@ def noted(label: str, count: int = 5, run_id: str = "a", **grid: Any) -> Row:
         ("shrunk_group_size=43", "group size reduced in 2 layers (down_proj 64 → 43)"),
         ("shrunk_group_size", "group size reduced in 2 layers (down_proj)"),  # of rows of schema 1
         ("bits=3", "bits chosen in 2 layers (down_proj → 3)"),
-        ("rows_rounded", "rows rounded to nearest, where that was better in 2 layers (down_proj)"),
+        ("rows_rounded", "rows left to the inner method, where that was better in 2 layers (down_proj)"),
         ("a_new_one", "a new one in 2 layers (down_proj)"),
     ],
 )
