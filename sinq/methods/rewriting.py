@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
@@ -59,7 +60,13 @@ class Rewriting(Method):
 
 
 def _require_usable(model: nn.Module) -> None:
-    """Raise `ValueError` for weights that cannot be computed with: rewriting would spread them to others."""
+    """Raise `ValueError` for weights that cannot be computed with: rewriting would spread them to others.
+
+    The same for those that are computed from other parameters, which cannot be replaced.
+    """
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{name} is parametrized, and only weights that are parameters can be rewritten")
     for name, parameter in model.named_parameters():
         if kind := unusable_kind(parameter):
             raise ValueError(f"{name} is {kind}, and only dense floating-point weights can be rewritten")

@@ -241,6 +241,21 @@ def test_a_method_that_rewrites_refuses_what_it_would_round(change: Callable[[nn
     assert torch.equal(model.model.layers[0].input_layernorm.weight, gain)
 
 
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal]
+)
+@pytest.mark.parametrize("name", [NAME, "model.layers.1.mlp.down_proj"])
+def test_a_method_that_rewrites_refuses_what_it_cannot_replace(
+    wrap: Callable[[nn.Module], nn.Module], name: str
+) -> None:
+    model = tiny_model("llama")
+    wrap(model.get_submodule(name))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{name} is parametrized, and only weights that are parameters"):
+        PreSINQ(METHOD).compress(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
 CALIBRATED = (
     GPTQ(METHOD.grid),
     GWQ(METHOD.grid),
