@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from baselines.mixed.knapsack import Budget, allocate, check_range
 from baselines.mixed.sensitivity import cost, extra_bytes, predict, sensitivities
 from sinq import Calibration, CompressionReport, Context, LayerMethod, Method, NotApplicable
-from sinq.calibration.data import check_calibration
 from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, one_of, several, whole
 from sinq.common.timing import timed
@@ -86,13 +85,14 @@ class Mixed(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
-        check_calibration(calibration)
+        self.check_given(model, calibration)
         if calibration is None:
             raise NotApplicable(
                 "Mixed needs calibration text, to measure what each layer's rounding does;"
                 f" {PASS_CALIBRATION}"
             )
         plan = self.inner.plan(model, calibration, context)
+        self.check_running(model, calibration)
         with timed(context.device_for(model)) as clock:
             chosen = self.choose(model, plan.steps, calibration, context)
         report = self.inner.carry_out(plan.with_bits(chosen), model, calibration, context)

@@ -41,7 +41,7 @@ class Calibration:
 
     Raises:
         TypeError: the tokens are no tensor.
-        ValueError: they are no whole numbers, or not (windows, seqlen).
+        ValueError: they are no whole numbers, not (windows, seqlen), or none.
     """
 
     tokens: Tensor
@@ -57,7 +57,7 @@ class Calibration:
         tokens = self.tokens
         if not isinstance(tokens, Tensor):
             raise TypeError(f"Calibration(tokens={_short(tokens)}) is not possible; {RIGHT}")
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
+        if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point() or tokens.is_complex():
             found = f"{str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}"
             raise ValueError(f"Calibration(tokens={found}) is not possible; {RIGHT}")
 

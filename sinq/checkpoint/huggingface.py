@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from transformers.core_model_loading import WeightConverter
 
 from sinq.checkpoint.configuration import CONFIG, read_config, read_generation, without_weights
-from sinq.checkpoint.weight_files import Header, opened, stored_shapes, tensor_files, unfit
+from sinq.checkpoint.weight_files import INDEX, TENSORS, Header, opened, stored_shapes, tensor_files, unfit
+from sinq.common.errors import USE_COMPRESS
 from sinq.common.inside import exists
 
 MOVED_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -59,10 +60,12 @@ def shape_of(folder: Path) -> "PreTrainedModel":
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: there is no configuration or it makes no sense, or the checkpoint is quantized already.
+        ValueError: there is no configuration or it makes no sense, the weights are no safetensors, or they
+            are quantized already.
     """
     if not exists(folder, CONFIG):
         raise ValueError(f"{folder} has no {CONFIG}, so it is not the folder of a Hugging Face checkpoint")
+    _refuse_pickles(folder)
     stored = stored_shapes(folder)
     config: Any = read_config(folder, len(stored))
     if (found := getattr(config, "quantization_config", None)) is not None:
@@ -77,6 +80,16 @@ def shape_of(folder: Path) -> "PreTrainedModel":
     if (settings := read_generation(folder)) is not None:
         model.generation_config = settings
     return model.requires_grad_(False)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise `ValueError` if a folder has its weights in `.bin` files only."""
+    found = sorted(path.name for path in folder.glob("*.bin"))
+    if found and not any(exists(folder, name) for name in (TENSORS, INDEX)):
+        raise ValueError(
+            f"{folder} has its weights in {found[0]}, and only safetensors can be read tensor by tensor;"
+            f" load and save the model with transformers, or {USE_COMPRESS}"
+        )
 
 
 def require_fit(folder: Path) -> None:

@@ -29,6 +29,7 @@ from sinq.methods.construction import check_arguments
 from sinq.methods.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.methods.plan import Plan, plan_layers
 from sinq.methods.report import CompressionReport, PartReport
+from sinq.model.blocks import require_running
 from sinq.model.context import Context
 from sinq.model.preconditions import require_in_memory
 from sinq.model.walk import BlockView
@@ -83,6 +84,8 @@ class Method(Named, ABC):
     ) -> CompressionReport:
         """Replace layers of `model`, in place, by compressed ones.
 
+        `check_given` comes first, and `check_running` last before the work.
+
         Args:
             calibration: text, for methods that need it; others ignore it.
             context: the layers to compress, the device to work on, and the progress display.
@@ -91,6 +94,24 @@ class Method(Named, ABC):
             TypeError: `calibration` is no `Calibration`.
             ValueError: before any work, if the options do not fit the model, naming the layers.
         """
+
+    def check_given(self, model: nn.Module, calibration: Calibration | None) -> None:
+        """Check what `compress` is given, whatever the options: the model as it is, and the text.
+
+        Raises:
+            TypeError: `calibration` is no `Calibration`.
+            ValueError: the model is a wrapper, quantized already, or not in memory.
+        """
+        check_calibration(calibration)
+        require_in_memory(model)
+
+    def check_running(self, model: nn.Module, calibration: Calibration | None) -> None:
+        """Raise `ValueError` if the method needs text, and the model cannot be run on it.
+
+        It comes last before the work: other checks name the layer that is at fault.
+        """
+        if calibration is not None and self.needs_calibration:
+            require_running(model, calibration.tokens)
 
 
 class BlockMethod(Method):
@@ -119,9 +140,10 @@ class BlockMethod(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
-        check_calibration(calibration)
-        require_in_memory(model)
-        report = self.carry_out(self.plan(model, calibration, context), model, calibration, context)
+        self.check_given(model, calibration)
+        plan = self.plan(model, calibration, context)
+        self.check_running(model, calibration)
+        report = self.carry_out(plan, model, calibration, context)
         return replace(report, method=self.label)
 
     def carry_out(

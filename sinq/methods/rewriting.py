@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from sinq.calibration.data import Calibration, check_calibration
+from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.progress import Progress
 from sinq.common.timing import timed
@@ -14,8 +15,8 @@ from sinq.methods.base import Method
 from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
-from sinq.model.preconditions import require_in_memory
 from sinq.model.targets import select
+from sinq.model.unfit import unusable_kind
 
 
 class Rewriting(Method):
@@ -46,11 +47,11 @@ class Rewriting(Method):
         calibration: Calibration | None = None,
         context: Context = Context(),
     ) -> CompressionReport:
-        check_calibration(calibration)
-        require_in_memory(model)
+        self.check_given(model, calibration)
         select(model, context.layers)  # refuses a model before it is rewritten
         device = context.device_for(model)
         _require_usable(model)
+        self.check_running(model, calibration)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, device, context.progress)
         report = self.inner.compress(model, calibration, context)
@@ -59,7 +60,15 @@ class Rewriting(Method):
 
 
 def _require_usable(model: nn.Module) -> None:
-    """Raise `ValueError` for weights that cannot be computed with: rewriting would spread them to others."""
+    """Raise `ValueError` for weights that cannot be computed with: rewriting would spread them to others.
+
+    The same for those that are computed from other parameters, which cannot be replaced.
+    """
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"{name} is parametrized, and only weights that are parameters can be rewritten")
     for name, parameter in model.named_parameters():
+        if kind := unusable_kind(parameter):
+            raise ValueError(f"{name} is {kind}, and only dense floating-point weights can be rewritten")
         if fault := weight_fault(parameter):
             raise ValueError(f"{name} has {fault}; repair the checkpoint")

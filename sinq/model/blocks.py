@@ -17,9 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sinq.common.library_errors import reason
 from sinq.model.block_arguments import BlockArguments, Call, hidden_states
 from sinq.model.modes import evaluating
 from sinq.model.preconditions import require_language_model
+
+TRIED_TOKENS = 8
+FOREIGN_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+"""Errors that a model's own code raises where it cannot work with what it is given."""
 
 
 class BlockFunction(Protocol):
@@ -94,6 +99,25 @@ def run_model(model: Any, window: Tensor) -> None:
     require_language_model(model)
     with evaluating(model):
         model(window[None].to(next(model.parameters()).device), use_cache=False)
+
+
+@torch.no_grad()
+def require_running(model: nn.Module, tokens: Tensor) -> None:
+    """Raise `ValueError` if a model cannot be run on the first of the tokens, ids (windows, seqlen).
+
+    It is called before anything is done to the model, so the error is that of the model's own code, say of
+    layers in number formats that cannot be multiplied.
+    """
+    require_language_model(model)
+    try:
+        run_model(model, tokens[0, :TRIED_TOKENS])
+    except torch.OutOfMemoryError:
+        raise
+    except FOREIGN_ERRORS as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be run on the calibration text, before it is compressed:"
+            f" {reason(error)}; repair the model, or use a method without calibration"
+        ) from error
 
 
 @contextmanager

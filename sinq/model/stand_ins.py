@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from sinq.common.errors import NotApplicable
 from sinq.model.block_arguments import BlockArguments, Call, Key, split_call
-from sinq.model.blocks import HiddenStates, block_at, run_model
+from sinq.model.blocks import FOREIGN_ERRORS, HiddenStates, block_at, run_model
 
 PROBE_WINDOWS, PROBE_TOKENS = 2, 16
 TOLERANCE = 1e-2
 """Largest relative difference of hidden states in the probe; half-precision kernels differ by less."""
-FOREIGN_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-"""Errors that a model's code raises when it meets stand-ins that it cannot work with."""
 
 
 @dataclass(frozen=True)

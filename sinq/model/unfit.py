@@ -54,8 +54,8 @@ class Unfit:
             modules: all modules that have the parameter.
             parameter: its name, for fused experts.
         """
-        if tensor.dtype not in FLOATING:
-            return f"its weight is {str(tensor.dtype).removeprefix('torch.')}"
+        if kind := unusable_kind(tensor):
+            return f"its weight is {kind}"
         if not tensor.numel():
             return "its weight is empty"
         if parameter is not None:
@@ -73,6 +73,14 @@ class Unfit:
         if parametrize.is_parametrized(module):
             return "its weight is parametrized"
         return "it chooses or weighs experts" if module in self._routers else None
+
+
+def unusable_kind(weight: Tensor) -> str | None:
+    """Return the kind of a weight that no method computes with, such as "int8" or "sparse_coo", or None."""
+    if weight.layout is torch.strided and weight.dtype in FLOATING:
+        return None
+    kind = weight.dtype if weight.layout is torch.strided else weight.layout
+    return str(kind).removeprefix("torch.")
 
 
 def computes_a_product(module: nn.Module) -> bool:

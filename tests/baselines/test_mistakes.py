@@ -113,6 +113,8 @@ def test_anything_but_a_calibration_is_one_line(method: type[Any], calibration: 
         (["a"], TypeError, r"tokens=\['a'\]"),
         (torch.ones(2, 3), ValueError, r"tokens=float32 \[2, 3\]"),
         (torch.ones(3, dtype=torch.int64), ValueError, r"tokens=int64 \[3\]"),
+        (torch.ones(0, 32, dtype=torch.int64), ValueError, r"tokens=int64 \[0, 32\]"),
+        (torch.ones(2, 0, dtype=torch.int64), ValueError, r"tokens=int64 \[2, 0\]"),
     ],
 )
 def test_tokens_that_are_none_are_refused(tokens: Any, kind: type[Exception], found: str) -> None:

@@ -284,6 +284,16 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
         sinq.stream(tmp_path / "nowhere", tmp_path / "d", METHOD)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.bin"])
+def test_weights_that_are_no_safetensors_are_refused_with_a_way_out(name: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense", shard="1GB")
+    (source / "model.safetensors").rename(source / name)
+    with pytest.raises(ValueError, match=rf"weights in {name}, and only safetensors .*; load and save"):
+        sinq.stream(source, tmp_path / "small", METHOD)
+    checkpoint(source, shard="1GB")  # safetensors beside it count
+    sinq.stream(source, tmp_path / "small", METHOD)
+
+
 def test_tensors_of_no_model_and_untied_ones_are_named(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", "qwen3-tied", shard="1GB")
     tensors = load_file(source / "model.safetensors")

@@ -7,10 +7,25 @@ import torch
 from torch import Tensor, nn
 from transformers import AfmoeConfig, AutoModelForCausalLM, RwkvConfig
 
+from baselines.aqlm import AQLM
+from baselines.awq import AWQ
 from baselines.gptq import GPTQ
 from baselines.gwq import GWQ
+from baselines.mixed import Budget, Mixed
 from baselines.rtn import RTN
-from sinq import Calibration, CompressedLinear, Context, Grid, Layers, stored_tensors
+from sinq import (
+    BlockTuning,
+    Calibration,
+    CompressedLinear,
+    Context,
+    Grid,
+    Layers,
+    Method,
+    PreSINQ,
+    Tuned,
+    stored_tensors,
+)
+from sinq.formats.codebooks import Codebooks
 from sinq.model.unfit import computes_a_product
 from tests.conftest import BODY, SMALL, tiny_model, tiny_tokens
 
@@ -67,6 +82,11 @@ def cast(dtype: torch.dtype) -> Callable[[nn.Module], None]:
     return change
 
 
+def sparse(model: nn.Module) -> None:
+    layer = model.get_submodule(NAME)
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse(), requires_grad=False)
+
+
 def extra(inputs: int, outputs: int) -> Callable[[nn.Module], None]:
     return lambda model: model.add_module("extra", nn.Linear(inputs, outputs, bias=False))
 
@@ -82,6 +102,7 @@ def extra(inputs: int, outputs: int) -> Callable[[nn.Module], None]:
         (cast(torch.int8), NAME, "its weight is int8"),
         (cast(torch.complex64), NAME, "its weight is complex64"),
         (cast(torch.float8_e4m3fn), NAME, "its weight is float8_e4m3fn"),
+        (sparse, NAME, "its weight is sparse_coo"),
         (extra(0, 64), "extra", "its weight is empty"),
         (extra(64, 0), "extra", "its weight is empty"),
     ],
@@ -210,6 +231,63 @@ def test_a_model_that_cannot_be_compressed_is_refused_before_work(
 
 def test_a_gguf_model_is_dense() -> None:
     assert METHOD.compress(with_config(quant_method="gguf")).parts
+
+
+@pytest.mark.parametrize("change", [*map(cast, (torch.int8, torch.complex64, torch.float8_e4m3fn)), sparse])
+def test_a_method_that_rewrites_refuses_what_it_would_round(change: Callable[[nn.Module], None]) -> None:
+    model = tiny_model("llama")
+    change(model)
+    gain = model.model.layers[0].input_layernorm.weight.clone()
+    with pytest.raises(ValueError, match=rf"{NAME}\.weight is .*, and only dense floating-point weights"):
+        PreSINQ(METHOD).compress(model)
+    assert torch.equal(model.model.layers[0].input_layernorm.weight, gain)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal]
+)
+@pytest.mark.parametrize("name", [NAME, "model.layers.1.mlp.down_proj"])
+def test_a_method_that_rewrites_refuses_what_it_cannot_replace(
+    wrap: Callable[[nn.Module], nn.Module], name: str
+) -> None:
+    model = tiny_model("llama")
+    wrap(model.get_submodule(name))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{name} is parametrized, and only weights that are parameters"):
+        PreSINQ(METHOD).compress(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+CALIBRATED = (
+    GPTQ(RTN(METHOD.grid)),
+    GWQ(METHOD.grid),
+    AWQ(METHOD),
+    PreSINQ(GPTQ(RTN(METHOD.grid))),
+    Mixed(METHOD, Budget(6.0), probes=(3,)),
+    Tuned(AQLM(Codebooks(2, 4, 4), rounds=1, steps=1), BlockTuning(epochs=1)),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: method.name)
+def test_a_model_that_cannot_run_is_refused_before_work(method: Method, dtype: torch.dtype) -> None:
+    """Its layers have several number formats, which no product takes."""
+    model = tiny_model("llama")
+    cast(dtype)(model)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    reason = "LlamaForCausalLM cannot be run on the calibration text|weights can be rewritten"
+    with pytest.raises(ValueError, match=reason) as refused:
+        method.compress(model, Calibration(tiny_tokens()))
+    assert "\n" not in str(refused.value)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: method.name)
+def test_what_is_not_in_memory_is_refused_by_every_method(method: Method) -> None:
+    with pytest.raises(ValueError, match=r"weights of LlamaForCausalLM.* are not in memory"):
+        method.compress(tiny_model("llama").to("meta"), Calibration(tiny_tokens()))
+    with pytest.raises(ValueError, match="quantized already, by awq"):
+        method.compress(with_config(quant_method="awq"), Calibration(tiny_tokens()))
 
 
 @pytest.mark.parametrize("method", [GPTQ(RTN(METHOD.grid)), GWQ(METHOD.grid)])
