@@ -49,6 +49,6 @@ def drawing(temperature: float, allowed: Tensor, generator: torch.Generator) -> 
 
 
 def _draw(logits: Tensor, temperature: float, allowed: Tensor, generator: torch.Generator) -> Tensor:
-    scores = logits[:, -1].cpu().double()[:, allowed] / temperature
+    scores = logits[:, -1].cpu().float()[:, allowed] / temperature
     chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)
     return allowed[chosen].to(logits.device)
