@@ -206,3 +206,27 @@ def test_a_model_is_compressed_and_has_the_inner_methods_format() -> None:
     report = method.compress(model, Calibration(tiny_tokens(4)))
     assert report.method == "GPTQ 3-bit g32"
     assert {type(part).__name__ for part in report.parts} == {"PartReport"}
+
+
+@pytest.mark.parametrize("name", ["rtn", "sinq", "refined"])
+def test_it_is_near_the_best_of_all_codes_on_tiny_layers(name: str) -> None:
+    """Six columns of 2 bits: all 4,096 codes of a row, with the scales the method has."""
+    grid, columns = Grid(2, 6, auxiliary_bits=32), 6
+    inner = replace(INNER[name], grid=grid)
+    weight, hessian = matrix(12, columns), seen(correlated(200, 8)[:, :columns])
+    ours = GPTQ(inner, damping=0.0, act_order=ActOrder.full).quantize(weight, hessian)
+    codes = torch.cartesian_prod(*[torch.arange(4.0)] * columns)
+    found, plain = [], inner.quantize(weight).dequantize()
+    for row in range(len(weight)):
+        every = (codes - ours.zero()[row]) * ours.scale()[row]
+        every = every if ours.col_scale() is None else every * ours.col_scale()[0]
+        error = (weight[row] - every).double()
+        best = ((error @ hessian.matrix()) * error).sum(1).min().item()
+        one = slice(row, row + 1)
+        reached, nearest = (
+            weighted_error(weight[one], each[one], hessian) for each in (ours.dequantize(), plain)
+        )
+        assert reached >= best * (1 - 1e-5)
+        found.append((best, reached, nearest))
+    best, reached, nearest = (sum(column) for column in zip(*found, strict=True))
+    assert reached - best < 0.5 * (nearest - best)
