@@ -101,6 +101,11 @@ class Curvature:
         """Largest rank that H may have."""
         return len(self.order) if self.tokens is None else min(self.tokens, len(self.order))
 
+    def damped(self, toward: Toward) -> Tensor:
+        """Return H with its damping, float64 (in, in), in the original order."""
+        alive = self.hessian + torch.diag(self.dead * _mean(self.hessian.diagonal()))
+        return alive + torch.diag(self.damping * toward.of(alive.diagonal()))
+
     @property
     def dead(self) -> Tensor:
         """Mask of the channels that were never active, bool (in,)."""

@@ -44,11 +44,12 @@ from torch import Tensor
 
 from baselines.gptq.curvature import Curvature, Toward, estimated_damping
 from baselines.gptq.rounded import Rounded, round_block
+from baselines.gptq.solved_groups import solved
 from sinq import CompressedWeight, LayerWrapper, Normalized, NormalizingMethod, NotApplicable
 from sinq.calibration.statistics import Hessian, InputStatistic, Pair, Statistic, pair
 from sinq.common.options import check, number, whole
 from sinq.formats.mixed_columns import ColumnLevels, MixedColumns
-from sinq.formats.rounding import divide, multiply
+from sinq.formats.rounding import divide, multiply, zero_limits
 
 
 class ActOrder(enum.Enum):
@@ -83,6 +84,9 @@ class GPTQ(LayerWrapper):
     act_order: ActOrder = ActOrder.none
     static_groups: bool = False
     """Choose all scales before anything is rounded; always so with act_order=full."""
+    solve_groups: int = 0
+    """Times that scales and zeros are solved for again after the last codes (`solved_groups.py`); not in the
+    paper."""
     true_sequential: bool = False
     """Within a block, let each layer see the compressed layers before it.
 
@@ -92,11 +96,22 @@ class GPTQ(LayerWrapper):
     """Leave a row as `inner` rounds it where that has the smaller tr(E H Eᵀ); not in the paper."""
 
     def __post_init__(self) -> None:
-        check(self, "method", damping=number(least=0, most=1e6), block=whole(1))
+        check(
+            self,
+            "method",
+            damping=number(least=0, most=1e6),
+            block=whole(1),
+            solve_groups=whole(0, 100),
+        )
         if not isinstance(self.inner, NormalizingMethod):
             raise NotApplicable(
                 f"method.inner={type(self.inner).__name__} is not possible; GPTQ chooses codes for RTN, SINQ,"
                 " SINQRefined, HQQ, or AWQ around one of them"
+            )
+        if self.solve_groups and (self.grid.symmetric or self.grid.auxiliary_bits == 8):
+            raise NotApplicable(
+                f"method.solve_groups={self.solve_groups} solves for fractional zero-points: it needs"
+                " symmetric=false and auxiliary_bits=16 or 32, or solve_groups=0"
             )
 
     @property
@@ -222,6 +237,18 @@ class GPTQ(LayerWrapper):
                 result.zero,
             )
             work[:, stop:] -= errors @ factor[start:stop, stop:]
+        if self.solve_groups:
+            self._solve_groups(divide(weight, None, normalized.col_scale), result, curvature)
+
+    def _solve_groups(self, matrix: Tensor, result: Rounded, curvature: Curvature) -> None:
+        """Set the scales and zeros of a tile of rows to what leaves the least error with its codes."""
+        assert result.zero is not None  # the grid is not symmetric
+        damped = curvature.damped(self.toward).float()
+        scale, zero = solved(matrix, result.values(), result.scale, result.zero, damped, self.solve_groups)
+        smallest, largest = zero_limits(self.grid)
+        fits = (zero >= smallest) & (zero <= largest)
+        result.scale.copy_(torch.where(fits, scale, result.scale))
+        result.zero.copy_(torch.where(fits, zero, result.zero))
 
     def _choose_group(self, work: Tensor, normalized: Normalized, result: Rounded, columns: Tensor) -> None:
         """Let `inner` choose scale and zero of a group from its weights so far, V (out, group_size)."""

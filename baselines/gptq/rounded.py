@@ -56,6 +56,10 @@ class Rounded:
         self.codes[:, column] = self.levels.nearest(position, column)
         return (self.levels.position(self.codes[:, column], column) - zero) * scale
 
+    def values(self) -> Tensor:
+        """Return the levels that the codes stand for, float32 (out, in)."""
+        return level(self.codes, self.grid) if self.levels is None else self.levels.position(self.codes)
+
     def rows(self, which: slice) -> Self:
         """Return some rows, which share memory with this matrix."""
         zero = None if self.zero is None else self.zero[which]

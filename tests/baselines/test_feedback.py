@@ -11,9 +11,10 @@ from torch import Tensor
 from baselines.awq import AWQ
 from baselines.gptq import GPTQ, ActOrder, Toward
 from baselines.gptq.curvature import estimated_damping
+from baselines.gptq.solved_groups import solved
 from baselines.hqq import HQQ
 from baselines.rtn import RTN
-from sinq import SINQ, Calibration, Grid, HalfQuadratic, Kernel, Levels, SINQRefined, using
+from sinq import SINQ, Calibration, Grid, HalfQuadratic, Kernel, Levels, NotApplicable, SINQRefined, using
 from sinq.calibration.statistics import Hessian, Inputs, pair
 from sinq.methods.scalar import NormalizingMethod
 from tests.baselines.inputs import correlated, seen, weighted_error
@@ -230,3 +231,42 @@ def test_it_is_near_the_best_of_all_codes_on_tiny_layers(name: str) -> None:
         found.append((best, reached, nearest))
     best, reached, nearest = (sum(column) for column in zip(*found, strict=True))
     assert reached - best < 0.5 * (nearest - best)
+
+
+def test_solved_groups_are_the_least_squares_of_a_row() -> None:
+    """Two groups: after many sweeps, the four numbers of each row are those of one dense problem."""
+    weight, hessian = matrix(6, 16), seen(correlated(200, 16)).matrix()
+    levels = torch.randint(4, (6, 16), generator=torch.Generator().manual_seed(0)).float()
+    start = torch.full((6, 2), 0.02), torch.full((6, 2), 1.5)
+    scale, zero = solved(weight, levels, *start, hessian.float(), 200)
+    root = torch.linalg.cholesky(hessian).T
+    for row in range(6):
+        basis = torch.zeros(16, 4, dtype=torch.float64)
+        for group in range(2):
+            part = slice(8 * group, 8 * group + 8)
+            basis[part, group], basis[part, 2 + group] = levels[row, part].double(), 1.0
+        best = torch.linalg.lstsq(root @ basis, root @ weight[row].double()).solution
+        if (best[:2] <= 0).any():
+            assert torch.equal(scale[row], start[0][row])  # a row without positive scales keeps its own
+            continue
+        torch.testing.assert_close(scale[row].double(), best[:2], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(-(scale * zero)[row].double(), best[2:], rtol=1e-3, atol=1e-6)
+
+
+@WITHOUT_TEXT
+@pytest.mark.parametrize("order", ActOrder)
+def test_solving_groups_again_lowers_the_error_on_the_inputs(
+    inner: NormalizingMethod, order: ActOrder
+) -> None:
+    weight, hessian = matrix(), seen(correlated(2000))
+    before, after = (
+        GPTQ(inner, act_order=order, solve_groups=sweeps).quantize(weight, hessian).dequantize()
+        for sweeps in (0, 2)
+    )
+    assert weighted_error(weight, after, hessian) < weighted_error(weight, before, hessian)
+
+
+@pytest.mark.parametrize("grid", [Grid(3, 16, symmetric=True), Grid(3, 16, auxiliary_bits=8)])
+def test_solving_groups_needs_fractional_zeros(grid: Grid) -> None:
+    with pytest.raises(NotApplicable, match=r"method\.solve_groups=1 solves for fractional zero-points"):
+        GPTQ(RTN(grid), solve_groups=1)

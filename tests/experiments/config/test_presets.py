@@ -66,7 +66,7 @@ FEEDBACK = (
     ("damping", 0.01, GPTQ_CODE), ("block", 128, GPTQ_CODE), ("toward", "identity", GPTQ_CODE),
     ("act_order", "full", GPTQ_ORDER), ("true_sequential", False, GPTQ_CODE),
     ("static_groups", False, "here: act_order=full has static groups whatever this is"),
-    ("keep_better_rows", False, GPTQ_CODE),
+    ("keep_better_rows", False, GPTQ_CODE), ("solve_groups", 0, GPTQ_CODE),
 )  # fmt: skip
 TABLE: tuple[tuple[str, str, Any, str], ...] = (
     *(("*", option, value, source) for option, value, source in GRID),
