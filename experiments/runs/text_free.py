@@ -37,7 +37,7 @@ class TextFree(CalibrationSource):
         ValueError: an option is out of its range. Later: the model has fewer than two tokens to draw from.
     """
 
-    samples: int = 8
+    samples: int = 32
     """Number of windows."""
     seqlen: int = 256
     """Tokens of a window; at most the model's context."""

@@ -68,6 +68,7 @@ FEEDBACK = (
     ("static_groups", False, "here: act_order=full has static groups whatever this is"),
     ("keep_better_rows", False, GPTQ_CODE), ("solve_groups", 0, GPTQ_CODE),
 )  # fmt: skip
+WEIGHTS = (("*candidates", 16, OURS), ("*narrowest", 0.7, OURS))
 TABLE: tuple[tuple[str, str, Any, str], ...] = (
     *(("*", option, value, source) for option, value, source in GRID),
     ("*", "seed", 0, SEED), ("*", "*.seed", 0, SEED),
@@ -95,8 +96,8 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("awq", "norm", 2, AWQ_CODE), ("awq", "ratios", 20, AWQ_CODE), ("awq", "weight_term", True, AWQ_CODE),
     ("awq", "clip", True, AWQ_CODE),
     *((preset, *option) for preset in ("*gptq*", "sinq_free") for option in FEEDBACK),
-    ("gptq_better_rows", "keep_better_rows", True, OURS),
-    ("*weighted", "candidates", 16, OURS), ("*weighted", "narrowest", 0.7, OURS),
+    ("gptq_better_rows", "keep_better_rows", True, OURS), ("sinq_free", "damping", 0.3, OURS),
+    *((preset, *option) for preset in ("*weighted", "sinq_free") for option in WEIGHTS),
     ("rtn_nf4", "grid.levels", "nf4", BNB), ("fp4", "grid.levels", "fp4", BNB),
     ("rtn_nf4", "grid.symmetric", True, BNB), ("fp4", "grid.symmetric", True, BNB),
     ("rtn_nf4", "grid.auxiliary_bits", 16, HALF_ABSMAX), ("fp4", "grid.auxiliary_bits", 16, HALF_ABSMAX),
