@@ -37,7 +37,8 @@ def compare(weight: Tensor, found: Scales, grid: Grid, limit: Tensor | None = No
     """Compare all weights but one in a thousand: a weight halfway between two codes may go to either."""
     tried = weight if limit is None else cut(weight, *found, limit)
     with using(Kernel.reference):
-        expected = weight - Normalized(tried, *found).rounded(grid).dequantize()
+        normalized = Normalized(tried, *found)
+        expected = weight - normalized.store(grid, *normalized.rounded(grid)).dequantize()
     with using(Kernel.cpu):
         ours = rounding_error(weight, *found, grid, limit)
     same = torch.isclose(ours, expected, rtol=1e-4, atol=1e-6 * weight.abs().max().item())

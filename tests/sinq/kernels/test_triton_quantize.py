@@ -209,6 +209,7 @@ def test_the_choice_of_kernel_gets_here() -> None:
     weight, grid = uneven(16, 32), Grid(4, 16)
     with kernels.using(Kernel.triton):
         scales = kernels.sinkhorn_scales(weight, (16, 16))
-        value = Normalized(weight).rounded(grid)
+        packed, scale, zero = Normalized(weight).rounded(grid)
+        value = Normalized(weight).store(grid, packed, scale, zero)
     assert_close(scales, sinkhorn.sinkhorn_scales(weight, (16, 16)))
     assert torch.equal(value.dequantize(), QuantizedTensor.round(weight, grid).dequantize())
