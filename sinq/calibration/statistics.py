@@ -175,7 +175,7 @@ class MeanSquares(InputStatistic):
         return (self._sum / max(1, self.tokens)).float()
 
     def transformed(self, matrix: Tensor) -> Self:
-        raise NotApplicable("mean squares of rotated inputs need all of their Hessian; use method=gptq")
+        raise NotApplicable("mean squares of rotated inputs would need the whole Hessian of the inputs")
 
     def tensors(self) -> dict[str, Tensor]:
         return {"sum": self._sum, "tokens": torch.tensor(self.tokens)}

@@ -150,6 +150,12 @@ class ScalarMethod(NormalizingMethod):
     def prepare(self, weights: Sequence[Tensor], statistic: Any) -> list[Normalized]:
         return [self.normalize(weight) for weight in weights]
 
+    def quantize(self, weight: Tensor, statistic: None = None) -> QuantizedTensor:
+        return self.round(self.normalize(weight))
+
+    def quantize_together(self, weights: Sequence[Tensor], statistic: Any) -> list[CompressedWeight]:
+        return [self.quantize(weight) for weight in weights]
+
     def error(self, normalized: Normalized, limit: Tensor | None = None) -> Tensor:
         """Return W − Ŵ, float32 (out, in), of rounding the normalized matrix.
 
