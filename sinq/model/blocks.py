@@ -106,9 +106,10 @@ def require_running(model: nn.Module, tokens: Tensor) -> None:
     """Raise `ValueError` if a model cannot be run on the first of the tokens, ids (windows, seqlen).
 
     It is called before anything is done to the model, so the error is that of the model's own code, say of
-    layers in number formats that cannot be multiplied.
+    layers in number formats that cannot be multiplied. Ids that the model does not have are refused too.
     """
     require_language_model(model)
+    _require_known(model, tokens)
     try:
         run_model(model, tokens[0, :TRIED_TOKENS])
     except torch.OutOfMemoryError:
@@ -118,6 +119,17 @@ def require_running(model: nn.Module, tokens: Tensor) -> None:
             f"{type(model).__name__} cannot be run on the calibration text, before it is compressed:"
             f" {reason(error)}; repair the model, or use a method without calibration"
         ) from error
+
+
+def _require_known(model: Any, tokens: Tensor) -> None:
+    embedding = model.get_input_embeddings()
+    known = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or (known is not None and highest >= known):
+        raise ValueError(
+            f"token {lowest if lowest < 0 else highest} of the calibration text is not one of the"
+            f" {known or ''} that {type(model).__name__} knows; tokenize the text with the model's tokenizer"
+        )
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.config.build import build, by_name, method_classes, register
+from experiments.runs.calibration import CalibrationText, NoCalibration
 from experiments.runs.run import Run
+from experiments.runs.text_free import RandomTokens, SelfGenerated
 from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
 from tests.conftest import ROOT
 
@@ -121,6 +123,17 @@ def test_calibrated_is_an_axis_across_methods() -> None:
     )
     with pytest.raises(NotApplicable, match="calibrated=false is not possible: GPTQ works from the Hessian"):
         built("method=gptq", "calibrated=false")
+
+
+def test_a_method_may_name_the_calibration_it_is_meant_for() -> None:
+    """`sinq_free` samples its own tokens unless another source is given; other methods are not touched."""
+    free = built("method=sinq_free", "bits=3")
+    assert (free.calibration, free.choices["calibration"]) == (SelfGenerated(), "self_generated")
+    assert free.method.needs_calibration
+    assert built("method=sinq_free", "seed=3").calibration == SelfGenerated(seed=3)
+    assert built("calibration=random_tokens", "method=sinq_free").calibration == RandomTokens()
+    assert isinstance(built("method=sinq_free", "calibration=sotu").calibration, CalibrationText)
+    assert built("method=sinq_refined_gptq").calibration == NoCalibration()
 
 
 @pytest.mark.parametrize(

@@ -296,3 +296,15 @@ def test_calibration_refuses_what_it_cannot_run(method: GPTQ) -> None:
     with pytest.raises(ValueError, match="Sequential is not a transformers model"):
         method.compress(model, Calibration(tiny_tokens()))
     assert not any(isinstance(module, CompressedLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: method.name)
+@pytest.mark.parametrize("token", [-1, 96, 10**6])
+def test_tokens_that_the_model_does_not_know_are_refused_before_work(method: Method, token: int) -> None:
+    """Wherever they stand in the text."""
+    model = tiny_model("llama")
+    tokens = tiny_tokens()
+    tokens[-1, -1] = token
+    with pytest.raises(ValueError, match=rf"token {token} of the calibration text is not one of the 96"):
+        method.compress(model, Calibration(tokens))
+    assert type(model.get_submodule(NAME)) is nn.Linear
