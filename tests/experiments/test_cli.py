@@ -139,10 +139,13 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
             "error: method=aqlm takes no group_size; its options are method.inner.format.codebooks, ",
         ),
         (["table=table1"], "error: table=table1 is filled by a sweep; add experiment=paper"),
-        (["experiment=paper"], "error: table is missing; give table=<name>, one of smoke, smollm2, table1, "),
+        (
+            ["experiment=paper"],
+            "error: table is missing; give table=<name>, one of feedback, smoke, smollm2, table1, ",
+        ),
         (
             ["experiment=paper", "table=table0"],
-            "error: table=table0 does not exist; choose one of smoke, smollm2, table1, ",
+            "error: table=table0 does not exist; choose one of feedback, smoke, smollm2, table1, ",
         ),
         (["group_size=48"], "error: group_size=48 does not divide 14 layers"),
     ],

@@ -63,7 +63,7 @@ HALF_QUADRATIC = (
     ("growth", 1.0, f"{HQQ_CODE} (it names kappa=1.01 and never applies it)"),
 )  # fmt: skip
 FEEDBACK = (
-    ("damping", 0.01, GPTQ_CODE), ("block", 128, GPTQ_CODE), ("toward", "identity", GPTQ_CODE),
+    ("block", 128, GPTQ_CODE), ("toward", "identity", GPTQ_CODE),
     ("act_order", "full", GPTQ_ORDER), ("true_sequential", False, GPTQ_CODE),
     ("static_groups", False, "here: act_order=full has static groups whatever this is"),
     ("keep_better_rows", False, GPTQ_CODE), ("solve_groups", 0, GPTQ_CODE),
@@ -96,6 +96,7 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("awq", "norm", 2, AWQ_CODE), ("awq", "ratios", 20, AWQ_CODE), ("awq", "weight_term", True, AWQ_CODE),
     ("awq", "clip", True, AWQ_CODE),
     *((preset, *option) for preset in ("*gptq*", "sinq_free") for option in FEEDBACK),
+    ("*gptq*", "damping", 0.01, GPTQ_CODE),
     ("gptq_better_rows", "keep_better_rows", True, OURS), ("sinq_free", "damping", 0.3, OURS),
     *((preset, *option) for preset in ("*weighted", "sinq_free") for option in WEIGHTS),
     ("rtn_nf4", "grid.levels", "nf4", BNB), ("fp4", "grid.levels", "fp4", BNB),
