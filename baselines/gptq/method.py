@@ -12,12 +12,12 @@ their inner method stores. With column scales t the matrix that is rounded is V 
 with `tiling=2` a factorization too.
 
 *Scales and zeros* of a group are chosen when its first column is reached, from the weights as changed until
-then, or before anything is rounded (`static_groups`). `act_order` rounds columns that matter (large diagonal
-of H) first. Groups are always those of the original order, so that the stored format is that of every other
-method: `groups` reorders groups and columns within a group (GPTQModel's default, "group-aware"); `full`
-reorders all columns, with static groups. The order can decide everything: on SmolLM2 at 3 bits, with the
-dense model's statistics, GPTQ without `act_order` is worse than round to nearest, though its layers' errors
-are smaller.
+then, or before anything is rounded (`static_groups`). Only static ones know of the weights that AWQ cuts.
+`act_order` rounds columns that matter (large diagonal of H) first. Groups are always those of the original
+order, so that the stored format is that of every other method: `groups` reorders groups and columns within a
+group (GPTQModel's default, "group-aware"); `full` reorders all columns, with static groups. The order can
+decide everything: on SmolLM2 at 3 bits, with the dense model's statistics, version 1 without `act_order` was
+worse than round to nearest, though its layers' errors were smaller.
 
 What differs from the published algorithm and its code (IST-DASLab/gptq), or is open there:
 - With `full`, scales are those of static groups (`--static-groups` of the later packages); the code chooses
@@ -46,7 +46,8 @@ from baselines.gptq.curvature import Curvature, Toward, estimated_damping
 from baselines.gptq.rounded import Rounded, round_block
 from baselines.gptq.solved_groups import solved
 from sinq import CompressedWeight, LayerWrapper, Normalized, NormalizingMethod, NotApplicable
-from sinq.calibration.statistics import Hessian, InputStatistic, Pair, Statistic, pair
+from sinq.calibration.pairs import Pair, pair
+from sinq.calibration.statistics import Hessian, InputStatistic, Statistic
 from sinq.common.options import check, number, whole
 from sinq.formats.mixed_columns import ColumnLevels, MixedColumns
 from sinq.formats.rounding import divide, multiply, zero_limits
@@ -106,7 +107,7 @@ class GPTQ(LayerWrapper):
         if not isinstance(self.inner, NormalizingMethod):
             raise NotApplicable(
                 f"method.inner={type(self.inner).__name__} is not possible; GPTQ chooses codes for RTN, SINQ,"
-                " SINQRefined, HQQ, or AWQ around one of them"
+                " SINQRefined, HQQ, or AWQ or Weighted around one of them"
             )
         if self.solve_groups and (self.grid.symmetric or self.grid.auxiliary_bits == 8):
             raise NotApplicable(
@@ -246,7 +247,7 @@ class GPTQ(LayerWrapper):
         damped = curvature.damped(self.toward).float()
         scale, zero = solved(matrix, result.values(), result.scale, result.zero, damped, self.solve_groups)
         smallest, largest = zero_limits(self.grid)
-        fits = (zero >= smallest) & (zero <= largest)
+        fits = ((zero >= smallest) & (zero <= largest)).all(1, keepdim=True)  # a row is solved as a whole
         result.scale.copy_(torch.where(fits, scale, result.scale))
         result.zero.copy_(torch.where(fits, zero, result.zero))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sinq import choose
 from sinq.formats.grid import Grid
 from sinq.formats.mixed_columns import ColumnLevels
-from sinq.kernels.triton.round import _rint
+from sinq.kernels.triton.round import rint
 
 BLOCK_ROWS = 16
 WARPS = 4
@@ -114,7 +114,7 @@ def _round_columns(  # type: ignore[no-untyped-def]
         top, step = tl.load(levels + 4 * j), tl.load(levels + 4 * j + 1)
         density, start = tl.load(levels + 4 * j + 2), tl.load(levels + 4 * j + 3)
         position = tl.div_rn(value, unit) + offset
-        code = tl.minimum(tl.maximum(_rint((position - start) * density), 0.0), top)
+        code = tl.minimum(tl.maximum(rint((position - start) * density), 0.0), top)
         stored = (code * step + start - offset) * unit
         error = tl.div_rn(value - stored, tl.load(factor + j * width + j))
         tl.store(codes + row * in_features + column, code.to(tl.uint8), mask=valid)

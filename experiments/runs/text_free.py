@@ -22,7 +22,7 @@ from experiments.data.draw import Drawn
 from experiments.evaluation.sampling import drawing, sample
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import CalibrationSource, calibration_on, fitting
-from sinq import SINQ, Calibration, Context, Grid
+from sinq import SINQ, Calibration, Context, Grid, Layers, OnMisfit
 from sinq.common.named import described
 from sinq.common.options import SEED, check, number, one_of, whole
 from sinq.common.progress import Progress, silent
@@ -134,7 +134,8 @@ class SelfGenerated(TextFree):
     def _quantized(self, loaded: LoadedModel) -> Any:
         model: Any = sparing_clone(loaded.model)
         assert self.quantized_bits is not None
-        SINQ(Grid(bits=self.quantized_bits)).compress(model, context=Context(device=loaded.model.device))
+        context = Context(Layers(on_misfit=OnMisfit.shrink), loaded.model.device)
+        SINQ(Grid(bits=self.quantized_bits)).compress(model, context=context)
         return model
 
 

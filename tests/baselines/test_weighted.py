@@ -11,7 +11,8 @@ from baselines.hqq import HQQ
 from baselines.rtn import RTN
 from baselines.weighted import Weighted
 from sinq import SINQ, Calibration, Grid, Levels, NotApplicable, ScalarMethod, SINQRefined
-from sinq.calibration.statistics import Hessian, MeanSquares, pair
+from sinq.calibration.pairs import pair
+from sinq.calibration.statistics import Hessian, MeanSquares
 from tests.baselines.inputs import correlated, seen, weighted_error
 from tests.conftest import tiny_model, tiny_tokens
 

@@ -60,7 +60,7 @@ def round_groups(  # type: ignore[no-untyped-def]
     tl.store(zero + entry, offset, mask=row < rows)
 
     position = tl.div_rn(matrix, _alive(step)[:, None, None]) + offset[:, None, None]
-    code = tl.minimum(tl.maximum(_rint(position), 0.0), 2**BITS - 1)
+    code = tl.minimum(tl.maximum(rint(position), 0.0), 2**BITS - 1)
     if PACK:
         value = tl.sum(code.to(tl.int64) << (lane * BITS).to(tl.int64)[None, None, :], axis=2)
         unit: tl.constexpr = BITS & -BITS
@@ -80,7 +80,7 @@ def _range(low, high, range_floor, smallest, largest, TOP: tl.constexpr):  # typ
     """Scale (0 for a group of zeros) and zero of groups in [low, high]; see `rounding._choose_range`."""
     step = tl.div_rn(tl.maximum(high - low, range_floor), TOP)
     step = tl.where(step > 0, step, tl.abs(low))
-    offset = -_rint(tl.div_rn(low, _alive(step)))
+    offset = -rint(tl.div_rn(low, _alive(step)))
     widened = tl.where(offset < smallest, tl.div_rn(high, TOP - smallest), tl.div_rn(-low, largest))
     step = tl.where((offset < smallest) | (offset > largest), widened, step)
     return step, tl.minimum(tl.maximum(offset, smallest), largest)
@@ -92,7 +92,7 @@ def _alive(step):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rint(x):  # type: ignore[no-untyped-def]
+def rint(x):  # type: ignore[no-untyped-def]
     """Nearest integer, ties to even: adding 2²³ leaves no bits for a fraction; beyond 2²³ there is none."""
     size = tl.abs(x)
     rounded = (size + 8388608.0) - 8388608.0

@@ -1,5 +1,6 @@
 """Calibration without text: what is drawn, what is refused, what is kept, and that no text is opened."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,13 @@ def test_sampling_from_the_quantized_model_leaves_the_dense_one(loaded: LoadedMo
     tokens = SelfGenerated(samples=2, seqlen=8, quantized_bits=4).load(loaded).tokens
     assert tokens.shape == (2, 8)
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_model_that_groups_of_64_do_not_divide_can_be_sampled_quantized(loaded: LoadedModel) -> None:
+    config = copy.deepcopy(loaded.model.config)
+    config.intermediate_size = 80
+    odd = LoadedModel(type(loaded.model)(config).eval(), loaded.tokenizer, torch.float32, {"name": "odd"})
+    assert SelfGenerated(samples=2, seqlen=8, quantized_bits=4).load(odd).tokens.shape == (2, 8)
 
 
 def test_windows_are_no_longer_than_the_context(loaded: LoadedModel) -> None:
