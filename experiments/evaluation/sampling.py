@@ -1,6 +1,10 @@
-"""Sampling: text that a model writes itself, token by token, from its own probabilities."""
+"""Sampling: text that a model writes itself, token by token, from its own probabilities.
 
-from collections.abc import Callable
+Each token is drawn by one uniform number of its own, through the inverse of the cumulated probabilities. So
+a text depends on its first token and its numbers, not on which texts are sampled beside it, nor on the
+device (but for rounding).
+"""
+
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,38 +21,39 @@ if TYPE_CHECKING:
 def sample(
     model: "PreTrainedModel",
     first: Tensor,
-    tokens: int,
-    draw: Callable[[Tensor], Tensor],
+    uniform: Tensor,
+    allowed: Tensor,
+    temperature: float = 1.0,
     progress: Progress = silent,
 ) -> Tensor:
-    """Return texts that begin with given tokens, int64 (batch, tokens), on the CPU.
+    """Return texts that begin with given tokens, int64 (batch, 1 + drawn), on the CPU.
 
     Args:
         first: first token of each text, int64 (batch,).
-        tokens: length of each text.
-        draw: function from logits (batch, 1, vocabulary) to the next tokens (batch, 1).
+        uniform: numbers in [0, 1) that decide each later token, (batch, drawn).
+        allowed: ids that may be drawn, int64.
+        temperature: see `draw_token`.
     """
     start = first[:, None].to(next(model.parameters()).device)
-    if tokens == 1:
+    if not uniform.shape[1]:
         return start.cpu()
     step = prefill(model, start)
-    for _ in progress(range(tokens - 1), "sampling tokens", tokens - 1):
+    for numbers in progress(uniform.split(1, dim=1), "sampling tokens", uniform.shape[1]):
+        draw = partial(draw_token, uniform=numbers, allowed=allowed, temperature=temperature)
         step = decode(model, step, 1, draw)
     return step.tokens.cpu()
 
 
-def drawing(temperature: float, allowed: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """Return a function that draws tokens by softmax(logits / temperature).
+def draw_token(logits: Tensor, uniform: Tensor, allowed: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return tokens drawn by softmax(logits / temperature), int64 (batch, 1).
 
     Args:
-        temperature: above 0; 1 draws from the model's own probabilities.
+        logits: (batch, 1, vocabulary).
+        uniform: numbers in [0, 1), (batch, 1): a token is drawn if they fall into its share.
         allowed: ids that may be drawn, int64.
-        generator: of the CPU, so that every device draws the same from the same logits.
+        temperature: above 0; 1 draws from the model's own probabilities.
     """
-    return partial(_draw, temperature=temperature, allowed=allowed, generator=generator)
-
-
-def _draw(logits: Tensor, temperature: float, allowed: Tensor, generator: torch.Generator) -> Tensor:
-    scores = logits[:, -1].cpu().float()[:, allowed] / temperature
-    chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-    return allowed[chosen].to(logits.device)
+    allowed = allowed.to(logits.device)
+    cumulated = (logits[:, -1, allowed].double() / temperature).softmax(-1).cumsum(-1)
+    place = torch.searchsorted(cumulated, uniform.to(cumulated) * cumulated[:, -1:], right=True)
+    return allowed[place.clamp_max(len(allowed) - 1)]

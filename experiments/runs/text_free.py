@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.common.cache import Entry, key
 from experiments.data.draw import Drawn
-from experiments.evaluation.sampling import drawing, sample
+from experiments.evaluation.sampling import sample
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import CalibrationSource, calibration_on, fitting
 from sinq import SINQ, Calibration, Context, Grid, Layers, OnMisfit
@@ -90,11 +90,12 @@ class SelfGenerated(TextFree):
     """
 
     name: ClassVar[str] = "self_generated"
+    version: ClassVar[int] = 2  # 2: one number decides each token, so that no text depends on those beside it
 
     temperature: float = 1.0
     """Logits are divided by it: below 1 the text is more predictable, above 1 more random."""
-    batch: int = 16
-    """Texts that are sampled side by side, faster than one by one; another number draws other texts."""
+    batch: int = 32
+    """Texts that are sampled side by side: faster, and the same texts but for rounding."""
     quantized_bits: int | None = None
     """Sample from the model quantized with SINQ to these bits, which reads fewer bytes. null: as it is."""
 
@@ -126,10 +127,12 @@ class SelfGenerated(TextFree):
 
     def _sampled(self, loaded: LoadedModel, allowed: Tensor, seqlen: int, progress: Progress) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        draw = drawing(self.temperature, allowed, generator)
+        first = allowed[torch.randint(len(allowed), (self.samples,), generator=generator)].split(self.batch)
+        uniform = torch.rand(self.samples, seqlen - 1, generator=generator, dtype=torch.float64)
         model = loaded.model if self.quantized_bits is None else self._quantized(loaded)
-        first = allowed[torch.randint(len(allowed), (self.samples,), generator=generator)]
-        return torch.cat([sample(model, part, seqlen, draw, progress) for part in first.split(self.batch)])
+        parts = zip(first, uniform.split(self.batch), strict=True)
+        drawn = [sample(model, *part, allowed, self.temperature, progress) for part in parts]
+        return torch.cat(drawn)
 
     def _quantized(self, loaded: LoadedModel) -> Any:
         model: Any = sparing_clone(loaded.model)

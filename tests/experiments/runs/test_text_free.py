@@ -12,7 +12,7 @@ from baselines.awq import AWQ
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments.data import text as texts
-from experiments.evaluation.sampling import drawing, sample
+from experiments.evaluation.sampling import draw_token, sample
 from experiments.models.source import LoadedModel
 from experiments.runs import text_free
 from experiments.runs.text_free import RandomTokens, SelfGenerated, TextFree, vocabulary
@@ -77,21 +77,35 @@ def test_sampling_follows_the_models_probabilities(loaded: LoadedModel) -> None:
     """Second tokens after one first token, against the probabilities of one pass without a cache."""
     allowed = vocabulary(loaded)
     first = torch.full((4000,), int(allowed[3]))
+    even = (torch.arange(4000, dtype=torch.float64)[:, None] + 0.5) / 4000
     for temperature in (1.0, 0.2):
-        draw = drawing(temperature, allowed, torch.Generator().manual_seed(0))
-        found = sample(loaded.model, first, 2, draw)[:, 1].contiguous()
+        found = sample(loaded.model, first, even, allowed, temperature)[:, 1].contiguous()
         with torch.inference_mode():
             logits = loaded.model(first[:1, None]).logits[0, -1][allowed].double()
         expected = (logits / temperature).softmax(0)
         counted = torch.bincount(torch.searchsorted(allowed, found), minlength=len(allowed)) / len(found)
-        assert (counted - expected).abs().sum() < 0.25
+        assert (counted - expected).abs().max() < 1 / 4000
+
+
+def test_a_text_does_not_depend_on_those_beside_it(loaded: LoadedModel) -> None:
+    together, alone = (
+        replace(SelfGenerated(samples=7, seqlen=12), batch=batch).load(loaded) for batch in (7, 2)
+    )
+    assert torch.equal(together.tokens, alone.tokens)
+
+
+def test_the_ends_of_the_numbers_draw_tokens_that_can_be_drawn() -> None:
+    logits = torch.tensor([[[-torch.inf, 0.0, 0.0, -torch.inf, 5.0]]])
+    ends = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
+    allowed = torch.tensor([0, 1, 2, 3])
+    drawn = draw_token(logits.expand(4, 1, 5), ends[:, None], allowed)
+    assert drawn.flatten().tolist() == [1, 1, 2, 2]
 
 
 def test_with_little_temperature_it_is_greedy_decoding(loaded: LoadedModel) -> None:
     """Each token is the most probable one after those before it, in one pass without a cache."""
     allowed = vocabulary(loaded)
-    draw = drawing(1e-6, allowed, torch.Generator().manual_seed(0))
-    tokens = sample(loaded.model, allowed[:5], 8, draw)
+    tokens = sample(loaded.model, allowed[:5], torch.rand(5, 7), allowed, temperature=1e-6)
     with torch.inference_mode():
         logits = loaded.model(tokens).logits[:, :-1, allowed]
     assert torch.equal(tokens[:, 1:], allowed[logits.argmax(-1)])
@@ -145,7 +159,7 @@ def test_a_model_that_repeats_one_token_is_refused(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        text_free, "sample", lambda model, first, tokens, *_: torch.full((len(first), tokens), 7)
+        text_free, "sample", lambda model, first, uniform, *_: torch.full_like(uniform, 7).long()
     )
     with pytest.raises(ValueError, match=r"sampled one token, 7, .* calibration=random_tokens"):
         SelfGenerated(samples=2, seqlen=8).load(loaded)
