@@ -55,5 +55,5 @@ def draw_token(logits: Tensor, uniform: Tensor, allowed: Tensor, temperature: fl
     """
     allowed = allowed.to(logits.device)
     cumulated = (logits[:, -1, allowed].double() / temperature).softmax(-1).cumsum(-1)
-    place = torch.searchsorted(cumulated, uniform.to(cumulated) * cumulated[:, -1:], right=True)
-    return allowed[place.clamp_max(len(allowed) - 1)]
+    index = torch.searchsorted(cumulated, uniform.to(cumulated) * cumulated[:, -1:], right=True)
+    return allowed[index.clamp_max(len(allowed) - 1)]

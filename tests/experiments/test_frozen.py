@@ -3,7 +3,9 @@
 `tests/frozen/numbers.json` holds, for each method at 4, 3 and 2 bits where it applies, a hash of all stored
 tensors, bytes, bits per weight, the NLL of each window and the perplexity. On the kind of processor that
 wrote the file, everything is compared to the last digit. Elsewhere sums are taken in another order: sizes are
-still equal, and perplexities agree to 2 %.
+still equal, and perplexities agree to 2 %. What AWQ and MG-PTQ choose by sums of outputs (α and clips;
+widths, by a network that is trained) turns where two are nearly equal: perplexities agree to 10 %, sizes to
+0.1 %.
 
 The command below writes some entries anew, only for a change that is meant to move them; without names it
 writes all. An entry that was written on another machine than the others says so.
@@ -56,6 +58,8 @@ CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
 QUICK = [(name, bits) for name, bits in CASES if bits == BITS.get(name, (3,))[0]]
 """One width of each method: what every run of the tests looks at."""
 WINDOWS, SEQLEN = 3, 128
+TOLERANCES = dict.fromkeys(("awq", "mgptq"), (1e-3, 0.1))
+"""Relative differences of sizes and of perplexity between machines, where (0, 0.02) is too narrow."""
 
 
 def machine() -> str:
@@ -136,11 +140,10 @@ def test_no_number_moves(cases: list[tuple[str, int]], tmp_path: Path) -> None:
     for key, now in found.items():
         if machine() == written_on[key]:
             assert now == before[key], key
-        assert (now["nbytes"], now["bits_per_weight"]) == (
-            before[key]["nbytes"],
-            before[key]["bits_per_weight"],
-        )
-        assert now["perplexity"] == pytest.approx(before[key]["perplexity"], rel=0.02), key
+        of_size, of_quality = TOLERANCES.get(key.split()[0], (0, 0.02))
+        for measure in ("nbytes", "bits_per_weight"):
+            assert now[measure] == pytest.approx(before[key][measure], rel=of_size), key
+        assert now["perplexity"] == pytest.approx(before[key]["perplexity"], rel=of_quality), key
 
 
 if __name__ == "__main__":
