@@ -15,6 +15,7 @@ from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Grid, Levels
@@ -25,6 +26,7 @@ from sinq.formats.scalar import QuantizedTensor
 from sinq.formats.sparse_outliers import SparseOutliers
 from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
+from sinq.methods.activations import Activations
 from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
 from sinq.methods.presinq import PreSINQ
 from sinq.methods.report import CompressionReport, Decision, PartReport
@@ -41,6 +43,8 @@ from sinq.training.block_tuning import BlockTuning
 
 __all__ = [
     "SINQ",
+    "ActivationFormat",
+    "Activations",
     "AdditiveTensor",
     "BlockMethod",
     "BlockTuning",

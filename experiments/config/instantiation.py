@@ -20,13 +20,14 @@ from experiments.models.source import ModelSource
 from experiments.runs.calibration import CalibrationSource
 from experiments.runs.logger import Logger
 from experiments.runs.search import NoSearch, Search
-from sinq import Layers, Method
+from sinq import ActivationFormat, Layers, Method
 from sinq.common.options import shown
 
 KINDS: dict[str, tuple[type, ...]] = {
     "model": (ModelSource,),
     "text": (Text,),
     "method": (Method,),
+    "activation": (ActivationFormat,),
     "calibration": (CalibrationSource,),
     "layers": (Layers,),
     "evaluation": (Evaluation,),

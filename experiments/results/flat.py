@@ -20,9 +20,10 @@ PREFERRED = ("acc", "acc_norm", "exact_match", "f1")
 
 
 def facts(row: Row) -> dict[str, Any]:
-    """Return method, bits, group_size, calibrated, model and text; None for what a row does not have.
+    """Return method, bits of weights and activations, group_size, calibrated, model and text.
 
-    `bits` are those of the codes: None for the dense model and for a method that chooses them itself.
+    None stands for what a row does not have. `bits` are those of the codes: None for the dense model and for
+    a method that chooses them itself. `activation_bits` is None where activations are not rounded.
     """
     bits, group_size = size(get_path(settings(row), "method"))
     method = get_path(row, "choices.method") or get_path(row, "identity.method.name")
@@ -30,6 +31,7 @@ def facts(row: Row) -> dict[str, Any]:
         "method": method,
         "bits": bits,
         "group_size": group_size,
+        "activation_bits": get_path(settings(row), "method.inputs.bits"),
         "calibrated": bool(get_path(row, "identity.calibration")),
         "model": name_of(row, "model"),
         "text": name_of(row, "text"),

@@ -43,7 +43,7 @@ from sinq.checkpoint.layout import LAYOUT, checksum, read_layout, write_layout
 from sinq.checkpoint.weight_files import INDEX, LISTED, TENSORS, all_tensors, unfit
 from sinq.common.atomic_files import replacing
 from sinq.model.edits import architecture, edits, tensor_identity, unexplained
-from sinq.model.linear import WeightStore
+from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
         dense_dtype: dtype of floating-point tensors that are not compressed (say, the one they were loaded
             from); by default their dtype in memory.
     """
-    stores = {name for name, module in model.named_modules() if isinstance(module, WeightStore)}
+    stores = {name for name, module in model.named_modules() if isinstance(module, StoredNumbers)}
     seen = set()
     tensors = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -164,12 +164,12 @@ class _Names:
 
     tensors: dict[str, Tensor]
     compressed: frozenset[str]
-    """Names of tensors of compressed weights."""
+    """Names of tensors of compressed weights, and of others that keep their type."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "_Names":
         named = model.named_modules(remove_duplicate=False)
-        stores = {name for name, module in named if isinstance(module, WeightStore)}
+        stores = {name for name, module in named if isinstance(module, StoredNumbers)}
         tensors = model.state_dict(keep_vars=True)
         return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
 
@@ -199,9 +199,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
         expected = names.tensors[name]
         expected.data = tensors[name].to(expected.dtype)  # the Parameter stays, and so do ties
     for name, store in model.named_modules():
-        if isinstance(store, WeightStore):
-            found = {key: tensors[f"{name}.{key}"] for key in store.value.state_dict()}
+        if isinstance(store, StoredNumbers):
             try:
-                store.hold(store.value.with_tensors(found))
+                store.take({key: tensors[f"{name}.{key}"] for key, _ in store.named_buffers(recurse=False)})
             except ValueError as error:
                 raise ValueError(f"{folder}: {name}: {error}") from error

@@ -87,6 +87,18 @@ class CompressedWeight(Named, ABC):
         """Number of consecutive inputs of a row that are stored together; None if undefined."""
         return None
 
+    @property
+    def core(self) -> "CompressedWeight":
+        """The rest of the value, which multiplies `core_inputs(x)`; by default the value itself."""
+        return self
+
+    def core_inputs(self, x: Tensor) -> Tensor:
+        """Return x (..., in) as the codes see it: x Ŵᵀ = core_inputs(x) coreᵀ.
+
+        Activations are rounded there, if they are (`model/activations.py`).
+        """
+        return x
+
     def tunable(self) -> tuple[str, ...]:
         """Return the names of the tensors in `state_dict` in which `dequantize` can be differentiated.
 

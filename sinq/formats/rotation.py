@@ -229,6 +229,13 @@ class Rotated(CompressedWeight):
     def notes(self) -> Mapping[str, float]:  # type: ignore[override]
         return self.inner.notes
 
+    @property
+    def core(self) -> CompressedWeight:
+        return self.inner.core
+
+    def core_inputs(self, x: Tensor) -> Tensor:
+        return self.inner.core_inputs(self.rotation.apply(x).to(x.dtype))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.rotation.undo(self.inner.dequantize()).to(dtype)
 

@@ -6,7 +6,8 @@ are the same field.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -150,6 +151,21 @@ class QuantizedTensor(CompressedWeight):
     def col_scale(self) -> Tensor | None:
         """Return the column scales of each tile, float32 (out / tile rows, in), or None."""
         return self.tensors["col_scale"].float() if "col_scale" in self.tensors else None
+
+    @cached_property
+    def core(self) -> "QuantizedTensor":
+        """The value without column scales that are the same for all rows."""
+        if not self._scales_inputs:
+            return self
+        return replace(self, tensors={k: v for k, v in self.tensors.items() if k != "col_scale"})
+
+    def core_inputs(self, x: Tensor) -> Tensor:
+        return (x.float() * self.tensors["col_scale"][0]).to(x.dtype) if self._scales_inputs else x
+
+    @property
+    def _scales_inputs(self) -> bool:
+        """True if there is one column scale for all rows."""
+        return "col_scale" in self.tensors and len(self.tensors["col_scale"]) == 1
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         codes, zero = self.codes(), self.zero()

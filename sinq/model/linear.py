@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
 from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
+from sinq.model.activations import ActivationQuantizer
+from sinq.model.stored import StoredNumbers
 
 READ_ATTRIBUTES = (
     "T",
@@ -42,7 +44,7 @@ def _decoded(item: Any) -> Any:
     return item.dense() if isinstance(item, WeightStore) else item
 
 
-class WeightStore(nn.Module):
+class WeightStore(StoredNumbers):
     """A `CompressedWeight` whose tensors are this module's buffers.
 
     The buffers are the truth. `load_state_dict` and other libraries write to them or put others in; the value
@@ -85,12 +87,11 @@ class WeightStore(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def move_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        self.hold(self.value.with_tensors(tensors))
 
-        super()._apply(move_only, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
         self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype
         return self
 
@@ -149,8 +150,12 @@ class CompressedLinear(nn.Module):
         weight: the value, or a store that several layers share.
     """
 
+    inputs: ActivationQuantizer | None
+    """Module that rounds the inputs; None where they are not rounded."""
+
     def __init__(self, weight: CompressedWeight | WeightStore, bias: Tensor | None) -> None:
         super().__init__()
+        self.register_module("inputs", None)
         self.weight = weight if isinstance(weight, WeightStore) else WeightStore(weight)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -165,9 +170,8 @@ class CompressedLinear(nn.Module):
     @property
     def choice(self) -> Choice:
         """The kernel that multiplies on the present device, and the reasons against faster ones."""
-        if is_trained(self.weight.value):
-            return TRAINED
-        return kernel_of(self.weight.value, next(self.weight.buffers()).device)
+        value = self.weight.value if self.inputs is None else self.weight.value.core
+        return TRAINED if is_trained(value) else kernel_of(value, next(self.weight.buffers()).device)
 
     @property
     def kernel(self) -> str:
@@ -175,7 +179,10 @@ class CompressedLinear(nn.Module):
         return self.choice.kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(self.weight.value, x, self.bias)
+        value = self.weight.value
+        if self.inputs is None:
+            return product(value, x, self.bias)
+        return product(value.core, self.inputs(value.core_inputs(x)), self.bias)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight

@@ -17,9 +17,19 @@ from baselines.rtn import RTN
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.config.build import build, by_name, method_classes, register
 from experiments.runs.calibration import CalibrationText, NoCalibration
+from experiments.runs.pipeline import label
 from experiments.runs.run import Run
 from experiments.runs.text_free import RandomTokens, SelfGenerated
-from sinq import SINQ, Grid, Levels, NotApplicable, PreSINQ, Sinkhorn
+from sinq import (
+    SINQ,
+    ActivationFormat,
+    Activations,
+    Grid,
+    Levels,
+    NotApplicable,
+    PreSINQ,
+    Sinkhorn,
+)
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -49,6 +59,8 @@ def built(*overrides: str) -> Run:
 
 
 EXTRA = {
+    ("activation", "a8_static"): ["calibration=sotu"],
+    ("activation", "a4_static"): ["calibration=sotu"],
     ("model", "hub"): ["model.path=some/model"],
     ("method", "sinq_nf3"): ["bits=3"],
     ("text", "file"): ["text.path=some.txt"],
@@ -134,6 +146,18 @@ def test_a_method_may_name_the_calibration_it_is_meant_for() -> None:
     assert built("calibration=random_tokens", "method=sinq_free").calibration == RandomTokens()
     assert isinstance(built("method=sinq_free", "calibration=sotu").calibration, CalibrationText)
     assert built("method=sinq_refined_gptq").calibration == NoCalibration()
+
+
+def test_activations_are_rounded_around_any_method() -> None:
+    plain, rounded = built("method=gptq", "bits=3"), built("method=gptq", "bits=3", "activation=a4_token")
+    assert built("method=gptq", "bits=3", "activation.bits=16").method == plain.method
+    assert rounded.method == Activations(plain.method, ActivationFormat(4))
+    assert rounded.choices["activation"] == "a4_token"
+    assert label(rounded) == "gptq W3A4, weights g64"
+    with pytest.raises(NotApplicable, match="A8 is not possible with Dense"):
+        built("method=none", "activation=a8_token")
+    with pytest.raises(ValueError, match=r"activation\.bits=9 is not possible"):
+        built("activation=a8_token", "activation.bits=9")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_bits_are_found_wherever_they_are(name: str) -> None:
     found = flat.facts(row(name, method, calibrated=name == "awq"))
     assert found == {
         "method": name, "bits": bits, "group_size": group_size, "calibrated": name == "awq", "model": "m",
-        "text": "t",
+        "text": "t", "activation_bits": None,
     }  # fmt: skip
 
 
@@ -84,10 +84,17 @@ def test_methods_over_bits_are_a_pivot_table(tmp_path: Path) -> None:
     assert list(pivot.loc["sinq"]) == [2.5, 3.5, 4.5]
 
 
+def test_bits_of_activations_stand_beside_those_of_weights() -> None:
+    inner = {"name": "sinq", "grid": {"bits": 4, "group_size": 64}}
+    found = flat.facts(row("sinq", {"name": "activations", "inner": inner, "inputs": {"bits": 8}}))
+    assert (found["bits"], found["group_size"], found["activation_bits"]) == (4, 64, 8)
+
+
 def test_flat_columns_come_first_and_survive_the_file(tmp_path: Path) -> None:
     table = frame.tabulate([row(name, method) for name, (method, _, _) in METHODS.items()])
-    assert list(table.columns[:9]) == [
-        "run_id", "name", "status", "method", "bits", "group_size", "calibrated", "model", "text",
+    assert list(table.columns[:10]) == [
+        "run_id", "name", "status", "method", "bits", "group_size", "activation_bits", "calibrated", "model",
+        "text",
     ]  # fmt: skip
     assert {"perplexity", "kl", "flip_rate", "bits_per_weight", "model_nbytes"} <= set(table.columns)
     with (tmp_path / "rows.parquet").open("wb") as file:

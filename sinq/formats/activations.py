@@ -1,0 +1,151 @@
+"""Activation formats: the values that the inputs of a layer may take, and what shares their scale.
+
+    x ≈ (code − zero) · scale,    code in −2^(bits−1) … 2^(bits−1) − 1, one signed byte
+
+Scales are *dynamic*, from the extremes of what shares one (a token, a group of a token's channels, or the
+whole tensor), or *static*: one number for a layer's inputs, found on calibration text and stored. A dynamic
+scale costs a reduction at run time, a static one nothing, and a token far from the text spoils it.
+
+- symmetric: scale = clip · max|x| / (2^(bits−1) − 1), zero = 0 (SmoothQuant, arXiv 2211.10438; QuaRot,
+  arXiv 2404.00456, whose clip ratio is 0.9 at 4 bits);
+- asymmetric: scale = clip · (max − min) / (2^bits − 1), zero = the code of 0, where the range includes 0.
+
+Activations cost no bytes of a checkpoint. `model/activations.py` has the module that rounds.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinq.common.errors import NotApplicable
+from sinq.common.options import check, number, one_of, whole
+from sinq.common.reading import entry
+from sinq.common.reading import options as typed_options
+
+UNROUNDED = 16
+"""Bits of activations that are left as they are."""
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, UNROUNDED)
+
+
+class Per(enum.Enum):
+    """The inputs that share a scale."""
+
+    token = "token"
+    """All inputs of a layer for one token."""
+    tensor = "tensor"
+    """All inputs of a layer in a call, or in the text where the scale is static."""
+
+
+@dataclass(frozen=True)
+class ActivationFormat:
+    """The way inputs of layers are rounded.
+
+    Raises:
+        ValueError: an option is out of its range.
+        NotApplicable: options exclude each other.
+    """
+
+    bits: int = 8
+    """Bits per code: 2 to 8; 16 leaves activations as they are."""
+    per: Per = Per.token
+    group_size: int = 0
+    """Consecutive channels of a token that share a scale; 0 for all."""
+    symmetric: bool = True
+    """Have no zero-point."""
+    static: bool = False
+    """Find the scale on calibration text, with `per: tensor` only."""
+    clip_ratio: float = 1.0
+    """Share of the range that is kept; larger values are cut to its ends."""
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            "activation",
+            bits=one_of(*ACTIVATION_BITS),
+            group_size=whole(0),
+            clip_ratio=number(above=0, most=1),
+        )
+        if self.group_size and self.per is not Per.token:
+            raise NotApplicable(
+                f"activation.group_size={self.group_size} is not possible with"
+                f" activation.per={self.per.value}: groups are channels of a token; use activation.per=token"
+            )
+        if self.static and self.per is not Per.tensor:
+            raise NotApplicable(
+                f"activation.static=true is not possible with activation.per={self.per.value}: tokens are not"
+                " known beforehand; use activation.per=tensor, or activation.static=false"
+            )
+
+    @property
+    def rounds(self) -> bool:
+        """True unless activations are left as they are."""
+        return self.bits != UNROUNDED
+
+    @property
+    def label(self) -> str:
+        """A short label for people, after the field's W4A8: "A8", "A4 g64", "A8 static"."""
+        shared = f" g{self.group_size}" if self.group_size else ""
+        return f"A{self.bits}{shared if self.per is Per.token else ' static' if self.static else ' tensor'}"
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value that share a scale, float32, 0 among them.
+
+        Args:
+            x: (..., in_features).
+
+        Returns:
+            Both (..., 1) for tokens, (..., groups, 1) for groups, () for the tensor.
+        """
+        x = x.float()
+        if self.per is Per.tensor:
+            low, high = x.aminmax()
+        else:
+            low, high = self.grouped(x).aminmax(dim=-1, keepdim=True)
+        return low.clamp_max(0), high.clamp_min(0)
+
+    def scales(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and zero of ranges, float32 of the shape of the extremes; zero is a whole number."""
+        half = 2 ** (self.bits - 1)
+        if self.symmetric:
+            scale = torch.maximum(-low, high) * (self.clip_ratio / (half - 1))
+            return _positive(scale), torch.zeros_like(scale)
+        scale = _positive((high - low) * (self.clip_ratio / (2 * half - 1)))
+        return scale, torch.round(-low * self.clip_ratio / scale) - half
+
+    def codes(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """Return the nearest codes of x, whole numbers in float32, of the shape of `grouped(x)`."""
+        half = 2 ** (self.bits - 1)
+        return (self.grouped(x.float()) / scale + zero).round_().clamp_(-half, half - 1)
+
+    def rounded(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """Return x (..., in_features) after rounding, in the dtype of x."""
+        return (self.codes(x, scale, zero) - zero).mul_(scale).reshape(x.shape).to(x.dtype)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """Return x with the channels that share a scale in the last dimension."""
+        return x.unflatten(-1, (-1, self.group_size)) if self.group_size else x
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON values; `from_json` is the inverse."""
+        return asdict(self) | {"per": self.per.name}
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> "ActivationFormat":
+        """Return the format that a file describes.
+
+        Raises:
+            ValueError: an option is unknown, or has a value of another type or that no format could have.
+        """
+        name = entry(options, "per", str)
+        if name not in Per.__members__:
+            raise ValueError(f"per={name} is not possible; it must be one of {', '.join(Per.__members__)}")
+        return cls(**typed_options(cls, dict(options) | {"per": Per[name]}, "activation format"))
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """Return scales with 1 in place of 0, which any scale of zeros may be."""
+    return torch.where(scale > 0, scale, 1.0)

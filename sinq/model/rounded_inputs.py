@@ -1,0 +1,60 @@
+"""The edit that rounds the inputs of compressed layers, and the finding of static scales."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from sinq.common.reading import typed
+from sinq.formats.activations import ActivationFormat
+from sinq.model.activations import ActivationQuantizer
+from sinq.model.edits import Edit
+from sinq.model.linear import CompressedLinear
+
+
+@dataclass(frozen=True)
+class RoundInputs(Edit):
+    """Rounding of the inputs of a compressed layer."""
+
+    name: ClassVar[str] = "round_inputs"
+
+    layer: str
+    """Name of the layer's module."""
+    format: Mapping[str, Any]
+    """The format, as `ActivationFormat.as_json` gives it."""
+
+    def apply(self, model: nn.Module) -> None:
+        name = typed(self.layer, str, "layer")
+        layer = dict(model.named_modules(remove_duplicate=False)).get(name)
+        if not isinstance(layer, CompressedLinear):
+            raise ValueError(f"{name} is a {type(layer).__name__}; inputs of compressed layers are rounded")
+        layer.inputs = ActivationQuantizer(ActivationFormat.from_json(typed(self.format, Mapping, "format")))  # type: ignore[type-abstract]
+
+
+def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Return the activation quantizers of a model by name."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, ActivationQuantizer)}
+
+
+@contextmanager
+def watching_extremes(model: nn.Module) -> Iterator[None]:
+    """Let a model's static quantizers note extremes within the context; at its end, set their scales.
+
+    Raises:
+        ValueError: a layer saw no inputs, or some that are not finite; the message names it.
+    """
+    static = {name: part for name, part in quantizers(model).items() if part.format.static}
+    for quantizer in static.values():
+        quantizer.watches = True
+    try:
+        yield
+    finally:
+        for quantizer in static.values():
+            quantizer.watches = False
+    for name, quantizer in static.items():
+        try:
+            quantizer.settle()
+        except ValueError as error:
+            raise ValueError(f"{name.removesuffix('.inputs')}: {error} on the calibration text") from error
