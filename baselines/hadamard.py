@@ -19,10 +19,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sinq import CompressedWeight, LayerMethod, LayerWrapper, Method, NotApplicable
+from sinq import Calibration, CompressedWeight, Context, LayerMethod, LayerWrapper, Method, NotApplicable
 from sinq.calibration.statistics import InputStatistic
 from sinq.common.options import SEED, check
-from sinq.common.progress import Progress
 from sinq.formats.base import Incompatibility
 from sinq.formats.rotation import Rotated, Rotation, factors
 from sinq.methods.rewriting import Rewriting
@@ -107,8 +106,8 @@ class ResidualHadamard(Rewriting):
     def __post_init__(self) -> None:
         check(self, "method", seed=SEED)
 
-    def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
-        parts = decoder(model)
+    def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
+        parts, device = decoder(model), context.device_for(model)
         embedding = parts.embedding.read(device)
         rotation = Rotation.random(embedding.shape[1], self.seed, device)
         parts.embedding.write(rotation.apply(embedding))
@@ -119,7 +118,7 @@ class ResidualHadamard(Rewriting):
             norm.gain.write(torch.ones_like(gain))
         config: Any = model.config
         config.tie_word_embeddings = False  # head and embedding are separate parameters now
-        for block in progress(parts.blocks, "rotating", len(parts.blocks)):
+        for block in context.progress(parts.blocks, "rotating", len(parts.blocks)):
             for matrix in (block.output, *(gated.down for gated in block.gated)):
                 for parameter in with_bias(matrix):
                     _rotate_outputs(parameter, rotation, device)

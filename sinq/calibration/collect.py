@@ -12,7 +12,7 @@ The loop that compresses takes statistics one block at a time: see `methods/laye
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,15 @@ def watch_inputs(module: nn.Module, see: Callable[[Tensor], None]) -> RemovableH
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+class Observer(Protocol):
+    """Anything that takes the tensors of a site, beside the statistics that methods declare."""
+
+    @property
+    def kind(self) -> SiteKind: ...
+
+    def update(self, inputs: Tensor, /) -> None: ...
+
+
 WATCHED: Mapping[SiteKind, Watch] = {SiteKind.inputs: watch_inputs}
 FED: Mapping[SiteKind, Feed] = {SiteKind.gradient: feed_gradients}
 
@@ -49,7 +58,7 @@ FED: Mapping[SiteKind, Feed] = {SiteKind.gradient: feed_gradients}
 @torch.no_grad()
 def collect(
     model: nn.Module,
-    wanted: Mapping[Site, Statistic],
+    wanted: Mapping[Site, Statistic | Observer],
     tokens: Tensor,
     context: Context = Context(),
     clock: Clock | None = None,
@@ -86,7 +95,7 @@ def collect(
 
 def _feed_watched(
     model: nn.Module,
-    watched: Sequence[tuple[nn.Module, Statistic]],
+    watched: Sequence[tuple[nn.Module, Statistic | Observer]],
     tokens: Tensor,
     context: Context,
     clock: Clock,

@@ -5,7 +5,7 @@ Any method of weights may be inside. It sees dense activations when it is calibr
 codes see (`model/activations.py`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +54,7 @@ class Activations(Method):
     name: ClassVar[str] = "activations"
 
     inner: Method
-    inputs: ActivationFormat
+    inputs: ActivationFormat = field(default_factory=ActivationFormat)
 
     def __post_init__(self) -> None:
         super().__post_init__()

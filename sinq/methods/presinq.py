@@ -26,15 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from sinq.algorithms.sinkhorn import Sinkhorn
+from sinq.calibration.data import Calibration
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check
-from sinq.common.progress import Progress
 from sinq.formats.base import Format
 from sinq.formats.grid import Grid
 from sinq.kernels import sinkhorn_scales
 from sinq.methods.base import Method
 from sinq.methods.rewriting import Rewriting
-from sinq.model.decoder import Block, Gated, Norm, ParameterRef, decoder, with_bias
+from sinq.model.context import Context
+from sinq.model.decoder import Block, decoder
+from sinq.model.folding import columns_by_head, fold_into_norm, fold_into_up, fold_into_values
 
 
 @dataclass(frozen=True)
@@ -74,46 +76,23 @@ class PreSINQ(Rewriting):
         """Storage of a matrix: the grid."""
         return self.grid
 
-    def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
-        blocks = decoder(model).blocks
-        for block in progress(blocks, "folding column scales", len(blocks)):
+    def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
+        blocks, device = decoder(model).blocks, context.device_for(model)
+        for block in context.progress(blocks, "folding column scales", len(blocks)):
             self._fold_block(block, device)
 
     def _fold_block(self, block: Block, device: torch.device) -> None:
         if self.output_projection:
-            self._fold_values(block, device)
+            by_head = columns_by_head(block, device)
+            stacked = by_head.transpose(1, 2).reshape(-1, by_head.shape[1] * block.head_width)
+            fold_into_values(block, self.column_scale(stacked), device)
         for gated in block.gated:
-            self._fold_gated(gated, device)
+            fold_into_up(gated, self.column_scale(gated.down.read(device)), device)
         for norm in block.norms:
-            self._fold_norm(norm, device)
-
-    def _fold_norm(self, norm: Norm, device: torch.device) -> None:
-        """Divide the columns of all matrices that read a norm, and multiply its gain."""
-        stacked = torch.cat([matrix.read(device).flatten(0, -2) for matrix in norm.matrices])
-        scale = self.column_scale(stacked)
-        del stacked  # it holds all experts at once
-        for reader in norm.readers:
-            reader.write(reader.read(device) / scale)
-        norm.gain.write(norm.gain.read(device) * scale)
-
-    def _fold_gated(self, gated: Gated, device: torch.device) -> None:
-        """Divide the columns of down, and multiply the rows of up."""
-        down = gated.down.read(device)
-        scale = self.column_scale(down)
-        gated.down.write(down / scale.unsqueeze(-2))
-        for parameter in with_bias(gated.up):
-            _scale_rows(parameter, scale, device)
-
-    def _fold_values(self, block: Block, device: torch.device) -> None:
-        """Divide the columns of o, and multiply the rows of v."""
-        weight, width = block.output.read(device), block.head_width
-        heads = len(block.value.read(device)) // width
-        # Inputs of o are (kv head, query head, channel). Query heads of one kv head average the same values.
-        by_head = weight.reshape(len(weight), heads, -1, width)
-        scale = self.column_scale(by_head.transpose(1, 2).reshape(-1, heads * width))
-        block.output.write((by_head / scale.reshape(heads, 1, width)).reshape(weight.shape))
-        for parameter in with_bias(block.value):
-            _scale_rows(parameter, scale, device)
+            stacked = torch.cat([matrix.read(device).flatten(0, -2) for matrix in norm.matrices])
+            scale = self.column_scale(stacked)
+            del stacked  # it holds all experts at once
+            fold_into_norm(norm, scale, device)
 
     def column_scale(self, weight: Tensor) -> Tensor:
         """Return t of a matrix or of each of several, (…, out, in): positive float32 (…, in).
@@ -127,14 +106,3 @@ class PreSINQ(Rewriting):
         side_by_side = weight.movedim(-2, 0).reshape(rows, -1)  # tiles do not see each other
         scale = sinkhorn_scales(side_by_side, (rows, width), self.sinkhorn)[1].reshape(-1, width)
         return (scale / scale.log().mean(1, keepdim=True).exp()).reshape(*several, columns)
-
-
-def _scale_rows(parameter: ParameterRef, scale: Tensor, device: torch.device) -> None:
-    """Multiply the last rows of a weight (…, out, in), or of a bias (out,), by scale (…, rows)."""
-    values = parameter.read(device).clone()
-    rows = scale.shape[-1]
-    if parameter.name == "bias":
-        values[-rows:] *= scale
-    else:
-        values[..., -rows:, :] *= scale.unsqueeze(-1)
-    parameter.write(values)

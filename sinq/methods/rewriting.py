@@ -9,7 +9,6 @@ from torch.nn.utils import parametrize
 
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
-from sinq.common.progress import Progress
 from sinq.common.timing import timed
 from sinq.methods.base import Method
 from sinq.methods.plan import weight_fault
@@ -30,8 +29,8 @@ class Rewriting(Method):
     inner: Method
 
     @abstractmethod
-    def rewrite(self, model: nn.Module, device: torch.device, progress: Progress) -> None:
-        """Replace parameters of `model` without changing its function, working on `device`."""
+    def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
+        """Replace parameters of `model` without changing its function."""
 
     @property
     def statistic(self) -> type[Statistic] | None:
@@ -53,7 +52,7 @@ class Rewriting(Method):
         _require_usable(model)
         self.check_running(model, calibration)
         with torch.no_grad(), timed(device) as clock:
-            self.rewrite(model, device, context.progress)
+            self.rewrite(model, calibration, context)
         report = self.inner.compress(model, calibration, context)
         name, seconds = type(self).__name__, report.seconds_quantize + clock.seconds
         return replace(report, seconds_quantize=seconds, method=f"{name}({report.method})")

@@ -27,7 +27,6 @@ from sinq import (
     stored_tensors,
 )
 from sinq.calibration.statistics import Hessian
-from sinq.common.progress import silent
 from sinq.formats.rotation import Rotation
 from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder
@@ -205,7 +204,7 @@ def test_the_whole_residual_stream_is_rotated(name: str) -> None:
     model = random_decoder(name)
     tokens = tiny_tokens()
     before = model.model(tokens, output_hidden_states=True).hidden_states
-    ResidualHadamard(Keep(), seed=2).rewrite(model, torch.device("cpu"), silent)
+    ResidualHadamard(Keep(), seed=2).rewrite(model, None, Context())
     after = model.model(tokens, output_hidden_states=True).hidden_states
     matrix = Rotation.random(64, seed=2).matrix()
     assert len(before) == 3
@@ -225,7 +224,7 @@ def test_a_tied_head_becomes_a_matrix_of_its_own_also_when_reloaded(tmp_path: Pa
     model, tokens = random_decoder("qwen3-tied"), tiny_tokens()
     embedding = model.model.embed_tokens.weight.nbytes
     dense_bytes = sum(tensor.nbytes for tensor in stored_tensors(model).values())
-    ResidualHadamard(Keep()).rewrite(model, torch.device("cpu"), silent)
+    ResidualHadamard(Keep()).rewrite(model, None, Context())
     model.tie_weights()
     assert sum(tensor.nbytes for tensor in stored_tensors(model).values()) == dense_bytes + embedding
     RTN(Grid(8, 32)).compress(model)

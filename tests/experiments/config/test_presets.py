@@ -33,6 +33,9 @@ HQQ_CODE = "hqq 0.2.8.post1, core/optimize.py: optimize_weights_proximal_legacy"
 HQQ_CONFIG = "hqq 0.2.8.post1, core/quantize.py: hqq_base_quant_config"
 GPTQ_CODE = "IST-DASLab/gptq 4fe02ad, llama.py and gptq.py: defaults"
 GPTQ_ORDER = "Efficient-ML/Qwen3-Quantization, the baselines of the SINQ paper: --act-order"
+SMOOTHQUANT = (
+    "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
+)
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
 AQLM_README = "Vahe1994/AQLM, README: the recommended run, and 2x8 of its tables"
@@ -90,6 +93,8 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("sinq_[fr]*", "*steps", 2, OURS),
     ("sinq_[fr]*", "*influence", 2.0, OURS), ("sinq_[fr]*", "*range_share", None, OURS),
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
+    ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
+    ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),
     ("asinq", "ratios", 20, "huawei-csl/SINQ 6930f78, sinq/awq.py: 0, 0.05 … 0.95"),
     ("asinq", "inner.grid.auxiliary_bits", 16, "here: as sinq; the paper has 8, as conf/tables do"),

@@ -16,6 +16,7 @@ from baselines.hqq import HQQ
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
+from baselines.smoothquant import SmoothQuant
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, Perplexity, Size
 from experiments.models.source import DType, Pretrained, SmolLM2
@@ -24,6 +25,8 @@ from experiments.runs.identity import identity, run_id
 from experiments.runs.run import Run
 from sinq import (
     SINQ,
+    ActivationFormat,
+    Activations,
     Grid,
     HalfQuadratic,
     Kernel,
@@ -136,7 +139,8 @@ def known_runs() -> dict[str, Run]:
         "gptq": GPTQ(RTN(), act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(),
         "mixed": Mixed(SINQ()),
         "hadamard": Hadamard(GPTQ(RTN())), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
-        "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(),
+        "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
+        "activations": Activations(SINQ(), ActivationFormat()),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)

@@ -5,13 +5,11 @@ from baselines.dense import Dense
 from baselines.hadamard import ResidualHadamard
 from baselines.rtn import RTN
 from sinq import SINQ, Context, Grid, Layers, NotApplicable, Sinkhorn
-from sinq.common.progress import silent
 from sinq.methods.presinq import PreSINQ
 from sinq.methods.rewriting import Rewriting
 from tests.conftest import tiny_model, tiny_tokens
 from tests.sinq.decoders import DECODERS, Keep, random_decoder, sharing_clone
 
-CPU = torch.device("cpu")
 REWRITING = {
     "presinq": PreSINQ(Keep()),
     "no o": PreSINQ(Keep(), output_projection=False),
@@ -41,7 +39,7 @@ def test_every_parameter_that_is_rewritten_matters(decoder: str, method: Rewriti
     dense, tokens = random_decoder(decoder), tiny_tokens()
     before = dense(tokens).logits
     clone = sharing_clone(dense)
-    method.rewrite(clone, CPU, silent)
+    method.rewrite(clone, None, Context())
     old = dict(dense.named_parameters(remove_duplicate=False))
     new = dict(clone.named_parameters(remove_duplicate=False))
     assert old.keys() == new.keys()
@@ -77,7 +75,7 @@ def test_columns_that_share_inputs_are_balanced_together() -> None:
         return [(std.amax(1) / std.amin(1)).mean().item() for std in columns]
 
     assert min(spreads()) > 2
-    PreSINQ(RTN(Grid(group_size=16))).rewrite(model, CPU, silent)
+    PreSINQ(RTN(Grid(group_size=16))).rewrite(model, None, Context())
     assert max(spreads()) < 1.4
 
 
@@ -120,7 +118,7 @@ def test_loud_channels_stay_finite_in_half_precision() -> None:
     model.model.layers[0].self_attn.q_proj.weight[:, 5] *= 1e4
     model.model.layers[0].mlp.down_proj.weight[:, 7] = 0.0
     model.half()
-    PreSINQ(Keep()).rewrite(model, CPU, silent)
+    PreSINQ(Keep()).rewrite(model, None, Context())
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert all(parameter.dtype == torch.float16 for parameter in model.parameters())
 
