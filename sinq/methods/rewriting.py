@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.timing import timed
+from sinq.formats.base import Format
 from sinq.methods.base import Method
 from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
@@ -31,6 +32,11 @@ class Rewriting(Method):
     @abstractmethod
     def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
         """Replace parameters of `model` without changing its function."""
+
+    @property
+    def format(self) -> Format | None:
+        """Storage of the matrices: the inner method's; None where that has no one format."""
+        return getattr(self.inner, "format", None)
 
     @property
     def statistic(self) -> type[Statistic] | None:

@@ -83,7 +83,8 @@ def test_every_method_class_has_a_yaml() -> None:
         for group, name in OPTIONS
         if group == "method"
     }
-    assert used == set(method_classes())
+    of_activations = type(built("activation=a8_token").method)  # its options are a group of their own
+    assert used | {of_activations} == set(method_classes())
 
 
 def test_two_classes_of_one_name_are_an_error_that_names_both() -> None:
@@ -154,10 +155,11 @@ def test_activations_are_rounded_around_any_method() -> None:
     assert rounded.method == Activations(plain.method, ActivationFormat(4))
     assert rounded.choices["activation"] == "a4_token"
     assert label(rounded) == "gptq W3A4, weights g64"
+    assert (
+        label(built("method=smoothquant", "bits=8", "activation=a8_token")) == "smoothquant W8A8, weights g64"
+    )
     with pytest.raises(NotApplicable, match="A8 is not possible with Dense"):
         built("method=none", "activation=a8_token")
-    with pytest.raises(ValueError, match=r"activation\.bits=9 is not possible"):
-        built("activation=a8_token", "activation.bits=9")
 
 
 @pytest.mark.parametrize(

@@ -489,11 +489,13 @@ def test_unknown_tables_and_conditions_are_explained() -> None:
     with pytest.raises(ValueError, match=r"against=hqq is not possible; it must be the label of a row"):
         table(line("sinq"), columns=[Column("Δ", against="hqq")])
     with pytest.raises(
-        ValueError, match="table=table99 does not exist; choose one of feedback, smoke, smollm2, table1"
+        ValueError,
+        match="table=table99 does not exist; choose one of activations, feedback, smoke, smollm2, table1",
     ):
         spec.load("table99")
     with pytest.raises(
-        ValueError, match="table is missing; give table=<name>, one of feedback, smoke, smollm2, table1"
+        ValueError,
+        match="table is missing; give table=<name>, one of activations, feedback, smoke, smollm2, table1",
     ):
         grids(config(table=""), [])
     with pytest.raises(ValueError, match="table=table99 does not exist"):  # also where runs need no table
