@@ -32,7 +32,8 @@ def main() -> None:
 
 
 def _checked() -> None:
-    from experiments.common.arguments import check_arguments
+    from experiments.common.arguments import check_arguments, of_each_run
 
     check_arguments(sys.argv[1:])
+    sys.argv[1:] = of_each_run(sys.argv[1:])
     _job()

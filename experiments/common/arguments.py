@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from experiments.common.paths import conf_dir
 
@@ -37,6 +40,42 @@ def check_arguments(words: Sequence[str]) -> None:
         raise ValueError(f"{rest[0]} stands behind {flags[0]}, other options before it; write {right}")
     for override in known.overrides:
         _check_override(override)
+
+
+def of_each_run(words: Sequence[str]) -> list[str]:
+    """Return the words of a sweep, with options of a swept part left to its runs.
+
+    Hydra reads single values into the configuration before there is a run: with `calibration=a,b`, the option
+    `calibration.samples=8` is then one of `calibration=none`, which has none of this name. As a sweep of one
+    value, `calibration.samples=choice(8)`, it is read with each run.
+    """
+    if not {"-m", "--multirun"} & {*words} and not any(word.startswith("experiment=") for word in words):
+        return list(words)
+    overrides = {word: _parsed(word) for word in words if not word.startswith(("-", "~"))}
+    swept = tuple(f"{_place(each)}." for each in overrides.values() if each and each.is_sweep_override())
+    return [_as_sweep(word) if _waits(overrides.get(word), swept) else word for word in words]
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _place(override: Override) -> str:
+    """Return the place in the configuration that an override is for, such as `method.inner`."""
+    return override.package or override.key_or_group
+
+
+def _waits(override: Override | None, swept: tuple[str, ...]) -> bool:
+    is_single = override is not None and not override.is_sweep_override()
+    return is_single and override is not None and _place(override).startswith(swept)
+
+
+def _as_sweep(word: str) -> str:
+    key, _, value = word.partition("=")
+    return f"{key}=choice({value})"
 
 
 def _refuse(message: str) -> NoReturn:

@@ -94,12 +94,21 @@ def test_a_sweep_ends_with_one_table_of_all_runs_and_its_failures(
     assert "Traceback" not in done.output
     assert "blocked: 2 runs (method=rtn, bits=7; method=sinq, bits=7): bits=7 is not possible" in done.stdout
     assert done.stdout.count("bits=7 is not possible") == 1
-    summary = done.stdout[done.stdout.rindex("runs in") :]
+    summary = done.stdout[done.stdout.index(f"runs in {results}") :]
     assert all(name in summary for name in ("none", "rtn 3-bit g32", "sinq 3-bit g32"))
     after = record.load(results).set_index("run_id")
     assert sorted(after["name"]) == ["none", "rtn 3-bit g32", "sinq 3-bit g32"]
     found = "provenance.finished_at"
     assert (after.loc[before.index, found] == before[found]).all()
+
+
+def test_options_of_a_part_that_is_swept_reach_its_runs(run: Callable[..., Forked]) -> None:
+    """The sweep of methods × {text-free, text} of docs/measurement.md."""
+    words = "method=gptq,awq calibration=random_tokens,sotu calibration.samples=3 plan=true"
+    done = run("-m", *words.split())
+    assert done.done() == 0, done.output
+    assert "plan: 4 to do" in done.output
+    assert "calibration=random_tokens, method=awq" in done.output
 
 
 def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Forked], tmp_path: Path) -> None:
@@ -120,7 +129,7 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         "sinq_nf4 4-bit g32",
     ]
     assert set(record.load(results)["status"]) == {record.FINISHED}
-    summary = done.stdout[done.stdout.rindex("runs in") :]
+    summary = done.stdout[done.stdout.index(f"runs in {results}") :]
     assert all(word in summary for word in ("KL", "flips"))
     against = results_of(results, "--against", "rtn")
     assert against.done() == 0, against.stderr
