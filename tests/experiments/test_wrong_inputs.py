@@ -89,6 +89,16 @@ def case(words: str, *said: str) -> Case:
 
 
 CASES = [
+    # activations
+    case("activation=a8_token | activation.bits=9", "activation.bits=9 is not", "16"),
+    case("activation=a4_token | activation.clip_ratio=nan", "activation.clip_ratio=nan is not"),
+    case("activation=a4_token | activation.group_size=48", "group_size=48 does not divide the 64 inputs"),
+    case("activation=a8_tensor | activation.group_size=64", "activation.per=tensor", "activation.per=token"),
+    case("method=rtn | activation=a8_static", "needs calibration text", "calibration=wikitext2"),
+    case("activation=a8_token | stream=true", "Activations needs the whole model", "stream=false"),
+    case("activation=8 | bits=3", "activation=8 is not", "a8_token"),
+    case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
+    case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
     # numbers
     Case((*GPTQ, "method.damping=nan"), ("method.damping=nan is",)),
     Case((*GPTQ, "method.damping=inf"), ("method.damping=inf is",)),
