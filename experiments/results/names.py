@@ -81,17 +81,26 @@ def _differing(namesakes: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def _parts(options: dict[str, Any], differing: set[str]) -> list[str]:
-    shown = {path: value for path, value in options.items() if path in differing and _tells(path, differing)}
+    shown = {
+        path: value
+        for path, value in options.items()
+        if path in differing and _tells(path, options, differing)
+    }
     labels = {path: _label(path) for path in shown}
     count = Counter(labels.values())
     full = {path: path if count[label] > 1 else label for path, label in labels.items()}
     return [f"{full[path]}={_word(shown[path])}" for path in sorted(shown)]
 
 
-def _tells(path: str, differing: set[str]) -> bool:
-    """Return whether an option says more than others: not the versions of different classes."""
+def _tells(path: str, options: dict[str, Any], differing: set[str]) -> bool:
+    """Return whether an option says more than others: not the versions of different classes.
+
+    A calibration on a text is named by the text, one without (its own tokens, random ones) by the source.
+    """
+    if path == "calibration.name":
+        return "calibration.text.name" not in options
     above, _, last = path.rpartition(".")
-    return path != "calibration.name" and not (last == "version" and f"{above}.name" in differing)
+    return path != "calibration.text.part" and not (last == "version" and f"{above}.name" in differing)
 
 
 def _label(path: str) -> str:

@@ -53,6 +53,20 @@ def test_rows_of_one_name_are_told_apart_by_the_options_that_differ() -> None:
     ]  # fmt: skip
 
 
+def test_calibrations_are_told_apart_with_text_and_without() -> None:
+    sources = [
+        {"name": "text", "version": 1, "text": {"name": "c4", "part": "calibration", "fingerprint": "1"}},
+        {"name": "random_tokens", "version": 1},
+        {"name": "self_generated", "version": 2},
+        {"name": "self_generated", "version": 2, "temperature": 0.5},
+    ]
+    names = method_names([row(calibration=source) for source in sources])
+    assert [name.removeprefix("sinq 4-bit g64 ") for name in names] == [
+        "calibration=c4", "calibration=random_tokens", "calibration=self_generated",
+        "calibration=self_generated temperature=0.5",
+    ]  # fmt: skip
+
+
 def test_an_inner_method_is_named() -> None:
     rows = [row(Hadamard(inner), "hadamard 4-bit g64") for inner in (RTN(), GPTQ(RTN()), AWQ(RTN()))]
     assert method_names(rows) == [
