@@ -5,7 +5,7 @@ tensors, bytes, bits per weight, the NLL of each window and the perplexity. On t
 wrote the file, everything is compared to the last digit. Elsewhere sums are taken in another order: sizes are
 still equal, and perplexities agree to 2 %. What AWQ and MG-PTQ choose by sums of outputs (α and clips;
 widths, by a network that is trained) turns where two are nearly equal: perplexities agree to 10 %, sizes to
-0.1 %.
+1 %. At 2 bits codes feed back into others: `sinq_free` agrees to 10 %, MG-PTQ within a factor of 2.
 
 The command below writes some entries anew, only for a change that is meant to move them; without names it
 writes all. An entry that was written on another machine than the others says so.
@@ -58,7 +58,7 @@ CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
 QUICK = [(name, bits) for name, bits in CASES if bits == BITS.get(name, (3,))[0]]
 """One width of each method: what every run of the tests looks at."""
 WINDOWS, SEQLEN = 3, 128
-TOLERANCES = dict.fromkeys(("awq", "mgptq"), (1e-3, 0.1))
+TOLERANCES = {"awq": (0.01, 0.1), "mgptq": (0.01, 0.1), "mgptq 2": (0.01, 1.0), "sinq_free 2": (0, 0.1)}
 """Relative differences of sizes and of perplexity between machines, where (0, 0.02) is too narrow."""
 
 
@@ -140,7 +140,7 @@ def test_no_number_moves(cases: list[tuple[str, int]], tmp_path: Path) -> None:
     for key, now in found.items():
         if machine() == written_on[key]:
             assert now == before[key], key
-        of_size, of_quality = TOLERANCES.get(key.split()[0], (0, 0.02))
+        of_size, of_quality = TOLERANCES.get(key, TOLERANCES.get(key.split()[0], (0, 0.02)))
         for measure in ("nbytes", "bits_per_weight"):
             assert now[measure] == pytest.approx(before[key][measure], rel=of_size), key
         assert now["perplexity"] == pytest.approx(before[key]["perplexity"], rel=of_quality), key
