@@ -7,10 +7,10 @@ weights are even. So each channel j of a layer's inputs is divided by
 
 and column j of the matrices multiplied by it. The division is folded into the layer before: the norm's gain
 (as published, for q k v and gate up), or as options the rows of up for down, and those of v for o. The
-model's function stays. Maxima and s are floored at 1e-5, as in the authors' code.
+model's function stays. Maxima of weights, and s, are floored at 1e-5, as in the authors' code.
 
 `inner` rounds the weights; inputs are rounded by `Activations` around all of it. The authors round weights in
-whole matrices or rows, here groups of rows have scales. Their α is 0.5, and 0.8 to 0.9 for Llama-like models.
+whole matrices or rows, here each group of a row has a scale. Their α is 0.5; for Llama 0.8 to 0.9.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from sinq.model.decoder import Block, ParameterRef, decoder
 from sinq.model.folding import columns_by_head, fold_into_norm, fold_into_up, fold_into_values
 
 FLOOR = 1e-5
-"""Smallest maximum, and smallest s."""
+"""Smallest maximum of weights, and smallest s."""
 
 
 class Peaks:

@@ -51,9 +51,15 @@ def of_each_run(words: Sequence[str]) -> list[str]:
     """
     if not {"-m", "--multirun"} & {*words} and not any(word.startswith("experiment=") for word in words):
         return list(words)
-    overrides = {word: _parsed(word) for word in words if not word.startswith(("-", "~"))}
-    swept = tuple(f"{_place(each)}." for each in overrides.values() if each and each.is_sweep_override())
-    return [_as_sweep(word) if _waits(overrides.get(word), swept) else word for word in words]
+    parsed = [(word, _parsed(word)) for word in words if not word.startswith(("-", "~"))]
+    overrides = {word: override for word, override in parsed if override is not None}
+    swept = tuple(f"{_place(each)}." for each in overrides.values() if each.is_sweep_override())
+    waiting = {
+        word
+        for word, each in overrides.items()
+        if not each.is_sweep_override() and _place(each).startswith(swept)
+    }
+    return [_as_sweep(word) if word in waiting else word for word in words]
 
 
 def _parsed(word: str) -> Override | None:
@@ -66,11 +72,6 @@ def _parsed(word: str) -> Override | None:
 def _place(override: Override) -> str:
     """Return the place in the configuration that an override is for, such as `method.inner`."""
     return override.package or override.key_or_group
-
-
-def _waits(override: Override | None, swept: tuple[str, ...]) -> bool:
-    is_single = override is not None and not override.is_sweep_override()
-    return is_single and override is not None and _place(override).startswith(swept)
 
 
 def _as_sweep(word: str) -> str:

@@ -28,9 +28,9 @@ def fold_into_values(block: Block, scale: Tensor, device: torch.device) -> None:
 
     Query heads of one kv head average the same values, so that their columns of o have the same scales.
     """
-    weight, by_head = block.output.read(device), columns_by_head(block, device)
+    by_head = columns_by_head(block, device)
     divided = by_head / scale.reshape(by_head.shape[1], 1, -1)
-    block.output.write(divided.reshape(weight.shape))
+    block.output.write(divided.flatten(1))
     for parameter in with_bias(block.value):
         _scale_rows(parameter, scale, device)
 
