@@ -19,6 +19,7 @@ from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Grid, Levels
+from sinq.formats.key_values import KeyValueFormat, StateFormat
 from sinq.formats.mixed_columns import MixedColumns
 from sinq.formats.rotation import Rotated, Rotation
 from sinq.formats.rounding import assign, choose
@@ -28,6 +29,7 @@ from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.methods.activations import Activations
 from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
+from sinq.methods.key_values import KeyValues
 from sinq.methods.presinq import PreSINQ
 from sinq.methods.report import CompressionReport, Decision, PartReport
 from sinq.methods.scalar import Groups, Normalized, NormalizingMethod, ScalarMethod
@@ -61,6 +63,8 @@ __all__ = [
     "Groups",
     "HalfQuadratic",
     "Kernel",
+    "KeyValueFormat",
+    "KeyValues",
     "LayerMethod",
     "LayerWrapper",
     "Layers",

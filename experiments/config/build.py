@@ -43,16 +43,27 @@ from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
 from experiments.runs.text_free import RandomTokens, SelfGenerated
 from experiments.tracking import WandB
-from sinq import ActivationFormat, Activations, HalfQuadratic, Kernel, Layers, Method, OnMisfit, methods
+from sinq import (
+    ActivationFormat,
+    Activations,
+    HalfQuadratic,
+    Kernel,
+    KeyValueFormat,
+    KeyValues,
+    Layers,
+    Method,
+    OnMisfit,
+    methods,
+)
 from sinq.common.options import SEED
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, ZeroShot,
-    NoLogger, WandB, HalfQuadratic, ActivationFormat, NoSearch, Search,
+    NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
-OF_RUN = ("model", "text", "method", "activation", "calibration", "layers", "evaluation")
+OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")
 """Parts of a configuration that define a run; `logger` and `sweep` do not."""
 
 
@@ -71,6 +82,7 @@ class Config(SharedOptions):
     text: Any
     method: Any
     activation: Any
+    kv: Any
     calibration: Any
     evaluation: dict[str, Any]
     logger: Any
@@ -165,9 +177,9 @@ def build(config: DictConfig) -> Run:
     if method != parts["method"]:
         suffix = "calibrated" if config.calibrated else "uncalibrated"
         names["method"] = f"{names.get('method', 'method')} {suffix}"
-    activation = parts.pop("activation")
-    if activation.rounds:
-        method = Activations(method, activation)
+    activation, key_values = parts.pop("activation"), parts.pop("kv")
+    method = Activations(method, activation) if activation.rounds else method
+    method = KeyValues(method, key_values) if key_values.rounds else method
     return Run(
         **(parts | {"method": method}),
         device=config.device,

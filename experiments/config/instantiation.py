@@ -20,7 +20,7 @@ from experiments.models.source import ModelSource
 from experiments.runs.calibration import CalibrationSource
 from experiments.runs.logger import Logger
 from experiments.runs.search import NoSearch, Search
-from sinq import ActivationFormat, Layers, Method
+from sinq import ActivationFormat, KeyValueFormat, Layers, Method
 from sinq.common.options import shown
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "text": (Text,),
     "method": (Method,),
     "activation": (ActivationFormat,),
+    "kv": (KeyValueFormat,),
     "calibration": (CalibrationSource,),
     "layers": (Layers,),
     "evaluation": (Evaluation,),

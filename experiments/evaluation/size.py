@@ -4,7 +4,8 @@
 everything stored for compressed layers, and dense layers in the number format of the original checkpoint.
 `bits_per_weight` is per weight that is present, `bits_per_dense_weight` per weight of the dense model: they
 differ where a method removes weights. `model_nbytes` is the whole model, embeddings and norms included,
-shared tensors once.
+shared tensors once. `kv_bytes_per_token` is what attention keeps of a token, counted on real tensors; it is left out
+where a model keeps no growing cache.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import ClassVar
 
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from sinq import stored_tensors
+from sinq.model.cache_size import cache_nbytes_per_token
 from sinq.model.targets import linear_places, output_head
 
 
@@ -31,6 +33,7 @@ class Size(Evaluation):
         weights = left_dense + sum(part.parameters for part in parts)
         dense_weights = left_dense + sum(part.dense_parameters for part in parts)
         linear = left_dense * stored.itemsize + sum(part.nbytes for part in parts)
+        kv_bytes = cache_nbytes_per_token(context.model, stored)
         return Measurement(
             {
                 "bits_per_weight": 8 * linear / weights,
@@ -43,4 +46,5 @@ class Size(Evaluation):
                 "dense_model_nbytes": dense_whole,
                 "model_ratio": dense_whole / whole,
             }
+            | ({} if kv_bytes is None else {"kv_bytes_per_token": kv_bytes})
         )

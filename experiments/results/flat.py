@@ -4,7 +4,7 @@ A row nests its options as the method nests them: RTN's bits are at `method.grid
 RTN at `method.inner.grid.bits`. Tables, data frames and Weights & Biases ask for the bits, wherever they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.results.paths import get_path, settings
@@ -20,22 +20,38 @@ PREFERRED = ("acc", "acc_norm", "exact_match", "f1")
 
 
 def facts(row: Row) -> dict[str, Any]:
-    """Return method, bits of weights and activations, group_size, calibrated, model and text.
+    """Return method, bits of weights, activations and keys and values, group_size, calibrated, model and text.
 
     None stands for what a row does not have. `bits` are those of the codes: None for the dense model and for
-    a method that chooses them itself. `activation_bits` is None where activations are not rounded.
+    a method that chooses them itself. `activation_bits` is None where activations are not rounded, and
+    `kv_bits`, the mean of keys and values, where those are not.
     """
-    bits, group_size = size(get_path(settings(row), "method"))
+    options = get_path(settings(row), "method")
+    bits, group_size = size(options)
     method = get_path(row, "choices.method") or get_path(row, "identity.method.name")
     return {
         "method": method,
         "bits": bits,
         "group_size": group_size,
-        "activation_bits": get_path(settings(row), "method.inputs.bits"),
+        "activation_bits": next((each["bits"] for each in parts(options, "inputs")), None),
+        "kv_bits": next(map(_kv_bits, parts(options, "kv")), None),
         "calibrated": bool(get_path(row, "identity.calibration")),
         "model": name_of(row, "model"),
         "text": name_of(row, "text"),
     }
+
+
+def parts(method: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield a part of a method's options, and of the methods inside it, outermost first."""
+    while isinstance(method, Mapping):
+        if isinstance(part := method.get(name), Mapping):
+            yield part
+        method = method.get("inner")
+
+
+def _kv_bits(kv: Mapping[str, Any]) -> int | float | None:
+    bits = [get_path(kv, f"{name}.bits") for name in ("keys", "values")]
+    return bits[0] if bits[0] == bits[1] else sum(bits) / 2
 
 
 def name_of(row: Row, part: str) -> str:

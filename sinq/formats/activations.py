@@ -109,12 +109,20 @@ class ActivationFormat:
 
     def scales(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero of ranges, float32 of the shape of the extremes; zero is a whole number."""
-        half = 2 ** (self.bits - 1)
+        scale = self.scale(low, high)
+        return scale, self.zero(low, scale)
+
+    def scale(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return the scale of ranges, float32, above 0."""
         if self.symmetric:
-            scale = torch.maximum(-low, high) * (self.clip_ratio / (half - 1))
-            return _positive(scale), torch.zeros_like(scale)
-        scale = _positive((high - low) * (self.clip_ratio / (2 * half - 1)))
-        return scale, torch.round(-low * self.clip_ratio / scale) - half
+            return _positive(torch.maximum(-low, high) * (self.clip_ratio / (2 ** (self.bits - 1) - 1)))
+        return _positive((high - low) * (self.clip_ratio / (2**self.bits - 1)))
+
+    def zero(self, low: Tensor, scale: Tensor) -> Tensor:
+        """Return the code of 0, a whole number in float32, of ranges that begin at `low`."""
+        if self.symmetric:
+            return torch.zeros_like(scale)
+        return torch.round(-low * self.clip_ratio / scale) - 2 ** (self.bits - 1)
 
     def codes(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Return the nearest codes of x, whole numbers in float32, of the shape of `grouped(x)`."""

@@ -167,6 +167,16 @@ class Rotation:
         bits = torch.randint(2, (size,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return cls(pack(bits, 1).to(device), size)
 
+    @classmethod
+    def plain(cls, size: int, device: torch.device | str = "cpu") -> Self:
+        """Return the rotation of `size` inputs without signs, H/√n.
+
+        Raises:
+            NotApplicable: no Hadamard matrix of this size is known (see `factors`).
+        """
+        factors(size)
+        return cls(torch.zeros(packed_bytes(size, 1), dtype=torch.uint8, device=device), size)
+
     def apply(self, rows: Tensor) -> Tensor:
         """Return Q·x for each row x of (..., n): rows·Qᵀ, float32."""
         return _product(rows.float() * self._scaled_signs(), transposed=False)

@@ -1,0 +1,282 @@
+"""Formats of keys and values: the numbers that attention keeps of every token it has seen.
+
+    x ≈ (code − zero) · scale,    codes packed, scale in float16, zero in a byte
+
+A scale is shared by a token's channels (of one head, or of a group in it), by a group of tokens in one channel
+(KIVI, arXiv 2402.02750: keys have outliers in few channels), or by all of a head, found on calibration text
+(PrefixQuant, arXiv 2410.05265). The last tokens may stay dense (`window`).
+
+Which tokens are rounded depends on how many are known, and on nothing else: with `count` tokens, the first
+`KeyValueFormat.rounded(count)`. So a text in one pass and the same text token by token have the same numbers.
+
+`StoredStates` is the value: keys or values of some tokens, as they are kept.
+"""
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sinq.common.errors import NotApplicable
+from sinq.common.options import check, number, one_of, whole
+from sinq.common.reading import entry
+from sinq.common.reading import options as typed_options
+from sinq.formats.activations import UNROUNDED, ActivationFormat
+from sinq.formats.packing import CODES_PER_WORD, pack, unpack
+
+STATE_BITS = (2, 3, 4, 8, UNROUNDED)
+LARGEST_SCALE = torch.finfo(torch.float16).max
+
+
+class Sharing(enum.Enum):
+    """The numbers that share a scale."""
+
+    token = "token"
+    """Channels of one token in a head."""
+    channel = "channel"
+    """Consecutive tokens of one channel."""
+    head = "head"
+    """All of a head, in any text: a static scale."""
+
+
+@dataclass(frozen=True)
+class StateFormat:
+    """The way keys, or values, are rounded.
+
+    Raises:
+        ValueError: an option is out of its range.
+        NotApplicable: options exclude each other.
+    """
+
+    bits: int = UNROUNDED
+    """Bits per code: 2, 3, 4, 8; 16 leaves numbers as they are."""
+    sharing: Sharing = Sharing.token
+    group_size: int = 0
+    """Channels of a token that share a scale (0 for all of a head), or tokens of a channel."""
+    symmetric: bool = False
+    """Have no zero-point."""
+    clip_ratio: float = 1.0
+    """Share of the range that is kept; larger numbers are cut to its ends."""
+
+    def __post_init__(self) -> None:
+        check(
+            self, "kv", bits=one_of(*STATE_BITS), group_size=whole(0), clip_ratio=number(above=0, most=1)
+        )
+        if self.group_size % CODES_PER_WORD:
+            raise NotApplicable(
+                f"kv group_size={self.group_size} is not possible: codes are packed by eight; use a multiple of 8"
+            )
+        if self.sharing is Sharing.channel and not self.group_size:
+            raise NotApplicable("kv sharing=channel needs group_size, the number of tokens, such as 32")
+        if self.sharing is Sharing.head and self.group_size:
+            raise NotApplicable(
+                f"kv group_size={self.group_size} is not possible with sharing=head; use group_size=0"
+            )
+
+    @property
+    def rounds(self) -> bool:
+        """True unless numbers are left as they are."""
+        return self.bits != UNROUNDED
+
+    @property
+    def static(self) -> bool:
+        """True if scales come from calibration text."""
+        return self.rounds and self.sharing is Sharing.head
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are rounded together."""
+        return self.group_size if self.rounds and self.sharing is Sharing.channel else 1
+
+    @property
+    def label(self) -> str:
+        """Bits, and what shares a scale unless it is a token's head: "4", "2 channel g32", "4 static"."""
+        if not self.rounds or self == StateFormat(self.bits):
+            return str(self.bits)
+        shared = {Sharing.token: "", Sharing.channel: " channel", Sharing.head: " static"}[self.sharing]
+        return f"{self.bits}{shared}" + (f" g{self.group_size}" if self.group_size else "")
+
+    @property
+    def numbers(self) -> ActivationFormat:
+        """The arithmetic of codes that share a scale, which are in the last dimension."""
+        return ActivationFormat(self.bits, symmetric=self.symmetric, clip_ratio=self.clip_ratio)
+
+    def require_width(self, width: int) -> None:
+        """Raise `NotApplicable` if heads of `width` channels cannot be stored."""
+        size = self.group_size if self.sharing is Sharing.token and self.group_size else CODES_PER_WORD
+        if self.rounds and width % size:
+            raise NotApplicable(
+                f"kv group_size={self.group_size} is not possible: heads have {width} channels, and groups of"
+                f" {size} do not divide them"
+            )
+
+    def scales(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale, a float16 number above 0 in float32, and zero, a whole number, of ranges."""
+        scale = self.numbers.scale(low, high).clamp_max(LARGEST_SCALE).half().float()
+        scale = torch.where(scale > 0, scale, 1.0)
+        return scale, self.numbers.zero(low, scale)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """Return x (batch, heads, tokens, width) in five dimensions; the last one shares a scale."""
+        if self.sharing is Sharing.channel:
+            return x.unflatten(2, (-1, self.group_size)).transpose(-1, -2)
+        return x.unflatten(-1, (-1, self.group_size or x.shape[-1]))
+
+    def ungrouped(self, x: Tensor) -> Tensor:
+        """Return what `grouped` was made of."""
+        return x.transpose(-1, -2).flatten(2, 3) if self.sharing is Sharing.channel else x.flatten(-2)
+
+
+@dataclass(frozen=True)
+class KeyValueFormat:
+    """The way keys and values are kept.
+
+    Raises:
+        NotApplicable: rotated keys that are not rounded.
+    """
+
+    keys: StateFormat = StateFormat()
+    values: StateFormat = StateFormat()
+    window: int = 0
+    """Number of last tokens that stay dense."""
+    rotate: bool = False
+    """Round keys after a Hadamard transform of each head, which no product of queries and keys sees (QuaRot,
+    arXiv 2404.00456; R3 of SpinQuant, arXiv 2405.16406)."""
+
+    def __post_init__(self) -> None:
+        check(self, "kv", window=whole(0))
+        if self.rotate and not self.keys.rounds:
+            raise NotApplicable("kv.rotate=true is not possible with kv.keys.bits=16: nothing is rounded")
+
+    @property
+    def rounds(self) -> bool:
+        return self.keys.rounds or self.values.rounds
+
+    @property
+    def static(self) -> bool:
+        return self.keys.static or self.values.static
+
+    @property
+    def label(self) -> str:
+        """A short label for people: "KV4", "K8 V4", "KV4 rotated", "K2 channel g32 V2 g32, last 128 dense"."""
+        same = self.keys.label == self.values.label
+        label = f"KV{self.keys.label}" if same else f"K{self.keys.label} V{self.values.label}"
+        rotated = " rotated" if self.rotate else ""
+        return label + rotated + (f", last {self.window} dense" if self.window else "")
+
+    def rounded(self, count: int) -> int:
+        """Return how many of the first tokens are rounded when `count` are known."""
+        if not self.rounds:
+            return 0
+        step = math.lcm(self.keys.tokens, self.values.tokens)
+        return max(0, count - self.window) // step * step
+
+    @property
+    def immediate(self) -> bool:
+        """True if a token is rounded as soon as it is known, so that no token is seen dense."""
+        return self.rounds and self.rounded(1) == 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options as plain JSON values; `from_json` is the inverse."""
+        states = {name: _as_json(getattr(self, name)) for name in ("keys", "values")}
+        return states | {"window": self.window, "rotate": self.rotate}
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> Self:
+        """Return the format that a file describes.
+
+        Raises:
+            ValueError: an option is unknown, or has a value of another type or that no format could have.
+        """
+        states = {name: _from_json(entry(options, name, Mapping)) for name in ("keys", "values")}
+        return cls(**typed_options(cls, {**options, **states}, "key-value format"))
+
+
+def _as_json(states: StateFormat) -> dict[str, Any]:
+    return vars(states) | {"sharing": states.sharing.name}
+
+
+def _from_json(options: Mapping[str, Any]) -> StateFormat:
+    name = entry(options, "sharing", str)
+    if name not in Sharing.__members__:
+        raise ValueError(
+            f"sharing={name} is not possible; it must be one of {', '.join(Sharing.__members__)}"
+        )
+    return StateFormat(**typed_options(StateFormat, {**options, "sharing": Sharing[name]}, "states"))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredStates:
+    """Keys or values of consecutive tokens, (batch, heads, tokens, width), as they are kept.
+
+    Dimension 0 of every tensor is the batch, dimension 2 tokens or groups of them.
+    """
+
+    format: StateFormat
+    codes: Tensor
+    """Packed, uint8 (batch, heads, …, bytes); the numbers themselves where nothing is rounded."""
+    scale: Tensor | None = None
+    """float16 (batch, heads, …, 1); None where scales are static."""
+    zero: Tensor | None = None
+    """int8 of the same shape; None for symmetric codes, and where zeros are static."""
+
+    @classmethod
+    def of(cls, format: StateFormat, x: Tensor, static: tuple[Tensor, Tensor] | None = None) -> Self:
+        """Round keys or values (batch, heads, tokens, width).
+
+        Args:
+            static: scale and zero, float32 (heads, 1, 1, 1), where the format has static scales.
+        """
+        if not format.rounds:
+            return cls(format, x)
+        numbers, grouped = format.numbers, format.grouped(x.float())
+        scale, zero = static or format.scales(*numbers.extremes(grouped))
+        codes = numbers.codes(grouped, scale, zero)
+        packed = _packed((codes + 2 ** (format.bits - 1)).to(torch.uint8), format.bits)
+        if static is not None:
+            return cls(format, packed)
+        return cls(format, packed, scale.half(), None if format.symmetric else zero.to(torch.int8))
+
+    def read(self, dtype: torch.dtype, static: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the numbers that are stored, (batch, heads, tokens, width)."""
+        if not self.format.rounds:
+            return self.codes.to(dtype)
+        codes = _unpacked(self.codes, self.format.bits).float() - 2 ** (self.format.bits - 1)
+        if static is not None:
+            scale, zero = static
+        else:
+            assert self.scale is not None
+            scale = self.scale.float()
+            zero = torch.zeros_like(scale) if self.zero is None else self.zero.float()
+        return self.format.ungrouped((codes - zero) * scale).to(dtype)
+
+    def followed_by(self, other: Self) -> Self:
+        """Return these tokens and those of another value after them."""
+        pairs = {name: (tensor, getattr(other, name)) for name, tensor in self.tensors().items()}
+        return replace(self, **{name: torch.cat(pair, dim=2) for name, pair in pairs.items()})
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return this value with a change of each tensor, such as a selection in the batch."""
+        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all stored tensors by name."""
+        named = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Return codes packed along the last dimension, whose size is a multiple of 8."""
+    if bits == 8:
+        return codes
+    return pack(codes, bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 8)
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    if bits == 8:
+        return packed
+    return unpack(packed.reshape(-1), bits, (*packed.shape[:-1], packed.shape[-1] * 8 // bits))

@@ -1,0 +1,111 @@
+"""Rounding of keys and values after a method has compressed the weights: KV8, KV4, KV2.
+
+Any method may be inside, the dense model included. Static scales are found behind everything that the inner
+method did, its rounded activations among them. The seam is `model/key_values.py`, the format in
+`formats/key_values.py`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sinq.calibration.data import Calibration
+from sinq.calibration.statistics import Statistic
+from sinq.common.errors import PASS_CALIBRATION, NotApplicable
+from sinq.common.timing import Clock, timed
+from sinq.formats.key_values import KeyValueFormat, StateFormat
+from sinq.methods.base import Method
+from sinq.methods.report import CompressionReport
+from sinq.model.attention import head_shapes
+from sinq.model.blocks import run_model
+from sinq.model.context import Context
+from sinq.model.edits import edit
+from sinq.model.key_value_edits import RoundKeyValues, watching_key_values
+from sinq.model.walk import walk
+
+
+@dataclass(frozen=True)
+class KeptFormat:
+    """Label of a format of weights, if there is one, with that of keys and values."""
+
+    weights: Any
+    kv: KeyValueFormat
+
+    @property
+    def label(self) -> str:
+        """ "4-bit g64 KV4", or "KV4" where weights have no one format."""
+        return self.kv.label if self.weights is None else f"{self.weights.label} {self.kv.label}"
+
+
+@dataclass(frozen=True)
+class KeyValues(Method):
+    """A model compressed by `inner`, whose keys and values are rounded when attention keeps them.
+
+    Raises:
+        NotApplicable: nothing would be rounded.
+    """
+
+    name: ClassVar[str] = "key_values"
+
+    inner: Method
+    kv: KeyValueFormat = field(default_factory=lambda: KeyValueFormat(StateFormat(4), StateFormat(4)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.kv.rounds:
+            raise NotApplicable("kv with 16 bits rounds nothing; use kv.keys.bits=4 kv.values.bits=4")
+
+    @property
+    def format(self) -> KeptFormat:
+        """Label of both formats."""
+        return KeptFormat(getattr(self.inner, "format", None), self.kv)
+
+    @property
+    def label(self) -> str:
+        return f"{self.inner.label} {self.kv.label}"
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        return self.inner.statistic
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.inner.needs_calibration or self.kv.static
+
+    def compress(
+        self,
+        model: nn.Module,
+        calibration: Calibration | None = None,
+        context: Context = Context(),
+    ) -> CompressionReport:
+        self.check_given(model, calibration)
+        if self.kv.static and calibration is None:
+            raise NotApplicable(f"{self.kv.label} needs calibration text; {PASS_CALIBRATION}")
+        shapes = head_shapes(model)
+        for _, width in shapes.values():
+            self.kv.keys.require_width(width)
+            self.kv.values.require_width(width)
+        self.check_running(model, calibration)
+        report = self.inner.compress(model, calibration, context)
+        for name, (heads, width) in shapes.items():
+            edit(model, RoundKeyValues(name, heads, width, self.kv.as_json()))
+        clock = Clock()
+        if self.kv.static and calibration is not None:
+            settle(model, calibration, context, clock)
+        return replace(
+            report, seconds_statistics=report.seconds_statistics + clock.seconds, method=self.label
+        )
+
+
+@torch.no_grad()
+def settle(model: nn.Module, calibration: Calibration, context: Context, clock: Clock) -> None:
+    """Set the static scales of a model's keys and values from text, one block on the device at a time.
+
+    Args:
+        clock: the time of running the model is added to it.
+    """
+    with watching_key_values(model):
+        for block in walk(model, calibration.tokens, context, clock=clock):
+            block.advance()  # also the last, whose outputs no block needs
