@@ -29,7 +29,7 @@ class Size(Evaluation):
         dense_whole = sum(tensor.nbytes for tensor in stored_tensors(context.loaded.model, stored).values())
         head = output_head(context.model)
         left_dense = sum(target.numel for target in linear_places(context.model) if target.module is not head)
-        parts = context.report.parts
+        parts = [part for part in context.report.parts if part.dense_parameters]  # a prefix has none
         weights = left_dense + sum(part.parameters for part in parts)
         dense_weights = left_dense + sum(part.dense_parameters for part in parts)
         linear = left_dense * stored.itemsize + sum(part.nbytes for part in parts)

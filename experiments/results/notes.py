@@ -34,6 +34,9 @@ WORDS: Mapping[str, str] = {
     "rows_kept_codes": "rows kept their codes",
     "widened_groups": "groups widened by outliers",
     "outliers_of_score_0": "outliers of score 0",
+    "outliers_per_window": "outlier tokens in a window before, of the block with the most:",
+    "largest_ratio": "largest ratio of a token to the median before:",
+    "largest_ratio_behind_prefix": "largest ratio of a token to the median behind the prefix:",
     "mask_overlap": "outliers that two halves of the calibration agree on",
 }
 """Name of a decision → words. Other names are shown with blanks for underscores."""
@@ -55,10 +58,11 @@ def decisions(row: Row, layers: "pd.DataFrame | None") -> list[str]:
 
 def _words(label: str, count: Any, row: Row, layers: "pd.DataFrame | None") -> str:
     name, _, value = label.partition("=")
-    where = _kinds(label, layers)
+    what, found = WORDS.get(name, name.replace("_", " ")), _found(label, layers)
+    if value and found and not any("." in each for each in found):
+        return f"{what} {value}"  # a part of the whole model, not a layer
     changed = _change(name, value, row)
-    inside = " ".join(filter(None, (", ".join(where), changed)))
-    what = WORDS.get(name, name.replace("_", " "))
+    inside = " ".join(filter(None, (", ".join(_kinds(found)), changed)))
     return f"{what} in {count} layer{'s' * (count != 1)}" + (f" ({inside})" if inside else "")
 
 
@@ -70,13 +74,18 @@ def _change(name: str, value: str, row: Row) -> str:
     return f"{asked} → {value}" if asked is not None else f"→ {value}"
 
 
-def _kinds(label: str, layers: "pd.DataFrame | None") -> list[str]:
-    """Return the kinds of the layers that have a decision, such as down_proj; some of them, where many."""
+def _found(label: str, layers: "pd.DataFrame | None") -> list[str]:
+    """Return the names of the parts that have a decision."""
     if layers is None or "decisions" not in layers or "name" not in layers:
         return []
     pattern = rf"(?:^|; ){re.escape(label)}(?:=|;|$)"
-    found = layers[layers["decisions"].fillna("").astype(str).str.contains(pattern)]
-    kinds = list(dict.fromkeys(str(name).rpartition(".")[2] for name in found["name"]))
+    matching = layers["decisions"].fillna("").astype(str).str.contains(pattern)
+    return [str(name) for name in layers[matching]["name"]]
+
+
+def _kinds(names: Sequence[str]) -> list[str]:
+    """Return the kinds of layers, such as down_proj; some of them, where many."""
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     return kinds if len(kinds) <= NAMED else [*kinds[:NAMED], f"{len(kinds) - NAMED} more"]
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sinq.common.errors import NotApplicable
 from sinq.model.blocks import FOREIGN_ERRORS, find_blocks
@@ -61,7 +61,7 @@ def head_shapes(model: Any) -> dict[str, tuple[int, int]]:
         NotApplicable: the model keeps something else than growing keys and values, or values of another shape.
     """
     found = attentions(model)
-    kept = kept_layers(model)
+    kept = kept_layers(model, torch.zeros(1, TRIED_IDS, dtype=torch.long))
     wrong = next((layer for layer in kept if type(layer).__name__ != "DynamicLayer"), None)
     if wrong is not None or len(kept) != len(found):
         what = "a sliding window" if getattr(wrong, "is_sliding", False) else "other states than keys and values"
@@ -79,16 +79,15 @@ def head_shapes(model: Any) -> dict[str, tuple[int, int]]:
 
 
 @torch.no_grad()
-def kept_layers(model: Any, tokens: int = TRIED_IDS) -> list[Any]:
-    """Return the layers of the cache that a model makes for some tokens.
+def kept_layers(model: Any, ids: Tensor) -> list[Any]:
+    """Return the layers of the cache that a model makes for ids (batch, tokens).
 
     Raises:
         NotApplicable: it makes none.
     """
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
     try:
         with evaluating(model):
-            output = model(ids, use_cache=True)
+            output = model(ids.to(next(model.parameters()).device), use_cache=True)
     except FOREIGN_ERRORS as error:
         raise NotApplicable(f"{type(model).__name__} cannot be run with a cache: {error}") from error
     kept = next((value for name in CACHE_NAMES if (value := output.get(name)) is not None), None)

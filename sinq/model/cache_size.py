@@ -25,7 +25,9 @@ def cache_nbytes_per_token(model: Any, stored: torch.dtype) -> float | None:
     positions = getattr(model.config, "max_position_embeddings", None) or COUNTED_TOKENS
     length = min(COUNTED_TOKENS, positions // 2)
     try:
-        whole, half = (kept_layers(model, count) for count in (length, length // 2))
+        whole, half = (
+            kept_layers(model, torch.zeros(1, count, dtype=torch.long)) for count in (length, length // 2)
+        )
     except NotApplicable:
         return None
     if any(getattr(layer, "is_sliding", True) for layer in whole):
