@@ -86,6 +86,7 @@ __all__ = [
     "Site",
     "SiteKind",
     "SparseOutliers",
+    "StateFormat",
     "Tuned",
     "assign",
     "choose",

@@ -118,4 +118,3 @@ def watched_modules(model: nn.Module) -> list[str]:
 
 def _names(model: nn.Module) -> dict[nn.Module, str]:
     return {module: name for name, module in model.named_modules()}
-

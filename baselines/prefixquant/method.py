@@ -3,7 +3,8 @@
 A scale that is fixed beforehand and shared by all tokens is spoilt by the few with massive activations. Their
 number in a text is fixed, and they come first: attention needs somewhere to go. So the method finds which
 tokens they are, and puts them before every text, once, as keys and values that are never rounded; the text
-itself then has none. What remains is rounded by `inner`, by rounded activations and keys and values around it:
+itself then has none. What remains is rounded by `inner`, by rounded activations and keys and values around
+it:
 
     method=prefixquant      RTN, static activations of 4 bits, static keys and values of 4 bits
     method=prefix           the dense model with the same prefix, which rows should be compared with
@@ -27,6 +28,7 @@ from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, several, whole
 from sinq.common.timing import timed
 from sinq.formats.base import Format
+from sinq.methods.base import require_once
 from sinq.model.attention import head_shapes, kept_layers, position_modules
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import PrefixKeyValues, ShiftPositions, key_value_stores
@@ -52,7 +54,14 @@ class Prefix(Method):
     """Ids of the prefix; empty to detect them."""
 
     def __post_init__(self) -> None:
-        check(self, "method", threshold=number(above=1), rare=number(least=0, most=1), tokens=several(whole(0), least=0))
+        check(
+            self,
+            "method",
+            threshold=number(above=1),
+            rare=number(least=0, most=1),
+            tokens=several(whole(0), least=0),
+        )
+        require_once(self)
 
     @property
     def format(self) -> Format | None:
@@ -85,9 +94,7 @@ class Prefix(Method):
             part = self._begin(model, calibration, context, shapes, begin)
         report = self.inner.compress(model, calibration, context)
         seconds = report.seconds_statistics + clock.seconds
-        return replace(
-            report, parts=(*report.parts, part), seconds_statistics=seconds, method=self.label
-        )
+        return replace(report, parts=(*report.parts, part), seconds_statistics=seconds, method=self.label)
 
     def _begin(
         self,
@@ -99,7 +106,8 @@ class Prefix(Method):
     ) -> PartReport:
         """Find the tokens, unless they are given, and put them before every text."""
         if self.tokens:
-            ids, found = list(self.tokens), ()
+            ids = list(self.tokens)
+            found: tuple[Decision, ...] = ()
             nbytes = begin_texts(model, ids, shapes)
         elif calibration is None:
             raise NotApplicable(f"the tokens of a prefix are found on calibration text; {PASS_CALIBRATION}")

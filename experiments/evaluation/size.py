@@ -4,8 +4,8 @@
 everything stored for compressed layers, and dense layers in the number format of the original checkpoint.
 `bits_per_weight` is per weight that is present, `bits_per_dense_weight` per weight of the dense model: they
 differ where a method removes weights. `model_nbytes` is the whole model, embeddings and norms included,
-shared tensors once. `kv_bytes_per_token` is what attention keeps of a token, counted on real tensors; it is left out
-where a model keeps no growing cache.
+shared tensors once. `kv_bytes_per_token` is what attention keeps of a token, counted on real tensors; it is
+left out where a model keeps no growing cache.
 """
 
 from dataclasses import dataclass

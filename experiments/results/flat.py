@@ -20,7 +20,7 @@ PREFERRED = ("acc", "acc_norm", "exact_match", "f1")
 
 
 def facts(row: Row) -> dict[str, Any]:
-    """Return method, bits of weights, activations and keys and values, group_size, calibrated, model and text.
+    """Return method, bits (of weights, activations, keys and values), group_size, calibrated, model, text.
 
     None stands for what a row does not have. `bits` are those of the codes: None for the dense model and for
     a method that chooses them itself. `activation_bits` is None where activations are not rounded, and
@@ -50,7 +50,7 @@ def parts(method: Any, name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _kv_bits(kv: Mapping[str, Any]) -> int | float | None:
-    bits = [get_path(kv, f"{name}.bits") for name in ("keys", "values")]
+    bits = [get_path(dict(kv), f"{name}.bits") for name in ("keys", "values")]
     return bits[0] if bits[0] == bits[1] else sum(bits) / 2
 
 

@@ -2,9 +2,9 @@
 
     x ≈ (code − zero) · scale,    codes packed, scale in float16, zero in a byte
 
-A scale is shared by a token's channels (of one head, or of a group in it), by a group of tokens in one channel
-(KIVI, arXiv 2402.02750: keys have outliers in few channels), or by all of a head, found on calibration text
-(PrefixQuant, arXiv 2410.05265). The last tokens may stay dense (`window`).
+A scale is shared by a token's channels (of one head, or of a group in it), by a group of tokens in one
+channel (KIVI, arXiv 2402.02750: keys have outliers in few channels), or by all of a head, found on
+calibration text (PrefixQuant, arXiv 2410.05265). The last tokens may stay dense (`window`).
 
 Which tokens are rounded depends on how many are known, and on nothing else: with `count` tokens, the first
 `KeyValueFormat.rounded(count)`. So a text in one pass and the same text token by token have the same numbers.
@@ -15,7 +15,7 @@ Which tokens are rounded depends on how many are known, and on nothing else: wit
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -63,12 +63,10 @@ class StateFormat:
     """Share of the range that is kept; larger numbers are cut to its ends."""
 
     def __post_init__(self) -> None:
-        check(
-            self, "kv", bits=one_of(*STATE_BITS), group_size=whole(0), clip_ratio=number(above=0, most=1)
-        )
+        check(self, "kv", bits=one_of(*STATE_BITS), group_size=whole(0), clip_ratio=number(above=0, most=1))
         if self.group_size % CODES_PER_WORD:
             raise NotApplicable(
-                f"kv group_size={self.group_size} is not possible: codes are packed by eight; use a multiple of 8"
+                f"kv group_size={self.group_size} is not possible: codes are packed by 8; use a multiple of 8"
             )
         if self.sharing is Sharing.channel and not self.group_size:
             raise NotApplicable("kv sharing=channel needs group_size, the number of tokens, such as 32")
@@ -162,7 +160,7 @@ class KeyValueFormat:
 
     @property
     def label(self) -> str:
-        """A short label for people: "KV4", "K8 V4", "KV4 rotated", "K2 channel g32 V2 g32, last 128 dense"."""
+        """A short label for people: "KV4", "KV4 rotated", "K2 channel g32 V2 g32, last 128 dense"."""
         same = self.keys.label == self.values.label
         label = f"KV{self.keys.label}" if same else f"K{self.keys.label} V{self.values.label}"
         rotated = " rotated" if self.rotate else ""
@@ -192,7 +190,7 @@ class KeyValueFormat:
         Raises:
             ValueError: an option is unknown, or has a value of another type or that no format could have.
         """
-        states = {name: _from_json(entry(options, name, Mapping)) for name in ("keys", "values")}
+        states = {name: _from_json(entry(options, name, dict)) for name in ("keys", "values")}
         return cls(**typed_options(cls, {**options, **states}, "key-value format"))
 
 
@@ -257,11 +255,14 @@ class StoredStates:
     def followed_by(self, other: Self) -> Self:
         """Return these tokens and those of another value after them."""
         pairs = {name: (tensor, getattr(other, name)) for name, tensor in self.tensors().items()}
-        return replace(self, **{name: torch.cat(pair, dim=2) for name, pair in pairs.items()})
+        return self._with({name: torch.cat(pair, dim=2) for name, pair in pairs.items()})
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return this value with a change of each tensor, such as a selection in the batch."""
-        return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
+        return self._with({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> Self:
+        return type(self)(self.format, tensors["codes"], tensors.get("scale"), tensors.get("zero"))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all stored tensors by name."""

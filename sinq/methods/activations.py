@@ -17,7 +17,7 @@ from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock, timed
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
-from sinq.methods.base import Method
+from sinq.methods.base import Method, require_once
 from sinq.methods.report import CompressionReport
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
@@ -58,6 +58,7 @@ class Activations(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_once(self)
         if not self.inner.changes_model:
             raise NotApplicable(
                 f"activation {self.inputs.label} is not possible with {type(self.inner).__name__}: inputs of"

@@ -14,12 +14,11 @@ from torch import nn
 from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.errors import PASS_CALIBRATION, NotApplicable
-from sinq.common.timing import Clock, timed
+from sinq.common.timing import Clock
 from sinq.formats.key_values import KeyValueFormat, StateFormat
-from sinq.methods.base import Method
+from sinq.methods.base import Method, require_once
 from sinq.methods.report import CompressionReport
 from sinq.model.attention import head_shapes
-from sinq.model.blocks import run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import RoundKeyValues, watching_key_values
@@ -54,6 +53,7 @@ class KeyValues(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_once(self)
         if not self.kv.rounds:
             raise NotApplicable("kv with 16 bits rounds nothing; use kv.keys.bits=4 kv.values.bits=4")
 

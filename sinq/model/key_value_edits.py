@@ -94,8 +94,8 @@ class Shift:
             table = module.num_embeddings - getattr(module, "offset", 0)
             if int(shifted.max()) >= table:
                 raise ValueError(
-                    f"a text of {int(positions.max()) + 1} tokens behind a prefix of {self.by} has more positions"
-                    f" than the {table} that the model has learned; use shorter windows"
+                    f"a text of {int(positions.max()) + 1} tokens behind a prefix of {self.by} has more"
+                    f" positions than the {table} that the model has learned; use shorter windows"
                 )
         return shifted
 

@@ -3,7 +3,8 @@
     keys for attention:   prefix | rounded tokens | dense tokens
 
 transformers gives every decoder a cache of layers, or none. `KeyValueStore` (`key_values.py`) puts a
-`KeyValueLayer` in place of a layer, or makes one for a single pass. Rounding is done once, when tokens come in.
+`KeyValueLayer` in place of a layer, or makes one for a single pass. Rounding is done once, when tokens come
+in.
 
 With a dense window, a token in one pass is dense for the queries near it and rounded for later ones. So it
 stands twice among the keys, and the mask (`Columns.mask`) shows each query the one that token by token
@@ -26,8 +27,10 @@ Pair = tuple[Tensor, Tensor]
 class Store(Protocol):
     """What a layer needs of the attention module it belongs to."""
 
-    format: KeyValueFormat
     prefix_length: int
+
+    @property
+    def format(self) -> KeyValueFormat: ...
 
     def see(self, keys: Tensor, values: Tensor) -> None:
         """Take notice of new keys and values (batch, heads, tokens, width)."""
@@ -143,12 +146,29 @@ class KeyValueLayer:
     def is_initialized(self) -> bool:
         return self._length > 0
 
+    @property
+    def rounds(self) -> bool:
+        """True unless all tokens stay dense."""
+        return self._store.format.rounds
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys of the tokens that are dense, (batch, heads, tokens, width)."""
+        assert self._dense is not None
+        return self._dense[0]
+
+    @property
+    def values(self) -> Tensor:
+        """Values of the same tokens."""
+        assert self._dense is not None
+        return self._dense[1]
+
     def columns(self, queries: int) -> Columns:
         """Return the keys that the next call sees."""
         return Columns(self._store.format, self._store.prefix_length, self._length, queries)
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> Pair:
-        """Keep keys and values (batch, heads, tokens, width) of new tokens, and return those for attention."""
+        """Keep keys and values (batch, heads, tokens, width) of new tokens; return those for attention."""
         self._store.see(keys, values)
         columns = self.columns(keys.shape[2])
         first = columns.format.rounded(self._length)  # position of the first dense token

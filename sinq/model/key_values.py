@@ -1,9 +1,10 @@
 """Keys and values of attention, rounded and prefixed: the seam between the projections and the softmax.
 
-Every decoder of transformers hands new keys (after rotary embedding) and values to `cache.update`, and goes on
-with what that returns. A hook before the attention module gives it a cache whose layer is a `KeyValueLayer`
-(`key_value_layer.py`): in place of the layer of the cache that was passed, or for this one call. So a text in
-one pass, `generate`, batches and beams meet the same numbers, and no attention code is replaced.
+Every decoder of transformers hands new keys (after rotary embedding) and values to `cache.update`, and goes
+on with what that returns. A hook before the attention module gives it a cache whose layer is a
+`KeyValueLayer` (`key_value_layer.py`): in place of the layer of the cache that was passed, or for this one
+call. So a text in one pass, `generate`, batches and beams meet the same numbers, and no attention code is
+replaced.
 
 The edits that install it are in `key_value_edits.py`.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinq.formats.checks import require_finite, require_names, require_tensor
 from sinq.formats.key_values import KeyValueFormat, StateFormat, StoredStates
@@ -29,8 +30,8 @@ class KeyValueStore(StoredNumbers):
     """The way an attention module keeps keys and values, and what it stores for every text.
 
     Buffers: `prefix_keys`, `prefix_values` (heads, tokens, width) of a prefix, in the dtype of the model;
-    `key_scale`, `value_scale`, float32 (heads,), and `key_zero`, `value_zero` of static formats, 1 and 0 until
-    `settle` sets them from what was seen.
+    `key_scale`, `value_scale`, float32 (heads,), and `key_zero`, `value_zero` of static formats, 1 and 0
+    until `settle` sets them from what was seen.
     """
 
     def __init__(self, heads: int, width: int) -> None:
@@ -135,15 +136,17 @@ class KeyValueStore(StoredNumbers):
             return KeyValueLayer(self)
         layers = getattr(cache, "layers", None)
         if layers is None:
-            raise ValueError(f"a {type(cache).__name__} cannot keep rounded keys and values; use DynamicCache")
+            raise ValueError(
+                f"a {type(cache).__name__} cannot keep rounded keys and values; use DynamicCache"
+            )
         while len(layers) <= index:
             layers.append(cache.layer_class_to_replicate())
         if not isinstance(layers[index], KeyValueLayer):
             if type(layers[index]).__name__ != "DynamicLayer" or layers[index].get_seq_length():
                 raise ValueError(
                     f"layer {index} of the cache is a {type(layers[index]).__name__} of"
-                    f" {layers[index].get_seq_length()} tokens; rounded keys and values need a DynamicCache that"
-                    " is empty at first"
+                    f" {layers[index].get_seq_length()} tokens; rounded keys and values need a DynamicCache"
+                    " that is empty at first"
                 )
             layers[index] = KeyValueLayer(self)
         return layers[index]
@@ -182,7 +185,8 @@ class OneCall:
 def enter_store(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Let an attention module keep keys and values in its store: a hook before its forward."""
     store: KeyValueStore = getattr(attention, STORE)
-    name = next((name for name in CACHE_NAMES if name in kwargs), None) or cache_argument(type(attention))
+    named = (name for name in CACHE_NAMES if name in kwargs)
+    name = next(named, None) or str(cache_argument(type(attention)))
     cache = kwargs.get(name)
     layer = store.layer_in(cache, attention.layer_idx)
     states: Tensor = args[0] if args else kwargs["hidden_states"]

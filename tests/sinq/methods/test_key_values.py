@@ -1,0 +1,118 @@
+"""Rounded keys and values around methods: composition, static scales, the order of errors, refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sinq
+from baselines.dense import Dense
+from baselines.gptq import GPTQ
+from baselines.rtn import RTN
+from sinq import (
+    SINQ,
+    ActivationFormat,
+    Activations,
+    Calibration,
+    Grid,
+    KeyValueFormat,
+    KeyValues,
+    Method,
+    NotApplicable,
+    StateFormat,
+)
+from sinq.formats.activations import Per
+from sinq.formats.key_values import Sharing
+from sinq.model.key_value_edits import key_value_stores
+from tests.conftest import tiny_model
+
+ARCHITECTURES = ("llama", "qwen3-tied", "moe", "gpt2", "opt")
+GRID = Grid(bits=4, group_size=32)
+TOKENS = torch.arange(2 * 40).reshape(2, 40) % 90
+TEXT = Calibration(TOKENS)
+FOUR = KeyValueFormat(StateFormat(4), StateFormat(4))
+PER_HEAD = StateFormat(8, Sharing.head)
+STATIC = KeyValueFormat(PER_HEAD, PER_HEAD)
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    found: Tensor = model(TOKENS).logits
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_more_bits_are_nearer_to_dense_keys_and_values(architecture: str) -> None:
+    target, distances = logits(tiny_model(architecture)), []
+    for bits in (2, 3, 4, 8):
+        model = tiny_model(architecture)
+        states = StateFormat(bits)
+        report = KeyValues(Dense(), KeyValueFormat(states, states)).compress(model)
+        assert report.parts == ()
+        distances.append((logits(model) - target).norm() / target.norm())
+    assert distances == sorted(distances, reverse=True)
+    assert 0 < distances[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [SINQ(GRID), GPTQ(RTN(GRID)), Activations(SINQ(GRID), ActivationFormat(8, Per.tensor, static=True))],
+    ids=lambda inner: inner.label,
+)
+@pytest.mark.parametrize("kv", [FOUR, STATIC], ids=lambda kv: kv.label)
+def test_weights_are_those_of_the_inner_method(inner: Method, kv: KeyValueFormat, tmp_path: Path) -> None:
+    alone, model = tiny_model("llama"), tiny_model("llama")
+    inner.compress(alone, TEXT)
+    report = KeyValues(inner, kv).compress(model, TEXT)
+    expected = alone.state_dict()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.items())
+    assert report.method == f"{inner.label} {kv.label}"
+    sinq.save(model, tmp_path)
+    assert torch.equal(logits(sinq.load(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_static_scales_are_the_extremes_of_heads(architecture: str, symmetric: bool) -> None:
+    """Against the keys and values of an ordinary cache of the same windows."""
+    states = StateFormat(8, Sharing.head, symmetric=symmetric)
+    dense, model = tiny_model(architecture), tiny_model(architecture)
+    KeyValues(Dense(), KeyValueFormat(states, states)).compress(model, TEXT)
+    with torch.no_grad():
+        output = dense(TOKENS, use_cache=True)
+    kept = output.get("cache", output.get("past_key_values")).layers
+    for (_, store), layer in zip(key_value_stores(model).items(), kept, strict=True):
+        for name, tensor in (("key", layer.keys), ("value", layer.values)):
+            by_head = tensor.transpose(0, 1).flatten(1)
+            if symmetric:
+                expected = by_head.abs().amax(1) / 127
+            else:
+                expected = (by_head.amax(1).clamp_min(0) - by_head.amin(1).clamp_max(0)) / 255
+            torch.testing.assert_close(store.get_buffer(f"{name}_scale"), expected, rtol=2e-3, atol=1e-6)
+
+
+def test_static_scales_are_checked_on_loading() -> None:
+    model = tiny_model("llama")
+    KeyValues(Dense(), STATIC).compress(model, TEXT)
+    store: Any = next(iter(key_value_stores(model).values()))
+    tensors = dict(store.named_buffers())
+    with pytest.raises(ValueError, match="scales must be above 0"):
+        store.take(tensors | {"key_scale": -tensors["key_scale"]})
+    with pytest.raises(ValueError, match="key_scale"):
+        store.take(tensors | {"key_scale": tensors["key_scale"][:1]})
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "message"),
+    [
+        (lambda: KeyValues(Dense(), KeyValueFormat()), None, "rounds nothing"),
+        (lambda: KeyValues(Dense(), STATIC), None, "needs calibration text"),
+        (lambda: KeyValues(Dense(), KeyValueFormat(StateFormat(2, group_size=32))), None, "groups of 32"),
+        (lambda: KeyValues(KeyValues(Dense(), FOUR), FOUR), None, "around another KeyValues"),
+    ],
+)
+def test_impossible_combinations_are_refused(method: Any, text: Any, message: str) -> None:
+    with pytest.raises(NotApplicable, match=message):
+        method().compress(tiny_model("llama"), text)
