@@ -7,7 +7,6 @@ no keys.
 """
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ POSITIONS = ("rotary_emb", "wpe", "embed_positions")
 TRIED_IDS = 2
 
 
-@cache
 def cache_argument(kind: Any) -> str | None:
     """Return the name of the argument of a module class's forward that is a cache; None if it has none."""
     taken = inspect.signature(kind.forward).parameters
