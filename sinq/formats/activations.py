@@ -60,6 +60,9 @@ class ActivationFormat:
     """Find the scale on calibration text, with `per: tensor` only."""
     clip_ratio: float = 1.0
     """Share of the range that is kept; larger values are cut to its ends."""
+    search_windows: int = 0
+    """Windows of calibration text on which the share that a static scale keeps is searched, by the error of
+    the block's output (PrefixQuant, arXiv 2410.05265); 0 keeps all of `clip_ratio`."""
 
     def __post_init__(self) -> None:
         check(
@@ -68,7 +71,13 @@ class ActivationFormat:
             bits=one_of(*ACTIVATION_BITS),
             group_size=whole(0),
             clip_ratio=number(above=0, most=1),
+            search_windows=whole(0),
         )
+        if self.search_windows and not self.static:
+            raise NotApplicable(
+                f"activation.search_windows={self.search_windows} is not possible with"
+                " activation.static=false: dynamic scales are not searched"
+            )
         if self.group_size and self.per is not Per.token:
             raise NotApplicable(
                 f"activation.group_size={self.group_size} is not possible with"
@@ -89,7 +98,8 @@ class ActivationFormat:
     def label(self) -> str:
         """A short label for people, after the field's W4A8: "A8", "A4 g64", "A8 static"."""
         shared = f" g{self.group_size}" if self.group_size else ""
-        return f"A{self.bits}{shared if self.per is Per.token else ' static' if self.static else ' tensor'}"
+        static = " static, searched" if self.search_windows else " static"
+        return f"A{self.bits}{shared if self.per is Per.token else static if self.static else ' tensor'}"
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value that share a scale, float32, 0 among them.

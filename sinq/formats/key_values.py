@@ -61,6 +61,8 @@ class StateFormat:
     """Have no zero-point."""
     clip_ratio: float = 1.0
     """Share of the range that is kept; larger numbers are cut to its ends."""
+    search: bool = False
+    """Search the share that a static scale keeps, by the squared error of each head on calibration text."""
 
     def __post_init__(self) -> None:
         check(self, "kv", bits=one_of(*STATE_BITS), group_size=whole(0), clip_ratio=number(above=0, most=1))
@@ -73,6 +75,11 @@ class StateFormat:
         if self.sharing is Sharing.head and self.group_size:
             raise NotApplicable(
                 f"kv group_size={self.group_size} is not possible with sharing=head; use group_size=0"
+            )
+
+        if self.search and not self.static:
+            raise NotApplicable(
+                "kv search=true needs static scales: use sharing=head, and fewer than 16 bits"
             )
 
     @property
@@ -96,6 +103,7 @@ class StateFormat:
         if not self.rounds or self == StateFormat(self.bits):
             return str(self.bits)
         shared = {Sharing.token: "", Sharing.channel: " channel", Sharing.head: " static"}[self.sharing]
+        shared += ", searched" if self.search else ""
         return f"{self.bits}{shared}" + (f" g{self.group_size}" if self.group_size else "")
 
     @property

@@ -19,6 +19,7 @@ from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
 from sinq.methods.base import Method, require_once
 from sinq.methods.report import CompressionReport
+from sinq.methods.searched_scales import search_scales
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
@@ -100,6 +101,8 @@ class Activations(Method):
         clock = Clock()
         if self.inputs.static and calibration is not None:
             settle(model, calibration, context, clock)
+            if self.inputs.search_windows:
+                search_scales(model, calibration.tokens[: self.inputs.search_windows], context, clock)
         return replace(
             report, seconds_statistics=report.seconds_statistics + clock.seconds, method=self.label
         )

@@ -5,6 +5,7 @@ method did, its rounded activations among them. The seam is `model/key_values.py
 `formats/key_values.py`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -21,7 +22,8 @@ from sinq.methods.report import CompressionReport
 from sinq.model.attention import head_shapes
 from sinq.model.context import Context
 from sinq.model.edits import edit
-from sinq.model.key_value_edits import RoundKeyValues, watching_key_values
+from sinq.model.key_value_edits import RoundKeyValues, static_stores, watching
+from sinq.model.key_values import KeyValueStore
 from sinq.model.walk import walk
 
 
@@ -105,7 +107,32 @@ def settle(model: nn.Module, calibration: Calibration, context: Context, clock: 
 
     Args:
         clock: the time of running the model is added to it.
+
+    Raises:
+        ValueError: keys or values are not finite; the message names the attention module.
     """
-    with watching_key_values(model):
-        for block in walk(model, calibration.tokens, context, clock=clock):
+    stores = static_stores(model)
+    _watch(model, stores.values(), calibration, context, clock)
+    for name, store in stores.items():
+        try:
+            store.settle()
+        except ValueError as error:
+            raise ValueError(f"{name}: {error} on the calibration text") from error
+    searched = [store for store in stores.values() if store.begin_search()]
+    if searched:
+        _watch(model, searched, calibration, context, clock)
+        for store in searched:
+            store.end_search()
+
+
+def _watch(
+    model: nn.Module,
+    stores: Collection[KeyValueStore],
+    calibration: Calibration,
+    context: Context,
+    clock: Clock,
+) -> None:
+    """Let stores see the text once, unrounded."""
+    for block in walk(model, calibration.tokens, context, clock=clock):
+        with watching(stores):
             block.advance()  # also the last, whose outputs no block needs

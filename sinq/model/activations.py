@@ -30,6 +30,8 @@ class ActivationQuantizer(StoredNumbers):
         self._seen: tuple[Tensor, Tensor] | None = None
         self.watches = False
         """True while the module notes extremes and rounds nothing."""
+        self.rounds = True
+        """False while inputs pass as they are."""
         if format.static:
             self.register_buffer("scale", torch.ones(()))
             if not format.symmetric:
@@ -39,6 +41,8 @@ class ActivationQuantizer(StoredNumbers):
         """Return x after rounding, in its dtype. The gradient passes as if nothing were rounded."""
         if self.watches:
             self._note(*self.format.extremes(x.detach()))
+            return x
+        if not self.rounds:
             return x
         rounded = self.format.rounded(x.detach(), *self._scales(x.detach()))
         return x + (rounded - x).detach() if x.requires_grad else rounded

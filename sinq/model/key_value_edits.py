@@ -1,6 +1,6 @@
 """Edits of keys and values: rounding, a prefix before every text, and the finding of static scales."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -110,26 +110,21 @@ def key_value_stores(model: nn.Module) -> dict[str, KeyValueStore]:
     }
 
 
-@contextmanager
-def watching_key_values(model: nn.Module) -> Iterator[None]:
-    """Let static stores of a model note extremes within the context; at its end, set their scales.
+def static_stores(model: nn.Module) -> dict[str, KeyValueStore]:
+    """Return the key-value stores with static scales by the name of their attention module."""
+    return {name: store for name, store in key_value_stores(model).items() if store.format.static}
 
-    Raises:
-        ValueError: an attention module saw nothing, or numbers that are not finite; the message names it.
-    """
-    static = {name: store for name, store in key_value_stores(model).items() if store.format.static}
-    for store in static.values():
+
+@contextmanager
+def watching(stores: Collection[KeyValueStore]) -> Iterator[None]:
+    """Let stores round nothing and note what they see within the context."""
+    for store in stores:
         store.watches = True
     try:
         yield
     finally:
-        for store in static.values():
+        for store in stores:
             store.watches = False
-    for name, store in static.items():
-        try:
-            store.settle()
-        except ValueError as error:
-            raise ValueError(f"{name}: {error} on the calibration text") from error
 
 
 def _store(model: nn.Module, name: Any, heads: int, width: int) -> KeyValueStore:

@@ -1,4 +1,4 @@
-"""What attention keeps of one sequence: a layer of a cache that rounds keys and values, after a prefix.
+"""Keys and values of one sequence as attention keeps them: a layer of a cache, rounded, after a prefix.
 
     keys for attention:   prefix | rounded tokens | dense tokens
 
@@ -25,7 +25,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Store(Protocol):
-    """What a layer needs of the attention module it belongs to."""
+    """The part of a `KeyValueStore` that a layer uses."""
 
     prefix_length: int
 

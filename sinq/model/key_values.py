@@ -22,6 +22,8 @@ from sinq.model.attention import CACHE_NAMES, cache_argument
 from sinq.model.key_value_layer import KeyValueLayer, Pair
 from sinq.model.stored import StoredNumbers
 
+SHARES = tuple(1 - step / 20 for step in range(10))
+"""Shares of a head's range that are tried: 1, 0.95 … 0.55."""
 STORE = "key_value_store"
 """Name of the module that an attention module gets."""
 
@@ -40,8 +42,9 @@ class KeyValueStore(StoredNumbers):
         self.prefix_length = 0
         self._format = KeyValueFormat()
         self.watches = False
-        """True while the module notes extremes and rounds nothing."""
+        """True while the module rounds nothing and notes extremes, then errors of narrower scales."""
         self._seen: list[tuple[Tensor, Tensor] | None] = [None, None]
+        self._errors: dict[str, Tensor] = {}
 
     @property
     def format(self) -> KeyValueFormat:
@@ -101,6 +104,9 @@ class KeyValueStore(StoredNumbers):
         if not self.watches:
             return
         keys = self._rotation(keys).apply(keys) if self._format.rotate else keys
+        if self._errors:
+            self._add_errors({"key": keys, "value": values})
+            return
         for index, states in enumerate((keys, values)):
             low, high = states.detach().float().transpose(0, 1).flatten(1).aminmax(dim=1)
             if (seen := self._seen[index]) is not None:
@@ -125,6 +131,28 @@ class KeyValueStore(StoredNumbers):
             found |= {f"{name}_scale": scale} | ({} if states.symmetric else {f"{name}_zero": zero})
         self.take({name: found.get(name, tensor) for name, tensor in self.named_buffers()})
         self._seen = [None, None]
+
+    def begin_search(self) -> bool:
+        """Note errors of narrower scales from now on, while the module watches; False if none is sought."""
+        self._errors = {name: torch.zeros(len(SHARES), self.heads) for name, s in self._static() if s.search}
+        return bool(self._errors)
+
+    def end_search(self) -> None:
+        """Narrow each head's scale to the share of the least error."""
+        shares = torch.tensor(SHARES)
+        for name, errors in self._errors.items():
+            scale = self.get_buffer(f"{name}_scale")
+            scale.mul_(shares[errors.argmin(0)].to(scale.device))
+        self._errors = {}
+
+    def _add_errors(self, seen: Mapping[str, Tensor]) -> None:
+        formats = dict(self._static())
+        for name, errors in self._errors.items():
+            scale, zero = self._static_numbers(name) or (torch.ones(()), torch.zeros(()))
+            for index, share in enumerate(SHARES):
+                stored = StoredStates.of(formats[name], seen[name], (scale * share, zero))
+                off = stored.read(torch.float32, (scale * share, zero)) - seen[name].float()
+                errors[index] += off.square().sum((0, 2, 3)).cpu()
 
     def layer_in(self, cache: Any, index: int) -> KeyValueLayer:
         """Return this module's layer of a cache of transformers; put one there, or make one if it is None.

@@ -38,6 +38,11 @@ def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
     return {name: part for name, part in model.named_modules() if isinstance(part, ActivationQuantizer)}
 
 
+def static_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """Return the quantizers with a static scale by name."""
+    return {name: part for name, part in quantizers(model).items() if part.format.static}
+
+
 @contextmanager
 def watching_extremes(model: nn.Module) -> Iterator[None]:
     """Let a model's static quantizers note extremes within the context; at its end, set their scales.
@@ -45,7 +50,7 @@ def watching_extremes(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: a layer saw no inputs, or some that are not finite; the message names it.
     """
-    static = {name: part for name, part in quantizers(model).items() if part.format.static}
+    static = static_quantizers(model)
     for quantizer in static.values():
         quantizer.watches = True
     try:

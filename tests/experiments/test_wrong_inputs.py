@@ -97,6 +97,15 @@ CASES = [
     case("method=rtn | activation=a8_static", "needs calibration text", "calibration=wikitext2"),
     case("activation=a8_token | stream=true", "Activations needs the whole model", "stream=false"),
     case("activation=8 | bits=3", "activation=8 is not", "a8_token"),
+    # keys and values
+    case("kv=kv4 | kv.keys.bits=5", "kv.bits=5 is not", "16"),
+    case("kv=kivi2 | kv.keys.group_size=0", "sharing=channel needs group_size"),
+    case("kv=kv4_rotated | kv.keys.bits=16", "kv.rotate=true is not possible"),
+    case("method=none | kv=kv4_static", "needs calibration text", "calibration=wikitext2"),
+    case("kv=kv4 | stream=true", "KeyValues needs the whole model", "stream=false"),
+    case("kv=4", "kv=4 is not", "kv4"),
+    case("method=prefix", "the tokens of a prefix are found on calibration text"),
+    case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
     # numbers

@@ -36,6 +36,7 @@ GPTQ_ORDER = "Efficient-ML/Qwen3-Quantization, the baselines of the SINQ paper: 
 SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
+PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
 AQLM_README = "Vahe1994/AQLM, README: the recommended run, and 2x8 of its tables"
@@ -93,6 +94,8 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("sinq_[fr]*", "*steps", 2, OURS),
     ("sinq_[fr]*", "*influence", 2.0, OURS), ("sinq_[fr]*", "*range_share", None, OURS),
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
+    ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
+    ("prefix*", "tokens", (), PREFIXQUANT),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),

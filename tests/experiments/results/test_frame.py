@@ -92,9 +92,9 @@ def test_bits_of_activations_stand_beside_those_of_weights() -> None:
 
 def test_flat_columns_come_first_and_survive_the_file(tmp_path: Path) -> None:
     table = frame.tabulate([row(name, method) for name, (method, _, _) in METHODS.items()])
-    assert list(table.columns[:10]) == [
-        "run_id", "name", "status", "method", "bits", "group_size", "activation_bits", "calibrated", "model",
-        "text",
+    assert list(table.columns[:11]) == [
+        "run_id", "name", "status", "method", "bits", "group_size", "activation_bits", "kv_bits",
+        "calibrated", "model", "text",
     ]  # fmt: skip
     assert {"perplexity", "kl", "flip_rate", "bits_per_weight", "model_nbytes"} <= set(table.columns)
     with (tmp_path / "rows.parquet").open("wb") as file:

@@ -15,6 +15,7 @@ from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.hqq import HQQ
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
+from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from baselines.smoothquant import SmoothQuant
 from experiments.data.text import StateOfTheUnion
@@ -30,12 +31,15 @@ from sinq import (
     Grid,
     HalfQuadratic,
     Kernel,
+    KeyValueFormat,
+    KeyValues,
     Layers,
     Levels,
     Method,
     OnMisfit,
     PreSINQ,
     SINQRefined,
+    StateFormat,
     Tuned,
 )
 from tests.conftest import ROOT
@@ -141,6 +145,8 @@ def known_runs() -> dict[str, Run]:
         "hadamard": Hadamard(GPTQ(RTN())), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
         "activations": Activations(SINQ(), ActivationFormat()),
+        "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
+        "prefix": Prefix(RTN()),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)

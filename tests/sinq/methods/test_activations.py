@@ -20,6 +20,7 @@ from sinq import SINQ, ActivationFormat, Activations, Calibration, Grid, Layers,
 from sinq.checkpoint.layout import LAYOUT
 from sinq.formats.activations import Per
 from sinq.kernels.product import product
+from sinq.model.blocks import find_blocks
 from sinq.model.context import Context
 from sinq.model.linear import CompressedLinear
 from sinq.model.rounded_inputs import quantizers
@@ -228,3 +229,35 @@ def test_the_dense_model_has_no_inputs_to_round() -> None:
 def test_labels() -> None:
     assert Activations(SINQ(GRID), ActivationFormat()).label == "SINQ W4A8, weights g32"
     assert Activations(SINQ(GRID), STATIC).label == "SINQ W4A8 static, weights g32"
+
+
+@pytest.mark.parametrize("architecture", DENSE_ARCHITECTURES)
+def test_searched_scales_are_nearer_to_unrounded_inputs(architecture: str) -> None:
+    """Each block's output is at least as near, and some scale is narrower than the whole range."""
+    static = ActivationFormat(3, Per.tensor, static=True)
+    errors, scales = [], []
+    for windows in (0, 2):
+        model = tiny_model(architecture)
+        Activations(SINQ(GRID), replace(static, search_windows=windows)).compress(model, TEXT)
+        first = find_blocks(model)[0]
+        rounded = block_outputs(model, first)
+        for part in quantizers(model).values():
+            part.rounds = False
+        errors.append((rounded - block_outputs(model, first)).norm())
+        scales.append(torch.stack([part.get_buffer("scale") for part in quantizers(model).values()]))
+    assert errors[1] <= errors[0]
+    assert (scales[1] <= scales[0] * 1.5).all()
+    assert (scales[1] < scales[0]).any()
+
+
+def block_outputs(model: nn.Module, block: nn.Module) -> Tensor:
+    seen: list[Any] = []
+    handle = block.register_forward_hook(lambda _, __, output: seen.append(output))
+    logits(model)
+    handle.remove()
+    return seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
+
+
+def test_only_static_scales_are_searched() -> None:
+    with pytest.raises(NotApplicable, match="dynamic scales are not searched"):
+        ActivationFormat(4, search_windows=1)

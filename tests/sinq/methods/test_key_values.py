@@ -116,3 +116,26 @@ def test_static_scales_are_checked_on_loading() -> None:
 def test_impossible_combinations_are_refused(method: Any, text: Any, message: str) -> None:
     with pytest.raises(NotApplicable, match=message):
         method().compress(tiny_model("llama"), text)
+
+
+def test_a_searched_scale_has_the_least_error_of_its_head() -> None:
+    """Against every share, on the keys and values of an ordinary cache."""
+    whole, searched = StateFormat(3, Sharing.head), StateFormat(3, Sharing.head, search=True)
+    dense, before, model = tiny_model("llama"), tiny_model("llama"), tiny_model("llama")
+    KeyValues(Dense(), KeyValueFormat(whole, whole)).compress(before, TEXT)
+    KeyValues(Dense(), KeyValueFormat(searched, searched)).compress(model, TEXT)
+    with torch.no_grad():
+        kept = dense(TOKENS, use_cache=True).get("cache").layers
+    stores = zip(key_value_stores(before).values(), key_value_stores(model).values(), kept, strict=True)
+    for old, new, layer in stores:
+        for name, x in (("key", layer.keys), ("value", layer.values)):
+            scale, zero = (old.get_buffer(f"{name}_{what}").view(-1, 1, 1) for what in ("scale", "zero"))
+            errors = [head_errors(x, scale * (1 - step / 20), zero) for step in range(10)]
+            found = head_errors(x, new.get_buffer(f"{name}_scale").view(-1, 1, 1), zero)
+            assert (found <= torch.stack(errors).amin(0) * (1 + 1e-5)).all()
+            assert (found < errors[0]).any()
+
+
+def head_errors(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    rounded = ((x / scale + zero).round().clamp(-4, 3) - zero) * scale
+    return (rounded - x).square().sum((0, 2, 3))
