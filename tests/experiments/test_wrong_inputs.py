@@ -104,7 +104,7 @@ CASES = [
     case("method=none | kv=kv4_static", "needs calibration text", "calibration=wikitext2"),
     case("kv=kv4 | stream=true", "KeyValues needs the whole model", "stream=false"),
     case("kv=4", "kv=4 is not", "kv4"),
-    case("method=prefix", "the tokens of a prefix are found on calibration text"),
+    case("method=prefixquant | bits=4", "needs calibration text", "calibration=wikitext2"),
     case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),

@@ -8,13 +8,39 @@ import torch
 from baselines.aqlm import AQLM
 from baselines.gptq import GPTQ
 from baselines.gwq import GWQ, Score
+from baselines.prefixquant import Prefix
+from baselines.prefixquant.detection import detect
 from baselines.rtn import RTN
 from experiments.data.text import StateOfTheUnion, tokenize
 from experiments.models import smollm2
 from experiments.models.source import SmolLM2, load, sparing_clone
-from sinq import Calibration, Grid, LayerMethod
+from sinq import ActivationFormat, Activations, Calibration, Context, Grid, LayerMethod
 from sinq.calibration.gradients import next_token_loss
 from sinq.calibration.statistics import Hessian
+from sinq.formats.activations import Per
+
+
+@pytest.mark.slow
+def test_a_prefix_takes_the_outlier_tokens() -> None:
+    """PrefixQuant's phenomenon: few tokens spoil static scales, and a prefix takes them."""
+    loaded, text = load(SmolLM2(), torch.device("cpu")), StateOfTheUnion()
+    part, other = (
+        tokenize(each, loaded.tokenizer, loaded.tokenizer_hash)[:4096].reshape(8, 512)
+        for each in (text.calibration(), text.evaluation())
+    )
+    static = ActivationFormat(8, Per.tensor, static=True)
+    losses = []
+    for inner in (RTN(Grid(8)), Prefix(RTN(Grid(8)))):
+        model: Any = sparing_clone(loaded.model)
+        report = Activations(inner, static).compress(model, Calibration(part))
+        with torch.no_grad():
+            losses.append(sum(next_token_loss(model, window).item() for window in other[:2]))
+    found = report.parts[-1].decided
+    assert found["prefix_token_2"], "another token than the one that begins texts"
+    assert found["largest_ratio"] > 10 * found["largest_ratio_behind_prefix"]
+    after = detect(model, other, 64.0, Context())
+    assert after.calm_windows >= 0.95
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.slow
