@@ -94,8 +94,8 @@ class Hadamard(LayerWrapper):
         for pattern in self.only:
             if not any(is_named(name, (pattern,)) for name in names):
                 raise NotApplicable(
-                    f"inputs of {pattern!r} cannot be rotated: no layer of this name is compressed; compressed"
-                    f" are layers like {names[0]!r}, see layers.exclude"
+                    f"inputs of {pattern!r} cannot be rotated: no layer of this name is compressed; those"
+                    f" that are have names like {names[0]!r}, see layers.exclude"
                 )
         return plan
 
@@ -157,14 +157,22 @@ class ResidualHadamard(Rewriting):
         # Not a LayerMethod: `Hadamard` is there to say so.
         return Hadamard(self.inner, self.seed, only) if only else self.inner  # type: ignore[arg-type]
 
+    def check_given(self, model: nn.Module, calibration: Calibration | None) -> None:
+        """Check also that the stream can be rotated.
+
+        Raises:
+            NotApplicable: the architecture is not known, or has LayerNorm.
+        """
+        super().check_given(model, calibration)
+        _require_rms_norm(model)
+        decoder(model)
+
     def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
         """Rotate the residual stream and, if asked for, the values.
 
         Raises:
-            NotApplicable: the architecture is not known, or has LayerNorm; or no Hadamard matrix of a size is
-                known.
+            NotApplicable: no Hadamard matrix of a size is known.
         """
-        _require_rms_norm(model)
         parts, device = decoder(model), context.device_for(model)
         embedding = parts.embedding.read(device)
         rotation = Rotation.random(embedding.shape[1], self.seed, device)

@@ -54,14 +54,15 @@ def _(x: Tensor, signs: Tensor, size: int, back: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.float32)
 
 
-def _remember(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, context.signs, context.size, context.back = inputs
-    context.dtype = x.dtype
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, signs, ctx.size, ctx.back = inputs
+    ctx.save_for_backward(signs)
+    ctx.dtype = x.dtype
 
 
-def _gradient(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    returned = _operator(gradient, context.signs, context.size, not context.back)
-    return returned.to(context.dtype), None, None, None
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    (signs,) = ctx.saved_tensors
+    return _operator(gradient, signs, ctx.size, not ctx.back).to(ctx.dtype), None, None, None
 
 
 _operator.register_autograd(_gradient, setup_context=_remember)

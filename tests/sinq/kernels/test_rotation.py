@@ -1,4 +1,4 @@
-"""Rotation of rows by the kernels, against H in float64 by scipy and the definition of a Kronecker product."""
+"""Rotation of rows by the kernels, against H in float64: scipy's, and the definition of a product."""
 
 import pytest
 import torch
