@@ -60,9 +60,7 @@ def parse(words: Sequence[str] | None = None) -> Options:
         default=default.suites,
         help=f"comma-separated: {', '.join(SUITES)}",
     )
-    add(
-        "--shapes", type=_each(_shape), help="for single layers, out×in: 4096x4096,11008x4096"
-    )
+    add("--shapes", type=_each(_shape), help="for single layers, out×in: 4096x4096,11008x4096")
     add(
         "--bits",
         type=_each(_bits),

@@ -8,8 +8,8 @@
 x is float32 on a processor, bfloat16 on CUDA.
 
 As in `linear`, layers are in stacks that are larger than a cache, and times are per layer. A rotation costs
-n·(k + m) additions for each row of x with n = m·2^k numbers, and a layer n·out products: the fewer outputs,
-the more it counts.
+n·(k + m) additions for each row of x with n = m·2^k numbers, a layer n·out products: the fewer outputs, the
+more it counts.
 """
 
 from collections.abc import Callable
