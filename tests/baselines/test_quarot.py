@@ -32,9 +32,8 @@ from sinq import (
 )
 from sinq.formats.activations import Per
 from sinq.model.edits import weight_stores
-from tests.baselines.test_hadamard import Recording
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.decoders import DECODERS, GROUPED, Keep, random_decoder
+from tests.sinq.decoders import DECODERS, GROUPED, Keep, Recording, random_decoder
 
 GRID = Grid(4, 16)
 TEXT = Calibration(tiny_tokens())
