@@ -12,7 +12,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from sinq.formats.rotation import Rotation, factors, paley_product, product, segment_length
-from sinq.kernels.cpu.threads import array, torch_threads
+from sinq.kernels.cpu.threads import torch_threads
 
 FAST = {"reassoc", "contract", "nsz"}
 LANES = 16
@@ -26,28 +26,26 @@ SMALL = 1 << 15
 def rotated_rows(rows: Tensor, rotation: Rotation, back: bool = False) -> Tensor:
     """See `sinq.kernels.rotation.rotated_rows`."""
     given = rows.detach().float().contiguous()
-    signs = _scaled_signs(rotation.signs.numpy(), rotation.size)
     if len(factors(rotation.size)) <= 1:
-        scale = torch.from_numpy(signs)
+        scale = torch.from_numpy(_scaled_signs(rotation.signs.numpy(), rotation.size))
         return product(given, transposed=True) * scale if back else product(given * scale, transposed=False)
-    ones = np.ones_like(signs)
     if back:
-        return _transformed(paley_product(given, transposed=True), ones, signs)
-    return paley_product(_transformed(given, signs, ones), transposed=False)
+        return _transformed(paley_product(given, transposed=True), rotation, back)
+    return paley_product(_transformed(given, rotation, back), transposed=False)
 
 
-def _transformed(rows: Tensor, before: np.ndarray, after: np.ndarray) -> Tensor:
-    """Return after · (I ⊗ H)(before · x) for rows x of (..., n), H the matrix of the power of two in n."""
-    length = segment_length(rows.shape[-1])
-    given, out = array(rows).reshape(-1, length), torch.empty(rows.shape)
+def _transformed(rows: Tensor, rotation: Rotation, back: bool) -> Tensor:
+    """Return signs times the butterflies of rows (..., n), or the butterflies of signs times rows."""
+    length = segment_length(rotation.size)
+    given, out = rows.numpy().reshape(-1, length), np.empty(rows.shape, np.float32)
     lanes = max(1, min(LANES, TILE // length))
-    arguments = (given, before, after, lanes, out.numpy().reshape(-1, length))
+    arguments = (given, rotation.signs.numpy(), rotation.size, back, lanes, out.reshape(-1, length))
     if given.size < SMALL or torch.get_num_threads() == 1:
         _transform_few(*arguments)
     else:
         with torch_threads():
             _transform(*arguments)
-    return out
+    return torch.from_numpy(out)
 
 
 @njit(cache=True)
@@ -60,15 +58,24 @@ def _scaled_signs(signs, size):  # type: ignore[no-untyped-def]
     return scaled
 
 
+@njit(cache=True)
+def _factors(signs, size, back):  # type: ignore[no-untyped-def]
+    """Return what rows are multiplied by before and after the butterflies: scaled signs, and ones."""
+    scaled, ones = _scaled_signs(signs, size), np.ones(size, np.float32)
+    return (ones, scaled) if back else (scaled, ones)
+
+
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
-def _transform(segments, before, after, lanes, out):  # type: ignore[no-untyped-def]
+def _transform(segments, signs, size, back, lanes, out):  # type: ignore[no-untyped-def]
+    before, after = _factors(signs, size, back)
     for tile in prange(-(-len(segments) // lanes)):
         first, last = tile * lanes, min(len(segments), (tile + 1) * lanes)
         _transform_tile(segments[first:last], before, after, first, out[first:last])
 
 
 @njit(fastmath=FAST, error_model="numpy", cache=True)
-def _transform_few(segments, before, after, lanes, out):  # type: ignore[no-untyped-def]
+def _transform_few(segments, signs, size, back, lanes, out):  # type: ignore[no-untyped-def]
+    before, after = _factors(signs, size, back)
     for first in range(0, len(segments), lanes):
         last = min(len(segments), first + lanes)
         _transform_tile(segments[first:last], before, after, first, out[first:last])
