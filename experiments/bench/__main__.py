@@ -22,7 +22,7 @@ import torch
 
 from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, linear, quantize
+from experiments.bench.suites import decode, linear, quantize, rotation
 from experiments.common.console import console, set_up
 from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
@@ -30,7 +30,7 @@ from experiments.runs.provenance import provenance
 from sinq import Grid
 
 QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
-"""Default bits of the suites that quantize, and of those that multiply."""
+"""Default bits of the suites that quantize or rotate, and of those that multiply."""
 
 
 def main(words: list[str] | None = None) -> Path:
@@ -68,6 +68,10 @@ def cases(chosen: options.Options, running: manager.Peers, device: torch.device)
             for shape in chosen.shapes or (linear.CUDA_SHAPES if on_cuda else linear.CPU_SHAPES):
                 for batch in chosen.batch:
                     yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
+        elif suite == "rotation":
+            for shape in chosen.shapes or (rotation.CUDA_SHAPES if on_cuda else rotation.CPU_SHAPES):
+                for batch in chosen.batch:
+                    yield from (rotation.case(shape, grid, batch, device) for grid in grids)
         else:
             model = models.find(chosen.model, device)
             if suite == "decode":

@@ -14,10 +14,10 @@ the inner weight has a fast product, x is rotated (`kernels/product.py`). Otherw
 dequantizes, and so rotates, its whole weight at every call.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from math import sqrt
 from typing import Any, ClassVar, Self
 
@@ -82,6 +82,12 @@ def hadamard(order: int) -> Tensor:
     return torch.kron(conference, sylvester) + torch.kron(identity, diagonal)  # Paley II
 
 
+@lru_cache
+def hadamard_on(order: int, device: torch.device) -> Tensor:
+    """Return `hadamard(order)` on a device, copied once: a copy waits, and CUDA graphs can have none."""
+    return hadamard(order).to(device)
+
+
 def _paley_field(order: int) -> tuple[int, int] | None:
     """Return p and k of the field GF(p^k) that Paley's construction of an order needs, or None.
 
@@ -131,7 +137,7 @@ def _powers_of_generator(prime: int, exponent: int) -> list[tuple[int, ...]]:
     in order.
     """
     one = (1,) + (0,) * (exponent - 1)
-    for feedback in product(range(prime), repeat=exponent):
+    for feedback in itertools.product(range(prime), repeat=exponent):
         cycle: dict[tuple[int, ...], None] = {}
         element = one
         while any(element) and element not in cycle:
@@ -179,11 +185,11 @@ class Rotation:
 
     def apply(self, rows: Tensor) -> Tensor:
         """Return Q·x for each row x of (..., n): rows·Qᵀ, float32."""
-        return _product(rows.float() * self._scaled_signs(), transposed=False)
+        return product(rows.float() * self._scaled_signs(), transposed=False)
 
     def undo(self, rows: Tensor) -> Tensor:
         """Return Qᵀ·y for each row y of (..., n): rows·Q, float32; the inverse of `apply`."""
-        return _product(rows.float(), transposed=True) * self._scaled_signs()
+        return product(rows.float(), transposed=True) * self._scaled_signs()
 
     def matrix(self) -> Tensor:
         """Return Q, float32 (n, n)."""
@@ -193,7 +199,7 @@ class Rotation:
         return (1.0 - 2.0 * unpack(self.signs, 1, (self.size,)).float()) / sqrt(self.size)
 
 
-def _product(rows: Tensor, transposed: bool) -> Tensor:
+def product(rows: Tensor, transposed: bool) -> Tensor:
     """Return H·x (Hᵀ·x if transposed) for each row x of (..., n), one Kronecker factor at a time.
 
     Each step multiplies the last axis and moves it to the front, so the axes end in their original order.
@@ -201,10 +207,36 @@ def _product(rows: Tensor, transposed: bool) -> Tensor:
     size = rows.shape[-1]
     result = rows.reshape(-1, size)
     for order in reversed(factors(size)):
-        matrix = hadamard(order).to(rows.device)
-        multiplied = result.reshape(len(result), -1, order) @ (matrix if transposed else matrix.T)
+        matrix = hadamard_on(order, rows.device)
+        multiplied = result.reshape(len(result), size // order, order) @ (matrix if transposed else matrix.T)
         result = multiplied.transpose(1, 2).reshape(-1, size)
     return result.reshape(rows.shape)
+
+
+def segment_length(size: int) -> int:
+    """Return the power of two in a size: n over the order of the factor that is Paley's, if one is.
+
+    Raises:
+        NotApplicable: no Hadamard matrix of this size is known (see `factors`).
+    """
+    return size // _paley_order(size)
+
+
+def paley_product(rows: Tensor, transposed: bool) -> Tensor:
+    """Return (P ⊗ I)·x for each row x of (..., n), float32, where P is Paley's factor, or its transpose."""
+    size = rows.shape[-1]
+    order = _paley_order(size)
+    if order == 1:
+        return rows
+    matrix = hadamard_on(order, rows.device)
+    segments = rows.reshape(-1, order, size // order)
+    return torch.matmul(matrix.T if transposed else matrix, segments).reshape(rows.shape)
+
+
+def _paley_order(size: int) -> int:
+    """Return the factor of a size that is no power of two, or 1."""
+    first = next(iter(factors(size)), 1)
+    return 1 if first & (first - 1) == 0 else first
 
 
 @dataclass(frozen=True, eq=False)

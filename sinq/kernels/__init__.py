@@ -9,7 +9,8 @@ tested against it:
 The version that runs is a property of the runtime, not of a method: `auto` takes the one for the tensor's
 device, and `using` forces another within a context. The definition computes each case that a fast version
 does not cover (tables of levels, say), with the same result. `dispatch.py` has the mechanism, `quantize.py`
-the functions that quantize, and `product.py` the products with compressed weights.
+the functions that quantize, `product.py` the products with compressed weights, and `rotation.py` the rotation
+of their inputs.
 
 Compiled kernels are kept on disk by the content of all they were compiled from (`cache.py`): there is nothing
 to clean.
@@ -24,6 +25,7 @@ from sinq.kernels.quantize import (
     rounding_error,
     sinkhorn_scales,
 )
+from sinq.kernels.rotation import rotated
 
 __all__ = [
     "Kernel",
@@ -31,6 +33,7 @@ __all__ = [
     "column_magnitudes",
     "fast",
     "refine_scaled",
+    "rotated",
     "round_scaled",
     "round_solved",
     "rounding_error",

@@ -36,6 +36,7 @@ from sinq.formats.rotation import Rotated
 from sinq.formats.scalar import QuantizedTensor
 from sinq.formats.sparse_outliers import SparseOutliers
 from sinq.kernels.dispatch import Kernel, chosen, imported, reason_for_reference
+from sinq.kernels.rotation import rotated
 
 Multiply = Callable[[Any, Tensor, Tensor | None], Tensor]
 """A function from a value (out, in), x (..., in) and a bias (out,) or None to x Ŵᵀ + b, (..., out).
@@ -192,7 +193,14 @@ def _(value: Rotated, device: torch.device) -> Choice:
 
 
 def _with_rotated_inputs(value: Rotated, x: Tensor, bias: Tensor | None) -> Tensor:
-    return product(value.inner, value.rotation.apply(x).to(x.dtype), bias)
+    return product(value.inner, rotated(x, value.rotation), bias)
+
+
+def core_inputs(value: CompressedWeight, x: Tensor) -> Tensor:
+    """Return `value.core_inputs(x)`, with a rotation by the kernel for the device of x."""
+    if isinstance(value, Rotated):
+        return core_inputs(value.inner, rotated(x, value.rotation))
+    return value.core_inputs(x)
 
 
 @kernel_of.register

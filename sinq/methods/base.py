@@ -248,6 +248,10 @@ class LayerMethod(BlockMethod):
         """Return a cheaper copy, run once so that compiling kernels is not timed as the first layer."""
         return self
 
+    def for_layer(self, name: str) -> "LayerMethod":
+        """Return the method that compresses a layer: this one, unless it treats some layers differently."""
+        return self
+
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         if self.true_sequential and calibration is not None and not calibration.sequential:
             raise NotApplicable(
@@ -319,3 +323,7 @@ class LayerWrapper(LayerMethod):
 
     def warming_up(self) -> Self:
         return replace(self, inner=self.inner.warming_up())  # type: ignore[type-var]
+
+    def for_layer(self, name: str) -> LayerMethod:
+        inner = self.inner.for_layer(name)
+        return self if inner is self.inner else replace(self, inner=inner)  # type: ignore[type-var]

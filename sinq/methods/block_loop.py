@@ -136,7 +136,7 @@ def compress_group(
 ) -> list[PartReport]:
     """Quantize the matrices of layers that share a statistic, and put the results into the model."""
     reports = []
-    for plans in _by_format(group):
+    for plans in _by_method(group):
         named = [(layer, name, matrix) for layer in plans for name, matrix in layer.target.matrices().items()]
         quantized = quantize_matrices(named, statistic, device)
         weights: dict[str, list[CompressedWeight]] = {}
@@ -155,7 +155,7 @@ def quantize_matrices(
 
     Args:
         named: (plan of the layer, name, matrix) of each matrix. A matrix is (out, in) in any floating dtype.
-            All plans have one format.
+            All plans have one method.
 
     Raises:
         ValueError: naming the layers, if the statistic is not finite, or the method cannot quantize them.
@@ -183,7 +183,10 @@ def _require_finite(statistic: Statistic | None, names: Sequence[str]) -> None:
         )
 
 
-def _by_format(group: Group) -> list[Group]:
-    """Split a group by format: layers whose format was shrunk are compressed separately."""
-    formats = list(dict.fromkeys(layer.method.format for layer in group))
-    return [[layer for layer in group if layer.method.format == format] for format in formats]
+def _by_method(group: Group) -> list[Group]:
+    """Split a group by method: layers whose format was shrunk, for one, are compressed separately."""
+    alike: list[Group] = []
+    for layer in group:
+        known = next((others for others in alike if others[0].method == layer.method), None)
+        alike.append([layer]) if known is None else known.append(layer)
+    return alike

@@ -37,6 +37,7 @@ class Quantizer(Protocol):
     def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None: ...
     def shrunk(self, shape: tuple[int, int]) -> Self | None: ...
     def warming_up(self) -> Self: ...
+    def for_layer(self, name: str) -> "Quantizer": ...
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,14 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
     selection = select(model, layers)
     targets = selection.targets
     _require_statistic(method, calibration, targets)
+    methods = {target.name: method.for_layer(target.name) for target in targets}
     incompatible: dict[str, Incompatibility] = {}
     for target in targets:
-        if incompatibility := method.incompatibility(target.shape):
+        if incompatibility := methods[target.name].incompatibility(target.shape):
             incompatible[target.name] = incompatibility
     if incompatible and layers.on_misfit is OnMisfit.error:
-        shapes = {target.shape for target in targets if target.name in incompatible}
-        shrinkable = all(method.shrunk(shape) for shape in shapes)
+        misfits = [target for target in targets if target.name in incompatible]
+        shrinkable = all(methods[target.name].shrunk(target.shape) for target in misfits)
         remedy = ". Choose another, or on_misfit=shrink|skip" if shrinkable else WITHOUT
         raise NotApplicable(f"{_explain(targets, incompatible)}{remedy}")
     for target in targets:
@@ -100,11 +102,11 @@ def plan_layers(model: nn.Module, method: Quantizer, calibration: Calibration | 
     plans, skipped = [], []
     for target in targets:
         if target.name not in incompatible:
-            plans.append(LayerPlan(target, method))
+            plans.append(LayerPlan(target, methods[target.name]))
         elif layers.on_misfit is OnMisfit.skip:
             skipped.append(target.name)
         else:
-            plans.append(_shrink(method, target, incompatible[target.name]))
+            plans.append(_shrink(methods[target.name], target, incompatible[target.name]))
     if not plans:
         raise NotApplicable(f"on_misfit=skip leaves nothing to compress: {_explain(targets, incompatible)}")
     return Plan(tuple(plans), tuple(skipped), selection.left_dense)

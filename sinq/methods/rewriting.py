@@ -11,7 +11,7 @@ from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.timing import timed
 from sinq.formats.base import Format
-from sinq.methods.base import Method
+from sinq.methods.base import BlockMethod, Method
 from sinq.methods.plan import weight_fault
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
@@ -32,6 +32,11 @@ class Rewriting(Method):
     @abstractmethod
     def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
         """Replace parameters of `model` without changing its function."""
+
+    @property
+    def compressor(self) -> Method:
+        """The method that compresses the rewritten model: `inner`, or one around it."""
+        return self.inner
 
     @property
     def format(self) -> Format | None:
@@ -56,10 +61,12 @@ class Rewriting(Method):
         select(model, context.layers)  # refuses a model before it is rewritten
         device = context.device_for(model)
         _require_usable(model)
+        if isinstance(self.compressor, BlockMethod):
+            self.compressor.plan(model, calibration, context)  # refuses layers before they are rewritten
         self.check_running(model, calibration)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, calibration, context)
-        report = self.inner.compress(model, calibration, context)
+        report = self.compressor.compress(model, calibration, context)
         name, seconds = type(self).__name__, report.seconds_quantize + clock.seconds
         return replace(report, seconds_quantize=seconds, method=f"{name}({report.method})")
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
-from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
+from sinq.kernels.product import TRAINED, Choice, core_inputs, is_trained, kernel_of, product
 from sinq.model.activations import ActivationQuantizer
 from sinq.model.stored import StoredNumbers
 
@@ -182,7 +182,7 @@ class CompressedLinear(nn.Module):
         value = self.weight.value
         if self.inputs is None:
             return product(value, x, self.bias)
-        return product(value.core, self.inputs(value.core_inputs(x)), self.bias)
+        return product(value.core, self.inputs(core_inputs(value, x)), self.bias)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight

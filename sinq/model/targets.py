@@ -191,11 +191,12 @@ def linear_places(model: nn.Module) -> Iterator[Target]:
 
 
 def _matches(target: Target, patterns: tuple[str, ...]) -> bool:
-    return any(
-        fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
-        for pattern in patterns
-        for name in target.names
-    )
+    return any(is_named(name, patterns) for name in target.names)
+
+
+def is_named(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return True if a shell pattern is for a layer's full name or its last parts."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for pattern in patterns)
 
 
 def _refuse_unmatched(exclude: tuple[str, ...], candidates: Sequence[Target]) -> None:

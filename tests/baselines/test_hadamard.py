@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from sinq import (
     SINQ,
     BlockTuning,
     Calibration,
-    CompressedWeight,
     Context,
     Grid,
     LayerMethod,
@@ -29,7 +27,7 @@ from sinq import (
 from sinq.calibration.statistics import Hessian
 from sinq.formats.rotation import Rotation
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.decoders import DECODERS, Keep, random_decoder
+from tests.sinq.decoders import DECODERS, Keep, Recording, random_decoder
 
 
 def test_every_architecture_keeps_its_function_when_nothing_is_rounded(architecture: str) -> None:
@@ -57,23 +55,6 @@ def test_outliers_cost_less_when_rotated() -> None:
         return ((method.quantize(weight, None).dequantize() - weight).norm() / weight.norm()).item()
 
     assert error(Hadamard(RTN(Grid(3)))) < 0.75 * error(RTN(Grid(3)))
-
-
-@dataclass(frozen=True)
-class Recording(Keep):
-    """Keeps everything, and what it was given."""
-
-    seen: Any = None
-
-    statistic = Hessian
-
-    def quantize(self, weight: Tensor, statistic: Any = None) -> Any:
-        self.seen.append((weight, statistic.matrix()))
-        return super().quantize(weight)
-
-    def quantize_together(self, weights: Any, statistic: Any) -> list[CompressedWeight]:
-        self.seen.append(len(weights))
-        return super().quantize_together(weights, statistic)
 
 
 def test_matrices_that_share_inputs_share_the_rotation_of_inputs_and_statistic(weight: Tensor) -> None:

@@ -49,6 +49,7 @@ UNTUNED = tuple(f"method.{option}" for option in SMALL_CODEBOOKS)
 TUNED = (*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1")
 EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
+    "quarot": ("method.down=false",),  # the same
     "mixed": ("budget.bits_per_weight=5",),
     "aqlm_untuned": UNTUNED,
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer

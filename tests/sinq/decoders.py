@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from sinq import CompressedWeight, Grid, LayerMethod
+from sinq.calibration.statistics import Hessian
 from tests.conftest import BODY, CONFIGS, SMALL
 
 GROUPED = {**SMALL, **BODY, "intermediate_size": 128, "num_key_value_heads": 2}
@@ -93,3 +94,20 @@ class Keep(LayerMethod):
 
     def quantize(self, weight: Tensor, statistic: Any = None) -> Kept:
         return Kept(weight.clone())
+
+
+@dataclass(frozen=True)
+class Recording(Keep):
+    """Keeps everything, and what it was given."""
+
+    seen: Any = None
+
+    statistic = Hessian
+
+    def quantize(self, weight: Tensor, statistic: Any = None) -> Any:
+        self.seen.append((weight, statistic.matrix()))
+        return super().quantize(weight)
+
+    def quantize_together(self, weights: Any, statistic: Any) -> list[CompressedWeight]:
+        self.seen.append(len(weights))
+        return super().quantize_together(weights, statistic)

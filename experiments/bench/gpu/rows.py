@@ -35,6 +35,7 @@ UNUSUAL: dict[str, tuple[str, ...]] = {
         GROUPS,
         "layers.exclude=[lm_head,down_proj]",
     ),
+    "quarot": (GROUPS, "method.down=false"),
     "mixed": (GROUPS, "budget.bits_per_weight=5"),
     "aqlm_untuned": (f"method.format={CODEBOOKS}", "method.rounds=2", "method.steps=5"),
     "mgptq": (GROUPS, "bits=2"),

@@ -68,7 +68,7 @@ def _dense(name: str, weight: Tensor, x: Tensor) -> Implementation:
         copied = weight.clone()
         return lambda: nn.functional.linear(x, copied)
 
-    return _contender(name, layer, weight.nbytes, weight, x, is_peer=True)
+    return contender(name, layer, weight.nbytes, weight, x, is_peer=True)
 
 
 def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Implementation:
@@ -79,7 +79,7 @@ def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Impl
         return CompressedLinear(QuantizedTensor.from_state(value.config(), tensors), None)
 
     name, kernel = f"SINQ {grid.bits} bits", layer().kernel
-    return _contender(name, lambda: partial(layer(), x), value.nbytes, weight, x, kernel=kernel, peer=peer)
+    return contender(name, lambda: partial(layer(), x), value.nbytes, weight, x, kernel=kernel, peer=peer)
 
 
 def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implementation], list[Skipped]]:
@@ -92,7 +92,7 @@ def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implem
     def layer() -> Callable[[], Tensor]:
         return int4_product(packed.clone(), scales.clone(), group_size, x)
 
-    return [_contender(INT4, layer, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
+    return [contender(INT4, layer, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
 
 
 def int4_weight(value: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def int4_product(packed: Tensor, scales: Tensor, group_size: int, x: Tensor) -> 
     return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales)
 
 
-def _contender(
+def contender(
     name: str,
     layer: Callable[[], Callable[[], object]],
     weight_nbytes: int,

@@ -28,6 +28,7 @@ from triton.runtime import JITFunction
 from sinq.kernels.triton.dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
 from sinq.kernels.triton.linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
 from sinq.kernels.triton.quantize import BALANCE_EACH, BALANCE_ELEMENTS, ROUND_EACH, ROUND_ELEMENTS, warps_for
+from sinq.kernels.triton.rotation import butterflies, form
 from sinq.kernels.triton.round import round_groups
 from sinq.kernels.triton.sinkhorn import balance
 from sinq.kernels.triton.vector import multiply_vector
@@ -129,6 +130,8 @@ def cases() -> Iterator[Case]:
         yield linear_case(4, dtype, batch=ROWS_OF_KERNEL)
     yield linear_case(4, torch.bfloat16, batch=1, symmetric=True)
     yield linear_case(4, torch.bfloat16, batch=None)
+    for size, length in ((128, 128), (1536, 128), (4096, 4096), (14336, 512), (16384, 16384)):
+        yield rotation_case(size, length)
 
 
 def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: bool = False) -> Case:
@@ -158,6 +161,14 @@ def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: boo
     constants |= {"BATCH": ROWS_OF_KERNEL, "OPERAND": tl.dtype(pointer.removeprefix("*"))}
     constants |= {"BLOCK_ROWS": rows, "BLOCK_WORDS": words}
     return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
+
+
+def rotation_case(size: int, length: int) -> Case:
+    """Return the case of the butterflies of rows of a size, in segments of a length."""
+    types = {"rows": "*bf16", "signs": "*u8", "out": "*fp32", "segments": "i32", "unit": "fp32"}
+    block, warps = form(length)
+    sizes = {"SIZE": size, "LENGTH": length, "PASSES": length.bit_length() - 1, "BLOCK": block, "BACK": False}
+    return Case(f"rotation of {size} in segments of {length}", butterflies, types, sizes, warps)
 
 
 def _balance(dtype: torch.dtype) -> Case:

@@ -18,7 +18,7 @@ from experiments.bench import __main__ as bench
 from experiments.bench import floor, listing, models, options
 from experiments.bench.case import Case, run
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, linear, quantize
+from experiments.bench.suites import decode, linear, quantize, rotation
 from experiments.bench.timing import Implementation, PeerError, Skipped, clocked, measure
 from experiments.evaluation.generation import phase_seconds
 from sinq import SINQ, CompressedLinear, Grid, Kernel, using
@@ -236,6 +236,20 @@ class TestContenders:
         assert (first, second) == pytest.approx((0.2, 0.1))
 
 
+class TestRotation:
+    @pytest.mark.parametrize("batch", [1, 20])
+    def test_a_layer_is_set_against_the_same_without_rotation(self, batch: int) -> None:
+        case = rotation.case((16, 576), Grid(4, 64), batch, CPU)
+        assert [one.name for one in case.contenders] == [
+            "product", "rotated layer", "rotation", "rotation (torch)",
+        ]  # fmt: skip
+        assert [one.kernel for one in case.contenders] == ["cpu", "cpu", "cpu", "torch"]
+        product, rotated, *alone = (one.nbytes for one in case.contenders)
+        assert rotated == product + 576 // 8
+        assert alone == [576 // 8 + batch * (16 + 576) * 4] * 2
+        assert all(one.seconds() > 0 for one in case.contenders)
+
+
 class TestPeers:
     """With packages made here, of the names and the calls of the real ones."""
 
@@ -353,7 +367,10 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ("--suite speed", "speed is not possible; choose from quantize, quantize-model, linear, decode"),
+            (
+                "--suite speed",
+                "speed is not possible; choose from quantize, quantize-model, linear, rotation, decode",
+            ),
             ("--bits 4,7", "7 is not possible; choose from 2, 3, 4, 5, 6, 8"),
             ("--bits four", "'four' is not possible; it must be a whole number"),
             ("--shapes 4096", "'4096' is no shape; write out×in"),

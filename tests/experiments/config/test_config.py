@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from baselines.awq import AWQ
@@ -168,6 +169,17 @@ def test_activations_are_rounded_around_any_method() -> None:
 def test_the_inner_method_is_chosen_on_the_command_line(method: str, kind: type) -> None:
     assert built(f"method={method}", "bits=3").method == kind(RTN(Grid(3)))
     assert built(f"method={method}", "bits=3", "method@method.inner=sinq").method == kind(SINQ(Grid(3)))
+
+
+def test_quarot_is_all_rotations_around_any_method_of_layers() -> None:
+    rotated = {"values": True, "down": True, "output": True}
+    assert built("method=quarot", "bits=3").method == ResidualHadamard(RTN(Grid(3)), **rotated)
+    gptq = built("method=gptq", "bits=4").method
+    found = built("method=quarot", "method@method.inner=gptq", "activation=a4_token")
+    assert found.method == Activations(ResidualHadamard(gptq, **rotated), ActivationFormat(4))
+    assert built("method=hadamard", "method.only=[down_proj]").method == Hadamard(RTN(), only=("down_proj",))
+    with pytest.raises(InstantiationException, match=r"Hadamard rotates layer by layer; inner=Tuned"):
+        built("method=quarot", "method@method.inner=aqlm")
 
 
 def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:

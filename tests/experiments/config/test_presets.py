@@ -42,6 +42,8 @@ AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
 AQLM_README = "Vahe1994/AQLM, README: the recommended run, and 2x8 of its tables"
 BNB = "bitsandbytes 0.50.2, functional.py: quantize_4bit, absmax of each block, no zero-point"
 QUAROT = "arXiv 2404.00456, section 4: a random-sign Hadamard matrix"
+QUAROT_ALL = "arXiv 2404.00456, section 4, stages 1b to 1d: values of heads, inputs of down and of o"
+FUSED = "here: the residual stream alone, nothing at run time; QuaRot's other rotations are in quarot"
 GWQ_ABSTRACT = "arXiv 2411.00850, abstract: the top 1 % by gradient in FP16"
 MGPTQ_ABSTRACT = "arXiv 2501.18154, abstract: a graph network on columns, then blockwise quantization"
 PLAIN = "the common definition: minimum to maximum of each group, uniform levels, a zero-point"
@@ -111,6 +113,10 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("rtn_nf4", "grid.symmetric", True, BNB), ("fp4", "grid.symmetric", True, BNB),
     ("rtn_nf4", "grid.auxiliary_bits", 16, HALF_ABSMAX), ("fp4", "grid.auxiliary_bits", 16, HALF_ABSMAX),
     ("hadamard*", "seed", 0, f"{QUAROT}; the seed of the run"),
+    ("quarot", "seed", 0, f"{QUAROT}; the seed of the run"),
+    ("hadamard", "only", [], "here: the inputs of all layers are rotated, as in QuIP#"),
+    *(("hadamard_fused", option, False, FUSED) for option in ("values", "down", "output")),
+    *(("quarot", option, True, QUAROT_ALL) for option in ("values", "down", "output")),
     ("gwq", "share", 0.01, GWQ_ABSTRACT), ("gwq", "score", "grad", GWQ_ABSTRACT),
     ("mgptq", "allocator", "gnn", MGPTQ_ABSTRACT), ("mgptq", "average_bits", None, OURS),
     ("mgptq", "widths", [1, 2, 3, 4], OURS), ("mgptq", "neighbours", None, OURS),

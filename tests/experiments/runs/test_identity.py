@@ -143,6 +143,8 @@ def known_runs() -> dict[str, Run]:
         "gptq": GPTQ(RTN(), act_order=ActOrder.full), "awq": AWQ(RTN()), "gwq": GWQ(), "mgptq": MGPTQ(),
         "mixed": Mixed(SINQ()),
         "hadamard": Hadamard(GPTQ(RTN())), "residual hadamard": ResidualHadamard(RTN()), "dense": Dense(),
+        "quarot": ResidualHadamard(RTN(), values=True, down=True, output=True),
+        "hadamard of down": Hadamard(RTN(), only=("down_proj",)),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),

@@ -13,6 +13,7 @@ from sinq.kernels.dispatch import Fast, imported
 
 MODULES = (
     "sinq.kernels.quantize",
+    "sinq.kernels.rotation",
     "baselines.gptq.method",
     "baselines.aqlm.method",
     "baselines.aqlm.kmeans",
@@ -78,4 +79,4 @@ def test_versions_take_what_their_definition_takes(name: str) -> None:
 
 
 def test_all_functions_are_found() -> None:
-    assert len(FUNCTIONS) == 10
+    assert len(FUNCTIONS) == 11

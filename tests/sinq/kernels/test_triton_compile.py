@@ -23,6 +23,7 @@ pytestmark = [
         "round 3 bits",
         "linear 3 bits, bfloat16, batch 1",
         "linear 4 bits, bfloat16, batch 16",
+        "rotation of 1536 in segments of 128",
     ],
 )
 def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -> None:
