@@ -31,12 +31,18 @@ FAST = {"reassoc", "contract", "nsz"}
     EXPONENT,
     X,
     Y,
-) = range(17)
-FIELDS = 17
+    INPUT_GROUP,
+    INPUT_SCALE,
+    INPUT_ZERO,
+) = range(20)
+FIELDS = 20
 """Number of fields of a job: numbers up to LAST, then addresses, which are 0 for tensors that do not exist.
 
-Rows FIRST to LAST are to be computed; COL_SCALE has one row per TILE rows.
+Rows FIRST to LAST are to be computed; COL_SCALE has one row per TILE rows. Where x is rounded already,
+INPUT_SCALE has one number for each INPUT_GROUP (a number again) entries of a token.
 """
+UNROUNDED = [0, 0, 0]
+"""The last three fields where x is not rounded."""
 
 f32, i32, i16 = np.float32, np.int32, np.int16
 
