@@ -43,8 +43,19 @@ from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
 from experiments.runs.text_free import RandomTokens, SelfGenerated
 from experiments.tracking import WandB
-from sinq import ActivationFormat, Activations, HalfQuadratic, Kernel, Layers, Method, OnMisfit, methods
+from sinq import (
+    ActivationFormat,
+    Activations,
+    HalfQuadratic,
+    Kernel,
+    Layers,
+    Method,
+    NotApplicable,
+    OnMisfit,
+    methods,
+)
 from sinq.common.options import SEED
+from sinq.model.activations import Products
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
@@ -80,6 +91,8 @@ class Config(SharedOptions):
     on_misfit: OnMisfit = OnMisfit.error
     device: str = "auto"
     kernel: Kernel = Kernel.auto
+    products: Products = Products.simulated
+    """Numbers that rounded inputs are multiplied in."""
     stream: bool = False
     seed: int = 0
     force: bool = False
@@ -167,7 +180,12 @@ def build(config: DictConfig) -> Run:
         names["method"] = f"{names.get('method', 'method')} {suffix}"
     activation = parts.pop("activation")
     if activation.rounds:
-        method = Activations(method, activation)
+        method = Activations(method, activation, config.products)
+    elif config.products is not Products.simulated:
+        raise NotApplicable(
+            f"products={config.products.name} is not possible with activations of {activation.bits} bits, which"
+            " are not rounded; add activation=a8_token"
+        )
     return Run(
         **(parts | {"method": method}),
         device=config.device,
