@@ -183,8 +183,8 @@ def build(config: DictConfig) -> Run:
         method = Activations(method, activation, config.products)
     elif config.products is not Products.simulated:
         raise NotApplicable(
-            f"products={config.products.name} is not possible with activations of {activation.bits} bits, which"
-            " are not rounded; add activation=a8_token"
+            f"products={config.products.name} is not possible with activations of {activation.bits} bits,"
+            " which are not rounded; add activation=a8_token"
         )
     return Run(
         **(parts | {"method": method}),

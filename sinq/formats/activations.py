@@ -10,8 +10,8 @@ scale costs a reduction at run time, a static one nothing, and a token far from 
   arXiv 2404.00456, whose clip ratio is 0.9 at 4 bits);
 - asymmetric: scale = clip · (max − min) / (2^bits − 1), zero = the code of 0, where the range includes 0.
 
-Activations cost no bytes of a checkpoint. `model/activations.py` has the module that rounds. What is NaN stays
-NaN, in all that shares a scale with it: codes are bytes, which have none.
+Activations cost no bytes of a checkpoint. `model/activations.py` has the module that rounds. What is NaN
+stays NaN, in all that shares a scale with it: codes are bytes, which have none.
 """
 
 import enum

@@ -94,8 +94,9 @@ def _address(value: CompressedWeight, group_size: int, device: torch.device) -> 
     return f"{multiply.__module__}:{multiply.__name__}"
 
 
-for constant in (multiplies_integers, _address):  # as in product.py
-    constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# As in product.py.
+multiplies_integers._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_address._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @singledispatch
@@ -137,7 +138,9 @@ def _refusal(value: QuantizedTensor, group_size: int) -> str | None:
     if grid.levels is not Levels.uniform:
         return f"integers: levels={grid.levels.name} is a table, whose values are not whole"
     if "col_scale" in value.tensors:
-        return "integers: column scales stand between codes and inputs; only one for all rows can be taken out"
+        return (
+            "integers: column scales stand between codes and inputs; only one for all rows can be taken out"
+        )
     smaller, larger = sorted((grid.group_size, group_size))
     if larger % smaller:
         return (
@@ -145,5 +148,7 @@ def _refusal(value: QuantizedTensor, group_size: int) -> str | None:
             " one must divide the other"
         )
     if smaller > LARGEST_GROUP:
-        return f"integers: sums of {smaller} products may pass 2^31; groups of {LARGEST_GROUP} and fewer do not"
+        return (
+            f"integers: sums of {smaller} products may pass 2^31; groups of {LARGEST_GROUP} and fewer do not"
+        )
     return None

@@ -19,7 +19,6 @@ from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.checks import require_finite, require_names, require_tensor
 from sinq.model.stored import StoredNumbers
 
-
 LARGEST_ZERO = 128
 """Largest magnitude of a zero of a file: codes are signed bytes."""
 
@@ -112,4 +111,6 @@ class ActivationQuantizer(StoredNumbers):
 
 def _require_byte(zero: float) -> None:
     if not (zero.is_integer() and -LARGEST_ZERO <= zero < LARGEST_ZERO):
-        raise ValueError(f"zero is {zero:g}; it must be a whole number from -{LARGEST_ZERO} to {LARGEST_ZERO - 1}")
+        raise ValueError(
+            f"zero is {zero:g}; it must be a whole number from -{LARGEST_ZERO} to {LARGEST_ZERO - 1}"
+        )

@@ -90,9 +90,7 @@ def _repeated(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return builder.shuffle_vector(first, undefined, ir.Constant(WHOLE, [0] * LANES))
 
 
-def _add_instruction(
-    builder: ir.IRBuilder, total: ir.Value, codes: ir.Value, inputs: ir.Value
-) -> ir.Value:
+def _add_instruction(builder: ir.IRBuilder, total: ir.Value, codes: ir.Value, inputs: ir.Value) -> ir.Value:
     kind = ir.FunctionType(WHOLE, [WHOLE, BYTES, BYTES])
     instruction = cgutils.get_or_insert_function(builder.module, kind, VNNI)
     return builder.call(instruction, [total, builder.bitcast(codes, BYTES), builder.bitcast(inputs, BYTES)])
@@ -108,7 +106,7 @@ def _add_general(builder: ir.IRBuilder, total: ir.Value, codes: ir.Value, inputs
 
 
 def word_reader() -> Callable[..., Any]:
-    """Return a function for compiled code that reads eight bytes, uint64, from an address of any alignment."""
+    """Return a function for compiled code that reads eight bytes, uint64, at any address."""
 
     @intrinsic
     def read_word(_context, address):  # type: ignore[no-untyped-def]

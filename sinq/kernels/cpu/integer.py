@@ -65,7 +65,9 @@ def _linear(
     tokens = inputs.numel() // columns
     outputs = torch.empty(*inputs.shape[:-1], rows)
     few = tokens <= FEW and columns // groups >= group_size
-    x, *shared = _centred(inputs, input_scale, input_zero) if few else _padded(inputs, input_scale, input_zero)
+    x, *shared = (
+        _centred(inputs, input_scale, input_zero) if few else _padded(inputs, input_scale, input_zero)
+    )
     numbers = [bits, rows, columns, group_size, rows, tokens, 8 * scale.element_size(), 0, rows]
     stored = _addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
     fields = [*numbers, *stored, columns // groups, *_addresses(*shared)]

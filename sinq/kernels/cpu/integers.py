@@ -171,7 +171,10 @@ def _add_up(field, token, u, unit, integers, sums, of_rows, y):  # type: ignore[
     rows_at = of_rows.ctypes.data + 12 * STRIP * u
     per = field[COLUMNS] // field[INPUT_GROUP]
     centre, part = i32(1 << (field[BITS] - 1)), u * unit // field[INPUT_GROUP]
-    scale, zero = carray(pointer(rows_at), STRIP, np.float32), carray(pointer(rows_at + 4 * STRIP), STRIP, np.float32)
+    scale, zero = (
+        carray(pointer(rows_at), STRIP, np.float32),
+        carray(pointer(rows_at + 4 * STRIP), STRIP, np.float32),
+    )
     code_sums, middle = carray(pointer(rows_at + 8 * STRIP), STRIP, np.float32), f32(unit) * f32(centre)
     for t in range(TILE):
         whole_sums = carray(pointer(integers.ctypes.data + 4 * STRIP * t), STRIP, np.int32)

@@ -8,7 +8,7 @@ are centred on 0, so that 8 bits are signed bytes too.
 The operation is `torch.ops.sinq_harness.triton_integer`, opaque to torch.compile.
 
 Not covered: groups, of the weight or of the inputs, that are no multiple of 32, the least depth of the
-hardware's product of bytes. It was compiled for sm_80 and sm_90 and run in Triton's interpreter, on no device.
+hardware's product of bytes. It was compiled for sm_80 and sm_90 and run in Triton's interpreter only.
 """
 
 import torch
@@ -50,10 +50,12 @@ def product(
     value: QuantizedTensor, x: QuantizedActivations, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Return x Ŵᵀ + b (..., out_features) of a dtype; sums and bias are added in float32."""
-    tensors, rows, columns = value.tensors, *value.shape
+    tensors, rows = value.tensors, value.shape[0]
     optional = [tensors.get(name) for name in ("zero", "scale_range", "scale_exponent")]
     stored = (tensors["codes"], tensors["scale"], *optional)
-    inputs = [None if each is None else each.reshape(-1, each.shape[-1]) for each in (x.codes, x.scale, x.zero)]
+    inputs = [
+        None if each is None else each.reshape(-1, each.shape[-1]) for each in (x.codes, x.scale, x.zero)
+    ]
     y = triton_integer(*inputs, *stored, bias, rows, value.grid.bits, value.grid.group_size, dtype)
     return y.reshape(*x.codes.shape[:-1], rows)
 
