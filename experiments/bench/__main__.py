@@ -22,15 +22,15 @@ import torch
 
 from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, linear, quantize
+from experiments.bench.suites import decode, integer, linear, quantize
 from experiments.common.console import console, set_up
 from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 from experiments.runs.provenance import provenance
 from sinq import Grid
 
-QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
-"""Default bits of the suites that quantize, and of those that multiply."""
+QUANTIZE_BITS, INTEGER_BITS, PRODUCT_BITS = (4,), (8, 4), (4, 3, 2, 8)
+"""Default bits of the suites that quantize, of `integer`, and of the others that multiply."""
 
 
 def main(words: list[str] | None = None) -> Path:
@@ -68,6 +68,10 @@ def cases(chosen: options.Options, running: manager.Peers, device: torch.device)
             for shape in chosen.shapes or (linear.CUDA_SHAPES if on_cuda else linear.CPU_SHAPES):
                 for batch in chosen.batch:
                     yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
+        elif suite == "integer":
+            for shape in chosen.shapes or integer.SHAPES:
+                for tokens in chosen.batch:
+                    yield integer.case(shape, chosen.bits or INTEGER_BITS, chosen.group_size, tokens, device)
         else:
             model = models.find(chosen.model, device)
             if suite == "decode":

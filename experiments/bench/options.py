@@ -14,7 +14,7 @@ from experiments.bench.suites.quantize import Shape
 from sinq.formats.grid import BITS
 
 T = TypeVar("T")
-SUITES = ("quantize", "quantize-model", "linear", "decode")
+SUITES = ("quantize", "quantize-model", "linear", "integer", "decode")
 MEGABYTE = 2**20
 HELP = """Time our code and other packages alternately in one process; what counts are ratios.
 
@@ -29,12 +29,12 @@ class Options:
 
     suites: tuple[str, ...] = SUITES
     shapes: tuple[Shape, ...] | None = None
-    """Shapes (out, in) for `quantize` and `linear`; None: each suite's defaults."""
+    """Shapes (out, in) for `quantize`, `linear` and `integer`; None: each suite's defaults."""
     bits: tuple[int, ...] | None = None
-    """Bits; None: 4 for quantizing, and 4, 3, 2, 8 for the others."""
+    """Bits; None: 4 for quantizing, 8 and 4 for `integer`, and 4, 3, 2, 8 for the others."""
     group_size: int = 64
     batch: tuple[int, ...] = (1,)
-    """Rows of x in `linear`."""
+    """Rows of x in `linear` and `integer`."""
     model: str = AUTO
     threads: int = 1
     rounds: int = 5
@@ -60,14 +60,14 @@ def parse(words: Sequence[str] | None = None) -> Options:
         default=default.suites,
         help=f"comma-separated: {', '.join(SUITES)}",
     )
-    add("--shapes", type=_each(_shape), help="for quantize and linear, out×in: 4096x4096,11008x4096")
+    add("--shapes", type=_each(_shape), help="for quantize, linear and integer, out×in: 4096x4096,11008x4096")
     add(
         "--bits",
         type=_each(_bits),
-        help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 4,3,2,8 else",
+        help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 8,4 for integer, 4,3,2,8 else",
     )
     add("--group-size", type=_count, default=default.group_size)
-    add("--batch", type=_each(_count), default=default.batch, help="rows of x in linear: 1,16,128")
+    add("--batch", type=_each(_count), default=default.batch, help="rows of x in both products: 1,16,128")
     add(
         "--model",
         default=default.model,

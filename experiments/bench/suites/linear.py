@@ -55,20 +55,22 @@ def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, devic
     baseline = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if baseline == "bf16" else torch.float32
     x = torch.randn(batch, shape[1], generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    dense = [_dense("fp32", weight, x)] if baseline == "fp32" else []
-    dense.append(_dense("bf16", weight.bfloat16(), x.bfloat16()))
+    dense = [dense_layers("fp32", weight, x)] if baseline == "fp32" else []
+    dense.append(dense_layers("bf16", weight.bfloat16(), x.bfloat16()))
     int4, absent = _torch_int4(weight, group_size, x)
     ours = [_compressed(weight, grid, x, INT4 if int4 and grid.bits == INT4_BITS else None) for grid in grids]
     name = f"{shape[0]}×{shape[1]}, batch {batch}, groups of {group_size}"
     return Case("linear", name, [*dense, *int4, *ours], baseline, absent)
 
 
-def _dense(name: str, weight: Tensor, x: Tensor) -> Implementation:
+def dense_layers(name: str, weight: Tensor, x: Tensor) -> Implementation:
+    """Return the contender of torch's product with a dense weight."""
+
     def layer() -> Callable[[], object]:
         copied = weight.clone()
         return lambda: nn.functional.linear(x, copied)
 
-    return _contender(name, layer, weight.nbytes, weight, x, is_peer=True)
+    return contender(name, layer, weight.nbytes, weight, x, is_peer=True)
 
 
 def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Implementation:
@@ -79,7 +81,7 @@ def _compressed(weight: Tensor, grid: Grid, x: Tensor, peer: str | None) -> Impl
         return CompressedLinear(QuantizedTensor.from_state(value.config(), tensors), None)
 
     name, kernel = f"SINQ {grid.bits} bits", layer().kernel
-    return _contender(name, lambda: partial(layer(), x), value.nbytes, weight, x, kernel=kernel, peer=peer)
+    return contender(name, lambda: partial(layer(), x), value.nbytes, weight, x, kernel=kernel, peer=peer)
 
 
 def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implementation], list[Skipped]]:
@@ -92,7 +94,7 @@ def _torch_int4(weight: Tensor, group_size: int, x: Tensor) -> tuple[list[Implem
     def layer() -> Callable[[], Tensor]:
         return int4_product(packed.clone(), scales.clone(), group_size, x)
 
-    return [_contender(INT4, layer, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
+    return [contender(INT4, layer, packed.nbytes + scales.nbytes, weight, x, is_peer=True)], []
 
 
 def int4_weight(value: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,7 @@ def int4_product(packed: Tensor, scales: Tensor, group_size: int, x: Tensor) -> 
     return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group_size, scales)
 
 
-def _contender(
+def contender(
     name: str,
     layer: Callable[[], Callable[[], object]],
     weight_nbytes: int,
