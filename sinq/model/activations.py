@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.checks import require_finite, require_names, require_tensor
+from sinq.kernels.activations import quantize
 from sinq.model.stored import StoredNumbers
 
 LARGEST_ZERO = 128
@@ -68,7 +69,9 @@ class ActivationQuantizer(StoredNumbers):
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         """Return x as codes; no gradient flows through it."""
-        return self.format.quantize(x.detach(), *self._scales(x.detach()))
+        # A compiler joins the passes of the definition by itself.
+        run = quantize.definition if torch.compiler.is_compiling() else quantize
+        return run(x.detach(), self.format, *self._scales())
 
     def settle(self) -> None:
         """Set the static scale from the extremes that were seen.
@@ -94,9 +97,10 @@ class ActivationQuantizer(StoredNumbers):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
-    def _scales(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _scales(self) -> tuple[Tensor, Tensor] | tuple[()]:
+        """Return the static scale and zero; nothing where they are found from the inputs."""
         if not self.format.static:
-            return self.format.scales(*self.format.extremes(x))
+            return ()
         scale = self.get_buffer("scale")
         return scale, torch.zeros_like(scale) if self.format.symmetric else self.get_buffer("zero")
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sinq.formats.activations import QuantizedActivations
 from sinq.formats.scalar import QuantizedTensor
-from sinq.kernels.cpu import dots
+from sinq.kernels.cpu import tiles
 from sinq.kernels.cpu.codes import multiply
 from sinq.kernels.cpu.integers import multiply_rounded
 from sinq.kernels.cpu.linear import run
 from sinq.kernels.cpu.openmp import parallel
 
-FEW = 2
+FEW = 4
 """Tokens up to which codes are not unpacked to bytes."""
 OPTIONAL = ("zero", "scale_range", "scale_exponent")
 
@@ -70,7 +70,7 @@ def _linear(
     )
     numbers = [bits, rows, columns, group_size, rows, tokens, 8 * scale.element_size(), 0, rows]
     stored = _addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
-    fields = [*numbers, *stored, columns // groups, *_addresses(*shared)]
+    fields = [*numbers, *stored, columns // groups, *_addresses(*shared), int(tiles.permitted())]
     if tokens:
         run(multiply() if few else multiply_rounded(), fields, tokens * rows * columns)
     return outputs
@@ -87,8 +87,8 @@ def _padded(*tensors: Tensor | None) -> list[Tensor | None]:
     """Return tensors (..., n) as (tokens, n), with more rows, so that tokens fill whole tiles."""
     flat = [None if tensor is None else tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
     return [
-        each if each is None or not -len(each) % dots.TOKENS
-        else torch.nn.functional.pad(each, (0, 0, 0, -len(each) % dots.TOKENS))
+        each if each is None or not -len(each) % tiles.TOKENS
+        else torch.nn.functional.pad(each, (0, 0, 0, -len(each) % tiles.TOKENS))
         for each in flat
     ]  # fmt: skip
 

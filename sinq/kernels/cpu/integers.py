@@ -4,7 +4,7 @@ With codes w of row i and q of a token, in a *unit* u, the columns that share bo
 
     y_i = Σ_u scale_iu · input_scale_u · Σ_j (w_ij − zero_iu) (q_j − input_zero_u)                j in unit u
 
-The product is taken apart, so that only bytes are multiplied (`dots.py`), and sums of them are exact. A zero
+The product is taken apart, so that only bytes are multiplied (`dots.py`, `tiles.py`), and sums of them are exact. A zero
 of the weight need not be whole, one of the inputs is:
 
     Σ (w − z) (q − v) = Σ w·q − c·Σ q − v·(Σ w − n·c) − (z − c) (Σ q − n·v)      n entries, c = 2^(bits − 1)
@@ -13,7 +13,7 @@ The first difference is of integers. Around the centre c, the others are small, 
 
 Rows are taken 32 at a time: their codes are unpacked once into the layout of a tile, and meet all tokens
 while they lie in cache. Threads divide the rows. A kernel is a C function of a job (`arguments.py`): X has
-the codes, int8 (TOKENS, COLUMNS), followed by rows up to a multiple of `dots.TOKENS`, whose content is
+the codes, int8 (TOKENS, COLUMNS), followed by rows up to a multiple of `tiles.TOKENS`, whose content is
 free; INPUT_SCALE and INPUT_ZERO, float32 (TOKENS, COLUMNS / INPUT_GROUP), likewise. Without INPUT_ZERO, it
 is 0. One of GROUP and INPUT_GROUP divides the other, and both are multiples of 8.
 """
@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from sinq.kernels.cpu import dots
+from sinq.kernels.cpu import dots, tiles
 from sinq.kernels.cpu.arguments import (
     BITS,
     CODES,
@@ -34,6 +34,7 @@ from sinq.kernels.cpu.arguments import (
     INPUT_SCALE,
     INPUT_ZERO,
     ROWS,
+    TILES,
     TOKENS,
     X,
     Y,
@@ -46,9 +47,9 @@ from sinq.kernels.cpu.openmp import thread_count, thread_number
 from sinq.kernels.cpu.scales import decode_apart
 
 EXACT = {"contract", "nsz"}
-STRIP, TILE = dots.ROWS, dots.TOKENS
+STRIP, TILE = dots.ROWS, tiles.TOKENS
 WORD = 8  # codes that are packed together, in `bits` bytes
-tile_dots, read_word = dots.tile(dots.HAS_VNNI), dots.word_reader()
+tile_dots, tile_product, read_word = dots.tile(dots.HAS_VNNI), tiles.product(), dots.word_reader()
 
 
 @cache
@@ -65,7 +66,8 @@ def _multiply_rounded(job):  # type: ignore[no-untyped-def]
     sums = _input_sums(field[X], padded, units, unit)
     codes, of_rows = np.zeros((columns // 4, STRIP), np.int32), np.zeros((units, 3, STRIP), np.float32)
     integers, y = np.empty((TILE, STRIP), np.int32), np.empty((TILE, STRIP), np.float32)
-    strips = -(-field[ROWS] // STRIP)
+    strips, depth = -(-field[ROWS] // STRIP), _power_of_2(unit)
+    before = tiles.configure(depth) if field[TILES] != 0 else np.empty(0, np.uint8)
     number, threads = np.int64(thread_number()), np.int64(thread_count())  # type: ignore[arg-type]
     for strip in range(strips * number // threads, strips * (number + 1) // threads):
         first = strip * STRIP
@@ -75,15 +77,38 @@ def _multiply_rounded(job):  # type: ignore[no-untyped-def]
         for token in range(0, padded, TILE):
             y[:] = f32(0)
             for u in range(units):
-                tile_dots(
+                _bytes(
+                    field,
                     codes.ctypes.data + u * unit * STRIP,
                     field[X] + token * columns + u * unit,
-                    columns,
-                    unit // 4,
-                    integers.ctypes.data,
+                    unit,
+                    depth,
+                    integers,
                 )
                 _add_up(field, token, u, unit, integers, sums, of_rows, y)
             _write(field, token, first, count, y)
+    if field[TILES] != 0:
+        tiles.restore(before)
+
+
+@njit
+def _power_of_2(unit):  # type: ignore[no-untyped-def]
+    """Columns of a register: the largest power of 2 up to 64 that divides a unit."""
+    depth = 64
+    while unit % depth:
+        depth //= 2
+    return depth
+
+
+@njit(forceinline=True)
+def _bytes(field, codes_at, x_at, unit, depth, integers):  # type: ignore[no-untyped-def]
+    """Write the sums of products of a unit, int32 (TILE, STRIP)."""
+    stride, out = field[COLUMNS], integers.ctypes.data
+    if field[TILES] != 0:
+        tile_product(codes_at, x_at, stride, depth, unit // depth, out)
+        return
+    for token in range(0, TILE, dots.TOKENS):
+        tile_dots(codes_at, x_at + token * stride, stride, unit // 4, out + 4 * STRIP * token)
 
 
 @njit(forceinline=True)

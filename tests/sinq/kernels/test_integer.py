@@ -1,6 +1,7 @@
 """Products of integers on a processor: integers against brute force, floats against float64, and refusals."""
 
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from sinq import Grid, Kernel, Levels, QuantizedTensor, SparseOutliers, using
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.grid import BITS
-from sinq.kernels.cpu import dots, integer
+from sinq.kernels.cpu import dots, integer, tiles
 from sinq.kernels.cpu import linear as cpu_linear
 from sinq.kernels.integer import LARGEST_GROUP, dequantized, integer_kernel_of, integer_product
 
@@ -36,9 +37,16 @@ def error(value: QuantizedTensor, x: QuantizedActivations, bias: Tensor | None =
     """Error against the definition in float64, relative to it or to the size of sums of that many terms."""
     exact = dequantized(value, x, bias, torch.float64)
     terms = x.dequantize(torch.float64).square() @ value.dequantize(torch.float64).T.square()
-    found = integer_product(value, x, bias)
-    assert (found.dtype, found.shape) == (torch.float32, exact.shape)
-    return float((found.double() - exact).norm() / max(terms.sqrt().norm(), exact.norm()).clamp_min(1e-30))
+    size = max(terms.sqrt().norm(), exact.norm()).clamp_min(1e-30)
+    both = integer_product(value, x, bias), by_vectors(value, x, bias)
+    assert all((found.dtype, found.shape) == (torch.float32, exact.shape) for found in both)
+    return float(max((found.double() - exact).norm() / size for found in both))
+
+
+def by_vectors(value: QuantizedTensor, x: QuantizedActivations, bias: Tensor | None = None) -> Tensor:
+    """The product where the processor has no matrix unit, or its use is not permitted."""
+    with patch.object(tiles, "permitted", return_value=False):
+        return integer_product(value, x, bias)
 
 
 def extreme_codes(draw: Any, shape: tuple[int, ...], low: int, high: int) -> Tensor:
@@ -79,10 +87,22 @@ def test_integers_are_those_of_brute_force(data: st.DataObject) -> None:
     right = codes - zeros.repeat_interleave(group, 1)
     assert integer_kernel_of(value, input_group, CPU).kernel == "cpu_int8"
     expected = left @ right.T
-    if expected.numel() and expected.abs().max() < 2**24 and columns * 383 * 275 < 2**24:
-        assert torch.equal(integer_product(value, x).long(), expected)
-    else:
-        torch.testing.assert_close(integer_product(value, x).double(), expected.double(), rtol=1e-6, atol=32)
+    for found in (integer_product(value, x), by_vectors(value, x)):
+        if columns * 383 * 275 < 2**24:
+            assert torch.equal(found.long(), expected)
+        else:
+            torch.testing.assert_close(found.double(), expected.double(), rtol=1e-6, atol=32)
+
+
+def test_torchs_products_by_the_matrix_unit_stay_right() -> None:
+    """Both change the registers' shapes; torch's halves are multiplied before and after ours."""
+    value, x = quantized(Grid(8, 32), 64, 128), inputs(32, 128)
+    left, right = torch.randn(64, 256).bfloat16(), torch.randn(64, 256).bfloat16()
+    expected = left @ right.T
+    for _ in range(3):
+        first = integer_product(value, x)
+        assert torch.equal(left @ right.T, expected)
+        assert torch.equal(integer_product(value, x), first)
 
 
 @settings(deadline=None, max_examples=60)
