@@ -12,7 +12,6 @@ from numba import carray, cfunc, njit, types
 from torch import Tensor
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
-from sinq.kernels import activations
 from sinq.kernels.cpu.arguments import f32, i32, pointer
 from sinq.kernels.cpu.codes import Kernel
 from sinq.kernels.cpu.linear import run
@@ -32,7 +31,9 @@ def quantize(
 ) -> QuantizedActivations:
     """Return x with the nearest codes: see `sinq.kernels.activations.quantize`."""
     if parallel() is None or not x.numel():
-        return activations.quantize.definition(x, format, scale, zero)
+        if scale is None or zero is None:
+            scale, zero = format.scales(*format.extremes(x))
+        return format.quantize(x, scale, zero)
     inputs, columns, half = x.detach().float().contiguous(), x.shape[-1], 2 ** (format.bits - 1)
     groups = columns // format.group_size if format.group_size else 1
     steps = half - 1 if format.symmetric else 2 * half - 1

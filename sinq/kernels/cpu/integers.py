@@ -4,8 +4,8 @@ With codes w of row i and q of a token, in a *unit* u, the columns that share bo
 
     y_i = Σ_u scale_iu · input_scale_u · Σ_j (w_ij − zero_iu) (q_j − input_zero_u)                j in unit u
 
-The product is taken apart, so that only bytes are multiplied (`dots.py`, `tiles.py`), and sums of them are exact. A zero
-of the weight need not be whole, one of the inputs is:
+The product is taken apart, so that only bytes are multiplied (`dots.py`, `tiles.py`), and sums of them are
+exact. A zero of the weight need not be whole, one of the inputs is:
 
     Σ (w − z) (q − v) = Σ w·q − c·Σ q − v·(Σ w − n·c) − (z − c) (Σ q − n·v)      n entries, c = 2^(bits − 1)
 
@@ -77,14 +77,8 @@ def _multiply_rounded(job):  # type: ignore[no-untyped-def]
         for token in range(0, padded, TILE):
             y[:] = f32(0)
             for u in range(units):
-                _bytes(
-                    field,
-                    codes.ctypes.data + u * unit * STRIP,
-                    field[X] + token * columns + u * unit,
-                    unit,
-                    depth,
-                    integers,
-                )
+                weights, x = codes.ctypes.data + u * unit * STRIP, field[X] + token * columns + u * unit
+                _bytes(field, weights, x, unit, depth, integers)
                 _add_up(field, token, u, unit, integers, sums, of_rows, y)
             _write(field, token, first, count, y)
     if field[TILES] != 0:
