@@ -4,6 +4,10 @@ A few tokens go through `codes.multiply`, which reads each code once and never w
 multiplies numbers of 16 bits, so that codes minus their zero are whole numbers to it. More tokens go through
 `integers.multiply_rounded`, which unpacks 32 rows at a time to bytes. Nothing is prepared or kept beside the
 value.
+
+`torch._int_mm` is not used. It is right on any shape (a test), and faster where bytes are there already and
+all of a row shares a scale; it takes no packed codes, and needs one call for each group, whose sums are
+written to memory.
 """
 
 from typing import Any
