@@ -11,6 +11,7 @@ Each case is built, measured and freed before the next, so only one case's weigh
 suites are the same with larger shapes.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,15 +23,15 @@ import torch
 
 from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, linear, quantize, rotation
+from experiments.bench.suites import decode, integer, linear, quantize, rotation
 from experiments.common.console import console, set_up
 from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 from experiments.runs.provenance import provenance
 from sinq import Grid
 
-QUANTIZE_BITS, PRODUCT_BITS = (4,), (4, 3, 2, 8)
-"""Default bits of the suites that quantize or rotate, and of those that multiply."""
+QUANTIZE_BITS, INTEGER_BITS, PRODUCT_BITS = (4,), (8, 4), (4, 3, 2, 8)
+"""Default bits of the suites that quantize or rotate, of `integer`, and of the others that multiply."""
 
 
 def main(words: list[str] | None = None) -> Path:
@@ -58,26 +59,42 @@ def measured(chosen: options.Options) -> list[dict[str, Any]]:
 
 def cases(chosen: options.Options, running: manager.Peers, device: torch.device) -> Iterator[case.Case]:
     """Yield the cases of the chosen suites, in order."""
-    on_cuda = device.type == "cuda"
-    grids = [Grid(bits=bits, group_size=chosen.group_size) for bits in chosen.bits or QUANTIZE_BITS]
     for suite in chosen.suites:
         if suite == "quantize":
-            for shape in chosen.shapes or (quantize.CUDA_SHAPES if on_cuda else quantize.CPU_SHAPES):
-                yield from (quantize.matrix_case(shape, grid, running, device) for grid in grids)
-        elif suite == "linear":
-            for shape in chosen.shapes or (linear.CUDA_SHAPES if on_cuda else linear.CPU_SHAPES):
-                for batch in chosen.batch:
-                    yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
-        elif suite == "rotation":
-            for shape in chosen.shapes or (rotation.CUDA_SHAPES if on_cuda else rotation.CPU_SHAPES):
-                for batch in chosen.batch:
-                    yield from (rotation.case(shape, grid, batch, device) for grid in grids)
-        else:
+            yield from _matrix_cases(chosen, running, device)
+        elif suite == "decode":
             model = models.find(chosen.model, device)
-            if suite == "decode":
-                yield from decode.cases(model, chosen.bits or PRODUCT_BITS, chosen.group_size, device)
-            else:
-                yield from (quantize.model_case(model, grid, running, device) for grid in grids)
+            yield from decode.cases(model, chosen.bits or PRODUCT_BITS, chosen.group_size, device)
+        elif suite == "quantize-model":
+            model = models.find(chosen.model, device)
+            yield from (quantize.model_case(model, grid, running, device) for grid in _grids(chosen))
+        else:
+            yield from _product_cases(suite, chosen, device)
+
+
+def _grids(chosen: options.Options) -> list[Grid]:
+    return [Grid(bits=bits, group_size=chosen.group_size) for bits in chosen.bits or QUANTIZE_BITS]
+
+
+def _matrix_cases(
+    chosen: options.Options, running: manager.Peers, device: torch.device
+) -> Iterator[case.Case]:
+    on_cuda = device.type == "cuda"
+    for shape in chosen.shapes or (quantize.CUDA_SHAPES if on_cuda else quantize.CPU_SHAPES):
+        yield from (quantize.matrix_case(shape, grid, running, device) for grid in _grids(chosen))
+
+
+def _product_cases(suite: str, chosen: options.Options, device: torch.device) -> Iterator[case.Case]:
+    """Yield the cases of a suite of single layers with some rows of x."""
+    own: dict[str, Any] = {"linear": linear, "integer": integer, "rotation": rotation}
+    shapes = chosen.shapes or (own[suite].CUDA_SHAPES if device.type == "cuda" else own[suite].CPU_SHAPES)
+    for shape, batch in itertools.product(shapes, chosen.batch):
+        if suite == "linear":
+            yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
+        elif suite == "integer":
+            yield integer.case(shape, chosen.bits or INTEGER_BITS, chosen.group_size, batch, device)
+        else:
+            yield from (rotation.case(shape, grid, batch, device) for grid in _grids(chosen))
 
 
 def write(report: dict[str, Any], folder: Path) -> None:

@@ -52,10 +52,12 @@ from sinq import (
     KeyValues,
     Layers,
     Method,
+    NotApplicable,
     OnMisfit,
     methods,
 )
 from sinq.common.options import SEED
+from sinq.model.activations import Products
 
 PARTS: tuple[type, ...] = (
     SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
@@ -92,6 +94,8 @@ class Config(SharedOptions):
     on_misfit: OnMisfit = OnMisfit.error
     device: str = "auto"
     kernel: Kernel = Kernel.auto
+    products: Products = Products.simulated
+    """Numbers that rounded inputs are multiplied in."""
     stream: bool = False
     seed: int = 0
     force: bool = False
@@ -178,7 +182,13 @@ def build(config: DictConfig) -> Run:
         suffix = "calibrated" if config.calibrated else "uncalibrated"
         names["method"] = f"{names.get('method', 'method')} {suffix}"
     activation, key_values = parts.pop("activation"), parts.pop("kv")
-    method = Activations(method, activation) if activation.rounds else method
+    if activation.rounds:
+        method = Activations(method, activation, config.products)
+    elif config.products is not Products.simulated:
+        raise NotApplicable(
+            f"products={config.products.name} is not possible with activations of {activation.bits} bits,"
+            " which are not rounded; add activation=a8_token"
+        )
     method = KeyValues(method, key_values) if key_values.rounds else method
     return Run(
         **(parts | {"method": method}),

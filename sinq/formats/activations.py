@@ -10,7 +10,8 @@ scale costs a reduction at run time, a static one nothing, and a token far from 
   arXiv 2404.00456, whose clip ratio is 0.9 at 4 bits);
 - asymmetric: scale = clip · (max − min) / (2^bits − 1), zero = the code of 0, where the range includes 0.
 
-Activations cost no bytes of a checkpoint. `model/activations.py` has the module that rounds.
+Activations cost no bytes of a checkpoint. `model/activations.py` has the module that rounds. What is NaN
+stays NaN, in all that shares a scale with it: codes are bytes, which have none.
 """
 
 import enum
@@ -25,6 +26,7 @@ from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, one_of, whole
 from sinq.common.reading import entry
 from sinq.common.reading import options as typed_options
+from sinq.formats.checks import require_tensor
 
 UNROUNDED = 16
 """Bits of activations that are left as they are."""
@@ -38,6 +40,44 @@ class Per(enum.Enum):
     """All inputs of a layer for one token."""
     tensor = "tensor"
     """All inputs of a layer in a call, or in the text where the scale is static."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedActivations:
+    """Rounded inputs of a layer, x ≈ (code − zero) · scale.
+
+    Raises:
+        ValueError: the tensors are of another type, or their shapes do not fit.
+    """
+
+    codes: Tensor
+    """int8 (..., in_features)."""
+    scale: Tensor
+    """float32 (..., groups), one for in_features / groups consecutive channels of a token."""
+    zero: Tensor | None = None
+    """Whole numbers of one signed byte, float32 (..., groups); None for 0."""
+
+    def __post_init__(self) -> None:
+        *tokens, columns = self.codes.shape
+        groups = self.scale.shape[-1] if self.scale.ndim else 0
+        if not groups or columns % groups:
+            raise ValueError(f"{groups} scales of a token do not divide its {columns} inputs")
+        require_tensor("codes", self.codes, torch.int8, (*tokens, columns))
+        for name, tensor in (("scale", self.scale), ("zero", self.zero)):
+            if tensor is not None:
+                require_tensor(name, tensor, torch.float32, (*tokens, groups))
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive channels of a token that share a scale."""
+        return self.codes.shape[-1] // self.scale.shape[-1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the inputs (..., in_features) that this value stands for; computed in float32, then cast."""
+        whole = self.codes.unflatten(-1, (-1, self.group_size)).float()
+        if self.zero is not None:
+            whole -= self.zero[..., None]
+        return whole.mul_(self.scale[..., None]).reshape(self.codes.shape).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -112,7 +152,7 @@ class ActivationFormat:
         """
         x = x.float()
         if self.per is Per.tensor:
-            low, high = x.aminmax()
+            low, high = x.aminmax() if x.numel() else (x.new_zeros(()), x.new_zeros(()))
         else:
             low, high = self.grouped(x).aminmax(dim=-1, keepdim=True)
         return low.clamp_max(0), high.clamp_min(0)
@@ -135,13 +175,30 @@ class ActivationFormat:
         return torch.round(-low * self.clip_ratio / scale) - 2 ** (self.bits - 1)
 
     def codes(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """Return the nearest codes of x, whole numbers in float32, of the shape of `grouped(x)`."""
+        """Return the nearest codes of numbers, float32, whole numbers in the shape of x."""
         half = 2 ** (self.bits - 1)
-        return (self.grouped(x.float()) / scale + zero).round_().clamp_(-half, half - 1)
+        return (x / scale + zero).round_().clamp_(-half, half - 1)
+
+    def quantize(self, x: Tensor, scale: Tensor, zero: Tensor) -> QuantizedActivations:
+        """Return x (..., in_features) with the nearest codes.
+
+        Args:
+            scale, zero: of the shapes that `scales` returns.
+        """
+        x = x.float().contiguous()
+        codes = self.codes(self.grouped(x), scale, zero)
+        if self.per is Per.tensor:  # other scales are found from x, and are NaN where it is
+            scale = torch.where(x.isnan().any(-1, keepdim=True), torch.nan, scale)
+            zero = zero.expand(scale.shape).contiguous()
+        elif self.group_size:
+            scale, zero = scale.squeeze(-1), zero.squeeze(-1)
+        return QuantizedActivations(
+            codes.to(torch.int8).reshape(x.shape), scale, None if self.symmetric else zero
+        )
 
     def rounded(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Return x (..., in_features) after rounding, in the dtype of x."""
-        return (self.codes(x, scale, zero) - zero).mul_(scale).reshape(x.shape).to(x.dtype)
+        return self.quantize(x, scale, zero).dequantize(x.dtype)
 
     def grouped(self, x: Tensor) -> Tensor:
         """Return x with the channels that share a scale in the last dimension."""
@@ -166,4 +223,4 @@ class ActivationFormat:
 
 def _positive(scale: Tensor) -> Tensor:
     """Return scales with 1 in place of 0, which any scale of zeros may be."""
-    return torch.where(scale > 0, scale, 1.0)
+    return torch.where(scale == 0, 1.0, scale)

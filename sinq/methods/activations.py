@@ -20,6 +20,7 @@ from sinq.formats.grid import Grid
 from sinq.methods.base import Method, require_once
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
+from sinq.model.activations import Products
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
@@ -49,17 +50,23 @@ class Activations(Method):
     """Weights compressed by `inner`, and inputs of the compressed layers rounded.
 
     Raises:
-        NotApplicable: `inner` compresses no layers.
+        NotApplicable: `inner` compresses no layers, or inputs of 16 bits are not rounded.
     """
 
     name: ClassVar[str] = "activations"
 
     inner: Method
     inputs: ActivationFormat = field(default_factory=ActivationFormat)
+    products: Products = Products.simulated
+    """Multiply in floats, or codes by codes where a kernel can."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_once(self)
+        if not self.inputs.rounds:
+            raise NotApplicable(
+                f"activation.bits={self.inputs.bits} rounds nothing; use {type(self.inner).__name__} alone"
+            )
         if not self.inner.changes_model:
             raise NotApplicable(
                 f"activation {self.inputs.label} is not possible with {type(self.inner).__name__}: inputs of"
@@ -97,7 +104,7 @@ class Activations(Method):
         self.check_running(model, calibration)
         report = self.inner.compress(model, calibration, context)
         for name in compressed_layers(model):
-            edit(model, RoundInputs(name, self.inputs.as_json()))
+            edit(model, RoundInputs(name, self.inputs.as_json(), self.products.name))
         clock = Clock()
         if self.inputs.static and calibration is not None:
             settle(model, calibration, context, clock)

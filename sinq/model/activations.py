@@ -4,17 +4,33 @@ Where a column scale is the same for all rows (SINQ's t, AWQ's 1/c) it belongs t
 codes. A rotation likewise. So x is transformed first (`CompressedWeight.core_inputs`), then rounded, then
 multiplied by the rest (`CompressedWeight.core`).
 
-This is a simulation: the product is taken of the values that the codes stand for, in the dtype of x.
+The rest is multiplied in one of two ways. *Simulated*, the product is taken of the values that the codes
+stand for, in the dtype of x. In *integers*, codes are multiplied by codes (`kernels/integer.py`), where a
+kernel takes the pair and nothing asks for a gradient.
 """
 
+import enum
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from sinq.formats.activations import ActivationFormat
+from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.checks import require_finite, require_names, require_tensor
+from sinq.kernels.activations import quantize
 from sinq.model.stored import StoredNumbers
+
+LARGEST_ZERO = 128
+"""Largest magnitude of a zero of a file: codes are signed bytes."""
+
+
+class Products(enum.Enum):
+    """The numbers that rounded inputs are multiplied in."""
+
+    simulated = "simulated"
+    """Floats: the values that codes stand for, in the model's number format."""
+    integer = "integer"
+    """Codes, summed in int32, where a kernel can; else as simulated, with the reason."""
 
 
 class ActivationQuantizer(StoredNumbers):
@@ -22,11 +38,19 @@ class ActivationQuantizer(StoredNumbers):
 
     With a static scale, the buffers `scale` and `zero` (if not symmetric) are float32 numbers, 1 and 0 until
     `settle` sets them from what was seen.
+
+    Args:
+        products: the way a layer multiplies what this module rounds.
+
+    Raises:
+        ValueError: the format rounds nothing.
     """
 
-    def __init__(self, format: ActivationFormat) -> None:
+    def __init__(self, format: ActivationFormat, products: Products = Products.simulated) -> None:
         super().__init__()
-        self.format = format
+        if not format.rounds:
+            raise ValueError(f"activations of {format.bits} bits are not rounded")
+        self.format, self.products = format, products
         self._seen: tuple[Tensor, Tensor] | None = None
         self.watches = False
         """True while the module notes extremes and rounds nothing."""
@@ -44,8 +68,14 @@ class ActivationQuantizer(StoredNumbers):
             return x
         if not self.rounds:
             return x
-        rounded = self.format.rounded(x.detach(), *self._scales(x.detach()))
+        rounded = self.quantize(x).dequantize(x.dtype)
         return x + (rounded - x).detach() if x.requires_grad else rounded
+
+    def quantize(self, x: Tensor) -> QuantizedActivations:
+        """Return x as codes; no gradient flows through it."""
+        # A compiler joins the passes of the definition by itself.
+        run = quantize.definition if torch.compiler.is_compiling() else quantize
+        return run(x.detach(), self.format, *self._scales())
 
     def settle(self) -> None:
         """Set the static scale from the extremes that were seen.
@@ -66,12 +96,15 @@ class ActivationQuantizer(StoredNumbers):
         require_finite(dict(tensors))
         if "scale" in tensors and not tensors["scale"] > 0:
             raise ValueError(f"scale is {tensors['scale'].item():g}; it must be above 0")
+        if "zero" in tensors:
+            _require_byte(tensors["zero"].item())
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
-    def _scales(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _scales(self) -> tuple[Tensor, Tensor] | tuple[()]:
+        """Return the static scale and zero; nothing where they are found from the inputs."""
         if not self.format.static:
-            return self.format.scales(*self.format.extremes(x))
+            return ()
         scale = self.get_buffer("scale")
         return scale, torch.zeros_like(scale) if self.format.symmetric else self.get_buffer("zero")
 
@@ -82,3 +115,10 @@ class ActivationQuantizer(StoredNumbers):
 
     def extra_repr(self) -> str:
         return self.format.label
+
+
+def _require_byte(zero: float) -> None:
+    if not (zero.is_integer() and -LARGEST_ZERO <= zero < LARGEST_ZERO):
+        raise ValueError(
+            f"zero is {zero:g}; it must be a whole number from -{LARGEST_ZERO} to {LARGEST_ZERO - 1}"
+        )

@@ -18,6 +18,7 @@ from torch import Tensor
 from sinq.formats.checks import require_finite, require_names, require_tensor
 from sinq.formats.key_values import KeyValueFormat, StateFormat, StoredStates
 from sinq.formats.rotation import Rotation
+from sinq.kernels.rotation import rotated
 from sinq.model.attention import CACHE_NAMES, cache_argument
 from sinq.model.key_value_layer import KeyValueLayer, Pair
 from sinq.model.stored import StoredNumbers
@@ -87,7 +88,7 @@ class KeyValueStore(StoredNumbers):
         """Round keys and values (batch, heads, tokens, width)."""
         if torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad):
             raise ValueError("gradients do not pass through rounded keys and values; use torch.no_grad()")
-        keys = self._rotation(keys).apply(keys) if self.format.rotate else keys
+        keys = rotated(keys, self._rotation(keys)) if self.format.rotate else keys
         return (
             StoredStates.of(self.format.keys, keys, self._static_numbers("key")),
             StoredStates.of(self.format.values, values, self._static_numbers("value")),
@@ -95,15 +96,15 @@ class KeyValueStore(StoredNumbers):
 
     def decode(self, stored: tuple[StoredStates, StoredStates], dtype: torch.dtype) -> Pair:
         """Return the numbers that are stored, (batch, heads, tokens, width) both."""
-        keys = stored[0].read(dtype, self._static_numbers("key"))
-        keys = self._rotation(keys).undo(keys).to(dtype) if self.format.rotate else keys
-        return keys, stored[1].read(dtype, self._static_numbers("value"))
+        keys = stored[0].read(torch.float32, self._static_numbers("key"))
+        keys = rotated(keys, self._rotation(keys), back=True) if self.format.rotate else keys
+        return keys.to(dtype), stored[1].read(dtype, self._static_numbers("value"))
 
     def see(self, keys: Tensor, values: Tensor) -> None:
         """While the module watches, note the extremes of each head, of (batch, heads, tokens, width) both."""
         if not self.watches:
             return
-        keys = self._rotation(keys).apply(keys) if self._format.rotate else keys
+        keys = rotated(keys, self._rotation(keys)) if self._format.rotate else keys
         if self._errors:
             self._add_errors({"key": keys, "value": values})
             return

@@ -8,7 +8,7 @@ store. It stands for the dense matrix in functions and operators of torch, and i
 the matrix is decoded each time. It cannot be written to.
 
 `CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel for the value and the device
-(`kernels/product.py`).
+(`kernels/product.py`), or for the value and rounded inputs (`kernels/integer.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
+from sinq.kernels.integer import integer_kernel_of, integer_product, multiplies_integers
 from sinq.kernels.product import TRAINED, Choice, core_inputs, is_trained, kernel_of, product
-from sinq.model.activations import ActivationQuantizer
+from sinq.model.activations import ActivationQuantizer, Products
 from sinq.model.stored import StoredNumbers
 
 READ_ATTRIBUTES = (
@@ -171,7 +172,14 @@ class CompressedLinear(nn.Module):
     def choice(self) -> Choice:
         """The kernel that multiplies on the present device, and the reasons against faster ones."""
         value = self.weight.value if self.inputs is None else self.weight.value.core
-        return TRAINED if is_trained(value) else kernel_of(value, next(self.weight.buffers()).device)
+        device = next(self.weight.buffers()).device
+        floats = TRAINED if is_trained(value) else kernel_of(value, device)
+        if self.inputs is None or self.inputs.products is Products.simulated:
+            return floats
+        integers = integer_kernel_of(value, self.inputs.format.group_size, device)
+        if integers.refusal is None:
+            return Choice(integers.kernel)
+        return Choice(floats.kernel, (integers.refusal, *floats.refusals), floats.multiply)
 
     @property
     def kernel(self) -> str:
@@ -182,7 +190,18 @@ class CompressedLinear(nn.Module):
         value = self.weight.value
         if self.inputs is None:
             return product(value, x, self.bias)
-        return product(value.core, self.inputs(core_inputs(value, x)), self.bias)
+        core, x = value.core, core_inputs(value, x)
+        if self._multiplies_integers(core, x):
+            return integer_product(core, self.inputs.quantize(x), self.bias, x.dtype)
+        return product(core, self.inputs(x), self.bias)
+
+    def _multiplies_integers(self, core: CompressedWeight, x: Tensor) -> bool:
+        inputs, bias = self.inputs, self.bias
+        if inputs is None or inputs.products is Products.simulated or inputs.watches or not inputs.rounds:
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return False  # integers have no gradient
+        return multiplies_integers(core, inputs.format.group_size, x.device)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight

@@ -9,7 +9,7 @@ from torch import nn
 
 from sinq.common.reading import typed
 from sinq.formats.activations import ActivationFormat
-from sinq.model.activations import ActivationQuantizer
+from sinq.model.activations import ActivationQuantizer, Products
 from sinq.model.edits import Edit
 from sinq.model.linear import CompressedLinear
 
@@ -24,13 +24,21 @@ class RoundInputs(Edit):
     """Name of the layer's module."""
     format: Mapping[str, Any]
     """The format, as `ActivationFormat.as_json` gives it."""
+    products: str = Products.simulated.name
+    """Name of one of `Products`."""
 
     def apply(self, model: nn.Module) -> None:
         name = typed(self.layer, str, "layer")
         layer = dict(model.named_modules(remove_duplicate=False)).get(name)
         if not isinstance(layer, CompressedLinear):
             raise ValueError(f"{name} is a {type(layer).__name__}; inputs of compressed layers are rounded")
-        layer.inputs = ActivationQuantizer(ActivationFormat.from_json(typed(self.format, Mapping, "format")))  # type: ignore[type-abstract]
+        products = typed(self.products, str, "products")
+        if products not in Products.__members__:
+            raise ValueError(
+                f"products={products} is not possible; it must be one of {', '.join(Products.__members__)}"
+            )
+        format = ActivationFormat.from_json(typed(self.format, Mapping, "format"))  # type: ignore[type-abstract]
+        layer.inputs = ActivationQuantizer(format, Products[products])
 
 
 def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:

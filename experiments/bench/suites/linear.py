@@ -55,15 +55,17 @@ def case(shape: Shape, bits: tuple[int, ...], group_size: int, batch: int, devic
     baseline = "bf16" if device.type == "cuda" else "fp32"
     dtype = torch.bfloat16 if baseline == "bf16" else torch.float32
     x = torch.randn(batch, shape[1], generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    dense = [_dense("fp32", weight, x)] if baseline == "fp32" else []
-    dense.append(_dense("bf16", weight.bfloat16(), x.bfloat16()))
+    dense = [dense_layers("fp32", weight, x)] if baseline == "fp32" else []
+    dense.append(dense_layers("bf16", weight.bfloat16(), x.bfloat16()))
     int4, absent = _torch_int4(weight, group_size, x)
     ours = [_compressed(weight, grid, x, INT4 if int4 and grid.bits == INT4_BITS else None) for grid in grids]
     name = f"{shape[0]}×{shape[1]}, batch {batch}, groups of {group_size}"
     return Case("linear", name, [*dense, *int4, *ours], baseline, absent)
 
 
-def _dense(name: str, weight: Tensor, x: Tensor) -> Implementation:
+def dense_layers(name: str, weight: Tensor, x: Tensor) -> Implementation:
+    """Return the contender of torch's product with a dense weight."""
+
     def layer() -> Callable[[], object]:
         copied = weight.clone()
         return lambda: nn.functional.linear(x, copied)

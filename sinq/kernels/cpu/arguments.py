@@ -31,12 +31,20 @@ FAST = {"reassoc", "contract", "nsz"}
     EXPONENT,
     X,
     Y,
-) = range(17)
-FIELDS = 17
+    INPUT_GROUP,
+    INPUT_SCALE,
+    INPUT_ZERO,
+    TILES,
+) = range(21)
+FIELDS = 21
 """Number of fields of a job: numbers up to LAST, then addresses, which are 0 for tensors that do not exist.
 
-Rows FIRST to LAST are to be computed; COL_SCALE has one row per TILE rows.
+Rows FIRST to LAST are to be computed; COL_SCALE has one row per TILE rows. Where x is rounded already,
+INPUT_SCALE has one number for each INPUT_GROUP (a number again) entries of a token; TILES is 1 where the
+registers of `tiles.py` may be used.
 """
+UNROUNDED = [0, 0, 0, 0]
+"""The last four fields where x is not rounded."""
 
 f32, i32, i16 = np.float32, np.int32, np.int16
 

@@ -5,7 +5,8 @@ Per row i, with x' = x · col_scale:
     y_i = Σ_g scale_ig · (Σ_j code_ij · x'_j − zero_ig · Σ_j x'_j)        j in group g
 
 x' is rounded to 16 bits, in units of the largest entry of each group divided by 32767: an error of at most
-2⁻¹⁶ of that entry, and sums of integers.
+2⁻¹⁶ of that entry, and sums of integers. Where x is rounded already (INPUT_SCALE), it has whole numbers of 16
+bits, and the scale is their unit: then nothing is lost.
 
 Eight codes are `bits` bytes. Here they are *lanes*: 32-bit integers with eight codes of 2, 3 or 4 bits, or
 four of 5, 6 or 8. Code c of eight adjacent lanes is one vector (`llvm_vectors.py`), so x' is laid out to
@@ -33,6 +34,8 @@ from sinq.kernels.cpu.arguments import (
     FIELDS,
     FIRST,
     GROUP,
+    INPUT_GROUP,
+    INPUT_SCALE,
     LAST,
     ROWS,
     TILE,
@@ -110,7 +113,7 @@ def _multiply(job):  # type: ignore[no-untyped-def]
         if first // tile != prepared:
             prepared = first // tile
             for token in range(tokens):
-                _prepare(field, inputs[token], prepared, x[token], units[token], sums[token])
+                _prepare(field, token, inputs[token], prepared, x[token], units[token], sums[token])
         count = min(last, first + STRIP, (prepared + 1) * tile) - first
         decode(field, first, count * groups, scale, zero)
         for token in range(tokens):
@@ -193,7 +196,7 @@ def _share(first, last):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=FAST)
-def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-def]
+def _prepare(field, token, inputs, tile, x, units, sums):  # type: ignore[no-untyped-def]
     """Write x · col_scale of a tile to `x`, and the units and sums of its groups.
 
     `x` has 16 bits and the layout of the codes; its padding stays 0.
@@ -217,18 +220,30 @@ def _prepare(field, inputs, tile, x, units, sums):  # type: ignore[no-untyped-de
         )
         for j in range(group):
             exact += values[j]
-        largest = _largest(values)
-        inverse = f32(LARGEST) / largest if largest > f32(TINIEST) else f32(0)
+        if field[INPUT_SCALE] != 0:
+            inverse, unit = f32(1), _given(field, token, g * group)
+        else:
+            largest = _largest(values)
+            inverse = f32(LARGEST) / largest if largest > f32(TINIEST) else f32(0)
+            unit = largest / f32(LARGEST)
         for j in range(group):
             values[j] = np.rint(values[j] * inverse)
             total += values[j]
-        units[g] = largest / f32(LARGEST) + (exact - exact)  # NaN where x has one or overflows
+        units[g] = unit + (exact - exact)  # NaN where x has one or overflows
         sums[g] = total * units[g]
     for lane in range(columns // each):
         slot = lane // WIDTH * half * 2 * WIDTH + lane % WIDTH * 2
         for code in range(half):
             x[slot + code * 2 * WIDTH] = i16(scaled[lane * each + code])
             x[slot + code * 2 * WIDTH + 1] = i16(scaled[lane * each + half + code])
+
+
+@njit
+def _given(field, token, column):  # type: ignore[no-untyped-def]
+    """Scale of a token's rounded entry."""
+    per = field[COLUMNS] // field[INPUT_GROUP]
+    scales = carray(pointer(field[INPUT_SCALE]), field[TOKENS] * per, np.float32)
+    return scales[token * per + column // field[INPUT_GROUP]]
 
 
 @njit(fastmath=FAST | {"nnan"}, forceinline=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from sinq.formats.grid import Levels
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.cpu import llvm_vectors
-from sinq.kernels.cpu.arguments import BITS, COLUMNS, FIRST, LAST, ROWS, TILE, Y
+from sinq.kernels.cpu.arguments import BITS, COLUMNS, FIRST, LAST, ROWS, TILE, UNROUNDED, Y
 from sinq.kernels.cpu.codes import Kernel, multiply, widen
 from sinq.kernels.cpu.openmp import parallel
 
@@ -90,9 +90,9 @@ def _linear(
         for tensor in (codes, scale, zero, col_scale, scale_range, scale_exponent)
     ]
     outputs = torch.empty(*x.shape[:-1], rows)
-    fields = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()]
+    fields = numbers + addresses + [inputs.data_ptr(), outputs.data_ptr()] + UNROUNDED
     if tokens <= FEW:
-        _run(multiply(), fields, tokens * rows * columns)
+        run(multiply(), fields, tokens * rows * columns)
     else:
         _by_pieces(inputs.reshape(tokens, columns), col_scale, fields, outputs.view(tokens, rows))
     return outputs.to(x.dtype)
@@ -111,7 +111,7 @@ def _by_pieces(inputs: Tensor, col_scale: Tensor | None, fields: list[int], outp
                 arranged = _arrange(scaled, fields[BITS])
             end = min(start + step, first + tile)
             fields[FIRST], fields[LAST], fields[Y] = start, end, piece.data_ptr()
-            _run(widen(), fields, (end - start) * columns)
+            run(widen(), fields, (end - start) * columns)
             outputs[:, start:end] = arranged @ piece[: end - start].T
 
 
@@ -127,7 +127,8 @@ def _arrange(x: Tensor, bits: int) -> Tensor:
     return (filled / factors).transpose(2, 3).reshape(len(x), -1)
 
 
-def _run(kernel: Kernel, fields: list[int], work: int) -> None:
+def run(kernel: Kernel, fields: list[int], work: int) -> None:
+    """Run a C function of a job on torch's threads, on one where the multiplications are few."""
     start, packed = parallel(), array("q", fields)
     assert start is not None  # `refusal` returns a reason otherwise
     start(kernel.address, packed.buffer_info()[0], 1 if work < SMALL else torch.get_num_threads())

@@ -30,6 +30,14 @@ from sinq.kernels.cpu.llvm_vectors import WIDTH
 @njit(fastmath=FAST)
 def decode(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
     """Write the first `count` scales, and scale · zero, from `row` on."""
+    decode_apart(field, row, count, scale, zero)
+    for g in range(count):
+        zero[g] *= scale[g]
+
+
+@njit(fastmath=FAST)
+def decode_apart(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
+    """Write the first `count` scales and zeros from `row` on."""
     start, auxiliary = row * (field[COLUMNS] // field[GROUP]), field[AUXILIARY]
     if auxiliary == 8:
         _bytes_to_scales(field, start, count, scale)
@@ -49,8 +57,6 @@ def decode(field, row, count, scale, zero):  # type: ignore[no-untyped-def]
             zero[g] = f32(stored[g]) + centre
     else:
         floats(field[ZERO], start, count, auxiliary, zero)
-    for g in range(count):
-        zero[g] *= scale[g]
 
 
 @njit

@@ -26,6 +26,8 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 
 from sinq.kernels.triton.dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
+from sinq.kernels.triton.integer import blocks as integer_blocks
+from sinq.kernels.triton.integer import multiply_integers
 from sinq.kernels.triton.linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
 from sinq.kernels.triton.quantize import BALANCE_EACH, BALANCE_ELEMENTS, ROUND_EACH, ROUND_ELEMENTS, warps_for
 from sinq.kernels.triton.rotation import butterflies, form
@@ -132,6 +134,11 @@ def cases() -> Iterator[Case]:
     yield linear_case(4, torch.bfloat16, batch=None)
     for size, length in ((128, 128), (1536, 128), (4096, 4096), (14336, 512), (16384, 16384)):
         yield rotation_case(size, length)
+    for bits in (4, 8):
+        for tokens in (16, 512):
+            yield integer_case(bits, tokens)
+    yield integer_case(4, 512, asymmetric=True)
+    yield integer_case(3, 512, asymmetric=True)
 
 
 def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: bool = False) -> Case:
@@ -169,6 +176,20 @@ def rotation_case(size: int, length: int) -> Case:
     block, warps = form(length)
     sizes = {"SIZE": size, "LENGTH": length, "PASSES": length.bit_length() - 1, "BLOCK": block, "BACK": False}
     return Case(f"rotation of {size} in segments of {length}", butterflies, types, sizes, warps)
+
+
+def integer_case(bits: int, tokens: int, asymmetric: bool = False) -> Case:
+    """Return the case of the product with rounded inputs, which have one scale for each token.
+
+    The layer is that of `linear_case`, without column scales.
+    """
+    types = {"x": "*i8", "input_scale": "*fp32", "codes": "*i32", "scale": "*fp16", "zero": "*fp16"}
+    types |= {"out": "*bf16", "tokens": "i32", "rows": "i32"}
+    if asymmetric:
+        types["input_zero"] = "*fp32"
+    form, warps = integer_blocks(tokens, 4096, GROUP, 4096)
+    name = f"integers {bits} bits, batch {tokens}{', asymmetric' if asymmetric else ''}"
+    return Case(name, multiply_integers, types, form | {"BITS": bits, "ZERO": ZERO_STORED.value}, warps)
 
 
 def _balance(dtype: torch.dtype) -> Case:

@@ -21,6 +21,15 @@ SCALE_BLOCK = tl.constexpr(32)
 @triton.jit
 def load_codes(codes, row, word, valid, WORDS_PER_ROW: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Codes of words `word` (words,) in rows `row` (rows,), float32 (rows, words, 8); `codes` is of int32."""
+    code = load_whole_codes(codes, row, word, valid, WORDS_PER_ROW, BITS)
+    # The code becomes the low bits of the float 2²³, which is then subtracted: a conversion from int has a
+    # quarter of the rate of these two.
+    return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def load_whole_codes(codes, row, word, valid, WORDS_PER_ROW: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Codes as `load_codes` returns them, but int32."""
     byte = word * BITS
     first = row.to(tl.int64)[:, None] * (WORDS_PER_ROW * BITS // 4) + (byte // 4)[None, :]
     shift = (byte % 4 * 8)[None, :]
@@ -32,9 +41,7 @@ def load_codes(codes, row, word, valid, WORDS_PER_ROW: tl.constexpr, BITS: tl.co
         high = tl.load(codes + first + 1, mask=valid & (shift + 8 * BITS > 32), other=0)
         whole = (value.to(tl.int64) & 0xFFFFFFFF) | (high.to(tl.int64) << 32)
         code = ((whole >> shift)[:, :, None] >> lane.to(tl.int64)[None, None, :]).to(tl.int32)
-    # The code becomes the low bits of the float 2²³, which is then subtracted: a conversion from int has a
-    # quarter of the rate of these two.
-    return ((code & (2**BITS - 1)) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+    return code & (2**BITS - 1)
 
 
 @triton.jit

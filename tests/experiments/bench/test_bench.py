@@ -18,7 +18,7 @@ from experiments.bench import __main__ as bench
 from experiments.bench import floor, listing, models, options
 from experiments.bench.case import Case, run
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, linear, quantize, rotation
+from experiments.bench.suites import decode, integer, linear, quantize, rotation
 from experiments.bench.timing import Implementation, PeerError, Skipped, clocked, measure
 from experiments.evaluation.generation import phase_seconds
 from sinq import SINQ, CompressedLinear, Grid, Kernel, using
@@ -143,6 +143,26 @@ class TestContenders:
         assert torch.allclose(
             linear.int4_product(packed, scales, 64, x)().double(), expected, rtol=1e-4, atol=1e-5
         )
+
+    def test_an_integer_case_times_codes_layers_and_what_is_simulated(self) -> None:
+        case = integer.case((32, 128), (8, 4), 64, 3, CPU)
+        kernels = {each.name: each.kernel for each in case.contenders}
+        ours = {f"W{bits}A8 {kind}": "cpu_int8" for bits in (8, 4) for kind in ("codes", "layer")}
+        simulated = {f"W{bits}A8 simulated": "cpu" for bits in (8, 4)}
+        assert kernels == dict.fromkeys(("fp32", "bf16", "torch int_mm"), "torch") | ours | simulated
+        assert all(each.seconds() > 0 for each in case.contenders)
+
+    def test_torchs_product_of_integers_is_right_on_any_shape(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for tokens, rows, columns in ((0, 3, 8), (1, 1, 1), (3, 5, 7), (17, 33, 65), (2, 9, 4096)):
+            x, codes = (
+                torch.randint(-128, 128, (count, columns), generator=generator).to(torch.int8)
+                for count in (tokens, rows)
+            )
+            scales = torch.rand(tokens, 1) + 1, torch.rand(1, rows) + 1
+            exact = (x.long() @ codes.long().T).double() * scales[0].double() * scales[1].double()
+            found = integer.int_mm(x, codes, *scales)
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
     def test_a_linear_case_counts_the_bytes_of_each_format(self) -> None:
         case = linear.case((32, 128), (4, 2), 64, 3, CPU)
@@ -369,7 +389,7 @@ class TestCommandLine:
         [
             (
                 "--suite speed",
-                "speed is not possible; choose from quantize, quantize-model, linear, rotation, decode",
+                "choose from quantize, quantize-model, linear, integer, rotation, decode",
             ),
             ("--bits 4,7", "7 is not possible; choose from 2, 3, 4, 5, 6, 8"),
             ("--bits four", "'four' is not possible; it must be a whole number"),

@@ -1,5 +1,7 @@
 """Every YAML file composes and builds; every mistake is an error that names the option."""
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from baselines.rtn import RTN
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.config.build import build, by_name, method_classes, register
 from experiments.runs.calibration import CalibrationText, NoCalibration
+from experiments.runs.identity import identity, options, run_id
 from experiments.runs.pipeline import label
 from experiments.runs.run import Run
 from experiments.runs.text_free import RandomTokens, SelfGenerated
@@ -31,6 +34,7 @@ from sinq import (
     PreSINQ,
     Sinkhorn,
 )
+from sinq.model.activations import Products
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -161,6 +165,17 @@ def test_activations_are_rounded_around_any_method() -> None:
     )
     with pytest.raises(NotApplicable, match="A8 is not possible with Dense"):
         built("method=none", "activation=a8_token")
+
+
+def test_products_of_integers_are_chosen_beside_the_activations() -> None:
+    simulated, integer = (built("activation=a8_token", f"products={each.name}") for each in Products)
+    assert built("activation=a8_token").method == simulated.method
+    assert integer.method == replace(simulated.method, products=Products.integer)
+    assert run_id(identity(integer)) != run_id(identity(simulated))
+    assert "products" not in json.dumps(identity(simulated))
+    assert options(simulated)["method"]["products"] == "simulated"
+    with pytest.raises(NotApplicable, match="products=integer is not possible with activations of 16 bits"):
+        built("products=integer")
 
 
 @pytest.mark.parametrize(

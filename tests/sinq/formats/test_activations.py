@@ -9,7 +9,7 @@ from hypothesis import given
 from torch import Tensor
 
 from sinq.common.errors import NotApplicable
-from sinq.formats.activations import ACTIVATION_BITS, ActivationFormat, Per
+from sinq.formats.activations import ACTIVATION_BITS, ActivationFormat, Per, QuantizedActivations
 
 ROUNDED = [bits for bits in ACTIVATION_BITS if bits < 16]
 FORMATS = st.builds(
@@ -66,6 +66,59 @@ def test_nothing_is_farther_off_than_half_a_step(x: Tensor, bits: int, symmetric
     scale, _ = format.scales(*format.extremes(x))
     # A whole zero moves the ends of an asymmetric range by up to half a step.
     assert ((rounded(format, x) - x).abs() <= scale * (0.5 if symmetric else 1.0) + 1e-5 * x.abs()).all()
+
+
+@given(VALUES, FORMATS)
+def test_codes_are_whole_and_stand_for_the_rounded_values(x: Tensor, format: ActivationFormat) -> None:
+    found = format.quantize(x, *format.scales(*format.extremes(x)))
+    half, zero = 2 ** (format.bits - 1), torch.zeros_like(found.scale) if found.zero is None else found.zero
+    assert found.codes.dtype == torch.int8
+    assert -half <= found.codes.min().item() <= found.codes.max().item() < half
+    assert torch.equal(zero, zero.round().clamp(-half, half - 1))
+    assert (found.zero is None) == format.symmetric
+    spread, offset = (each.repeat_interleave(found.group_size, -1) for each in (found.scale, zero))
+    assert torch.equal((found.codes.float() - offset) * spread, rounded(format, x))
+
+
+@pytest.mark.parametrize("group_size", [0, 4])
+@pytest.mark.parametrize("per", list(Per))
+def test_any_leading_shape_and_layout(per: Per, group_size: int) -> None:
+    if group_size and per is Per.tensor:
+        return
+    format = ActivationFormat(8, per, group_size, symmetric=False)
+    for x in (torch.randn(8), torch.randn(0, 8), torch.randn(2, 0, 8), torch.randn(8, 3).T):
+        found = format.quantize(x, *format.scales(*format.extremes(x)))
+        assert found.codes.shape == found.dequantize().shape == x.shape
+        assert found.scale.shape == (*x.shape[:-1], 2 if group_size else 1)
+        assert (found.dequantize() - x).abs().sum() <= found.scale.sum() * 8
+
+
+@pytest.mark.parametrize("format", [ActivationFormat(), ActivationFormat(8, Per.tensor)])
+def test_what_shares_a_scale_with_a_nan_is_nan(format: ActivationFormat) -> None:
+    x = torch.randn(3, 8)
+    x[1, 2] = torch.nan
+    found = format.quantize(x, *format.scales(*format.extremes(x))).dequantize()
+    assert found[1].isnan().all()
+    assert found[[0, 2]].isnan().any() == (format.per is Per.tensor)
+    static = ActivationFormat(8, Per.tensor, static=True).quantize(x, torch.tensor(0.1), torch.tensor(0.0))
+    assert static.dequantize().isnan().all(-1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("codes", "scale", "zero", "message"),
+    [
+        (torch.zeros(2, 8), torch.ones(2, 1), None, "codes"),
+        (torch.zeros(2, 8, dtype=torch.int8), torch.ones(2, 3), None, "3 scales of a token do not divide"),
+        (torch.zeros(2, 8, dtype=torch.int8), torch.ones(()), None, "0 scales"),
+        (torch.zeros(2, 8, dtype=torch.int8), torch.ones(3, 1), None, "scale"),
+        (torch.zeros(2, 8, dtype=torch.int8), torch.ones(2, 2), torch.ones(2, 1), "zero"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantizedActivations(codes, scale, zero)
 
 
 def test_what_shares_a_scale() -> None:

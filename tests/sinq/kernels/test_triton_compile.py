@@ -24,6 +24,8 @@ pytestmark = [
         "linear 3 bits, bfloat16, batch 1",
         "linear 4 bits, bfloat16, batch 16",
         "rotation of 1536 in segments of 128",
+        "integers 4 bits, batch 16",
+        "integers 3 bits, batch 512, asymmetric",
     ],
 )
 def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -> None:
@@ -36,6 +38,13 @@ def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -
     assert found.shared_bytes <= 48 * 1024
     # blocks half as large, without spills, were slower on an H200
     assert found.spill_bytes <= (1024 if name.startswith("balance") else 64)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bytes_are_multiplied_by_tensor_cores(bits: int) -> None:
+    from sinq.kernels.triton.compile_report import compiled, integer_case
+
+    assert "s32.s8.s8.s32" in compiled(integer_case(bits, 512), 80).asm["ptx"]
 
 
 def test_writing_the_matrix_assembles() -> None:

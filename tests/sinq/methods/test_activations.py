@@ -20,6 +20,7 @@ from sinq import SINQ, ActivationFormat, Activations, Calibration, Grid, Layers,
 from sinq.checkpoint.layout import LAYOUT
 from sinq.formats.activations import Per
 from sinq.kernels.product import product
+from sinq.model.activations import ActivationQuantizer
 from sinq.model.blocks import find_blocks
 from sinq.model.context import Context
 from sinq.model.linear import CompressedLinear
@@ -219,6 +220,24 @@ def test_activations_that_are_not_finite_name_the_layer(monkeypatch: pytest.Monk
     model.model.layers[1].input_layernorm.weight.data.fill_(torch.inf)
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj: inputs are not finite"):
         Activations(RTN(GRID), STATIC).compress(model, TEXT)
+
+
+@pytest.mark.parametrize("zero", [0.5, 128.0, -129.0, 1e30])
+def test_a_zero_of_a_file_that_is_no_byte_is_refused(zero: float, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    Activations(RTN(GRID), replace(STATIC, symmetric=False)).compress(model, TEXT)
+    name = "model.layers.0.mlp.down_proj.inputs"
+    model.get_submodule(name).register_buffer("zero", torch.tensor(zero))
+    sinq.save(model, tmp_path)
+    with pytest.raises(ValueError, match=rf"{name}: zero is .*; it must be a whole number from -128 to 127"):
+        sinq.load(tmp_path)
+
+
+def test_inputs_of_16_bits_are_not_rounded() -> None:
+    with pytest.raises(NotApplicable, match=r"activation\.bits=16 rounds nothing; use RTN alone"):
+        Activations(RTN(GRID), ActivationFormat(16))
+    with pytest.raises(ValueError, match="16 bits are not rounded"):
+        ActivationQuantizer(ActivationFormat(16))
 
 
 def test_the_dense_model_has_no_inputs_to_round() -> None:
