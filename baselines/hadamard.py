@@ -154,8 +154,7 @@ class ResidualHadamard(Rewriting):
     @property
     def compressor(self) -> Method:
         only = ("down_proj",) * self.down + ("o_proj",) * self.output
-        # Not a LayerMethod: `Hadamard` is there to say so.
-        return Hadamard(self.inner, self.seed, only) if only else self.inner  # type: ignore[arg-type]
+        return _rotating(self.inner, self.seed, only) if only else self.inner
 
     def check_given(self, model: nn.Module, calibration: Calibration | None) -> None:
         """Check also that the stream can be rotated.
@@ -192,6 +191,15 @@ class ResidualHadamard(Rewriting):
                     _rotate_outputs(parameter, rotation, device)
             if self.values:
                 _rotate_values(block, of_heads[block.head_width], device)
+
+
+def _rotating(method: Method, seed: int, only: tuple[str, ...]) -> Method:
+    """Return a method with `Hadamard` around the method of layers that is in it."""
+    inner = getattr(method, "inner", None)
+    if isinstance(method, LayerMethod) or not isinstance(inner, Method):
+        # Another one than of layers: `Hadamard` is there to say so.
+        return Hadamard(method, seed, only)  # type: ignore[arg-type]
+    return replace(method, inner=_rotating(inner, seed, only))  # type: ignore[type-var]
 
 
 def _require_rms_norm(model: nn.Module) -> None:

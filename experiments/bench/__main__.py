@@ -86,8 +86,10 @@ def _matrix_cases(
 
 def _product_cases(suite: str, chosen: options.Options, device: torch.device) -> Iterator[case.Case]:
     """Yield the cases of a suite of single layers with some rows of x."""
-    own: dict[str, Any] = {"linear": linear, "integer": integer, "rotation": rotation}
-    shapes = chosen.shapes or (own[suite].CUDA_SHAPES if device.type == "cuda" else own[suite].CPU_SHAPES)
+    suites: dict[str, Any] = {"linear": linear, "integer": integer, "rotation": rotation}
+    shapes = chosen.shapes or (
+        suites[suite].CUDA_SHAPES if device.type == "cuda" else suites[suite].CPU_SHAPES
+    )
     for shape, batch in itertools.product(shapes, chosen.batch):
         if suite == "linear":
             yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)

@@ -10,10 +10,22 @@ from torch import Tensor, nn
 
 import sinq
 from baselines.dense import Dense
+from baselines.hadamard import ResidualHadamard
 from baselines.prefixquant import Prefix
 from baselines.prefixquant.detection import Detection, detect, watched_modules
 from baselines.rtn import RTN
-from sinq import Calibration, Context, Grid, KeyValueFormat, KeyValues, NotApplicable, StateFormat
+from sinq import (
+    Calibration,
+    CompressedLinear,
+    CompressedWeight,
+    Context,
+    Grid,
+    KeyValueFormat,
+    KeyValues,
+    NotApplicable,
+    Rotated,
+    StateFormat,
+)
 from sinq.model.edits import edits
 from sinq.model.key_value_edits import PrefixKeyValues, ShiftPositions
 from tests.conftest import tiny_model
@@ -133,3 +145,21 @@ def test_what_has_no_prefix_is_refused() -> None:
         Prefix(Dense()).compress(model, TEXT)
     with pytest.raises(ValueError, match=r"method\.threshold=1"):
         Prefix(Dense(), threshold=1.0)
+
+
+def test_a_rotated_model_has_the_prefix_of_longer_texts() -> None:
+    """The prefix is made of the rotated model, and R4 reaches the method of layers inside."""
+    dense, model = tiny_model("llama"), tiny_model("llama")
+    method = ResidualHadamard(Prefix(RTN(Grid(8, 32)), tokens=(4, 7)), values=True, down=True)
+    method.compress(model)
+    whole = torch.cat([torch.tensor([[4, 7]]).expand(3, -1), TOKENS], 1)
+    with torch.no_grad():
+        expected = dense(whole).logits[:, 2:]
+    assert (logits(model) - expected).norm() < 0.02 * expected.norm()
+    down = [value for name, value in compressed(model).items() if name.endswith("down_proj")]
+    assert all(isinstance(value, Rotated) for value in down)
+
+
+def compressed(model: nn.Module) -> dict[str, CompressedWeight]:
+    parts = model.named_modules()
+    return {name: part.weight.value for name, part in parts if isinstance(part, CompressedLinear)}

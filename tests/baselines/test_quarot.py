@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sinq
+from baselines.dense import Dense
 from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.rtn import RTN
@@ -259,10 +260,11 @@ def test_a_pattern_for_no_layer_is_refused(layers: Layers, only: str) -> None:
 
 
 def test_rotations_at_run_time_need_a_method_of_layers() -> None:
-    inner = Tuned(RTN(GRID))
-    assert ResidualHadamard(inner, values=True).inner is inner
-    with pytest.raises(NotApplicable, match="inner=Tuned does not work that way"):
-        ResidualHadamard(inner, down=True)
+    tuned = ResidualHadamard(Tuned(RTN(GRID)), down=True)
+    assert tuned.compressor == Tuned(Hadamard(RTN(GRID), only=("down_proj",)))
+    assert ResidualHadamard(Dense(), values=True).inner == Dense()
+    with pytest.raises(NotApplicable, match="inner=Dense does not work that way"):
+        ResidualHadamard(Dense(), down=True)
 
 
 def test_a_layer_is_chosen_through_wrappers() -> None:
