@@ -7,13 +7,13 @@ goes first; if several are left, the row is not compared, and a note lists them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.common.fitted import Column
 from experiments.compare.equivalent import listed, newest, treated_alike
 from experiments.compare.paired import Comparison, compare, differences
 from experiments.results.columns import ABSENT
-from experiments.results.flat import size
-from experiments.results.paths import get_path
+from experiments.results.flat import facts
 from experiments.results.record import FINISHED, Row
 
 
@@ -55,9 +55,11 @@ def compared(rows: Sequence[Row], name: str) -> Counterparts:
     Raises:
         ValueError: no row has the name; the message lists the names.
     """
-    named = [row for row in rows if row["status"] == FINISHED and name in (row["run_id"], *_names(row))]
+    finished = [row for row in rows if row["status"] == FINISHED]
+    exact = [row for row in finished if name in (row["run_id"], row["name"])]
+    named = exact or [row for row in finished if name in _names(row)]
     if not named:
-        known = sorted({each for row in rows if row["status"] == FINISHED for each in _names(row)})
+        known = sorted({each for row in finished for each in _names(row)})
         raise ValueError(f"--against {name} names no row; give a run id or one of: {', '.join(known)}")
     notes: dict[str, int] = {}
     found = [None if row in named else _against(row, named, name, notes) for row in rows]
@@ -92,10 +94,14 @@ def _names(row: Row) -> list[str]:
     return [row["name"], *([row["choices"]["method"]] if "method" in row["choices"] else [])]
 
 
-def _size(row: Row) -> tuple[int | float | None, int] | None:
-    """Return bits and group size; None for a method without a grid, or that chooses bits itself."""
-    bits, group_size = size(get_path(row, "options.method"))
-    return None if group_size is None else (bits, group_size)
+def _size(row: Row) -> tuple[Any, ...] | None:
+    """Return bits of weights, activations, keys and values, and the group size.
+
+    None stands for a method without a grid, or that chooses bits itself.
+    """
+    found = facts(row)
+    sizes = tuple(found[name] for name in ("bits", "group_size", "activation_bits", "kv_bits"))
+    return None if found["group_size"] is None else sizes
 
 
 def _ends(comparison: Comparison) -> str:

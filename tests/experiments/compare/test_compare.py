@@ -258,3 +258,26 @@ def test_the_table_shows_them() -> None:
     assert shown["95 %"] == ("–", "–")
     assert shown["verdict"] == ("–", "too few windows")
     assert few.values()["low"] == [None, None]
+
+
+def test_rounded_activations_and_keys_are_compared_with_their_like() -> None:
+    """The dense model with rounded keys is not the dense model, and W4A4 of one method not W4A16."""
+    dense, sinq, rtn = row("none", HARD, None), row("sinq", HARD + 0.1, 4), row("rtn", HARD + 0.2, 4)
+    four = {"keys": {"bits": 4}, "values": {"bits": 4}}
+    keys = rounded(row("none", HARD + 0.4, None), "kv", four)
+    w4a4 = [
+        rounded(row(name, HARD + shift, 4), "inputs", {"bits": 4})
+        for name, shift in (("sinq", 1), ("rtn", 2))
+    ]
+    rows = [dense, keys, sinq, rtn, *w4a4]
+    deltas = [c and round(c.delta_nll, 6) for c in counterpart.compared(rows, dense["name"]).comparisons]
+    assert deltas == [None, 0.4, 0.1, 0.2, 1.0, 2.0]
+    to_rtn = counterpart.compared(rows, "rtn").comparisons
+    assert [c and round(c.delta_nll, 6) for c in to_rtn] == [None, None, -0.1, None, -1.0, None]
+
+
+def rounded(plain: Row, part: str, options: dict[str, Any]) -> Row:
+    """The row with a method around its own."""
+    outer = {"name": "around", "inner": plain["options"]["method"], part: options}
+    name, run_id = f"{plain['name']} {part}", plain["run_id"] + part
+    return {**plain, "run_id": run_id, "name": name, "options": {**plain["options"], "method": outer}}
