@@ -68,7 +68,7 @@ def find(results_dir: Path, run_id: str) -> Row | None:
         return _read(path)
     except NewerRowError as error:
         raise NewerRowError(f"{path}: {error}") from error
-    except (FileNotFoundError, RowError):
+    except (FileNotFoundError, NotADirectoryError, RowError):
         return None
     except OSError as error:
         raise RowError(f"{path} cannot be read: {error.strerror}; move it away") from error
