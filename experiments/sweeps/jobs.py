@@ -183,7 +183,8 @@ def run(jobs: Sequence[Overrides], configs: Iterable[DictConfig], config: DictCo
     with record.writing(results_dir):
         folder.mkdir(parents=True, exist_ok=True)
         sweep_abandoned(folder.parent, f"*/*/.{OUTCOME}.*")  # of sweeps that were killed
-        OmegaConf.save(config, folder / "multirun.yaml")
+        with atomic_write(folder / "multirun.yaml") as file:
+            file.write(OmegaConf.to_yaml(config).encode())
     certain = plan.stays_here(config)
     chosen = [k for k, item in enumerate(items) if item.state is State.to_do or not certain]
     made = dict(zip(chosen, launched([items[k] for k in chosen], config, launch), strict=True))

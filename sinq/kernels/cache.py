@@ -7,8 +7,9 @@ everything again. Here the folder of a kernel is
     <cache_dir()>/<module>-<digest>/
 
 where the digest is of the module's file, of every file of `PACKAGES` that it imports, directly or indirectly,
-and of the versions of Numba, llvmlite and these files (`intact.py`). Numba itself distinguishes signatures, processors and versions of
-Python. Only imports at the top of a file count: a kernel can take nothing from any other import.
+and of the versions of Numba, llvmlite and the files themselves (`intact.py`). Numba itself distinguishes
+signatures, processors and versions of Python. Only imports at the top of a file count: a kernel can take
+nothing from any other import.
 """
 
 import ast

@@ -79,6 +79,7 @@ def call_on_a_full_disk(root: Path) -> None:
 
 def test_a_full_disk_costs_the_time_of_compiling(tmp_path: Path) -> None:
     project, kernels = package(tmp_path / "project"), tmp_path / "kernels"
-    process = fork(tmp_path / "out", call_on_a_full_disk, project, environment={"NUMBA_CACHE_DIR": str(kernels)})
+    where = {"NUMBA_CACHE_DIR": str(kernels)}
+    process = fork(tmp_path / "out", call_on_a_full_disk, project, environment=where)
     assert process.done() == 0, process.output
     assert called(project, kernels) == ((11, 0, 1), "")
