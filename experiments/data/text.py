@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.cache import Entry, key
+from experiments.common.network import prepare_hub
 from experiments.common.paths import data_dir
 from sinq.common.named import Named
 from sinq.common.options import check, shown, whole
@@ -242,6 +243,7 @@ def _text_row(line: str, where: str) -> str:
 
 @lru_cache(maxsize=4)
 def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], str]:
+    prepare_hub()
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 

@@ -51,7 +51,7 @@ def install_locator() -> None:
     """Make Numba look here first. Call it before a kernel is decorated; a second call changes nothing."""
     if KernelLocator not in CacheImpl._locator_classes:
         CacheImpl._locator_classes.insert(0, KernelLocator)
-        caching.IndexDataCacheFile = _files
+        caching.IndexDataCacheFile = _files  # type: ignore[assignment, misc]
 
 
 def _files(cache_path: str, filename_base: str, source_stamp: Any) -> caching.IndexDataCacheFile:

@@ -68,8 +68,8 @@ def _intact(file: Path) -> bool:
 
 
 def _digest(file: Path, content: bytes) -> bytes:
-    place = f"{file.parent.name}/{file.name}"
-    return hashlib.sha256(place.encode() + b"\0" + content).digest()
+    name = f"{file.parent.name}/{file.name}"
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
 @cache

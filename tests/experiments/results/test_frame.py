@@ -18,7 +18,7 @@ from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from experiments.results import flat, frame, record
 from experiments.results.record import Row
-from experiments.tracking import configuration, tags
+from experiments.track.weights_and_biases import configuration, tags
 from sinq import SINQ, Grid, Tuned
 from sinq.common.named import described
 from sinq.formats.codebooks import Codebooks

@@ -7,7 +7,7 @@ import pytest
 
 from tests.damage import DAMAGES
 from tests.forked import fork
-from tests.sinq.kernels.test_cache import call, package
+from tests.sinq.kernels.parts import call, package
 
 FILES = ("*.nbi", "*.nbc")
 
