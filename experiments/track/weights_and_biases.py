@@ -197,7 +197,7 @@ def _plots(row: Row, table: "pd.DataFrame") -> "dict[str, PIL.Image.Image]":
     from experiments.report import heat_maps, render_matplotlib
 
     plots: dict[str, PIL.Image.Image] = {}
-    for figure in heat_maps.figures([(row["name"], heat_maps.metrics(row, table))]):
+    for figure in heat_maps.figures([(row["run_id"], row["name"], heat_maps.metrics(row, table))]):
         file = BytesIO()
         render_matplotlib.draw(figure).savefig(file, format="png", dpi=120)
         plots[figure.key] = PIL.Image.open(file)
