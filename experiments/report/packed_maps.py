@@ -2,7 +2,7 @@
 
 A rectangle takes a hundred bytes of markup; two thousand runs of two hundred layers would be a page of 100 MB
 that no browser scrolls. Here a value is one character: its step on the scale of all maps, from 0 to `STEPS`.
-That is twice as many as there are shades. A tip says roughly what it is; the tables of layers have all digits.
+There are twice as many steps as shades. A tip gives two digits; the tables of layers have all.
 """
 
 import json
