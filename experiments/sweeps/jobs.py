@@ -131,7 +131,7 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
     setting = Execution(results_dir, instantiated(config, "logger"), config.force, progress, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    plain = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
+    plain = OmegaConf.to_container(options, resolve=False, enum_to_str=True)  # the environment is private
     return execute(run, setting, without_paths(plain))
 
 
