@@ -25,7 +25,7 @@ def raise_again() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End the process without running anything else: an import that is under way cannot be ended otherwise."""
+    """End the process and run nothing else: an import that is under way cannot be ended otherwise."""
     sys.stdout.flush()
     os.write(sys.stdout.fileno(), LINE.encode())
     os._exit(130)
