@@ -31,7 +31,7 @@ def portable(value: Any) -> Any:
 
 def _text(text: str) -> str:
     for folder, name in _known():
-        text = re.sub(rf"{re.escape(folder)}(?=[/\s'\",;:)\]]|$)", lambda _, name=name: name, text)
+        text = re.sub(rf"{re.escape(folder)}(?=[/\s'\",;:)\]]|$)", name, text)
     host = platform.node()
     text = re.sub(rf"\b{re.escape(host)}\b", HOST, text) if len(host) > 3 else text
     return ABSOLUTE.sub(lambda found: _shortened(found[1]), text)

@@ -91,7 +91,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("name", ["omegaconf", "hydra", "numpy", "torch", "experiments.config.build"])
+@pytest.mark.parametrize("name", ["omegaconf", "hydra.main", "numpy", "torch", "experiments.config.build"])
 def test_ctrl_c_while_a_module_is_imported_is_a_line(name: str) -> None:
     code = f"{INTERRUPT.format(name=name)}import runpy; runpy.run_path('run.py', run_name='__main__')"
     command = [sys.executable, "-c", code, "method=rtn"]
