@@ -138,7 +138,8 @@ def require_memory(windows: int, seqlen: int, loaded: LoadedModel) -> None:
 def calibration_on(drawn: Drawn, loaded: LoadedModel, sequential: bool) -> Calibration:
     """Return the calibration on windows, with a store of statistics if these are the dense model's."""
     loaded.refuse_unknown(drawn.tokens)
-    require_memory(*drawn.tokens.shape, loaded)
+    windows, seqlen = drawn.tokens.shape
+    require_memory(windows, seqlen, loaded)
     store = None if sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
     return Calibration(drawn.tokens, sequential, store, drawn.facts)
 

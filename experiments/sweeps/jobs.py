@@ -38,7 +38,7 @@ from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, PLANNED, Outcome,
 from sinq.common.progress import silent
 
 LARGEST = 5000
-"""Most runs of a sweep; planning takes a tenth of a second for each."""
+"""Most runs of a sweep; planning takes hundredths of a second for each."""
 SHARED = ("model", "device", "text", "calibration", "evaluation")
 """Options that are costly to change between runs, the costliest first."""
 

@@ -201,7 +201,5 @@ def test_more_windows_than_the_memory_holds_are_refused_before_any_is_made(
     free = type(psutil.virtual_memory())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free(*[8 * 10**9] * len(free._fields)))
     monkeypatch.setattr(kind, "tokens", lambda *_: pytest.fail("tokens were made"))
-    with pytest.raises(
-        ValueError, match=r"samples=1000000 windows of 64 .* use .*=\d+ or fewer"
-    ):
+    with pytest.raises(ValueError, match=r"samples=1000000 windows of 64 .* use .*=\d+ or fewer"):
         kind(**size).load(loaded)
