@@ -28,9 +28,8 @@ class Composer:
 
     def __call__(self, words: Sequence[str]) -> DictConfig:
         """Return the configuration; raise Hydra's error where there is none."""
-        overrides = [self._parse(word) for word in words]
-        groups = tuple(each.input_line for each in overrides if self._chooses_files(each))
-        values = [each for each in overrides if not self._chooses_files(each)]
+        groups = tuple(word for word in words if self._chooses_files(self._parse(word)))
+        values = [self._parse(word) for word in words if word not in groups]
         try:
             composed = copy.deepcopy(self._base(groups))
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
