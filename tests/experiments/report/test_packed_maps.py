@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,21 @@ def test_a_layer_is_one_character() -> None:
         return len(str(content(packed(maps, Scale(0.1, 1.1), 16))["runs"]))
 
     assert length(2000) - length(1000) == 1000
+
+
+def test_maps_are_of_the_runs_that_the_table_shows() -> None:
+    """With a stub of a document: what is drawn at first, after sorting, and after filtering."""
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        pytest.skip("no node on this system; apt-get install nodejs")
+    assets = str(files("experiments.report") / "assets")
+    command = [node, str(Path(__file__).with_name("stub.js")), assets]
+    said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert said["start"] == ["one", "two"]
+    assert said["sorted"] == ["two", "one"]
+    assert (said["filtered"], said["count"]) == (["one"], "1 of 3 runs")
+    assert said["cells"] == [
+        ["0%", "0", "h0", "≈ 0"],
+        ["50%", "0", "h31", "≈ 1"],
+        ["0%", "16", "h0", "≈ 0.016"],
+    ]
