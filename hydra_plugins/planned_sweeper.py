@@ -19,6 +19,7 @@ class PlannedSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run every job of the grids that Hydra's arguments describe, each once."""
         from experiments.sweeps import jobs  # Hydra imports this module for `--help` too
+        from experiments.sweeps.composing import Composer
         from experiments.sweeps.experiment import grids
 
         assert self.hydra_context is not None  # Hydra has called setup
@@ -44,5 +45,4 @@ class PlannedSweeper(BasicSweeper):
             for result in results:
                 _ = result.return_value  # raises an exception that a job did not catch
 
-        composed = (loader.load_sweep_config(config, list(job)) for job in planned)
-        jobs.run(list(planned), composed, config, launch)
+        jobs.run(list(planned), map(Composer(loader, config), planned), config, launch)

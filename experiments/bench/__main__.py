@@ -104,8 +104,10 @@ def write(report: dict[str, Any], folder: Path) -> None:
     from experiments.bench import plot  # matplotlib is an extra; `run_cli` says how to install it
 
     folder.mkdir(parents=True)
-    plot.draw(report["cases"], folder / "bench.png")
-    (folder / "bench.md").write_text(listing.markdown(report))
+    with atomic_write(folder / "bench.png") as file:
+        plot.draw(report["cases"], file)
+    with atomic_write(folder / "bench.md") as file:
+        file.write(listing.markdown(report).encode())
     with atomic_write(folder / "bench.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode())
 

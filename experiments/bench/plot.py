@@ -3,8 +3,7 @@
 Whiskers are quartiles; the dashed line is the contender's floor.
 """
 
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,14 +13,14 @@ ROW, HEAD = 0.28, 1.1
 """Heights in inches: a bar, and a panel's title and axis."""
 
 
-def draw(cases: list[dict[str, Any]], path: Path) -> None:
+def draw(cases: list[dict[str, Any]], file: IO[bytes]) -> None:
     """Draw the results of cases into a PNG file."""
     heights = [ROW * len(case["results"]) + HEAD for case in cases]
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, case in zip(panels, cases, strict=True):
         _panel(panel, case)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, format="png", dpi=120)
 
 
 def _panel(axes: Axes, case: dict[str, Any]) -> None:

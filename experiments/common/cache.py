@@ -63,7 +63,7 @@ class Entry:
         """Return whether the entry is there, with the content it was made with."""
         try:
             return self._checksum.read_bytes() == self._digest()
-        except (FileNotFoundError, NotADirectoryError):  # anyone may delete anything of the cache at any time
+        except OSError:  # anyone may delete anything of the cache at any time, or own it
             return False
 
     def write(self, content: bytes) -> None:

@@ -40,9 +40,11 @@ def set_up() -> None:
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    project_log = logging.getLogger("experiments")
-    project_log.setLevel(logging.INFO)
-    project_log.handlers = [_Lines()]
+    lines = _Lines()
+    for package in ("experiments", "sinq"):
+        project_log = logging.getLogger(package)
+        project_log.setLevel(logging.INFO)
+        project_log.handlers = [lines]
     for library in ("huggingface_hub", "datasets", "httpx", "lm_eval", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.warnoptions:  # python -W default shows them

@@ -22,7 +22,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from experiments.common import extras
+from experiments.common import extras, interrupts
 from experiments.common.arguments import not_composed, unreadable
 from experiments.common.console import console
 from sinq.common.errors import PASS_CALIBRATION, USE_COMPRESS, NotApplicable
@@ -95,6 +95,7 @@ def run_cli(main: Callable[[], object]) -> None:
     """Run a command-line entry; on a mistake print it and exit with 1, on Ctrl-C with 130."""
     traceback_wanted = os.environ.get(ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
     try:
+        interrupts.raise_again()
         with _raised_by_hydra():
             main()
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ which breaks the line itself. A pipe or a file has no width: all columns are wri
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -35,18 +36,18 @@ class Column:
     bold: tuple[bool, ...] = ()
     """True for each cell in bold; empty where none is."""
 
-    @property
+    @cached_property
     def lines(self) -> list[list[str]]:
         """Lines of each cell."""
         return [cell.split("\n") for cell in self.cells]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Width of the longest line, in characters of the terminal."""
         every = [*self.heading.split("\n"), *(line for cell in self.lines for line in cell)]
         return max(map(cell_len, every))
 
-    @property
+    @cached_property
     def least_width(self) -> int:
         """Width below which a word, or the heading, would be cut."""
         words = [word for cell in self.cells for word in cell.split()] if self.wraps else []

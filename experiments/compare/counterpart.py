@@ -7,7 +7,6 @@ goes first; if several are left, the row is not compared, and a note lists them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.common.fitted import Column
 from experiments.compare.equivalent import listed, newest, treated_alike
@@ -15,6 +14,9 @@ from experiments.compare.paired import Comparison, compare, differences
 from experiments.results.columns import ABSENT
 from experiments.results.flat import facts
 from experiments.results.record import FINISHED, Row
+
+Size = tuple[Any, ...] | None
+"""Bits and group size; None for a method that has no grid, or chooses bits itself."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,18 @@ def compared(rows: Sequence[Row], name: str) -> Counterparts:
         known = sorted({each for row in finished for each in _names(row)})
         raise ValueError(f"--against {name} names no row; give a run id or one of: {', '.join(known)}")
     notes: dict[str, int] = {}
-    found = [None if row in named else _against(row, named, name, notes) for row in rows]
+    ids, sized = {row["run_id"] for row in named}, [(other, _wanted(other, name)) for other in named]
+    found = [None if row["run_id"] in ids else _against(row, sized, name, notes) for row in rows]
     counted = (f"{note}{f' (for {count} rows)' if count > 1 else ''}" for note, count in notes.items())
     return Counterparts(name, tuple(found), tuple(counted))
 
 
-def _against(row: Row, named: list[Row], name: str, notes: dict[str, int]) -> Comparison | None:
+def _against(row: Row, sized: list[tuple[Row, Size]], name: str, notes: dict[str, int]) -> Comparison | None:
     """Return the comparison of a row with its counterpart, and count what is to be noted."""
     if row["status"] != FINISHED:
         return None
-    fitting = [other for other in named if _fits(row, other, name)]
+    of_row = _size(row)
+    fitting = [other for other, wanted in sized if wanted in (None, of_row) and not differences(row, other)]
     alike = [other for other in fitting if treated_alike(row, other)] or fitting
     kinds = newest(alike)
     if len(kinds) == 1 and len(alike) > 1:
@@ -83,10 +87,9 @@ def _against(row: Row, named: list[Row], name: str, notes: dict[str, int]) -> Co
     return compare(row, kinds[0]) if len(kinds) == 1 else None
 
 
-def _fits(row: Row, other: Row, name: str) -> bool:
-    """Return whether `other` is a counterpart of `row`; one named by its method must have the same size."""
-    chosen_by_method = name not in (other["run_id"], other["name"])
-    return not differences(row, other) and not (chosen_by_method and _size(other) not in (None, _size(row)))
+def _wanted(other: Row, name: str) -> Size:
+    """Return the size that rows of this counterpart must have; None for any, if it is named itself."""
+    return None if name in (other["run_id"], other["name"]) else _size(other)
 
 
 def _names(row: Row) -> list[str]:
@@ -94,7 +97,7 @@ def _names(row: Row) -> list[str]:
     return [row["name"], *([row["choices"]["method"]] if "method" in row["choices"] else [])]
 
 
-def _size(row: Row) -> tuple[Any, ...] | None:
+def _size(row: Row) -> Size:
     """Return bits of weights, activations, keys and values, and the group size.
 
     None stands for a method without a grid, or that chooses bits itself.

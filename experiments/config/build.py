@@ -42,7 +42,7 @@ from experiments.runs.logger import NoLogger
 from experiments.runs.run import Run
 from experiments.runs.search import NoSearch, Search
 from experiments.runs.text_free import RandomTokens, SelfGenerated
-from experiments.tracking import WandB
+from experiments.track.weights_and_biases import WandB
 from sinq import (
     ActivationFormat,
     Activations,

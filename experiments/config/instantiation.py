@@ -9,6 +9,8 @@ imports the class's module; code that the import runs is not prevented here.
 import dataclasses
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from hydra.utils import instantiate
@@ -46,10 +48,26 @@ def instantiated(config: DictConfig, name: str) -> Any:
             classes.
         InstantiationException: a value is invalid.
     """
-    node = OmegaConf.to_container(config[name], resolve=True)
-    _check_parts(node, name)
-    _check_targets(node, name, KINDS[name])
-    return instantiate(config[name], _convert_="all")
+    made = _made(_Part(name, repr(OmegaConf.to_container(config[name], resolve=True)), config[name]))
+    return dict(made) if isinstance(made, dict) else made
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a configuration, known by its resolved content."""
+
+    name: str
+    content: str
+    config: Any = field(compare=False)
+
+
+@lru_cache(maxsize=256)
+def _made(part: _Part) -> Any:
+    """Return the part, instantiated; it never changes, so that the runs of a sweep share it."""
+    node = OmegaConf.to_container(part.config, resolve=True)
+    _check_parts(node, part.name)
+    _check_targets(node, part.name, KINDS[part.name])
+    return instantiate(part.config, _convert_="all")
 
 
 def _check_parts(node: Any, name: str) -> None:

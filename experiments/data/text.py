@@ -11,7 +11,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, is_dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.cache import Entry, key
+from experiments.common.network import prepare_hub
 from experiments.common.paths import data_dir
 from sinq.common.named import Named
 from sinq.common.options import check, shown, whole
@@ -40,7 +41,7 @@ class Document:
     source: str
     """Origin of the text, in words that hold on any machine."""
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
@@ -173,8 +174,7 @@ class Corpus(Text):
     calibration_hub: ClassVar[HubRows]
 
     def evaluation(self) -> Document:
-        rows, source = self._rows(self.evaluation_files, self.evaluation_hub)
-        return Document(self.joiner.join(rows), source)
+        return _joined(self.joiner, *self._rows(self.evaluation_files, self.evaluation_hub))
 
     def calibration(self) -> Document:
         """Return the calibration rows without evaluation rows: crawled texts hold some documents twice."""
@@ -199,6 +199,11 @@ class Corpus(Text):
         if self.path:
             raise ValueError(f"text={self.name}: text.path={self.path} has no {names}")
         return _read_hub(self.name, hub, names)
+
+
+@lru_cache(maxsize=4)
+def _joined(joiner: str, rows: tuple[str, ...], source: str) -> Document:
+    return Document(joiner.join(rows), source)
 
 
 @lru_cache(maxsize=4)
@@ -242,6 +247,7 @@ def _text_row(line: str, where: str) -> str:
 
 @lru_cache(maxsize=4)
 def _read_hub(name: str, rows: HubRows, files: str) -> tuple[tuple[str, ...], str]:
+    prepare_hub()
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 

@@ -104,14 +104,17 @@ def _convert(gguf: Path, path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _without_bar():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     # transformers refuses save_pretrained on a model from a GGUF file, so the pieces are written one by one.
     del model.config.quantization_config
     model.config.dtype = torch.float16
     model.config.save_pretrained(path)
     model.generation_config.save_pretrained(path)
     save_file(stored_tensors(model, torch.float16), path / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(path)
 
 
 @contextmanager

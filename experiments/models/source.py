@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.common.cache import Entry, key
+from experiments.common.network import prepare_hub
 from experiments.models import smollm2
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.common.library_errors import library_errors, reason
@@ -161,6 +162,7 @@ def commit(path: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
+    prepare_hub()
     try:
         config = Path(hf_hub_download(path, "config.json", revision=revision))
     except HFValidationError as error:

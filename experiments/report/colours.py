@@ -40,11 +40,6 @@ def look(style: int) -> tuple[int, int]:
     return style % len(METHODS), (style + style // len(METHODS)) % SHAPES
 
 
-def level(percent: float) -> int:
-    """Return the number of the shade, below `LEVELS`, at a position on a scale, in per cent."""
-    return min(LEVELS - 1, int(percent / 100 * LEVELS))
-
-
 def rules() -> str:
     """Return the style sheet: the variables of both themes and the shades of heat maps."""
 

@@ -112,6 +112,7 @@ class Bars:
 class HeatMap:
     """Layers of a run: a value per kind of layer and decoder block; None where there is no such layer."""
 
+    run_id: str
     name: str
     values: tuple[tuple[float | None, ...], ...]
 

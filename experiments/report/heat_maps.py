@@ -5,6 +5,7 @@ several layers share both (experts of a mixture, whose numbers are removed) the 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isfinite
 from statistics import fmean
 
@@ -42,33 +43,26 @@ def maps(group: Group, tables: Mapping[str, pd.DataFrame]) -> list[HeatMaps]:
     Args:
         tables: run id → table of the run's layers.
     """
-    return figures(
-        [
-            (entry.name, metrics(entry.row, tables.get(entry.row["run_id"], pd.DataFrame())))
-            for entry in group.entries
-        ]
-    )
+    rows = [(entry.row["run_id"], entry.name, entry.row) for entry in group.entries]
+    return figures([(run, name, metrics(row, tables.get(run, pd.DataFrame()))) for run, name, row in rows])
 
 
-def figures(runs: list[tuple[str, dict[str, Layers]]]) -> list[HeatMaps]:
-    """Return a figure per metric that any run has; runs are given by name and metrics."""
+def figures(runs: list[tuple[str, str, dict[str, Layers]]]) -> list[HeatMaps]:
+    """Return a figure per metric that any run has; runs are given by id, name and metrics."""
     return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
 
 
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
     """Map metrics to the layers' values, from a run's table and from the row itself."""
     found = {
-        key: _column(table.set_index("name")[key])
+        key: dict(zip(map(str, table["name"]), table[key].tolist(), strict=True))
         for key in ("relative_error", "imbalance_after")
         if key in table
     }
     return found | {"output_error": get_path(row.get("samples", {}), "layer_error.relative_error") or {}}
 
 
-def _column(values: "pd.Series[float]") -> Layers:
-    return {str(name): float(value) for name, value in values.dropna().items()}
-
-
+@lru_cache(maxsize=100_000)
 def kind_and_block(name: str) -> Place:
     """Return kind and block of a layer: "model.layers.3.self_attn.q_proj" → ("self_attn.q_proj", "3")."""
     parts = name.split(".")
@@ -79,10 +73,10 @@ def kind_and_block(name: str) -> Place:
 
 
 def _figure(
-    runs: list[tuple[str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
+    runs: list[tuple[str, str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
 ) -> HeatMaps | None:
-    drawn = {name: _drawn(layers.get(key) or {}, log) for name, layers in runs}
-    found = {name: _means(layers) for name, layers in drawn.items() if layers}
+    drawn = {(run, name): _drawn(layers.get(key) or {}, log) for run, name, layers in runs}
+    found = {run: _means(layers) for run, layers in drawn.items() if layers}
     if not found:
         return None
     every = list(dict.fromkeys(position for values in found.values() for position in values))
@@ -90,7 +84,7 @@ def _figure(
     blocks = tuple(
         sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
     )
-    every_map = tuple(HeatMap(name, _grid(values, kinds, blocks)) for name, values in found.items())
+    every_map = tuple(HeatMap(*run, _grid(values, kinds, blocks)) for run, values in found.items())
     return HeatMaps(key, title, _short(kinds), blocks, every_map, log, note)
 
 

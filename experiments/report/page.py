@@ -166,5 +166,6 @@ def html(report: Report) -> str:
         is_map=lambda figure: isinstance(figure, heat_maps.HeatMaps),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=Markup(rules() + (assets / "page.css").read_text()),
+        maps=Markup((assets / "maps.js").read_text()),
         script=Markup((assets / "page.js").read_text()),
     )

@@ -30,9 +30,8 @@ def _chart(group: Group, key: str, path: str, label: str, factor: float) -> Char
         value = get_path(entry.row["metrics"], "perplexity.value")
         if size is None or value is None or not isfinite(value):
             return None
-        hint = (
-            f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {label}\nrun {entry.row['run_id']}"
-        )
+        unit = label.partition(" of ")[0].partition(",")[0]
+        hint = f"{entry.name}\nperplexity {value:,.5g}\n{size * factor:.5g} {unit}\nrun {entry.row['run_id']}"
         return Point(size * factor, value, hint, entry.bits)
 
     compressed = [entry for entry in group.entries if not entry.is_dense]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure as Canvas
 
+from experiments.common.files import atomic_write
 from experiments.report.colours import HEAT, LIGHT, Theme, look
 from experiments.report.figures import Bars, Chart, HeatMaps, Intervals, Line
 from experiments.report.scale import Scale, around, number
@@ -32,7 +33,8 @@ def save(
         canvas = draw(figure, theme)
         paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
         for kind, path in zip(kinds, paths, strict=True):
-            canvas.savefig(path, dpi=200, metadata=UNDATED[kind])
+            with atomic_write(path) as file:
+                canvas.savefig(file, format=kind, dpi=200, metadata=UNDATED[kind])
     return paths
 
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from experiments.report import svg
-from experiments.report.colours import LEVELS, level
-from experiments.report.figures import Bars, Chart, HeatMap, HeatMaps, Intervals, Item, Line, Point
+from experiments.report.colours import LEVELS
+from experiments.report.figures import Bars, Chart, HeatMaps, Intervals, Item, Line, Point
+from experiments.report.packed_maps import packed
 from experiments.report.scale import Scale, around, number
 from experiments.report.svg import tag
 
@@ -154,42 +155,7 @@ def _heat_maps(figure: HeatMaps) -> Markup:
     values = figure.values
     low, high = min(values), max(values)
     scale = Scale(low, high, figure.log) if high > low else around(list(values), figure.log)
-    maps = [_map(each, figure, scale) for each in figure.maps]
-    return _colour_bar(scale) + tag("div", *maps, class_="grid-of-maps")
-
-
-def _map(each: HeatMap, figure: HeatMaps, scale: Scale) -> Markup:
-    width, height = 100 / len(figure.blocks), CELL * len(figure.kinds)
-    cells = [
-        svg.box(
-            round(width * column, 3),
-            round(width * (column + 1), 3),
-            CELL * row,
-            CELL,
-            f"h{level(scale.percent(value))}",
-            f"{value:.4g}",
-        )
-        for row, line in enumerate(each.values)
-        for column, value in enumerate(line)
-        if value is not None
-    ]
-    every = max(1, -(-len(figure.blocks) // 8))
-    down = [svg.text(0, CELL * row + 12, kind, "end", dx=-6) for row, kind in enumerate(figure.kinds)]
-    across = [
-        svg.text(width * (column + 0.5), height + 14, block)
-        for column, block in enumerate(figure.blocks)
-        if column % every == 0
-    ]
-    plot = svg.canvas(
-        height,
-        *cells,
-        *down,
-        *across,
-        data_kinds="|".join(figure.kinds),
-        data_blocks="|".join(figure.blocks),
-        data_run=each.name,
-    )
-    return tag("div", tag("h5", each.name), tag("div", plot, class_="plot"), class_="map")
+    return _colour_bar(scale) + tag("div", class_="grid-of-maps") + packed(figure, scale, CELL)
 
 
 def _colour_bar(scale: Scale) -> Markup:

@@ -19,6 +19,18 @@ class Cell:
     words: str
     sort: float | str | None
 
+    @property
+    def key(self) -> str | None:
+        """The sort key as the page has it: empty for None, and None where the text is the key."""
+        key = (
+            ""
+            if self.sort is None
+            else f"{self.sort:.9g}"
+            if isinstance(self.sort, float)
+            else str(self.sort)
+        )
+        return None if key == self.words else key
+
 
 @dataclass(frozen=True)
 class Record:

@@ -2,7 +2,7 @@
 
 A row is written in one step when its run is over, so an interrupted run leaves nothing. A failed run leaves a
 row that says why, and is tried again. The table of its layers lies beside the row as `<run_id>.layers.csv`,
-written first.
+written first. Both are compared with the row's seal when they are read (`seal.py`).
 
 During a run its process holds a claim on its id (`experiments/runs/claims.py`). Another process that wants
 the same run finds it finished later.
@@ -11,11 +11,13 @@ the same run finds it finished later.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.common.files import atomic_write
 from experiments.results.schema import SCHEMA, NewerRowError, Row, RowError, checked
+from experiments.results.seal import fits, sealed, unsealed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +70,7 @@ def find(results_dir: Path, run_id: str) -> Row | None:
         return _read(path)
     except NewerRowError as error:
         raise NewerRowError(f"{path}: {error}") from error
-    except (FileNotFoundError, RowError):
+    except (FileNotFoundError, NotADirectoryError, RowError):
         return None
     except OSError as error:
         raise RowError(f"{path} cannot be read: {error.strerror}; move it away") from error
@@ -81,12 +83,13 @@ def write(results_dir: Path, row: Row, layers: "pd.DataFrame | None" = None) -> 
         ValueError: the folder cannot be written, or its disk is full; the old files stay.
     """
     path = row_path(results_dir, row["run_id"])
+    table = None if layers is None or layers.empty else layers.to_csv(index=False).encode()
     with writing(results_dir):
-        if layers is not None and not layers.empty:
+        if table is not None:
             with atomic_write(layers_path(results_dir, row["run_id"])) as file:
-                layers.to_csv(file, index=False)
+                file.write(table)
         with atomic_write(path) as file:
-            file.write(json.dumps({"schema": SCHEMA, **row}, indent=1).encode())
+            file.write(sealed({"schema": SCHEMA, **row}, table))
     return path
 
 
@@ -108,8 +111,9 @@ def read(results_dir: str | Path) -> tuple[list[Row], dict[str, str]]:
 
 def _read(path: Path) -> Row:
     """Return the row in a file, checked and migrated to the current version."""
+    content = path.read_bytes()
     try:
-        row = checked(json.loads(path.read_text()))
+        row = unsealed(content, checked(json.loads(content)))
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and endless numbers
         if isinstance(error, RowError):
             raise
@@ -120,20 +124,25 @@ def _read(path: Path) -> Row:
 
 
 def read_layers(results_dir: Path, run_id: str) -> "pd.DataFrame":
-    """Return the table of a run's layers; empty where there is none.
+    """Return the table of a run's layers; empty for a run without one.
 
     Raises:
-        RowError: the file is damaged; the message names it.
+        RowError: the file is missing, damaged, or another run's; the message names it.
     """
     import pandas as pd  # takes as long to import as all else here
 
     path = layers_path(results_dir, run_id)
-    if not path.exists():
-        return pd.DataFrame()
     try:
-        table = pd.read_csv(path)
+        content = path.read_bytes()
+        table = pd.read_csv(BytesIO(content))
+    except FileNotFoundError as error:
+        if not fits(None, row_path(results_dir, run_id)):
+            raise RowError(f"{path} is missing") from error
+        return pd.DataFrame()
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise RowError(f"{path} is no table of layers: {str(error).splitlines()[0]}") from error
+    if not fits(content, row_path(results_dir, run_id)):
+        raise RowError(f"{path} is no table of layers of this run: it is not what was written")
     wrong = [name for name in NUMBERS if name in table and not pd.api.types.is_numeric_dtype(table[name])]
     if "name" not in table or table["name"].isna().any() or table["name"].duplicated().any():
         raise RowError(f"{path} is no table of layers: each line needs a name, unlike all others")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar
 
+import psutil
 from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
@@ -28,6 +29,8 @@ from sinq.common.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
+TOKEN_BYTES = 16
+"""Bytes of a token, and of the number that decides it."""
 FORMAT = 1
 """Version of what is stored of a statistic; raise it with every change, so that old files are not read."""
 
@@ -113,9 +116,30 @@ def fitting(seqlen: int, loaded: LoadedModel) -> int:
     return min(seqlen, loaded.context)
 
 
+def require_memory(windows: int, seqlen: int, loaded: LoadedModel) -> None:
+    """Refuse windows whose hidden states, all kept between two blocks, do not fit into the memory.
+
+    Raises:
+        ValueError: they take more than is free; the message says how many would fit.
+    """
+    if loaded.model.device.type != "cpu":
+        return
+    config: Any = loaded.model.config.get_text_config()
+    window = seqlen * (getattr(config, "hidden_size", 1) * loaded.model.dtype.itemsize + TOKEN_BYTES)
+    free = psutil.virtual_memory().available
+    if windows * window > free:
+        raise ValueError(
+            f"calibration.samples={windows} windows of {seqlen} tokens take {windows * window / 1e9:.3g} GB,"
+            f" and {free / 1e9:.3g} GB of memory are free; use calibration.samples={free // window} or fewer,"
+            " or a smaller calibration.seqlen"
+        )
+
+
 def calibration_on(drawn: Drawn, loaded: LoadedModel, sequential: bool) -> Calibration:
     """Return the calibration on windows, with a store of statistics if these are the dense model's."""
     loaded.refuse_unknown(drawn.tokens)
+    windows, seqlen = drawn.tokens.shape
+    require_memory(windows, seqlen, loaded)
     store = None if sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
     return Calibration(drawn.tokens, sequential, store, drawn.facts)
 

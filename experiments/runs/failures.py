@@ -10,6 +10,7 @@ import torch
 
 from experiments.common.errors import OutOfMemoryError
 from experiments.runs.cost import Cost
+from experiments.runs.portable import portable
 from experiments.runs.run import Run
 
 OUT_OF_MEMORY, ERROR = "out of memory", "error"
@@ -45,7 +46,7 @@ def failure(error: Exception, cost: Cost) -> dict[str, Any]:
     """Return the part of a failed row that gives the reason, its kind and the cost."""
     kind = OUT_OF_MEMORY if isinstance(error, OutOfMemoryError) else ERROR
     reason = str(error) if kind == OUT_OF_MEMORY else f"{type(error).__name__}: {error}"
-    return {"reason": reason, "failure": {"kind": kind, **cost.as_row()}}
+    return {"reason": portable(reason), "failure": {"kind": kind, **cost.as_row()}}
 
 
 def what_to_try(run: Run) -> list[str]:

@@ -29,6 +29,7 @@ from experiments.runs.cost import Cost
 from experiments.runs.failures import explained, failure
 from experiments.runs.identity import identity, options, run_id
 from experiments.runs.logger import Logger, NoLogger
+from experiments.runs.portable import portable
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
 from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
@@ -67,7 +68,7 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
     Args:
         run: the options of the run.
         setting: the results folder, and the options of carrying the run out.
-        config: the resolved configuration the run was built from, kept in the row.
+        config: the configuration the run was built from, kept in the row without absolute paths.
 
     Raises:
         NotApplicable: the options make no sense together; there is no row.
@@ -88,7 +89,7 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
             "choices": dict(run.choices),
             "identity": parts,
             "options": options(run),
-            "config": config,
+            "config": portable(config),
         }
         row, layers = _attempt(run, row, setting, keep=found is not None)
         record.write(setting.results_dir, row, layers)

@@ -13,6 +13,7 @@ import torch
 
 from experiments.data.text import Document
 from experiments.models.source import LoadedModel
+from experiments.runs.portable import portable
 from sinq import Calibration
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "hydra-core", "numpy")
@@ -22,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Return time, command, code version, packages and hardware, as plain JSON values."""
     return {
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": portable([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "code": _git(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

@@ -21,7 +21,7 @@ from experiments.common.cache import Entry, key
 from experiments.data.draw import Drawn
 from experiments.evaluation.sampling import sample
 from experiments.models.source import LoadedModel, sparing_clone
-from experiments.runs.calibration import CalibrationSource, calibration_on, fitting
+from experiments.runs.calibration import CalibrationSource, calibration_on, fitting, require_memory
 from sinq import SINQ, Calibration, Context, Grid, Layers, OnMisfit
 from sinq.common.named import described
 from sinq.common.options import SEED, check, number, one_of, whole
@@ -52,8 +52,9 @@ class TextFree(CalibrationSource):
         check(self, "calibration", samples=whole(1), seqlen=whole(1), seed=SEED)
 
     def load(self, loaded: LoadedModel, progress: Progress = silent) -> Calibration:
-        allowed = vocabulary(loaded)
-        tokens = self.tokens(loaded, allowed, fitting(self.seqlen, loaded), progress)
+        allowed, seqlen = vocabulary(loaded), fitting(self.seqlen, loaded)
+        require_memory(self.samples, seqlen, loaded)
+        tokens = self.tokens(loaded, allowed, seqlen, progress)
         facts = {
             "windows": len(tokens),
             "seqlen": tokens.shape[1],

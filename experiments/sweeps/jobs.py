@@ -38,7 +38,7 @@ from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, PLANNED, Outcome,
 from sinq.common.progress import silent
 
 LARGEST = 5000
-"""Most runs of a sweep; planning takes a tenth of a second for each."""
+"""Most runs of a sweep; planning takes hundredths of a second for each."""
 SHARED = ("model", "device", "text", "calibration", "evaluation")
 """Options that are costly to change between runs, the costliest first."""
 
@@ -131,7 +131,7 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
     setting = Execution(results_dir, instantiated(config, "logger"), config.force, progress, wait)
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    plain = OmegaConf.to_container(options, resolve=True, enum_to_str=True)
+    plain = OmegaConf.to_container(options, resolve=False, enum_to_str=True)  # the environment is private
     return execute(run, setting, without_paths(plain))
 
 
@@ -183,7 +183,8 @@ def run(jobs: Sequence[Overrides], configs: Iterable[DictConfig], config: DictCo
     with record.writing(results_dir):
         folder.mkdir(parents=True, exist_ok=True)
         sweep_abandoned(folder.parent, f"*/*/.{OUTCOME}.*")  # of sweeps that were killed
-        OmegaConf.save(config, folder / "multirun.yaml")
+        with atomic_write(folder / "multirun.yaml") as file:
+            file.write(OmegaConf.to_yaml(config).encode())
     certain = plan.stays_here(config)
     chosen = [k for k, item in enumerate(items) if item.state is State.to_do or not certain]
     made = dict(zip(chosen, launched([items[k] for k in chosen], config, launch), strict=True))

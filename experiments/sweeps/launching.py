@@ -5,7 +5,6 @@ round, in which this process waits for it. By then the run is finished, or its o
 here.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.sweeps.plan import Item, say
-from experiments.sweeps.progress import BUSY, OUTCOME, Watch
+from experiments.sweeps.progress import BUSY, OUTCOME, Watch, outcome_of
 from experiments.sweeps.summary import FAILED, Outcome
 
 WAIT = "wait=true"
@@ -69,9 +68,9 @@ def _outcomes(
         lost = f"it left no word; the launcher says: {type(errors[0]).__name__}: {reason}"
     outcomes: list[Outcome] = []
     for k in range(start, start + len(jobs)):
-        file = folder / str(k) / OUTCOME
-        outcomes.append(json.loads(file.read_text()) if file.exists() else {FAILED: lost})
-        if not file.exists():
+        outcome = outcome_of(folder / str(k) / OUTCOME)
+        outcomes.append(outcome or {FAILED: lost})
+        if outcome is None:
             watch.lost(k, outcomes[-1])
     return outcomes
 

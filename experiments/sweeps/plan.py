@@ -74,13 +74,16 @@ def distinguishing(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def make(configs: Iterable[DictConfig], results_dir: Path, options: Sequence[str] = ("",)) -> Iterator[Item]:
-    """Yield the plan of composed configurations, in the same order.
+    """Yield the plan of composed configurations, in the same order; say which rows cannot be read.
 
     Args:
         configs: composed with Hydra's section; each is taken when its item is wanted.
         options: text for each, as `distinguishing` gives it.
     """
-    costs = _Costs(record.read(results_dir)[0])
+    rows, unreadable = record.read(results_dir)
+    for name, reason in unreadable.items():
+        say(f"cannot be read: {record.runs_dir(results_dir) / name}: {reason}")
+    costs = _Costs(rows)
     above: dict[str | None, str] = {}
     for config, text in zip(configs, options, strict=True):
         item = replace(_item(config, results_dir, costs, above), options=text)

@@ -7,7 +7,6 @@ pipe and in the log of a cluster's job as well. The time left is extrapolated fr
 by the plan's estimates where it has one, else alike.
 """
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from experiments.results.paths import get_path
 from experiments.results.record import Row
 from experiments.sweeps.plan import Item, duration, say
 from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, Outcome
+from sinq.common.reading import read_json, typed
 
 OUTCOME = "outcome.json"
 BUSY = "busy"
@@ -38,6 +38,21 @@ def result(row: Row) -> str:
     parts = [] if perplexity is None else [f"ppl {perplexity:.5g}"]
     parts += [f"{name} {numbers['acc']:.1%}" for name, numbers in tasks.items() if "acc" in numbers]
     return "  ".join(parts)
+
+
+def outcome_of(file: Path) -> Outcome | None:
+    """Return the outcome that a job wrote; None without one, and a failure where it cannot be read."""
+    try:
+        outcome = typed(read_json(file), dict, "an outcome")
+        typed(outcome.get("seconds", 0.0), float, "seconds")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return {FAILED: f"{file} is no outcome of a run: {error}"}
+    kinds = [kind for kind in ("run_id", BUSY, FAILED, NOT_APPLICABLE) if isinstance(outcome.get(kind), str)]
+    if len(kinds) != 1:
+        return {FAILED: f"{file} is no outcome of a run: it has no run and no reason"}
+    return {name: outcome[name] for name in (kinds[0], "seconds") if name in outcome}
 
 
 @dataclass
@@ -115,9 +130,8 @@ class Watch:
         """Report the jobs that have ended since the last look."""
         with self._lock:
             for job in list(self._waiting):
-                file = self._folder / str(job) / OUTCOME
-                if file.exists():
-                    self._report(job, json.loads(file.read_text()))
+                if outcome := outcome_of(self._folder / str(job) / OUTCOME):
+                    self._report(job, outcome)
 
     def lost(self, job: int, outcome: Outcome) -> None:
         """Report a job that left no outcome."""

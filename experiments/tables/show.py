@@ -35,8 +35,8 @@ def write(name: str, results_dir: Path, format: Format, where: list[str], out: P
 def _filled(name: str, results_dir: Path, where: list[str]) -> Filled:
     table = spec.load(name)
     rows, unreadable = record.read(results_dir)
-    for file in unreadable:
-        print(f"cannot be read: {results_dir / 'runs' / file}", file=sys.stderr)
+    for file, reason in unreadable.items():
+        print(f"cannot be read: {results_dir / 'runs' / file}: {reason}", file=sys.stderr)
     return cells.fill(table, chosen(rows, where))
 
 

@@ -3,11 +3,12 @@
 import os
 import platform
 import re
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 
 SCRATCH = ".tmp"
 """Suffix of unfinished files. After a kill -9 one may be left; nothing reads it."""
@@ -41,20 +42,21 @@ def abandoned(scratch: Path) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a scratch file that is renamed to `path` when the block succeeds, else deleted (also on Ctrl-C).
 
-    A process that has opened or mapped the previous file keeps the previous content. Missing folders are
-    created.
+    A process that has opened or mapped the previous file keeps the previous content. A link at `path` is
+    replaced, and not followed. Missing folders are created; who may read the file is the umask's to say.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=scratch_prefix(path), suffix=SCRATCH)
-    os.close(handle)
+    scratch = path.with_name(f"{scratch_prefix(path)}{secrets.token_hex(4)}{SCRATCH}")
+    scratch.touch(0o666, exist_ok=False)  # of which the umask takes its part
+    mode = S_IMODE(scratch.stat().st_mode)
     try:
-        yield Path(name)
-        _flush(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        yield scratch
+        scratch.chmod(mode)  # safetensors puts a file of its own there, for its owner alone
+        _flush(scratch)
+        os.replace(scratch, path)
         _flush(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 

@@ -7,8 +7,9 @@ everything again. Here the folder of a kernel is
     <cache_dir()>/<module>-<digest>/
 
 where the digest is of the module's file, of every file of `PACKAGES` that it imports, directly or indirectly,
-and of the versions of Numba and llvmlite. Numba itself distinguishes signatures, processors and versions of
-Python. Only imports at the top of a file count: a kernel can take nothing from any other import.
+and of the versions of Numba, llvmlite and the files themselves (`intact.py`). Numba itself distinguishes
+signatures, processors and versions of Python. Only imports at the top of a file count: a kernel can take
+nothing from any other import.
 """
 
 import ast
@@ -22,12 +23,18 @@ from typing import Any, Self
 
 import llvmlite
 import numba
+from numba.core import caching
 from numba.core.caching import CacheImpl, _CacheLocator
+
+from sinq.kernels.intact import IntactFiles
 
 PACKAGES = {"sinq", "baselines"}
 """Packages whose kernels are cached here; kernels of other packages stay where Numba puts them."""
+FORMAT = 1
+"""Version of the files of a kernel; raise it when `intact.py` writes others."""
 KEPT = 4
 """Digests kept per module, the last used ones: enough to work on a few branches alternately."""
+NUMBAS = caching.IndexDataCacheFile
 
 
 def cache_dir() -> Path:
@@ -44,6 +51,13 @@ def install_locator() -> None:
     """Make Numba look here first. Call it before a kernel is decorated; a second call changes nothing."""
     if KernelLocator not in CacheImpl._locator_classes:
         CacheImpl._locator_classes.insert(0, KernelLocator)
+        caching.IndexDataCacheFile = _files  # type: ignore[assignment, misc]
+
+
+def _files(cache_path: str, filename_base: str, source_stamp: Any) -> caching.IndexDataCacheFile:
+    """Return the files of a cached function: Numba's own for functions that are not kept here."""
+    kind = IntactFiles if Path(cache_path).name == source_stamp else NUMBAS
+    return kind(cache_path=cache_path, filename_base=filename_base, source_stamp=source_stamp)
 
 
 class KernelLocator(_CacheLocator):
@@ -85,7 +99,7 @@ class KernelLocator(_CacheLocator):
 @cache
 def digest(root: Path, module: str) -> str:
     """Return a hash of the compilers' versions and of the files below `root` that a module compiles."""
-    content = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    content = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {FORMAT}".encode())
     for name, file in sorted(sources(root, module).items()):
         content.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
     return content.hexdigest()[:16]

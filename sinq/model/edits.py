@@ -200,7 +200,9 @@ def architecture(
 
     try:
         with no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
         model.tie_weights()
     except library_errors() as error:
         raise ValueError(

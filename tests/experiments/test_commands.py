@@ -13,9 +13,9 @@ from baselines.aqlm import AQLM
 from baselines.gptq import GPTQ
 from baselines.mixed import Mixed
 from baselines.rtn import RTN
-from experiments import tracking
 from experiments.common import errors
-from experiments.tracking import WandB
+from experiments.track import weights_and_biases
+from experiments.track.weights_and_biases import WandB
 from sinq import Method, NotApplicable, Tuned, stream
 from tests import forked
 from tests.conftest import ROOT, tiny_model
@@ -47,7 +47,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "rows"
 
 
-@pytest.mark.parametrize("command", [*READERS, "bench"])
+@pytest.mark.parametrize("command", [*READERS, "bench", "track"])
 def test_help_says_what_a_command_does_by_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +106,7 @@ def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.Captur
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights_and_biases, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"sinq-harness\[wandb\]'.* logger=none"):
         WandB()
 

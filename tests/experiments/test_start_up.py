@@ -78,3 +78,22 @@ def test_help_lists_choices_of_a_folder_that_is_given(words: tuple[str, ...], tm
 def test_help_is_asked_for_anywhere(words: tuple[str, ...]) -> None:
     assert usage.is_wanted(words)
     assert not usage.is_wanted(["method=rtn", "--cfg", "job"])
+
+
+INTERRUPT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["omegaconf", "hydra.main", "numpy", "torch", "experiments.config.build"])
+def test_ctrl_c_while_a_module_is_imported_is_a_line(name: str) -> None:
+    code = f"{INTERRUPT.format(name=name)}import runpy; runpy.run_path('run.py', run_name='__main__')"
+    command = [sys.executable, "-c", code, "method=rtn"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "error: interrupted; nothing was begun\n", "")

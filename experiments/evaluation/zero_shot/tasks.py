@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.network import prepare_hub
 from experiments.common.paths import data_dir
 
 FOLDER = Path(__file__).parent / "local_tasks"
@@ -80,6 +81,7 @@ def _load_one(manager: Any, name: str, shots: int | None) -> Loaded:
     if name in LOCAL:
         loaded: Loaded = manager.load([name])
     else:
+        prepare_hub()
         try:
             loaded = manager.load([name])
         except raised_by_loading as error:

@@ -10,7 +10,7 @@
     const heading = headings[column];
     const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     const isNumber = heading.classList.contains("number");
-    const key = row => row.cells[column].dataset.v;
+    const key = row => row.cells[column].dataset.v ?? row.cells[column].textContent;
     const order = (a, b) => isNumber ? Number(a) - Number(b) : a.localeCompare(b, "en", {numeric: true});
     const rows = [...body.rows].sort((one, other) => {
       const [a, b] = [key(one), key(other)];
@@ -19,6 +19,7 @@
     body.append(...rows);
     headings.forEach(each => each.removeAttribute("aria-sort"));
     heading.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    maps.fillAll();
   }
   headings.forEach((heading, column) => heading.querySelector("button").addEventListener("click", () => sortBy(column)));
 
@@ -37,13 +38,23 @@
     }
     const all = body.rows.length;
     document.getElementById("count").textContent = shown === all ? `${all} runs` : `${shown} of ${all} runs`;
+    maps.fillAll();
   }
   search.addEventListener("input", filter);
   menus.forEach(menu => menu.addEventListener("change", filter));
 
+  document.querySelectorAll("details.maps").forEach(each => {
+    maps.fill(each);
+    each.addEventListener("toggle", () => maps.fill(each));
+  });
+
+  document.querySelectorAll(".mark").forEach(mark => {
+    mark.setAttribute("tabindex", 0);
+    mark.setAttribute("role", "img");
+  });
   const tip = document.getElementById("tip");
   function words(target) {
-    if (target.dataset.tip) return target.dataset.tip;
+    if (target.classList.contains("mark")) return target.getAttribute("aria-label");
     if (!target.dataset.v || target.tagName !== "rect") return null;
     const map = target.ownerSVGElement;
     const [kinds, blocks] = [map.dataset.kinds.split("|"), map.dataset.blocks.split("|")];

@@ -27,9 +27,11 @@ from experiments.evaluation import Perplexity
 from experiments.models import smollm2, source
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import StatisticsFolder, _made_from
+from experiments.runs.text_free import SelfGenerated, vocabulary
 from sinq import SINQ, Calibration, Context, Grid, Layers
 from sinq.common.atomic_files import SCRATCH, abandoned, scratch_prefix
-from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
+from sinq.common.progress import silent
+from tests.conftest import ROOT, tiny_model, tiny_tokenizer, tiny_tokens
 from tests.damage import DAMAGES
 from tests.experiments.tiny import subject
 
@@ -102,7 +104,25 @@ def converted(variant: int, monkeypatch: pytest.MonkeyPatch) -> float:
     return sum(weight.double().sum().item() for weight in loaded.parameters())
 
 
-@pytest.fixture(params=["tokens", "reference", "statistics", "hashes", "converted"])
+def sampled(variant: int) -> list[int]:
+    loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer(), torch.float32, identity={"name": "tiny"})
+    source = SelfGenerated(samples=2, seqlen=16, seed=variant)
+    return source.tokens(loaded, vocabulary(loaded), 16, silent).flatten().tolist()
+
+
+KINDS = {"tokens", "reference", "statistics", "hashes", "converted", "sampled"}
+
+
+def test_every_kind_of_entry_is_damaged_here() -> None:
+    made = [
+        (file.name, text.count(" Entry("))
+        for file in (ROOT / "experiments").rglob("*.py")
+        if "experiments.common.cache import" in (text := file.read_text())
+    ]
+    assert sum(count for _, count in made) == len(KINDS), made
+
+
+@pytest.fixture(params=sorted(KINDS))
 def kind(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Callable[[int], Any]]:
@@ -111,6 +131,7 @@ def kind(
         "tokens": ("tokens/*", tokens),
         "reference": ("reference/*", distance),
         "statistics": ("statistics/*/*q_proj*", gptq),
+        "sampled": ("sampled/*", sampled),
         "hashes": ("hashes/*", partial(fingerprint, tmp_path=tmp_path)),
         "converted": ("converted-*/model.safetensors", partial(converted, monkeypatch=monkeypatch)),
     }

@@ -33,7 +33,11 @@ PRINT, RTN = "builtins.print", "baselines.rtn.RTN"
         ("method", {"_target_": RTN, "grid": [{"_target_": PRINT}]}, r"grid\[0\]._target_=.*class$"),
         ("evaluation", {"size": {"_target_": RTN}}, "evaluation.size._target_=.* that is a Evaluation$"),
         ("logger", {"_target_": "nowhere.Logger"}, "nowhere.Logger cannot be imported: No module named"),
-        ("logger", {"_target_": "experiments.tracking.Lager"}, "cannot be imported: .* no attribute 'Lager'"),
+        (
+            "logger",
+            {"_target_": "experiments.track.weights_and_biases.Lager"},
+            "cannot be imported: .* no attribute 'Lager'",
+        ),
         ("logger", {"_target_": "print"}, "cannot be imported: Empty module name"),
     ],
 )

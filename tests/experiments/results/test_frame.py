@@ -18,7 +18,7 @@ from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from experiments.results import flat, frame, record
 from experiments.results.record import Row
-from experiments.tracking import configuration, tags
+from experiments.track.weights_and_biases import configuration, tags
 from sinq import SINQ, Grid, Tuned
 from sinq.common.named import described
 from sinq.formats.codebooks import Codebooks
@@ -57,7 +57,7 @@ def test_bits_are_found_wherever_they_are(name: str) -> None:
     found = flat.facts(row(name, method, calibrated=name == "awq"))
     assert found == {
         "method": name, "bits": bits, "group_size": group_size, "calibrated": name == "awq", "model": "m",
-        "text": "t", "activation_bits": None,
+        "text": "t", "activation_bits": None, "kv_bits": None,
     }  # fmt: skip
 
 

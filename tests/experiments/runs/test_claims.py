@@ -104,3 +104,52 @@ def test_a_results_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         claim(tmp_path / "file/results", "one"),
     ):
         pass
+
+
+@pytest.mark.parametrize("content", [b"", b"?", b"filelock/2\npid=1\nhost=here", b"\xff\x00" * 40, b"\n\n"])
+def test_a_claim_that_says_nothing_is_void_after_seconds(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(claims, "VOID", 0.3)
+    marker = tmp_path / ".claims/one"
+    marker.parent.mkdir()
+    marker.write_bytes(content)
+    with pytest.raises(BusyError), claim(tmp_path, "one", wait=False):
+        pass
+    start = time.monotonic()
+    with caplog.at_level("INFO", "experiments"), claim(tmp_path, "one"):
+        assert time.monotonic() - start < 30
+    assert str(marker) in caplog.text
+    assert list(marker.parent.iterdir()) == []
+
+
+def test_an_empty_claim_that_is_written_to_late_is_its_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim is spoiled only while it is the empty file that was seen."""
+    marker = tmp_path / "one"
+    marker.write_bytes(b"")
+    seen = claims._empty(marker)
+    assert seen is not None
+    for content in (b"an owner", None):
+        marker.unlink()
+        if content is not None:
+            marker.write_bytes(content)
+        claims._spoil(marker, seen)
+        assert (marker.read_bytes() if marker.exists() else None) == content
+        marker.write_bytes(b"")
+    target = tmp_path / "target"
+    target.write_bytes(b"")
+    marker.unlink()
+    marker.symlink_to(target)
+    assert claims._empty(marker) is None
+    claims._spoil(marker, target.stat().st_ino)
+    assert target.read_bytes() == b""
+
+
+def test_several_processes_that_find_an_empty_claim_work_one_after_another(tmp_path: Path) -> None:
+    (tmp_path / ".claims").mkdir()
+    (tmp_path / ".claims/one").write_bytes(b"")
+    workers = [worker(tmp_path, 0.3) for _ in range(3)]
+    assert [(process.join(), process.exitcode) for process in workers] == [(None, 0)] * 3
+    assert (tmp_path / "events").read_text().split() == ["in", "out"] * 3

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -188,3 +189,17 @@ def test_a_vocabulary_of_one_is_refused(
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SelfGenerated(**options)
+
+
+@pytest.mark.parametrize("kind", [RandomTokens, SelfGenerated])
+@pytest.mark.parametrize("size", [{"samples": 10**6}, {"samples": 10**6, "seqlen": 10**6}])
+def test_more_windows_than_the_memory_holds_are_refused_before_any_is_made(
+    kind: type[TextFree], size: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tokens and hidden states: 10⁶ windows of 64 tokens of 64 numbers are 17 GB."""
+    loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer(), torch.float32)
+    free = type(psutil.virtual_memory())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free(*[8 * 10**9] * len(free._fields)))
+    monkeypatch.setattr(kind, "tokens", lambda *_: pytest.fail("tokens were made"))
+    with pytest.raises(ValueError, match=r"samples=1000000 windows of 64 .* use .*=\d+ or fewer"):
+        kind(**size).load(loaded)

@@ -1,4 +1,8 @@
-"""Tracking: a logger copies finished rows to Weights & Biases. The row stays the record of a run."""
+"""Logger that copies finished rows to Weights & Biases. The row stays the record of a run.
+
+Nothing that W&B does costs a run: what it raises is a line in the log, a server that does not answer is
+waited for once and for seconds, and nobody is asked for a key.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -8,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.extras import advice
+from experiments.common.files import atomic_write
+from experiments.common.network import unreachable
 from experiments.results import flat
 from experiments.results.paths import flatten
 from experiments.results.record import Row
@@ -19,6 +25,14 @@ if TYPE_CHECKING:
     import PIL.Image
 
 log = logging.getLogger(__name__)
+FOLDER = "wandb"
+"""Folder of W&B's files in a results folder; W&B itself chooses the name."""
+INIT_SECONDS, FINISH_SECONDS = 10.0, 30.0
+"""Longest waits for a server that answered before: to take a run, and to have all of it."""
+
+
+class NotLoggedError(Exception):
+    """W&B was not asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +44,7 @@ class WandB(Logger):
     layers. Method, bits and model are tags, so that runs can be filtered without opening one.
 
     Offline runs need no account and no network. They are kept in `<results_dir>/wandb`, one folder per run.
-    Later, any machine they are copied to can send them by `wandb login` and
-    `wandb sync <results_dir>/wandb/offline-run-*`.
+    Later, any machine that has the rows can send them by `wandb login` and `python -m experiments.track`.
 
     Raises:
         ValueError: the mode is invalid, or a package is not installed.
@@ -54,18 +67,30 @@ class WandB(Logger):
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
     def log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
-        """Log a finished row and its table of layers. Errors of W&B and of its files are only reported."""
-        import wandb
-
+        """Log a finished row and its table of layers. Whatever W&B raises is only reported."""
         try:
-            self._log(row, layers, results_dir)
-        except (wandb.errors.Error, OSError) as error:
-            log.info("W&B did not take the run (%s); its row is safe in the results folder", error)
+            self.send(row, layers, results_dir)
+        except Exception as error:  # noqa: BLE001 - W&B raises anything; the run has its row
+            if not isinstance(error, NotLoggedError):
+                unreachable.cache_clear()  # the server answered before
+            log.warning(
+                "%s is not logged to W&B (%s); its row is safe, and python -m experiments.track --results %s"
+                " sends it later",
+                *(f"{row['run_id']} {row['name']}", one_line(error), results_dir),
+            )
 
-    def _log(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
+    def send(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
+        """Log a finished row and its table of layers; remember in the results folder what was sent.
+
+        Raises:
+            NotLoggedError: the server does not answer, or there is no key.
+            Exception: anything else that W&B raises.
+        """
         import wandb
 
-        results_dir.mkdir(parents=True, exist_ok=True)
+        if self.mode == "online":
+            _require_server()
+        (results_dir / FOLDER).mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -78,7 +103,17 @@ class WandB(Logger):
             job_type=flat.facts(row)["method"],
             tags=tags(row),
             config=configuration(row),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+                # The row says where it was made, without folders and names of people.
+                disable_git=True,
+                x_disable_meta=True,
+                x_disable_stats=True,
+            ),
         )
         metrics = grouped(row)
         tables = {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
@@ -86,6 +121,43 @@ class WandB(Logger):
         run.log(metrics | tables | images)
         run.summary.update(metrics)
         run.finish()
+        if self.mode == "online":
+            with atomic_write(_sent(results_dir, row["run_id"])) as file:
+                file.write(row["provenance"]["finished_at"].encode())
+
+
+def is_sent(row: Row, results_dir: Path) -> bool:
+    """Return whether a row was sent as it is now; one that was measured again was not."""
+    file = _sent(results_dir, row["run_id"])
+    return file.is_file() and file.read_bytes() == row["provenance"]["finished_at"].encode()
+
+
+def _sent(results_dir: Path, run_id: str) -> Path:
+    return results_dir / FOLDER / "sent" / run_id
+
+
+def _require_server() -> None:
+    """Raise `NotLoggedError` if W&B's server does not answer within seconds, or there is no key for it."""
+    import wandb
+
+    if reason := unreachable(_base_url()):
+        raise NotLoggedError(f"no network: {reason}")
+    if not wandb.login(prompt=False):
+        raise NotLoggedError("no key: run wandb login, or set WANDB_API_KEY")
+
+
+def _base_url() -> str:
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def one_line(error: Exception) -> str:
+    """Return the kind and the first line of an error."""
+    if isinstance(error, NotLoggedError):
+        return str(error)
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def tags(row: Row) -> list[str]:
@@ -125,7 +197,7 @@ def _plots(row: Row, table: "pd.DataFrame") -> "dict[str, PIL.Image.Image]":
     from experiments.report import heat_maps, render_matplotlib
 
     plots: dict[str, PIL.Image.Image] = {}
-    for figure in heat_maps.figures([(row["name"], heat_maps.metrics(row, table))]):
+    for figure in heat_maps.figures([(row["run_id"], row["name"], heat_maps.metrics(row, table))]):
         file = BytesIO()
         render_matplotlib.draw(figure).savefig(file, format="png", dpi=120)
         plots[figure.key] = PIL.Image.open(file)

@@ -11,7 +11,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from experiments.config.build import register
 from experiments.results.paths import flatten
-from experiments.tracking import WandB
+from experiments.track.weights_and_biases import WandB
 from tests.conftest import ROOT
 from tests.experiments.rows import finished, layers
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_costs_no_run(
     (tmp_path / "wandb").write_text("a file")
     caplog.set_level("INFO", "experiments")
     WandB().log(finished("none"), pd.DataFrame(), tmp_path)
-    assert "W&B did not take the run" in caplog.text
+    assert "is not logged to W&B" in caplog.text
 
 
 def test_a_dense_run_has_no_layers_to_show(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Configurations for the plan are those that Hydra composes."""
+
+from typing import Any
+
+import pytest
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from experiments.config.build import register
+from experiments.sweeps.composing import Composer
+from tests.conftest import ROOT
+
+COMMON = ("text=sotu", "evaluation=quality", "evaluation.perplexity.windows=1", "logger=none")
+JOBS = (
+    ("method=rtn", "bits=3"),
+    ("method=sinq", "bits=3", "group_size=32"),
+    ("method=sinq", "bits=4", "group_size=32"),
+    ("method=sinq", "bits=4", "++method.grid.tiling=2"),
+    ("method=gptq", "calibration=wikitext2", "calibration.samples=4", "seed=3"),
+    ("method=hadamard", "method@method.inner=hqq", "bits=2"),
+    ("method=awq", "calibration=sotu", "~evaluation.layer_error"),
+    ("method=none", "layers.exclude=[lm_head,down_proj]", "device=cpu"),
+    ("method=rtn", "model=hub", "model.path=a/b", "results_dir=elsewhere"),
+)
+
+
+@pytest.fixture
+def sweep() -> Any:
+    """Hydra's loader, and the configuration of a sweep."""
+    register()
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra_file_or_module(None, "experiments", str(ROOT / "conf"), "job")
+    yield (
+        hydra.config_loader,
+        hydra.config_loader.load_configuration("config", [], run_mode=RunMode.MULTIRUN),
+    )
+    GlobalHydra.instance().clear()
+
+
+def content(config: Any) -> Any:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    plain["hydra"]["job"].pop("override_dirname")  # names a folder; ours are numbered
+    return plain
+
+
+def test_it_composes_what_hydra_does(sweep: Any) -> None:
+    loader, config = sweep
+    composer = Composer(loader, config)
+    for job in (*JOBS, *reversed(JOBS)):
+        words = [*COMMON, *job]
+        assert content(composer(words)) == content(loader.load_sweep_config(config, words)), job
+
+
+@pytest.mark.parametrize("word", ["method.nothing=3", "bits=many", "method=nothing", "no_such=1"])
+def test_a_mistake_has_hydras_words(word: str, sweep: Any) -> None:
+    loader, config = sweep
+    with pytest.raises(HydraException) as expected:
+        loader.load_sweep_config(config, ["method=rtn", word])
+    with pytest.raises(type(expected.value)) as found:
+        Composer(loader, config)(["method=rtn", word])
+    assert str(found.value) == str(expected.value)
