@@ -7,6 +7,7 @@ goes first; if several are left, the row is not compared, and a note lists them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.common.fitted import Column
 from experiments.compare.equivalent import listed, newest, treated_alike
