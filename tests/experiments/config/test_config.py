@@ -16,6 +16,7 @@ from baselines.awq import AWQ
 from baselines.dense import Dense
 from baselines.gptq import GPTQ, ActOrder
 from baselines.hadamard import Hadamard, ResidualHadamard
+from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from experiments.common.errors import USER_ERRORS, explain
 from experiments.config.build import build, by_name, method_classes, register
@@ -29,10 +30,13 @@ from sinq import (
     ActivationFormat,
     Activations,
     Grid,
+    KeyValueFormat,
+    KeyValues,
     Levels,
     NotApplicable,
     PreSINQ,
     Sinkhorn,
+    StateFormat,
 )
 from sinq.model.activations import Products
 from tests.conftest import ROOT
@@ -165,6 +169,28 @@ def test_activations_are_rounded_around_any_method() -> None:
     )
     with pytest.raises(NotApplicable, match="A8 is not possible with Dense"):
         built("method=none", "activation=a8_token")
+
+
+def test_keys_and_values_are_rounded_around_any_method() -> None:
+    plain, both = built("method=none"), built("method=sinq", "activation=a4_token", "kv=kv4")
+    four = KeyValueFormat(StateFormat(4), StateFormat(4))
+    assert built("method=none", "kv=kv4").method == KeyValues(plain.method, four)
+    assert both.method == KeyValues(built("activation=a4_token").method, four)
+    assert label(both) == "sinq W4A4, weights g64 KV4"
+    assert label(built("method=none", "kv=kivi2")) == "none K2 channel g32 V2 g32, last 128 dense"
+    assert built("kv=kv4", "kv.keys.bits=16", "kv.values.bits=16").method == built().method
+
+
+def test_prefixquant_names_the_formats_it_is_meant_for() -> None:
+    found = built("method=prefixquant", "calibration=sotu")
+    assert (found.choices["activation"], found.choices["kv"]) == ("a4_searched", "kv4_searched")
+    assert label(found) == "prefixquant W4A4 static, searched, weights g64 KV4 static, searched"
+    other = built("method=prefixquant", "activation=a8_token", "kv=none", "calibration=sotu").method
+    assert isinstance(other, Activations)
+    assert isinstance(other.inner, Prefix)
+    inside = built("method=quarot", "method@method.inner=prefixquant", "calibration=sotu").method
+    assert isinstance(inside, KeyValues)
+    assert inside.kv.keys.search
 
 
 def test_products_of_integers_are_chosen_beside_the_activations() -> None:

@@ -26,6 +26,7 @@ from sinq import (
 from sinq.formats.activations import Per
 from sinq.formats.key_values import Sharing
 from sinq.model.key_value_edits import key_value_stores
+from sinq.model.key_values import KeyValueStore
 from tests.conftest import tiny_model
 
 ARCHITECTURES = ("llama", "qwen3-tied", "moe", "gpt2", "opt")
@@ -116,6 +117,14 @@ def test_static_scales_are_checked_on_loading() -> None:
 def test_impossible_combinations_are_refused(method: Any, text: Any, message: str) -> None:
     with pytest.raises(NotApplicable, match=message):
         method().compress(tiny_model("llama"), text)
+
+
+def test_numbers_that_are_not_finite_name_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    see = KeyValueStore.see
+    monkeypatch.setattr(KeyValueStore, "see", lambda self, keys, values: see(self, keys * torch.nan, values))
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn: keys are not finite on"):
+        KeyValues(Dense(), STATIC).compress(model, TEXT)
 
 
 def test_a_searched_scale_has_the_least_error_of_its_head() -> None:
