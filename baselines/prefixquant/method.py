@@ -54,6 +54,7 @@ class Prefix(Method):
     """Ids of the prefix; empty to detect them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(self.tokens))  # a file has a list
         check(
             self,
             "method",

@@ -219,8 +219,10 @@ def test_quarot_is_all_rotations_around_any_method_of_layers() -> None:
     found = built("method=quarot", "method@method.inner=gptq", "activation=a4_token")
     assert found.method == Activations(ResidualHadamard(gptq, **rotated), ActivationFormat(4))
     assert built("method=hadamard", "method.only=[down_proj]").method == Hadamard(RTN(), only=("down_proj",))
-    with pytest.raises(InstantiationException, match=r"Hadamard rotates layer by layer; inner=Tuned"):
-        built("method=quarot", "method@method.inner=aqlm")
+    with pytest.raises(InstantiationException, match=r"Hadamard rotates layer by layer; inner=Dense"):
+        built("method=quarot", "method@method.inner=none")
+    tuned = built("method=quarot", "method@method.inner=aqlm").method
+    assert isinstance(tuned.compressor.inner, Hadamard)
 
 
 def test_the_methods_of_bitsandbytes_have_no_zero_points() -> None:

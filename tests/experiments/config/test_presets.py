@@ -97,7 +97,7 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("sinq_[fr]*", "*influence", 2.0, OURS), ("sinq_[fr]*", "*range_share", None, OURS),
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
-    ("prefix*", "tokens", (), PREFIXQUANT),
+    ("prefix*", "tokens", [], PREFIXQUANT),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),
