@@ -15,6 +15,7 @@ stands for it, as in the paper for Qwen; weights are rounded as the options of `
 paper's: by rows, symmetric); no rotation unless a method around this one rotates; no fine-tuning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,10 +29,12 @@ from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, several, whole
 from sinq.common.timing import timed
 from sinq.formats.base import Format
-from sinq.methods.base import require_once
+from sinq.methods.base import BlockMethod, require_once
+from sinq.methods.plan import require_usable_weights
 from sinq.model.attention import head_shapes, kept_layers, position_modules
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import PrefixKeyValues, ShiftPositions, key_value_stores
+from sinq.model.targets import select
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,14 @@ class Prefix(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
-        shapes, begin = head_shapes(model), beginning(model)
+        if self.inner.changes_model:
+            select(model, context.layers)  # refuses a model before it gets a prefix
+        if isinstance(self.inner, BlockMethod):
+            self.inner.plan(model, calibration, context)
+        require_usable_weights(model)
+        shapes, begin = head_shapes(model), self.tokens[-1] if self.tokens else beginning(model)
         position_modules(model)
+        _require_possible(model, self.tokens)
         self.check_running(model, calibration)
         with timed(context.device_for(model)) as clock:
             part = self._begin(model, calibration, context, shapes, begin)
@@ -119,6 +128,19 @@ class Prefix(Method):
             found = _found(before, detect(model, calibration.tokens, self.threshold, context))
         tokens = [Decision(f"prefix_token_{index}", token, chosen=True) for index, token in enumerate(ids, 1)]
         return PartReport("prefix", "prefix", 0, 0, nbytes, None, 0.0, (*tokens, *found))
+
+
+def _require_possible(model: Any, tokens: Sequence[int]) -> None:
+    """Raise `NotApplicable` for ids that a model does not have, and for more than it has positions."""
+    known = model.get_input_embeddings().num_embeddings
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if unknown := [token for token in tokens if token >= known]:
+        raise NotApplicable(f"method.tokens has {unknown[0]}; {type(model).__name__} knows ids below {known}")
+    if positions and len(tokens) >= positions:
+        raise NotApplicable(
+            f"method.tokens has {len(tokens)} ids, which leave none of the {positions} positions of"
+            f" {type(model).__name__} for a text"
+        )
 
 
 def beginning(model: Any) -> int:

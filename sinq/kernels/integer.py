@@ -78,7 +78,8 @@ def integer_product(
     """
     if x.codes.shape[-1] != value.shape[1]:
         raise ValueError(f"x has {x.codes.shape[-1]} features; the matrix takes {value.shape[1]}")
-    module, _, name = _address(value, x.group_size, x.codes.device).partition(":")
+    group_size = int(x.group_size)  # a number also where a compiler has symbols for sizes
+    module, _, name = _address(value, group_size, x.codes.device).partition(":")
     multiply: IntegerMultiply = getattr(sys.modules[module], name)
     return multiply(value, x, bias, dtype)
 

@@ -18,6 +18,7 @@ from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock
 from sinq.formats.key_values import KeyValueFormat, StateFormat
 from sinq.methods.base import Method, require_once
+from sinq.methods.plan import require_usable_weights
 from sinq.methods.report import CompressionReport
 from sinq.model.attention import head_shapes
 from sinq.model.context import Context
@@ -85,6 +86,7 @@ class KeyValues(Method):
         self.check_given(model, calibration)
         if self.kv.static and calibration is None:
             raise NotApplicable(f"{self.kv.label} needs calibration text; {PASS_CALIBRATION}")
+        require_usable_weights(model)
         shapes = head_shapes(model)
         for _, width in shapes.values():
             self.kv.keys.require_width(width)

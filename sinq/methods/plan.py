@@ -17,6 +17,7 @@ from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.methods.report import Decision
 from sinq.model.targets import Layers, OnMisfit, Target, select
+from sinq.model.unfit import unusable_kind
 
 LARGEST_WEIGHT = 2.0**50
 """Largest magnitude of a weight that methods are given."""
@@ -159,6 +160,15 @@ def require_usable(name: str, matrix: Tensor) -> None:
         raise ValueError(
             f"layer {name} has {fault}; repair the checkpoint or add the layer to layers.exclude"
         )
+
+
+def require_usable_weights(model: nn.Module) -> None:
+    """Raise `ValueError`, naming the parameter, if a model has weights that cannot be computed with."""
+    for name, parameter in model.named_parameters():
+        if kind := unusable_kind(parameter):
+            raise ValueError(f"{name} is {kind}, and only dense floating-point weights can be computed with")
+        if fault := weight_fault(parameter):
+            raise ValueError(f"{name} has {fault}; repair the checkpoint")
 
 
 def weight_fault(matrix: Tensor) -> str | None:

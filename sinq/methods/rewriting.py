@@ -12,11 +12,10 @@ from sinq.calibration.statistics import Statistic
 from sinq.common.timing import timed
 from sinq.formats.base import Format
 from sinq.methods.base import BlockMethod, Method
-from sinq.methods.plan import weight_fault
+from sinq.methods.plan import require_usable_weights
 from sinq.methods.report import CompressionReport
 from sinq.model.context import Context
 from sinq.model.targets import select
-from sinq.model.unfit import unusable_kind
 
 
 class Rewriting(Method):
@@ -79,8 +78,4 @@ def _require_usable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(f"{name} is parametrized, and only weights that are parameters can be rewritten")
-    for name, parameter in model.named_parameters():
-        if kind := unusable_kind(parameter):
-            raise ValueError(f"{name} is {kind}, and only dense floating-point weights can be rewritten")
-        if fault := weight_fault(parameter):
-            raise ValueError(f"{name} has {fault}; repair the checkpoint")
+    require_usable_weights(model)

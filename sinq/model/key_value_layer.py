@@ -96,23 +96,17 @@ class Columns:
         return torch.cat(
             [
                 _visible(given, self.prefix),
-                _hidden(given[..., : self.rounded], ~self._old(device)),
-                _hidden(given[..., self.dense :], self._old_after(device)),
+                _hidden(given[..., : self.rounded], ~self._seen_rounded(0, self.rounded, device)),
+                _hidden(given[..., self.dense :], self._seen_rounded(self.dense, total, device)),
             ],
             dim=-1,
         )
 
-    def _boundaries(self, device: torch.device) -> Tensor:
-        """Return, for each query, the number of first tokens that it sees rounded, (queries, 1)."""
+    def _seen_rounded(self, start: int, end: int, device: torch.device) -> Tensor:
+        """Return which of the tokens from `start` to `end` a query sees rounded, (queries, tokens)."""
         counts = range(self.past + 1, self.past + self.queries + 1)
-        return torch.tensor([self.format.rounded(count) for count in counts], device=device)[:, None]
-
-    def _old(self, device: torch.device) -> Tensor:
-        return torch.arange(self.rounded, device=device) < self._boundaries(device)
-
-    def _old_after(self, device: torch.device) -> Tensor:
-        positions = torch.arange(self.dense, self.past + self.queries, device=device)
-        return positions < self._boundaries(device)
+        rounded = torch.tensor([self.format.rounded(count) for count in counts], device=device)
+        return torch.arange(start, end, device=device) < rounded[:, None]
 
 
 def _visible(mask: Tensor, count: int) -> Tensor:

@@ -139,10 +139,16 @@ def test_what_has_no_prefix_is_refused() -> None:
         Prefix(Dense()).compress(model)
     with pytest.raises(NotApplicable, match="around another Prefix"):
         Prefix(Prefix(Dense(), tokens=(1,)), tokens=(1,)).compress(model)
+    known, positions = model.config.vocab_size, model.config.max_position_embeddings
+    with pytest.raises(NotApplicable, match=f"has {known}; LlamaForCausalLM knows ids below {known}"):
+        Prefix(Dense(), tokens=(1, known)).compress(model)
+    with pytest.raises(NotApplicable, match=f"leave none of the {positions} positions"):
+        Prefix(Dense(), tokens=(1,) * positions).compress(model)
     model = tiny_model("llama")
     model.config.bos_token_id = model.config.eos_token_id = None
     with pytest.raises(NotApplicable, match="neither bos_token_id nor eos_token_id"):
         Prefix(Dense()).compress(model, TEXT)
+    Prefix(Dense(), tokens=(4,)).compress(model)  # it needs none then
     with pytest.raises(ValueError, match=r"method\.threshold=1"):
         Prefix(Dense(), threshold=1.0)
 

@@ -17,7 +17,9 @@ from experiments.models.source import sparing_clone
 from sinq import Calibration, CompressionReport, Context, Layers, Method, find_targets
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
-NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem != "none")
+NAMES = sorted(
+    file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem not in ("none", "prefix")
+)
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
 UNTUNED = [f"method.{option}" for option in SMALL_CODEBOOKS]
 TUNED = [*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1"]
@@ -83,7 +85,7 @@ def test_it_is_the_same_every_time_and_after_a_reload(
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], other[name]) for name in state)
     assert (
-        len(report.parts)
+        len([part for part in report.parts if part.kind == "weight"])
         == len(find_targets(tiny_model("qwen3-tied"), layers.exclude))
         == (3 if layers is BLOCK else 14)
     )
@@ -92,14 +94,14 @@ def test_it_is_the_same_every_time_and_after_a_reload(
     assert torch.equal(sinq.load(tmp_path)(tokens).logits, model(tokens).logits)
 
 
-def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(compressed: Compressed) -> None:
+def test_it_stores_what_its_bits_say_and_is_near_the_dense_model(name: str, compressed: Compressed) -> None:
     tokens, dense, (model, report) = tiny_tokens(3), tiny_model("qwen3-tied"), compressed
     weights = sum(layer.dense_parameters for layer in report.parts)
     assert 3 < 8 * sum(layer.nbytes for layer in report.parts) / weights < 6
     error = torch.linalg.vector_norm(model(tokens).logits - dense(tokens).logits) / torch.linalg.vector_norm(
         dense(tokens).logits
     )
-    assert 0 < error < 0.3
+    assert 0 < error < (0.5 if name == "prefixquant" else 0.3)  # its activations have 4 bits too
 
 
 def test_the_dense_model_it_shares_tensors_with_stays_as_it_was(

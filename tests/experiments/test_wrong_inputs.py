@@ -101,7 +101,7 @@ CASES = [
     case("kv=kv4 | kv.keys.bits=5", "kv.bits=5 is not", "16"),
     case("kv=kivi2 | kv.keys.group_size=0", "sharing=channel needs group_size"),
     case("kv=kv4_rotated | kv.keys.bits=16", "kv.rotate=true is not possible"),
-    case("method=none | kv=kv4_static", "needs calibration text", "calibration=wikitext2"),
+    case("kv=kv4_static", "needs calibration text", "calibration=wikitext2"),
     case("kv=kv4 | stream=true", "KeyValues needs the whole model", "stream=false"),
     case("kv=4", "kv=4 is not", "kv4"),
     case("method=prefixquant | bits=4", "needs calibration text", "calibration=wikitext2"),

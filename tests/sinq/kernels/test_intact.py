@@ -1,6 +1,7 @@
 """Compiled kernels under damage: the same result as before, with one line in the log, and kept again."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,8 @@ def call_on_a_full_disk(root: Path) -> None:
     os.dup2(write, 1)
     os.dup2(write, 2)
     call(root)
+    sys.stdout.flush()
+    sys.stderr.flush()
     os.close(write)
     os.close(1)
     os.close(2)
