@@ -60,6 +60,7 @@ def integer_product(
     x: QuantizedActivations,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    group_size: int | None = None,
 ) -> Tensor:
     """Return x Ŵᵀ + b by the implementation that `integer_kernel_of` chooses. No gradient flows through it.
 
@@ -68,6 +69,7 @@ def integer_product(
         x: (..., in_features).
         bias: (out_features,), or None for 0.
         dtype: of the result.
+        group_size: of x, 0 for all, where it is known without x: a compiler has symbols for sizes of x.
 
     Returns:
         (..., out_features).
@@ -78,8 +80,8 @@ def integer_product(
     """
     if x.codes.shape[-1] != value.shape[1]:
         raise ValueError(f"x has {x.codes.shape[-1]} features; the matrix takes {value.shape[1]}")
-    group_size = int(x.group_size)  # a number also where a compiler has symbols for sizes
-    module, _, name = _address(value, group_size, x.codes.device).partition(":")
+    size = x.group_size if group_size is None else group_size
+    module, _, name = _address(value, size, x.codes.device).partition(":")
     multiply: IntegerMultiply = getattr(sys.modules[module], name)
     return multiply(value, x, bias, dtype)
 

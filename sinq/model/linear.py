@@ -192,7 +192,8 @@ class CompressedLinear(nn.Module):
             return product(value, x, self.bias)
         core, x = value.core, core_inputs(value, x)
         if self._multiplies_integers(core, x):
-            return integer_product(core, self.inputs.quantize(x), self.bias, x.dtype)
+            size = self.inputs.format.group_size
+            return integer_product(core, self.inputs.quantize(x), self.bias, x.dtype, size)
         return product(core, self.inputs(x), self.bias)
 
     def _multiplies_integers(self, core: CompressedWeight, x: Tensor) -> bool:

@@ -163,10 +163,12 @@ def test_a_model_of_halves_keeps_their_dtype(dtype: torch.dtype) -> None:
 
 
 def test_a_layer_is_one_compiled_graph() -> None:
-    layer = rounded(SINQ(GRID), ASYMMETRIC).model.layers[0].mlp.down_proj
-    for tokens in (1, 20):
-        x = torch.randn(tokens, layer.in_features)
-        with torch.no_grad():
-            expected = layer(x)
-            compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-            torch.testing.assert_close(compiled(x), expected)
+    """Also where a compiler takes numbers of tokens, and of inputs after a second layer, for symbols."""
+    mlp = rounded(SINQ(GRID), ASYMMETRIC).model.layers[0].mlp
+    for layer in (mlp.down_proj, mlp.up_proj, mlp.down_proj):
+        for tokens in (1, 20):
+            x = torch.randn(tokens, layer.in_features)
+            with torch.no_grad():
+                expected = layer(x)
+                compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+                torch.testing.assert_close(compiled(x), expected)
