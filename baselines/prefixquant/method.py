@@ -24,21 +24,18 @@ from torch import Tensor, nn
 
 from baselines.prefixquant.detection import Detection, detect
 from sinq import Calibration, CompressionReport, Context, Decision, Method, NotApplicable, PartReport
-from sinq.calibration.statistics import Statistic
 from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, several, whole
 from sinq.common.timing import timed
-from sinq.formats.base import Format
-from sinq.methods.base import BlockMethod, require_once
 from sinq.methods.plan import require_usable_weights
+from sinq.methods.wrapper import MethodWrapper, let_refuse, require_once
 from sinq.model.attention import head_shapes, kept_layers, position_modules
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import PrefixKeyValues, ShiftPositions, key_value_stores
-from sinq.model.targets import select
 
 
 @dataclass(frozen=True)
-class Prefix(Method):
+class Prefix(MethodWrapper):
     """Outlier tokens put before every text, then `inner`.
 
     Raises:
@@ -68,21 +65,12 @@ class Prefix(Method):
         require_once(self)
 
     @property
-    def format(self) -> Format | None:
-        """Storage of the weights; None where they have no one format."""
-        return getattr(self.inner, "format", None)
-
-    @property
     def label(self) -> str:
         return f"Prefix({self.inner.label})"
 
     @property
-    def statistic(self) -> type[Statistic] | None:
-        return self.inner.statistic
-
-    @property
     def needs_calibration(self) -> bool:
-        return self.inner.needs_calibration or not self.tokens
+        return super().needs_calibration or not self.tokens
 
     def compress(
         self,
@@ -91,11 +79,10 @@ class Prefix(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
-        if self.inner.changes_model:
-            select(model, context.layers)  # refuses a model before it gets a prefix
-        if isinstance(self.inner, BlockMethod):
-            self.inner.plan(model, calibration, context)
+        if not self.tokens and calibration is None:
+            raise NotApplicable(f"the tokens of a prefix are found on calibration text; {PASS_CALIBRATION}")
         require_usable_weights(model)
+        let_refuse(self.inner, model, calibration, context)
         shapes, begin = head_shapes(model), self.tokens[-1] if self.tokens else beginning(model)
         position_modules(model)
         _require_possible(model, self.tokens)
@@ -115,12 +102,10 @@ class Prefix(Method):
         begin: int,
     ) -> PartReport:
         """Find the tokens, unless they are given, and put them before every text."""
-        if self.tokens:
+        if self.tokens or calibration is None:
             ids = list(self.tokens)
             found: tuple[Decision, ...] = ()
             nbytes = begin_texts(model, ids, shapes)
-        elif calibration is None:
-            raise NotApplicable(f"the tokens of a prefix are found on calibration text; {PASS_CALIBRATION}")
         else:
             before = detect(model, calibration.tokens, self.threshold, context)
             ids = before.prefix(begin, self.rare)

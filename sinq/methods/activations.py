@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from sinq.calibration.data import Calibration
-from sinq.calibration.statistics import Statistic
 from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock, timed
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
-from sinq.methods.base import Method, require_once
+from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
+from sinq.methods.wrapper import MethodWrapper, require_once
 from sinq.model.activations import Products
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
@@ -46,7 +46,7 @@ class RoundedFormat:
 
 
 @dataclass(frozen=True)
-class Activations(Method):
+class Activations(MethodWrapper):
     """Weights compressed by `inner`, and inputs of the compressed layers rounded.
 
     Raises:
@@ -77,7 +77,7 @@ class Activations(Method):
     @property
     def format(self) -> RoundedFormat | None:
         """Label of both formats; None where the weights have no one format."""
-        weights = getattr(self.inner, "format", None)
+        weights = super().format
         return None if weights is None else RoundedFormat(weights, self.inputs)
 
     @property
@@ -86,12 +86,8 @@ class Activations(Method):
         return f"{weights} {self.inputs.label}" if self.format is None else f"{weights} {self.format.label}"
 
     @property
-    def statistic(self) -> type[Statistic] | None:
-        return self.inner.statistic
-
-    @property
     def needs_calibration(self) -> bool:
-        return self.inner.needs_calibration or self.inputs.static
+        return super().needs_calibration or self.inputs.static
 
     def compress(
         self,

@@ -114,14 +114,6 @@ class Method(Named, ABC):
             require_running(model, calibration.tokens)
 
 
-def require_once(method: Any) -> None:
-    """Raise `NotApplicable` if a method is around another of its class, whose work it would undo."""
-    name, within = type(method).__name__, method
-    while (within := getattr(within, "inner", None)) is not None:
-        if isinstance(within, type(method)):
-            raise NotApplicable(f"{name} is not possible around another {name}")
-
-
 class BlockMethod(Method):
     """A method that compresses one decoder block at a time, behind the compressed blocks before it."""
 

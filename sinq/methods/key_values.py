@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from sinq.calibration.data import Calibration
-from sinq.calibration.statistics import Statistic
 from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock
 from sinq.formats.key_values import KeyValueFormat, StateFormat
-from sinq.methods.base import Method, require_once
+from sinq.methods.base import Method
 from sinq.methods.plan import require_usable_weights
 from sinq.methods.report import CompressionReport
+from sinq.methods.wrapper import MethodWrapper, require_once
 from sinq.model.attention import head_shapes
 from sinq.model.context import Context
 from sinq.model.edits import edit
@@ -42,7 +42,7 @@ class KeptFormat:
 
 
 @dataclass(frozen=True)
-class KeyValues(Method):
+class KeyValues(MethodWrapper):
     """A model compressed by `inner`, whose keys and values are rounded when attention keeps them.
 
     Raises:
@@ -63,19 +63,15 @@ class KeyValues(Method):
     @property
     def format(self) -> KeptFormat:
         """Label of both formats."""
-        return KeptFormat(getattr(self.inner, "format", None), self.kv)
+        return KeptFormat(super().format, self.kv)
 
     @property
     def label(self) -> str:
         return f"{self.inner.label} {self.kv.label}"
 
     @property
-    def statistic(self) -> type[Statistic] | None:
-        return self.inner.statistic
-
-    @property
     def needs_calibration(self) -> bool:
-        return self.inner.needs_calibration or self.kv.static
+        return super().needs_calibration or self.kv.static
 
     def compress(
         self,

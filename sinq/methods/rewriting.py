@@ -8,25 +8,21 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sinq.calibration.data import Calibration
-from sinq.calibration.statistics import Statistic
 from sinq.common.timing import timed
-from sinq.formats.base import Format
-from sinq.methods.base import BlockMethod, Method
+from sinq.methods.base import Method
 from sinq.methods.plan import require_usable_weights
 from sinq.methods.report import CompressionReport
+from sinq.methods.wrapper import MethodWrapper, let_refuse
 from sinq.model.context import Context
-from sinq.model.targets import select
 
 
-class Rewriting(Method):
+class Rewriting(MethodWrapper):
     """A method that rewrites a model into an equal one, easier to compress, which `inner` then compresses.
 
     Subclasses are dataclasses with a field `inner`. The equal model has new parameters, beside the dense
     model's, until `inner` replaces them. The report's errors and imbalances refer to the rewritten matrices.
     The time of rewriting is added to the time of quantizing.
     """
-
-    inner: Method
 
     @abstractmethod
     def rewrite(self, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
@@ -37,19 +33,6 @@ class Rewriting(Method):
         """The method that compresses the rewritten model: `inner`, or one around it."""
         return self.inner
 
-    @property
-    def format(self) -> Format | None:
-        """Storage of the matrices: the inner method's; None where that has no one format."""
-        return getattr(self.inner, "format", None)
-
-    @property
-    def statistic(self) -> type[Statistic] | None:
-        return self.inner.statistic
-
-    @property
-    def needs_calibration(self) -> bool:
-        return self.inner.needs_calibration
-
     def compress(
         self,
         model: nn.Module,
@@ -57,11 +40,9 @@ class Rewriting(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
-        select(model, context.layers)  # refuses a model before it is rewritten
         device = context.device_for(model)
         _require_usable(model)
-        if isinstance(self.compressor, BlockMethod):
-            self.compressor.plan(model, calibration, context)  # refuses layers before they are rewritten
+        let_refuse(self.compressor, model, calibration, context)
         self.check_running(model, calibration)
         with torch.no_grad(), timed(device) as clock:
             self.rewrite(model, calibration, context)

@@ -19,13 +19,12 @@ from torch import Tensor
 from baselines.aqlm import AQLM
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
-from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from experiments.config.build import method_classes
-from sinq import SINQ, Activations, KeyValues, LayerMethod, NotApplicable, Tuned
+from sinq import SINQ, LayerMethod, NotApplicable, Tuned
 from sinq.calibration.statistics import Gradient, InputStatistic, Statistic
 from sinq.formats.codebooks import Codebooks
-from sinq.methods.rewriting import Rewriting
+from sinq.methods.wrapper import MethodWrapper
 from tests.baselines.inputs import correlated, seen, weighted_error
 
 ROWS, COLUMNS = 32, 192
@@ -34,7 +33,7 @@ QUICK: dict[type, dict[str, Any]] = {
     AQLM: {"format": Codebooks(2, 4, 4), "rounds": 2, "steps": 3},
     MGPTQ: {"training": dataclasses.replace(MGPTQ().training, steps=8)},
 }
-WITHOUT_STATISTIC = (Mixed, Tuned, Rewriting, Activations, KeyValues, Prefix)
+WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper)
 """Methods around others that look at text, but are given no statistic of a layer."""
 
 

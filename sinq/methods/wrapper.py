@@ -1,0 +1,55 @@
+"""Methods around any other method: what they take from it, and when it may refuse."""
+
+from typing import Any
+
+from torch import nn
+
+from sinq.calibration.data import Calibration
+from sinq.calibration.statistics import Statistic
+from sinq.common.errors import NotApplicable
+from sinq.methods.base import BlockMethod, Method
+from sinq.model.context import Context
+from sinq.model.targets import select
+
+
+class MethodWrapper(Method):
+    """A method around another one of any kind, which compresses the weights.
+
+    Subclasses are dataclasses with a field `inner`, and take format, statistic and the need of text from it.
+    """
+
+    inner: Method
+
+    @property
+    def format(self) -> Any:
+        """Storage of the weights, for labels; None where they have no one format."""
+        return getattr(self.inner, "format", None)
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        return self.inner.statistic
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.inner.needs_calibration
+
+
+def require_once(method: MethodWrapper) -> None:
+    """Raise `NotApplicable` if a method is around another of its class, whose work it would undo."""
+    name, within = type(method).__name__, getattr(method, "inner", None)
+    while within is not None:
+        if isinstance(within, type(method)):
+            raise NotApplicable(f"{name} is not possible around another {name}")
+        within = getattr(within, "inner", None)
+
+
+def let_refuse(method: Method, model: nn.Module, calibration: Calibration | None, context: Context) -> None:
+    """Let a method refuse a model before another one changes it.
+
+    Raises:
+        ValueError: its layers, or the options of the method, do not fit.
+    """
+    if method.changes_model:
+        select(model, context.layers)
+    if isinstance(method, BlockMethod):
+        method.plan(model, calibration, context)
