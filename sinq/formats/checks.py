@@ -8,6 +8,7 @@ are not read on the meta device, nor while a value is trained: its tensors then 
 A number that is stored as float16 may be held as float32 in memory, for training.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,19 +71,16 @@ def require_tensor(name: str, tensor: Tensor, dtypes: DTypes, shape: tuple[int, 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise `ValueError` if a floating-point tensor has a NaN or an infinity."""
-    finite = {
-        name: _bounds_are_finite(tensor)
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.numel()
+    floats = {
+        name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()
     }
-    if finite and not torch.stack(list(finite.values())).all():  # a device is asked once
-        name = next(name for name, each in finite.items() if not each)
-        raise ValueError(f"{name} has NaN or Inf; it must be finite")
-
-
-def _bounds_are_finite(tensor: Tensor) -> Tensor:
-    low, high = torch.aminmax(tensor)  # NaN where any number is NaN
-    return torch.isfinite(low) & torch.isfinite(high)
+    if not floats:
+        return
+    bounds = [bound for tensor in floats.values() for bound in torch.aminmax(tensor)]  # NaN if any is NaN
+    numbers = torch.stack(bounds).tolist()  # a device is asked once
+    for name, low, high in zip(floats, numbers[::2], numbers[1::2], strict=True):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"{name} has NaN or Inf; it must be finite")
 
 
 def has_numbers(tensors: Mapping[str, Tensor]) -> bool:

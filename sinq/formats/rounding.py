@@ -177,4 +177,4 @@ def nonzero(scale: Tensor) -> Tensor:
     """
     alive = scale > 0
     smallest = torch.where(alive, scale, torch.inf).amin()
-    return torch.where(alive, scale, torch.where(smallest.isfinite(), smallest, 1.0))
+    return torch.where(alive, scale, smallest.nan_to_num(nan=1.0, posinf=1.0))

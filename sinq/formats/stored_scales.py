@@ -13,6 +13,7 @@ fits). Groups share no range, so one narrow group cannot cost the others their r
 the official release.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -46,15 +47,15 @@ def store_scale(scale: Tensor, bits: int) -> dict[str, Tensor]:
         ValueError: a scale is not a positive finite number; with 16 bits, the scales are too far apart for
             float16.
     """
-    smallest, largest = scale.aminmax()
-    if not (smallest > 0 and largest < torch.inf):
+    smallest, largest = torch.stack(scale.aminmax()).tolist()  # a device is asked once
+    if not (smallest > 0 and largest < math.inf):
         raise ValueError(
             f"scales from {smallest:.3g} to {largest:.3g} cannot be stored; they must be above 0 and finite"
         )
     if bits == 32:
         return {"scale": scale}
     if bits == 16:
-        return _store_half(scale, int(smallest.log2().floor()), int(largest.log2().floor()))
+        return _store_half(scale, math.frexp(smallest)[1] - 1, math.frexp(largest)[1] - 1)
     blocks = _blocks(scale.log2())
     low = blocks.amin(1).to(torch.float16).float()
     step = ((blocks.amax(1) - low).clamp_min(0) / 255).to(torch.float16).float()

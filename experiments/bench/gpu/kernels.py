@@ -15,10 +15,16 @@ from torch import Tensor
 
 from experiments.bench.gpu.check import Check, Setting, at_most, attempted
 from sinq import SINQ, Grid, Kernel, QuantizedTensor, kernel_of, product, using
+from sinq.formats.activations import ActivationFormat
+from sinq.formats.rotation import Rotation
+from sinq.kernels.integer import integer_product
 from sinq.kernels.quantize import sinkhorn_scales
+from sinq.kernels.rotation import rotated_rows
 
 STEP = "kernels"
 BITS = (4, 2, 3, 8, 5, 6)
+ROTATED = (576, 1536, 4096, 14336)
+"""Lengths of rows that are rotated: with and without one of Paley's factors."""
 SHAPES = ((512, 1024), (1000, 2560), (2048, 1536))
 INPUTS = ((1, torch.bfloat16), (5, torch.float16), (16, torch.bfloat16), (40, torch.float32))
 """Rows and dtype of x: one row, few rows, a tile of rows, and more than a kernel takes at once."""
@@ -27,6 +33,7 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-4}
 
 def checks(setting: Setting) -> Iterator[Check]:
     """Yield the checks of every combination of bits, groups, shapes and dtypes of scales."""
+    yield from _of_inputs(setting)
     end, all_of_them = time.monotonic() + 0.8 * setting.seconds, _combinations(setting)
     for number, (shape, grid) in enumerate(all_of_them):
         if time.monotonic() > end:
@@ -37,6 +44,38 @@ def checks(setting: Setting) -> Iterator[Check]:
             f"{grid.bits} bits, g{grid.group_size}, {shape[0]}×{shape[1]}, {grid.auxiliary_bits}-bit scales"
         )
         yield from attempted(STEP, name, partial(_of, setting, shape, grid, name))
+
+
+def _of_inputs(setting: Setting) -> Iterator[Check]:
+    """Yield the checks of kernels on inputs: rotations, and products in integers."""
+    for size in ROTATED[:1] if setting.dry else ROTATED:
+        yield from attempted(STEP, f"rotation of {size}", partial(_rotation, setting, size))
+    bits = BITS[:1] if setting.dry else BITS
+    for count, tokens, group in combinations(bits, (1, 40), (0, 64)):
+        name = f"{tokens} rows of bytes, scales per {group or 'token'}, with {count} bits"
+        yield from attempted(STEP, name, partial(_integers, setting, count, tokens, group, name))
+
+
+def _rotation(setting: Setting, size: int) -> Check:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(7, size, generator=generator)
+    with using(Kernel.triton):
+        found = rotated_rows(x.to(setting.device), Rotation.random(size, 0, setting.device))
+    return at_most(
+        STEP, f"rotation of {size}", relative_error(found, Rotation.random(size, 0).apply(x)), 1e-5
+    )
+
+
+def _integers(setting: Setting, bits: int, tokens: int, group: int, name: str) -> Check:
+    generator, shape = torch.Generator().manual_seed(bits), (96, 256) if setting.dry else SHAPES[1]
+    value = QuantizedTensor.round(torch.randn(shape, generator=generator), Grid(bits=bits, group_size=64))
+    format = ActivationFormat(8, group_size=group)
+    x = torch.randn(tokens, shape[1], generator=generator).to(setting.device)
+    q = format.quantize(x, *format.scales(*format.extremes(x)))
+    exact = q.dequantize(torch.float64).cpu() @ value.dequantize(torch.float64).T
+    with using(Kernel.triton):
+        y = integer_product(value.to(setting.device), q)
+    return at_most(STEP, name, relative_error(y, exact), 1e-5)
 
 
 def _combinations(setting: Setting) -> list[tuple[tuple[int, int], Grid]]:

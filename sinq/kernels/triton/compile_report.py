@@ -28,10 +28,12 @@ from triton.runtime import JITFunction
 from sinq.kernels.triton.dequantize import ZERO_CONSTANT, ZERO_STORED, dequantize_block
 from sinq.kernels.triton.integer import blocks as integer_blocks
 from sinq.kernels.triton.integer import multiply_integers
-from sinq.kernels.triton.linear import ROWS_OF_KERNEL, blocks, multiply, vector_form
+from sinq.kernels.triton.linear import ROWS_OF_KERNEL, ROWS_WARPS, rows_form, vector_form
 from sinq.kernels.triton.quantize import BALANCE_EACH, BALANCE_ELEMENTS, ROUND_EACH, ROUND_ELEMENTS, warps_for
-from sinq.kernels.triton.rotation import butterflies, form
+from sinq.kernels.triton.rotation import butterflies
+from sinq.kernels.triton.rotation import form as rotation_form
 from sinq.kernels.triton.round import round_groups
+from sinq.kernels.triton.rows import multiply_rows
 from sinq.kernels.triton.sinkhorn import balance
 from sinq.kernels.triton.vector import multiply_vector
 
@@ -164,16 +166,18 @@ def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: boo
     if batch == 1:
         form, warps = vector_form((4096, 4096), bits, GROUP, constants["ZERO"])
         return Case(name, multiply_vector, types | {"x": pointer}, form, warps)
-    rows, words, warps = blocks(dtype)
-    constants |= {"BATCH": ROWS_OF_KERNEL, "OPERAND": tl.dtype(pointer.removeprefix("*"))}
-    constants |= {"BLOCK_ROWS": rows, "BLOCK_WORDS": words}
-    return Case(name, multiply, types | {"x": pointer, "batch": "i32"}, constants, warps)
+    x = torch.empty(batch, 4096, dtype=dtype, device="meta")
+    form = rows_form(4096, x, bits, GROUP, constants["ZERO"])
+    form |= {"OPERAND": tl.dtype(pointer.removeprefix("*"))}
+    types = {name: kind for name, kind in types.items() if name != "col_scale"}
+    types |= {"x": pointer, "batch": "i32", "out": "*fp32" if form["SPLITS"] > 1 else pointer}
+    return Case(name, multiply_rows, types, form, ROWS_WARPS)
 
 
 def rotation_case(size: int, length: int) -> Case:
     """Return the case of the butterflies of rows of a size, in segments of a length."""
     types = {"rows": "*bf16", "signs": "*u8", "out": "*fp32", "segments": "i32", "unit": "fp32"}
-    block, warps = form(length)
+    block, warps = rotation_form(length)
     sizes = {"SIZE": size, "LENGTH": length, "PASSES": length.bit_length() - 1, "BLOCK": block, "BACK": False}
     return Case(f"rotation of {size} in segments of {length}", butterflies, types, sizes, warps)
 
@@ -193,7 +197,13 @@ def integer_case(bits: int, tokens: int, asymmetric: bool = False) -> Case:
 
 
 def _balance(dtype: torch.dtype) -> Case:
-    vectors = {"scratch": "*fp32", "row_scale": "*fp32", "col_scale": "*fp32"}
+    vectors = {
+        "scratch": "*fp32",
+        "shared": "*fp64",
+        "arrived": "*i32",
+        "row_scale": "*fp32",
+        "col_scale": "*fp32",
+    }
     numbers = dict.fromkeys(("step_min", "step_max", "log_min", "log_max", "std_min", "std_max"), "fp32")
     types = {"weight": POINTERS[dtype], "height": "i32", "columns": "i32", "iterations": "i32"}
     sizes = {

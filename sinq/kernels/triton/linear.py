@@ -2,10 +2,10 @@
 
 There are two ways, by the number of rows of x:
 
-- up to 16, one kernel: a program has some rows of Ŵ, goes along them in blocks of words, and adds up in
-  float32. It takes all of the inner dimension, so nothing is added across programs. x is multiplied by the
-  column scale as x is loaded, which costs one product per entry of x and not of Ŵ. One row of x is a sum of
-  products (`vector.py`); more are a tensor-core product, whose operands have the dtype of x.
+- up to 16, straight from codes: a program has some rows of Ŵ, goes along them in blocks of words, and adds up
+  in float32. x is multiplied by the column scale, which costs one product per entry of x and not of Ŵ. One
+  row of x is a sum of products (`vector.py`); more are tensor-core products, whose operands have the dtype of
+  x (`rows.py`).
 - above, Ŵ is written once in the dtype of x, by one launch, and torch multiplies: reading codes again for
   each block of x would cost more.
 
@@ -17,6 +17,7 @@ float16, x · col_scale is held in float16: above 65504 it is infinite.
 """
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -31,10 +32,8 @@ from sinq.kernels.triton.dequantize import (
     ZERO_CONSTANT,
     ZERO_STORED,
     dequantize_block,
-    load_codes,
-    load_scale,
-    load_zero,
 )
+from sinq.kernels.triton.rows import BLOCK_UNITS, add_up, multiply_rows, splits, spread
 from sinq.kernels.triton.vector import UNIT, block, multiply_vector, window
 
 ROWS_OF_KERNEL = 16
@@ -42,6 +41,10 @@ ROWS_OF_KERNEL = 16
 CODES_PER_ROW = 32
 """In-features must be a multiple of this, so that every row of codes begins on a multiple of four bytes."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ROWS_BLOCK, ROWS_WARPS = 16, 1
+"""Rows of Ŵ in a block of `multiply_rows`, and the warps of a program."""
+SPREAD_UNITS, ADDED = 32, 1024
+"""Units of x in a program of `spread`, and numbers in one of `add_up`."""
 
 
 def refusal(value: QuantizedTensor) -> str | None:
@@ -117,11 +120,7 @@ def triton_linear(
             x.contiguous(), *stored, bias, y, rows, **form, num_warps=warps
         )
     elif len(x) and rows:
-        block_rows, block_words, warps = blocks(x.dtype)
-        multiply[(triton.cdiv(rows, block_rows),)](
-            x.contiguous(), *stored, bias, y, len(x), rows, BATCH=ROWS_OF_KERNEL, **form,
-            OPERAND=operand(x.dtype), BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=warps,
-        )  # fmt: skip
+        _write_few_rows(x.contiguous(), stored, bias, y, rows_form(rows, x, bits, group_size, kind.value))
     return y
 
 
@@ -134,11 +133,41 @@ def _(
     return x.new_empty(x.shape[0], rows)
 
 
-def blocks(dtype: torch.dtype) -> tuple[int, int, int]:
-    """Return the rows and words of Ŵ in a block, and the warps of a program."""
-    if dtype == torch.float32:  # no tensor cores: in larger blocks, registers spill
-        return 16, 8, 4
-    return 32, 16, 4
+def _write_few_rows(
+    x: Tensor, stored: tuple[Tensor | None, ...], bias: Tensor | None, y: Tensor, form: dict[str, Any]
+) -> None:
+    """Write y (batch, rows) for 2 to `ROWS_OF_KERNEL` rows of x."""
+    codes, scale, zero, col_scale, *ranges = stored
+    (batch, rows), units, splits = y.shape, form["UNITS"], form["SPLITS"]
+    inputs = torch.empty_like(x)
+    spread[(triton.cdiv(units, SPREAD_UNITS), batch)](x, col_scale, inputs, UNITS=units, BLOCK=SPREAD_UNITS)
+    partial = y if splits == 1 else x.new_empty(splits, batch, rows, dtype=torch.float32)
+    multiply_rows[(triton.cdiv(rows, form["BLOCK_ROWS"]), splits)](
+        inputs, codes, scale, zero, *ranges, bias if splits == 1 else None, partial, batch, rows,
+        **form, num_warps=ROWS_WARPS,
+    )  # fmt: skip
+    if splits > 1:
+        numbers = batch * rows
+        add_up[(triton.cdiv(numbers, ADDED),)](partial, bias, y, numbers, rows, SPLITS=splits, BLOCK=ADDED)
+
+
+def rows_form(rows: int, x: Tensor, bits: int, group_size: int, zero: int) -> dict[str, Any]:
+    """Return the constants that `multiply_rows` is compiled for; `rows` are those of Ŵ."""
+    unit = UNIT.value
+    units = x.shape[1] // unit
+    return {
+        "BATCH": ROWS_OF_KERNEL,
+        "UNITS": units,
+        "GROUP": group_size,
+        "CHUNK": math.gcd(group_size, unit),
+        "BITS": bits,
+        "WINDOW": window(bits)[0],
+        "ZERO": zero,
+        "OPERAND": operand(x.dtype),
+        "SPLITS": splits(rows, units, ROWS_BLOCK),
+        "BLOCK_ROWS": ROWS_BLOCK,
+        "BLOCK_UNITS": BLOCK_UNITS,
+    }
 
 
 def vector_form(shape: tuple[int, int], bits: int, group_size: int, zero: int) -> tuple[dict[str, int], int]:
@@ -167,7 +196,7 @@ def operand(dtype: torch.dtype) -> tl.dtype:
 
 
 def _interpreted() -> bool:
-    return not isinstance(multiply, JITFunction)
+    return not isinstance(multiply_rows, JITFunction)
 
 
 def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: dict[str, int]) -> Tensor:
@@ -178,39 +207,3 @@ def _dequantized(stored: tuple[Tensor | None, ...], rows: int, x: Tensor, form: 
         *stored, matrix, rows, **form, BLOCK_ROWS=block_rows, BLOCK_WORDS=block_words, num_warps=4
     )
     return matrix
-
-
-@triton.jit(do_not_specialize=["batch"])
-def multiply(  # type: ignore[no-untyped-def]
-    x, codes, scale, zero, col_scale, scale_range, scale_exponent, bias, out, batch, rows,
-    BATCH: tl.constexpr, WORDS_PER_ROW: tl.constexpr, GROUP_WORDS: tl.constexpr, BITS: tl.constexpr,
-    ZERO: tl.constexpr, OPERAND: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WORDS: tl.constexpr,
-):  # fmt: skip
-    """Write out (batch, rows) = x (batch, in) · Ŵᵀ + bias for BLOCK_ROWS rows of Ŵ, with batch ≤ BATCH."""
-    row, member = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS), tl.arange(0, BATCH)
-    total = tl.zeros([BATCH, BLOCK_ROWS], tl.float32)
-    for start in range(0, WORDS_PER_ROW, BLOCK_WORDS):
-        word = start + tl.arange(0, BLOCK_WORDS)
-        valid = (row < rows)[:, None] & (word < WORDS_PER_ROW)[None, :]
-        entry = row[:, None] * (WORDS_PER_ROW // GROUP_WORDS) + (word // GROUP_WORDS)[None, :]
-        code = load_codes(codes, row, word, valid, WORDS_PER_ROW, BITS)
-        step = load_scale(scale, scale_range, scale_exponent, entry, valid)
-        offset = load_zero(zero, entry, valid, BITS, ZERO)
-        column = start * 8 + tl.arange(0, BLOCK_WORDS * 8)
-        inside = (member < batch)[:, None] & (column < WORDS_PER_ROW * 8)[None, :]
-        entries = tl.load(x + member[:, None] * (WORDS_PER_ROW * 8) + column[None, :], mask=inside, other=0)
-        if col_scale is not None:
-            factor = tl.load(col_scale + column, mask=column < WORDS_PER_ROW * 8, other=0).to(tl.float32)
-            entries = (entries.to(tl.float32) * factor[None, :]).to(x.dtype.element_ty)
-        weights = ((code - offset[:, :, None]) * step[:, :, None]).to(x.dtype.element_ty)
-        weights = tl.reshape(weights, [BLOCK_ROWS, BLOCK_WORDS * 8])
-        total = tl.dot(entries.to(OPERAND), tl.trans(weights.to(OPERAND)), total, input_precision="ieee")
-    added = tl.zeros([BLOCK_ROWS], tl.float32)
-    if bias is not None:
-        added = tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)
-    target = member[:, None] * rows + row[None, :]
-    tl.store(
-        out + target,
-        (total + added[None, :]).to(out.dtype.element_ty),
-        mask=(member < batch)[:, None] & (row < rows)[None, :],
-    )

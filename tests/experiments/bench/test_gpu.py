@@ -31,7 +31,7 @@ def test_a_step_passes_in_its_dry_form(step: str, least: int, tmp_path: Path) ->
 def test_the_kernels_pass_in_the_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     found = made("kernels", tmp_path)
-    assert len(found) == 12
+    assert len(found) == 17
     assert {verdict(check) for check in found} == {"ok"}
 
 
