@@ -6,7 +6,7 @@ other options (`bits=3`) are put into the copy, as Hydra does it. The runs thems
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -31,7 +31,7 @@ class Composer:
         groups = tuple(word for word in words if self._chooses_files(self._parse(word)))
         values = [self._parse(word) for word in words if word not in groups]
         try:
-            composed = _copied(self._base(groups))
+            composed = _copied(self._base(groups), {each.key_or_group.split(".")[0] for each in values})
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         except (HydraException, OmegaConfBaseException):
             return self._whole(words)  # which says what is wrong
@@ -58,11 +58,29 @@ class Composer:
         return composed
 
 
-def _copied(config: DictConfig) -> DictConfig:
-    """Return a copy whose Hydra section shares all but the overrides, which alone differ between runs.
+def _copied(config: DictConfig, changed: Container[str]) -> DictConfig:
+    """Return a copy to put overrides into; what none of them reaches is shared with the original.
 
-    That section is four fifths of a configuration, and no override of a run reaches it (`_chooses_files`).
+    Args:
+        config: the original.
+        changed: sections that the overrides reach. Of Hydra's section, which is four fifths of a
+            configuration, they reach only the list of themselves (`_chooses_files`).
     """
-    sections: Any = config._get_node("hydra")._content  # type: ignore[union-attr]
-    shared = {id(node): node for name, node in sections.items() if name != "overrides"}
-    return copy.deepcopy(config, shared)
+    sections = _nodes(config)
+    kept = [node for name, node in sections.items() if name not in changed and not _refers(node)]
+    kept += [node for name, node in _nodes(sections["hydra"]).items() if name != "overrides"]
+    return copy.deepcopy(config, {id(node): node for node in kept})
+
+
+def _nodes(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = config._content
+    return found
+
+
+def _refers(node: Any) -> bool:
+    """Return whether a section has an interpolation, which would be looked up in the original."""
+    if node._is_interpolation():
+        return True
+    content = getattr(node, "_content", None)
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return any(map(_refers, inside))

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from experiments.config.build import register
+from experiments.config.build import OF_RUN, register
 from experiments.sweeps.composing import Composer
 from tests.conftest import ROOT
 
@@ -47,12 +47,19 @@ def content(config: Any) -> Any:
     return plain
 
 
+def resolved(config: Any) -> dict[str, Any]:
+    return {name: OmegaConf.to_container(config[name], resolve=True) for name in OF_RUN if name in config}
+
+
 def test_it_composes_what_hydra_does(sweep: Any) -> None:
+    """Interpolations too: a section that refers to `bits` refers to that of its own run."""
     loader, config = sweep
     composer = Composer(loader, config)
     for job in (*JOBS, *reversed(JOBS)):
         words = [*COMMON, *job]
-        assert content(composer(words)) == content(loader.load_sweep_config(config, words)), job
+        found, expected = composer(words), loader.load_sweep_config(config, words)
+        assert content(found) == content(expected), job
+        assert resolved(found) == resolved(expected), job
 
 
 @pytest.mark.parametrize("word", ["method.nothing=3", "bits=many", "method=nothing", "no_such=1"])
