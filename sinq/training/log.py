@@ -43,6 +43,12 @@ class TrainingLog:
             "loss_last": sum(self.losses[-tenth:]) / tenth,
         }
 
+    @property
+    def summary(self) -> str:
+        """The cost in total, for people."""
+        row = self.as_row()
+        return f"{row['steps']} steps, {row['tokens']:,} tokens, {row['seconds']:.0f} s"
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the log as tensors, which `from_tensors` reads."""
         return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NAMES}
