@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sinq.common.errors import NotApplicable
 from sinq.model.blocks import find_blocks
@@ -122,8 +122,8 @@ class Units:
 
 def shape_of(layer: Any) -> tuple[int, int]:
     """Return (out_features, in_features) of a linear layer."""
-    rows, columns = layer.weight.shape
-    return (columns, rows) if is_conv1d(layer) else (rows, columns)
+    rows, columns = matrix_of(layer).shape
+    return rows, columns
 
 
 def find_units(model: nn.Module) -> tuple[Units, ...]:
@@ -152,3 +152,25 @@ def units_of(name: str, block: nn.Module) -> Units:
             f"{name} is a {kind}, whose heads and neurons are not known here; those of {', '.join(KNOWN)} are"
         )
     return Units(name, block, KNOWN[kind])
+
+
+def matrix_of(layer: Any) -> Tensor:
+    """Return a linear layer's matrix (out, in), a view."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if is_conv1d(layer) else weight
+
+
+def replace_matrix(layer: Any, matrix: Tensor) -> None:
+    """Give a linear layer a new parameter with the content of a matrix (out, in), in its type and layout."""
+    old, stored = layer.weight, matrix.T if is_conv1d(layer) else matrix
+    layer.weight = nn.Parameter(stored.to(old.device, old.dtype).contiguous(), old.requires_grad)
+
+
+def macs_per_token(units: Units, context: int = 0) -> int:
+    """Return the multiply-accumulates of a block for each token: of its matrices, and of attention.
+
+    Args:
+        context: tokens that a token attends to; 0 counts the matrices alone.
+    """
+    weights = sum(units.layer(name).weight.numel() for name in units.matrices)
+    return int(weights + 2 * context * units.counts.heads * units.head_width)
