@@ -30,6 +30,10 @@ class MethodWrapper(Method):
         return self.inner.statistic
 
     @property
+    def compresses_layers(self) -> bool:
+        return self.inner.compresses_layers
+
+    @property
     def needs_calibration(self) -> bool:
         return self.inner.needs_calibration
 
