@@ -37,7 +37,7 @@ from sinq.calibration.collect import watching
 from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import SEED, check, number, whole
 from sinq.common.timing import Clock
-from sinq.methods.slicing import Slicing
+from sinq.methods.slicing import Removed, Slicing
 from sinq.model.units import Units, macs_per_token, matrix_of
 from sinq.model.walk import walk
 
@@ -116,7 +116,7 @@ class STAT(Slicing):
         calibration: Calibration | None,
         context: Context,
         clock: Clock,
-    ) -> tuple[Decision, ...]:
+    ) -> Removed:
         assert calibration is not None  # require_possible
         tokens = calibration.tokens
         attended = tokens.shape[1] if self.context is None else self.context
@@ -135,12 +135,13 @@ class STAT(Slicing):
             for each, (heads, _), kept in zip(units, ranked, budget.heads, strict=True)
         ]
         after = sum(macs_per_token(each, attended) for each in units)
-        return (
+        decisions = (
             Decision("mac_ratio", round(after / before, 6), chosen=True),
             Decision("heads", sum(budget.heads), chosen=True),
             Decision("neurons", sum(budget.neurons), chosen=True),
             *(Decision("large_correction", each) for each in largest if each > LARGE),
         )
+        return Removed(decisions)
 
     def _ranked(
         self, model: nn.Module, units: Sequence[Units], tokens: Tensor, context: Context, clock: Clock

@@ -25,6 +25,17 @@ from sinq.model.context import Context
 from sinq.model.edits import architecture, edit, edits
 from sinq.model.slicing import SliceBlock
 from sinq.model.units import Units, find_units, matrix_of
+from sinq.training.log import TrainingLog
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a method did to a model whose blocks it sliced."""
+
+    decisions: tuple[Decision, ...]
+    """Decisions for the whole model."""
+    training: TrainingLog | None = None
+    """Steps of a method that trains."""
 
 
 class Slicing(Method):
@@ -45,8 +56,8 @@ class Slicing(Method):
         calibration: Calibration | None,
         context: Context,
         clock: Clock,
-    ) -> tuple[Decision, ...]:
-        """Slice the blocks of a model, in place, and return what was decided for the whole of it.
+    ) -> Removed:
+        """Slice the blocks of a model, in place.
 
         Args:
             clock: receives the time of running the model.
@@ -83,15 +94,16 @@ class Slicing(Method):
         self.check_running(model, calibration)
         before, clock = _sizes(units), Clock()
         with torch.no_grad(), timed(context.device_for(model)) as whole:
-            decisions = self.remove(model, units, calibration, context, clock)
+            removed = self.remove(model, units, calibration, context, clock)
         parts = _parts(before, _sizes(units), whole.seconds)
         report = self.then.compress(model, calibration, context)
-        summary = PartReport("slicing", "slicing", 0, 0, 0, None, 0.0, decisions)
+        summary = PartReport("slicing", "slicing", 0, 0, 0, None, 0.0, removed.decisions)
         return replace(
             report,
             parts=(*_joined(parts, report.parts), summary),
             seconds_statistics=report.seconds_statistics + clock.seconds,
             seconds_quantize=report.seconds_quantize + whole.seconds - clock.seconds,
+            training=removed.training,
             method=self.label,
         )
 

@@ -82,6 +82,17 @@ class LoRALinear(nn.Module):
         """Return W + s·B·A, float32 (out, in)."""
         return dense_weight(self.base).float() + self.options.scale * self.b @ self.a
 
+    def differentiate_base(self) -> None:
+        """Let a dense base have a gradient by its weight, for those who read it; it is not trained."""
+        weight: Any = self.base.weight
+        weight.requires_grad_(True)
+
+    def base_gradient(self) -> Tensor:
+        """Return the gradient by the weight of a dense base (out, in), and forget it."""
+        weight: Any = self.base.weight
+        gradient, weight.grad = weight.grad, None
+        return gradient.T if is_conv1d(self.base) else gradient
+
 
 def dense_weight(layer: Any) -> Tensor:
     """Return the weight (out, in) of a linear layer; that of a compressed one is decoded."""
