@@ -40,15 +40,16 @@ from sinq.training.trainer import Precision, Trainer, Training
 log = logging.getLogger(__name__)
 
 TRAINING = Training(
-    steps=100,
+    steps=80,
     batch=4,
     at_once=4,
     learning_rate=1e-3,
     schedule=Schedule.cosine,
-    warm_up=0.05,
+    warm_up=0.1,
     precision=Precision.float32,
 )
-ADAPTERS = LoRA(rank=64, alpha=64.0, dropout=0.0)
+ADAPTERS = LoRA(rank=64, alpha=512.0, dropout=0.0)
+"""A large scale, so that a short training moves weights by a good part of a step of the grid."""
 SEQLEN = 128
 TEXT = StateOfTheUnion()
 

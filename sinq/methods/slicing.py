@@ -30,7 +30,7 @@ from sinq.training.log import TrainingLog
 
 @dataclass(frozen=True)
 class Removed:
-    """What a method did to a model whose blocks it sliced."""
+    """Results of a method besides the sliced blocks."""
 
     decisions: tuple[Decision, ...]
     """Decisions for the whole model."""
