@@ -41,7 +41,7 @@ from tests.forked import fork
 FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
-ONE_SIZE = ("prefix", "none", "mixed", *AQLM)
+ONE_SIZE = ("prefix", "stat", "none", "mixed", *AQLM)
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
