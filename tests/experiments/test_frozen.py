@@ -59,7 +59,13 @@ CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
 QUICK = [(name, bits) for name, bits in CASES if bits == BITS.get(name, (3,))[0]]
 """One width of each method: what every run of the tests looks at."""
 WINDOWS, SEQLEN = 3, 128
-TOLERANCES = {"awq": (0.01, 0.1), "mgptq": (0.01, 0.1), "mgptq 2": (0.01, 1.0), "sinq_free 2": (0, 0.1)}
+TOLERANCES = {
+    "awq": (0.01, 0.1),
+    "stat": (0, 0.1),
+    "mgptq": (0.01, 0.1),
+    "mgptq 2": (0.01, 1.0),
+    "sinq_free 2": (0, 0.1),
+}
 """Relative differences of sizes and of perplexity between machines, where (0, 0.02) is too narrow."""
 
 
