@@ -127,8 +127,8 @@ class Slicing(Method):
             let_refuse(self.then, small, calibration, context)
         except NotApplicable as error:
             raise NotApplicable(
-                f"{self.then.label} is not possible on multiples of {self.chunk} neurons (method.chunk):"
-                f" {error}"
+                f"{self.then.label} must be possible with one head of keys and values, and with"
+                f" method.chunk={self.chunk} neurons, of which blocks keep multiples: {error}"
             ) from error
 
 

@@ -57,3 +57,5 @@ def let_refuse(method: Method, model: nn.Module, calibration: Calibration | None
         select(model, context.layers)
     if isinstance(method, BlockMethod):
         method.plan(model, calibration, context)
+    elif isinstance(method, MethodWrapper):
+        let_refuse(method.inner, model, calibration, context)

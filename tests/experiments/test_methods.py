@@ -18,7 +18,7 @@ from sinq import Calibration, CompressionReport, Context, Layers, Method, find_t
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 NAMES = sorted(
-    file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem not in ("none", "prefix")
+    file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem not in ("none", "prefix", "stat")
 )
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
 UNTUNED = [f"method.{option}" for option in SMALL_CODEBOOKS]

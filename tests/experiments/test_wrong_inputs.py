@@ -106,6 +106,10 @@ CASES = [
     case("kv=4", "kv=4 is not", "kv4"),
     case("method=prefixquant | bits=4", "needs calibration text", "calibration=wikitext2"),
     case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
+    case("method=stat | method@method.then=rtn", "STAT ranks heads and neurons on calibration text"),
+    case("method=stat | bits=3 | calibration=sotu", "method=stat takes no bits"),
+    case("method=stat | method@method.then=rtn | calibration=sotu | method.target=0", "target=0.0 is not"),
+    case("method=stat | method@method.then=rtn | calibration=sotu", "method.chunk=1 neurons", "divide"),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
     # numbers

@@ -36,6 +36,7 @@ GPTQ_ORDER = "Efficient-ML/Qwen3-Quantization, the baselines of the SINQ paper: 
 SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
+STAT = "nicolehao34/InterpolativeDecompositionPruning 814aa12, bert-pruning-ID/prune_opt.py"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
@@ -98,6 +99,13 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
     ("prefix*", "tokens", [], PREFIXQUANT),
+    ("stat", "target", 0.8, f"{STAT}: --mu 0.8"), ("stat", "chunk", 1, STAT),
+    ("stat", "context", None, f"{STAT}: attention counts over the 2048 tokens of a window"),
+    ("stat", "selection", "pivots", STAT), ("stat", "correction", "interpolation", STAT),
+    ("stat", "allocation", "threshold", STAT), ("stat", "depth", "fitted", STAT),
+    ("stat", "whole_heads", True, STAT), ("stat", "weigh_columns", True, STAT),
+    ("stat", "sketch", "gaussian", STAT), ("stat", "heads_after_neurons", False, STAT),
+    ("stat", "sketch_rows", None, "here: four for each column, at least 4096; the code has 12,800"),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),
