@@ -1,5 +1,6 @@
 """LoRAPrune: the algebra of its estimate, masks against slices, and what is never differentiated."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,6 @@ from baselines.loraprune.importance import (
 )
 from baselines.loraprune.pruner import Pruner, groups_of
 from baselines.loraprune.schedule import Course, Sparsity
-from experiments.data.text import StateOfTheUnion
-from experiments.models.source import sparing_clone
 from sinq import SINQ, Calibration, Context, Grid, NotApplicable, load, save
 from sinq.calibration.gradients import next_token_loss
 from sinq.model.edits import edits
@@ -146,6 +145,11 @@ def test_groups_share_a_norm_of_1() -> None:
     assert torch.equal(shared_out(torch.zeros(6), 3), torch.zeros(3))
 
 
+def sharing(model: nn.Module) -> Any:
+    """A copy of a model's modules that shares all of its parameters."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
 @contextmanager
 def masked(kind: str) -> Iterator[tuple[Any, Pruner]]:
     """A model whose adapters are not 0 and whose masks are half zeros."""
@@ -219,7 +223,7 @@ def masking(span: Any, mask: Tensor) -> Any:
 @pytest.mark.parametrize("criterion", [Criterion.lora, Criterion.magnitude])
 def test_no_frozen_weight_ever_has_a_gradient(criterion: Criterion, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    shared = sparing_clone(model)
+    shared = sharing(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     looked = []
 
@@ -242,7 +246,7 @@ def test_no_frozen_weight_ever_has_a_gradient(criterion: Criterion, monkeypatch:
 
 def test_the_weights_own_gradient_is_read_and_forgotten() -> None:
     model = tiny_model("llama")
-    shared = sparing_clone(model)
+    shared = sharing(model)
     quick(criterion=Criterion.grad).compress(shared, TEXT)
     assert all(p.grad is None and not p.requires_grad for p in (*model.parameters(), *shared.parameters()))
 
@@ -416,7 +420,8 @@ def test_the_estimate_agrees_with_the_gradient_more_than_chance_does() -> None:
     """Figure 4 of the paper compares the two orders; the shares are printed (pytest -s)."""
     folder = str(SHARED / "data/models/stories260k")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(StateOfTheUnion().calibration().text[:20000], verbose=False).input_ids
+    text = (SHARED / "data/wikitext2/wiki.test.raw").read_text()
+    ids = tokenizer(text[:20000], verbose=False).input_ids
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     tokens = torch.tensor(ids)[:4096].reshape(-1, 64)
     one, other = (scored(model, tokens, each) for each in (Criterion.lora, Criterion.grad))

@@ -13,6 +13,7 @@ from baselines.gptq import GPTQ, ActOrder
 from baselines.gwq import GWQ
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.hqq import HQQ
+from baselines.loraprune import LoRAPrune
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
 from baselines.prefixquant import Prefix
@@ -149,7 +150,7 @@ def known_runs() -> dict[str, Run]:
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
-        "prefix": Prefix(RTN()), "stat": STAT(RTN()),
+        "prefix": Prefix(RTN()), "stat": STAT(RTN()), "loraprune": LoRAPrune(RTN()),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)
