@@ -66,6 +66,10 @@ class Slicing(Method):
         return f"{name}, then {self.then.label}" if self.then.changes_model else name
 
     @property
+    def changes_shapes(self) -> bool:
+        return True
+
+    @property
     def compresses_layers(self) -> bool:
         return self.then.compresses_layers
 
