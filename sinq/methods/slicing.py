@@ -24,6 +24,7 @@ from sinq.methods.wrapper import let_refuse
 from sinq.model.context import Context
 from sinq.model.edits import architecture, edit, edits
 from sinq.model.slicing import SliceBlock
+from sinq.model.targets import select
 from sinq.model.units import Units, find_units, matrix_of
 
 
@@ -80,6 +81,7 @@ class Slicing(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
+        select(model, context.layers)  # refuses a model that is compressed already
         units = find_units(model)
         require_usable_weights(model)
         self.require_possible(units, calibration)
