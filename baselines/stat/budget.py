@@ -49,7 +49,7 @@ class Allocation(enum.Enum):
     threshold = "threshold"
     """Units of all blocks above one score."""
     uniform = "uniform"
-    """Equally many in each block, give or take one unit."""
+    """Equally many in each block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +114,10 @@ def allocate(heads: Scores, neurons: Scores, limits: Limits, allocation: Allocat
     Raises:
         NotApplicable: no numbers meet the target.
     """
-    count = _uniform if allocation is Allocation.uniform else _above_threshold
+    even = allocation is Allocation.uniform
+    count = _uniform if even else _above_threshold
     found: list[tuple[float, Budget]] = []
-    for number, chunks in _totals(heads, neurons, limits):
+    for number, chunks in _totals(heads, neurons, limits, even):
         budget = Budget(
             count(heads.values, number, 1),
             tuple(limits.chunk * each for each in count(neurons.values, chunks, limits.chunk)),
@@ -132,14 +133,19 @@ def allocate(heads: Scores, neurons: Scores, limits: Limits, allocation: Allocat
     return min(found, key=lambda each: each[0])[1]
 
 
-def _totals(heads: Scores, neurons: Scores, limits: Limits) -> Iterator[tuple[int, int]]:
-    """Yield total numbers of heads and of chunks of neurons that meet the target."""
+def _totals(heads: Scores, neurons: Scores, limits: Limits, even: bool) -> Iterator[tuple[int, int]]:
+    """Yield total numbers of heads and of chunks of neurons that meet the target.
+
+    Args:
+        even: yield only multiples of the number of blocks.
+    """
     blocks = len(heads.values)
     budget = limits.target * (limits.head * heads.total + limits.neuron * neurons.total)
-    step = blocks if limits.whole_heads and heads.total % blocks == 0 else 1
+    step = blocks if (even or limits.whole_heads) and heads.total % blocks == 0 else 1
+    once = blocks if even else 1
     least = max(blocks, floor(limits.target * heads.total / step) * step)
     for number in range(least, heads.total + 1, step):
-        chunks = round((budget - limits.head * number) / limits.neuron / limits.chunk)
+        chunks = once * round((budget - limits.head * number) / limits.neuron / limits.chunk / once)
         if blocks <= chunks <= neurons.total // limits.chunk:
             yield number, chunks
 

@@ -68,6 +68,11 @@ class Method(Named, ABC):
     """False for the dense model alone: layers, kernels and streaming do not apply to it."""
 
     @property
+    def changes_shapes(self) -> bool:
+        """True if matrices and attention are smaller afterwards."""
+        return False
+
+    @property
     def compresses_layers(self) -> bool:
         """True if layers hold compressed weights afterwards, whose inputs can be rounded."""
         return self.changes_model

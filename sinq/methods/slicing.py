@@ -24,6 +24,7 @@ from sinq.methods.wrapper import let_refuse
 from sinq.model.context import Context
 from sinq.model.edits import architecture, edit, edits
 from sinq.model.slicing import SliceBlock
+from sinq.model.targets import select
 from sinq.model.units import Units, find_units, matrix_of
 from sinq.training.log import TrainingLog
 
@@ -77,6 +78,10 @@ class Slicing(Method):
         return f"{name}, then {self.then.label}" if self.then.changes_model else name
 
     @property
+    def changes_shapes(self) -> bool:
+        return True
+
+    @property
     def compresses_layers(self) -> bool:
         return self.then.compresses_layers
 
@@ -87,6 +92,7 @@ class Slicing(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
+        select(model, context.layers)  # refuses a model that is compressed already
         units = find_units(model)
         require_usable_weights(model)
         self.require_possible(units, calibration)

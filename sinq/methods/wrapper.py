@@ -30,6 +30,10 @@ class MethodWrapper(Method):
         return self.inner.statistic
 
     @property
+    def changes_shapes(self) -> bool:
+        return self.inner.changes_shapes
+
+    @property
     def compresses_layers(self) -> bool:
         return self.inner.compresses_layers
 

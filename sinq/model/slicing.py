@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sinq.common.reading import typed
 from sinq.model.conv1d import is_conv1d
 from sinq.model.edits import Edit, edit
+from sinq.model.key_values import STORE
 from sinq.model.units import Counts, Units, shape_of, units_of
 
 
@@ -182,6 +183,10 @@ def _block(model: nn.Module, name: Any) -> nn.Module:
 
 def _require_possible(units: Units, counts: Counts) -> None:
     """Raise `ValueError` for numbers of units that a block cannot have."""
+    if hasattr(units.attention, STORE):
+        raise ValueError(
+            f"{units.name} rounds or prefixes keys and values already; heads are removed before that"
+        )
     present = units.counts
     for what in ("heads", "kv_heads", "neurons"):
         number, most = getattr(counts, what), getattr(present, what)

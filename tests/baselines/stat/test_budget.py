@@ -60,8 +60,9 @@ def test_blocks_with_larger_scores_keep_more_and_uniform_ones_the_same() -> None
     other = allocate(HEADS, NEURONS, limits, THRESHOLD)
     assert other.heads[1] > other.heads[0]
     same = allocate(HEADS, NEURONS, limits, UNIFORM)
-    assert max(same.neurons) - min(same.neurons) <= 1
-    assert sum(same.heads) + sum(same.neurons) == sum(other.heads) + sum(other.neurons) == 13
+    assert len({*same.neurons}) == len({*same.heads}) == 1
+    assert sum(other.heads) + sum(other.neurons) == 13
+    assert sum(same.heads) + sum(same.neurons) in (12, 14)
 
 
 def test_every_block_keeps_a_head_and_a_chunk() -> None:

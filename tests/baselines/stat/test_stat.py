@@ -22,12 +22,12 @@ from sinq.model.edits import edits
 from sinq.model.slicing import Kept, kept_groups, slice_block
 from sinq.model.units import Units, find_units, macs_per_token, matrix_of
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.model.test_slicing import random_model
+from tests.sinq.sliceable import SLICEABLE, random_model
 
 TOKENS = tiny_tokens(16, 48)
 TEXT = Calibration(TOKENS)
 DENSE = Dense()
-NAMES = ("gpt2", "llama", "mistral", "opt", "opt-post-norm", "qwen2", "qwen3")
+NAMES = sorted(SLICEABLE)
 
 
 @torch.no_grad()

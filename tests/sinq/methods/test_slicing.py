@@ -11,13 +11,26 @@ from torch import nn
 from baselines.dense import Dense
 from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
-from sinq import ActivationFormat, Activations, Calibration, Decision, Grid, Method, NotApplicable, PreSINQ
+from sinq import (
+    ActivationFormat,
+    Activations,
+    Calibration,
+    Decision,
+    Grid,
+    KeyValueFormat,
+    KeyValues,
+    Method,
+    NotApplicable,
+    PreSINQ,
+    StateFormat,
+)
 from sinq.common.timing import Clock
 from sinq.methods.slicing import Slicing
 from sinq.model.context import Context
 from sinq.model.edits import edits
+from sinq.model.key_value_edits import RoundKeyValues
 from sinq.model.slicing import kept_groups, slice_block
-from sinq.model.units import Units
+from sinq.model.units import Units, units_of
 from tests.conftest import tiny_model, tiny_tokens
 
 QUANTIZED = RTN(Grid(bits=4, group_size=32))
@@ -101,3 +114,29 @@ def test_slicings_follow_each_other() -> None:
     assert model.model.layers[0].mlp.up_proj.weight.value.shape == (32, 64)
     assert sum(part.dense_parameters for part in report.parts) == 2 * (3 * 64 * 64 + 3 * 64 * 128)
     assert model(tiny_tokens()).logits.isfinite().all()
+
+
+def test_keys_and_values_are_rounded_for_the_heads_that_are_left() -> None:
+    model = tiny_model("qwen3-untied")
+    kv = KeyValueFormat(StateFormat(4, group_size=16), StateFormat(4, group_size=16))
+    KeyValues(FirstUnits(QUANTIZED), kv).compress(model)
+    rounded = [change for change in edits(model) if isinstance(change, RoundKeyValues)]
+    assert [change.heads for change in rounded] == [1, 1]
+
+
+def test_a_prefix_comes_after_slicing() -> None:
+    with pytest.raises(NotApplicable, match=r"method=toy_first_units method@method\.then=prefix"):
+        Prefix(FirstUnits(Dense()))
+    model = tiny_model("qwen3-untied")
+    FirstUnits(Prefix(QUANTIZED, tokens=(1,))).compress(model)
+    assert model(tiny_tokens()).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"layers\.0 rounds or prefixes keys and values already"):
+        slice_block(model, find_dense_units(model), kept_groups(find_dense_units(model), [0], [0]))
+
+
+def find_dense_units(model: nn.Module) -> Units:
+    """Units of the first block, whose layers are made dense again."""
+    other = tiny_model("qwen3-untied")
+    for name in units_of("", other.model.layers[0]).matrices:  # type: ignore[union-attr]
+        model.set_submodule(f"model.layers.0.{name}", other.get_submodule(f"model.layers.0.{name}"))
+    return units_of("model.layers.0", model.get_submodule("model.layers.0"))

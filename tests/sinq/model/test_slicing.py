@@ -2,12 +2,10 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 import sinq
 from sinq import SINQ, Grid, NotApplicable
@@ -15,29 +13,8 @@ from sinq.model.conv1d import is_conv1d
 from sinq.model.edits import edit, edits, unexplained
 from sinq.model.slicing import Kept, SliceBlock, kept_groups, slice_block, spread
 from sinq.model.units import Counts, Units, find_units, shape_of
-from tests.conftest import BODY, CONFIGS, SMALL, tiny_model, tiny_tokens
-from tests.sinq.decoders import DECODERS, GROUPED
-
-BIASED = {
-    "llama": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True),
-    "mistral": DECODERS["mistral"],
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": CONFIGS["qwen3-tied"],
-    "opt": OPTConfig(**SMALL, **BODY, ffn_dim=128, word_embed_proj_dim=64),
-    "opt-post-norm": OPTConfig(
-        **SMALL, **BODY, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False
-    ),
-    "gpt2": GPT2Config(**SMALL, n_embd=64, n_layer=2, n_head=4, n_positions=64),
-}
-
-
-def random_model(name: str) -> Any:
-    """A model of random weights and biases that all matter."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(BIASED[name]))
-    for parameter in model.eval().requires_grad_(False).parameters():
-        parameter.copy_(0.2 * torch.randn_like(parameter))
-    return model
+from tests.conftest import tiny_model, tiny_tokens
+from tests.sinq.sliceable import SLICEABLE, random_model
 
 
 def silence(units: Units, kept: Kept) -> None:
@@ -63,7 +40,7 @@ def some(units: Units, seed: int) -> Kept:
     return kept_groups(units, groups, neurons)
 
 
-@pytest.mark.parametrize("name", sorted(BIASED))
+@pytest.mark.parametrize("name", sorted(SLICEABLE))
 def test_a_sliced_model_is_the_model_whose_other_units_are_silent(name: str) -> None:
     model, silent = random_model(name), random_model(name)
     for seed, (units, other) in enumerate(zip(find_units(model), find_units(silent), strict=True)):
@@ -77,7 +54,7 @@ def test_a_sliced_model_is_the_model_whose_other_units_are_silent(name: str) -> 
     assert sum(parameter.numel() for parameter in model.parameters()) < before
 
 
-@pytest.mark.parametrize("name", sorted(BIASED))
+@pytest.mark.parametrize("name", sorted(SLICEABLE))
 def test_it_comes_back_from_disk_generates_with_its_cache_and_is_compressed(
     name: str, tmp_path: Path
 ) -> None:
