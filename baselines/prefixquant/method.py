@@ -63,6 +63,12 @@ class Prefix(MethodWrapper):
             tokens=several(whole(0), least=0),
         )
         require_once(self)
+        if self.inner.changes_shapes:
+            name = self.inner.name
+            raise NotApplicable(
+                f"a prefix has keys and values of all heads, and {name} removes some; put the prefix second:"
+                f" method={name} method@method.then=prefix"
+            )
 
     @property
     def label(self) -> str:

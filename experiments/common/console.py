@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sinq.common.progress import T
+from sinq.common.progress import Description, T
 
 # Most of what is printed comes from files and options: brackets in it are no markup, and colons no emoji.
 # A file or a pipe has no width, so one is chosen.
@@ -55,7 +55,7 @@ def set_up() -> None:
     disable_progress_bars()
 
 
-def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
+def bar(items: Iterable[T], description: Description, total: int) -> Iterable[T]:
     """Yield the items of an iterable under a progress bar, which disappears at the end."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -63,5 +63,9 @@ def bar(items: Iterable[T], description: str, total: int) -> Iterable[T]:
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
+    words = description if callable(description) else lambda: description
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, total=total, description=description)
+        task = progress.add_task(words(), total=total)
+        for item in progress.track(items, total=total, task_id=task):
+            yield item
+            progress.update(task, description=words())

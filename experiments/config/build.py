@@ -36,6 +36,7 @@ from experiments.data.corpora import C4, C4New, C4Saved, PennTreebank, Pile, Wik
 from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size, ZeroShot
+from experiments.models.smollm2_tuned import SmolLM2Tuned
 from experiments.models.source import Pretrained, SmolLM2
 from experiments.runs.calibration import CalibrationText, NoCalibration
 from experiments.runs.logger import NoLogger
@@ -60,7 +61,8 @@ from sinq.common.options import SEED
 from sinq.model.activations import Products
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, Pretrained, StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
+    SmolLM2, SmolLM2Tuned, Pretrained,
+    StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, ZeroShot,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,

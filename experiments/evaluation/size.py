@@ -28,11 +28,15 @@ class Size(Evaluation):
         whole = sum(tensor.nbytes for tensor in stored_tensors(context.model, stored).values())
         dense_whole = sum(tensor.nbytes for tensor in stored_tensors(context.loaded.model, stored).values())
         head = output_head(context.model)
-        left_dense = sum(target.numel for target in linear_places(context.model) if target.module is not head)
+        dense = {
+            target.name: target.numel for target in linear_places(context.model) if target.module is not head
+        }
         parts = [part for part in context.report.parts if part.dense_parameters]  # a prefix has none
-        weights = left_dense + sum(part.parameters for part in parts)
-        dense_weights = left_dense + sum(part.dense_parameters for part in parts)
-        linear = left_dense * stored.itemsize + sum(part.nbytes for part in parts)
+        compressed = [part for part in parts if part.name not in dense]  # others are smaller, and dense
+        left_dense = sum(dense.values())
+        weights = left_dense + sum(part.parameters for part in compressed)
+        dense_weights = weights + sum(part.dense_parameters - part.parameters for part in parts)
+        linear = left_dense * stored.itemsize + sum(part.nbytes for part in compressed)
         kv_bytes = cache_nbytes_per_token(context.model, stored)
         return Measurement(
             {

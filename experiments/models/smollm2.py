@@ -13,7 +13,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import save_file
 
 from experiments.common.cache import Entry
-from experiments.common.files import sweep_abandoned
+from experiments.models.made import made_once
 from sinq import stored_tensors
-from sinq.common.atomic_files import SCRATCH, scratch_prefix
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +39,10 @@ CONVERTED = Entry(".", f"smollm2-135m-{SHA256[:8]}")
 def folder() -> Path:
     """Return the float16 Hugging Face folder, made on first use (about a minute and 100 MB of download).
 
-    It is compared with its checksum once in each process, and made again if it is damaged.
-
     Raises:
         ValueError: the download failed, or is not the file expected; or the cache cannot be written.
     """
-    if not CONVERTED.intact:
-        CONVERTED.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{CONVERTED.path}.lock"):
-            if not CONVERTED.intact:  # another process may have made it meanwhile
-                _make()
-    return CONVERTED.path
+    return made_once(CONVERTED, _make)
 
 
 def is_cached() -> bool:
@@ -60,15 +50,9 @@ def is_cached() -> bool:
     return CONVERTED.intact
 
 
-def _make() -> None:
+def _make(path: Path, scratch: Path) -> None:
     log.info("preparing the embedded model: download of 93 MB, check, conversion; only the first time")
-    path = CONVERTED.path
-    sweep_abandoned(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=scratch_prefix(path), suffix=SCRATCH) as scratch:
-        gguf = _download(Path(scratch))
-        converted = Path(scratch) / "converted"
-        _convert(gguf, converted)
-        CONVERTED.adopt(converted)
+    _convert(_download(scratch), path)
 
 
 def _download(scratch: Path) -> Path:

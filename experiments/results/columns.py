@@ -51,6 +51,7 @@ STYLES = {
     "MB": Style(1, 3, 3, 1e-6),
     "seconds": Style(1, 4, 2),
     "speed": Style(2, 2, 0),
+    "thousands": Style(1, 1, 0, 1e-3, "k"),
 }
 
 
@@ -87,6 +88,8 @@ METRICS = (
     _metric("prefill", "prefill\ntok/s", "latency.prefill", "speed", 20),
     _metric("decode", "decode\ntok/s", "latency.decode", "speed", 25),
     _metric("peak_mb", "peak\nMB", "memory.inference_peak_bytes", "MB", 10),
+    _metric("trained_tokens", "trained\ntokens", "compression.training.tokens", "thousands", 28),
+    _metric("training_s", "train\ns", "compression.training.seconds", "seconds", 29),
     _metric("quantize_s", "quant\ns", "compression.seconds_quantize", "seconds", 30),
 )
 TASKS = 60

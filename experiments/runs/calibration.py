@@ -8,16 +8,14 @@ embedded model) for every run that needs the same.
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, ClassVar
 
 import psutil
-from safetensors.torch import load_file
-from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from experiments.common.cache import Entry, key
+from experiments.common.cache import key
+from experiments.common.tensor_folder import TensorFolder
 from experiments.data.bos import Bos, bos_id, with_bos
 from experiments.data.draw import Draw, Drawn
 from experiments.data.text import Text
@@ -140,28 +138,8 @@ def calibration_on(drawn: Drawn, loaded: LoadedModel, sequential: bool) -> Calib
     loaded.refuse_unknown(drawn.tokens)
     windows, seqlen = drawn.tokens.shape
     require_memory(windows, seqlen, loaded)
-    store = None if sequential else StatisticsFolder(_made_from(loaded, drawn.tokens))
+    store = None if sequential else TensorFolder(f"statistics/{_made_from(loaded, drawn.tokens)}")
     return Calibration(drawn.tokens, sequential, store, drawn.facts)
-
-
-@dataclass(frozen=True)
-class StatisticsFolder:
-    """A `sinq.calibration.data.StatisticStore`: one safetensors file in the cache for each statistic."""
-
-    made_from: str
-    """Folder of these statistics in the cache's folder of statistics."""
-
-    def _entry(self, name: object) -> Entry:
-        return Entry(f"statistics/{self.made_from}", f"{name}.safetensors")
-
-    def __contains__(self, name: object) -> bool:
-        return self._entry(name).intact
-
-    def __getitem__(self, name: str) -> Mapping[str, Tensor]:
-        return load_file(self._entry(name).path)
-
-    def __setitem__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        self._entry(name).write(as_bytes(dict(tensors)))
 
 
 def _made_from(loaded: LoadedModel, tokens: Tensor) -> str:

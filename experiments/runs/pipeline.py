@@ -19,6 +19,7 @@ import pandas as pd
 from baselines.dense import Dense
 from experiments import models
 from experiments.common.meters import peak_memory
+from experiments.common.tensor_folder import training_states
 from experiments.data.text import tokenize
 from experiments.evaluation import EvaluationContext, Measurement
 from experiments.results import record
@@ -93,6 +94,7 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
         }
         row, layers = _attempt(run, row, setting, keep=found is not None)
         record.write(setting.results_dir, row, layers)
+        training_states(name).clear()
     setting.logger.log(row, layers, setting.results_dir)
     return row
 
@@ -156,8 +158,8 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
             if run.stream:
                 context = _stream(run, context, setting, row["run_id"])
             else:
-                context = _compress(run, context, setting, calibration)
-        compression = {"compression": _compression_metrics(context)}
+                context = _compress(run, context, setting, calibration, row["run_id"])
+        compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
         dense_row = _measure_dense(run, setting, row["config"])
     measured: dict[str, Measurement] = {}
     failed: list[Exception] = []
@@ -175,7 +177,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
         "status": record.FINISHED,
         "dense_run_id": dense_row["run_id"] if dense_row else None,
         "metrics": compression | _metrics(run, measured, dense_row),
-        "samples": {key: measurement.samples for key, measurement in measured.items() if measurement.samples},
+        "samples": _samples(measured, context),
         "cost": cost.as_row(),
         "protocol": protocol(loaded, passage, tokens, calibration),
         "provenance": provenance(device),
@@ -208,13 +210,20 @@ def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | Non
 
 
 def _compress(
-    run: Run, context: EvaluationContext, setting: Execution, calibration: Calibration | None
+    run: Run,
+    context: EvaluationContext,
+    setting: Execution,
+    calibration: Calibration | None,
+    name: str,
 ) -> EvaluationContext:
-    """Compress a copy of the dense model in memory."""
+    """Compress a copy of the dense model in memory; what trains goes on where a killed run was."""
     model: Any = models.sparing_clone(context.loaded.model)
-    device = context.device
+    device, states = context.device, training_states(name)
+    if setting.force:
+        states.clear()
     with peak_memory(device) as peak:
-        report = run.method.compress(model, calibration, Context(run.layers, device, setting.progress))
+        carried_out = Context(run.layers, device, setting.progress, states)
+        report = run.method.compress(model, calibration, carried_out)
     return replace(context, model=model.to(device), report=report, quantize_peak=peak)
 
 
@@ -258,3 +267,18 @@ def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
         "seconds_compile": report.seconds_compile,
         "relative_error_mean": report.relative_error_mean,
     }
+
+
+def _training_metrics(context: EvaluationContext) -> dict[str, Any]:
+    """Return the cost of training, if the method trained: tokens, seconds, and memory besides the model's."""
+    training, peak = context.report.training, context.quantize_peak
+    if training is None or peak is None:
+        return {}
+    return {"training": training.as_row() | {"peak_increase_bytes": peak.increase_bytes}}
+
+
+def _samples(measured: Mapping[str, Measurement], context: EvaluationContext) -> dict[str, Any]:
+    """Return the single values behind the metrics, and the loss of each step of a training."""
+    samples = {key: measurement.samples for key, measurement in measured.items() if measurement.samples}
+    training = context.report.training
+    return samples if training is None else samples | {"training": {"loss": training.losses}}

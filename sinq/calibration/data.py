@@ -15,24 +15,17 @@ compressed query, key and value, and so on, at the cost of one pass over the blo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from sinq.common.errors import PASS_CALIBRATION
+from sinq.common.tensor_store import TensorStore
 
 RIGHT = (
     "tokens must be a tensor of token ids (windows, seqlen), as in"
     " Calibration(tokenizer(text, return_tensors='pt').input_ids[:, :2048])"
 )
-
-
-class StatisticStore(Protocol):
-    """Tensors of statistics of one dense model and one text, by name. A dict satisfies this protocol."""
-
-    def __contains__(self, name: object, /) -> bool: ...
-    def __getitem__(self, name: str, /) -> Mapping[str, Tensor]: ...
-    def __setitem__(self, name: str, tensors: Mapping[str, Tensor], /) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +41,8 @@ class Calibration:
     """Token ids (windows, seqlen)."""
     sequential: bool = True
     """Take statistics behind compressed blocks; otherwise in the dense model."""
-    store: StatisticStore | None = None
-    """Store of statistics, used only where they are the dense model's (`sequential=False`)."""
+    store: TensorStore | None = None
+    """Store of statistics of one dense model and one text; used where they are (`sequential=False`)."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What is known about the windows, such as the number of distinct tokens; recorded, not used."""
 

@@ -15,17 +15,15 @@ device, and must fit there.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sinq.calibration.statistics import Gradient
-from sinq.model.blocks import find_blocks
 from sinq.model.modes import evaluating
 from sinq.model.preconditions import require_language_model
+from sinq.model.recomputing import recomputing
 from sinq.model.targets import Target
 
 
@@ -48,7 +46,7 @@ def feed_gradients(
     with (
         evaluating(model),
         _differentiating(model, [target.tensor for target in targets], receivers),
-        _recomputing(model),
+        recomputing(model),
     ):
         for index, window in enumerate(tokens):
             loss = next_token_loss(model, window)
@@ -60,15 +58,18 @@ def feed_gradients(
             loss.backward()
 
 
-def next_token_loss(model: Any, window: Tensor) -> Tensor:
-    """Return the mean cross-entropy of each token of a window (seqlen,) given those before it.
+def next_token_loss(model: Any, windows: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each token of a window given those before it.
 
     It is a scalar, in nats, in float32 or a wider type.
+
+    Args:
+        windows: ids of one window (seqlen,), or of several (windows, seqlen).
     """
-    window = window.to(next(model.parameters()).device)
-    logits = model(window[None], use_cache=False).logits[0]
-    wide = logits[:-1].to(torch.promote_types(logits.dtype, torch.float32))
-    return nn.functional.cross_entropy(wide, window[1:].to(logits.device))
+    ids = windows.reshape(-1, windows.shape[-1]).to(next(model.parameters()).device)
+    logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(wide, ids[:, 1:].flatten().to(logits.device))
 
 
 def _receiver(target: Target, statistic: Gradient, tokens: int) -> Callable[[Tensor], None]:
@@ -105,13 +106,3 @@ def _differentiating(
 def _restore(parameter: nn.Parameter, requires_grad: bool, gradient: Tensor | None) -> None:
     parameter.requires_grad_(requires_grad)
     parameter.grad = gradient
-
-
-@contextmanager
-def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Let blocks keep only their inputs within the context, and run again when their gradient is needed."""
-    with ExitStack() as stack:
-        for block in find_blocks(model):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-            stack.callback(delattr, block, "forward")
-        yield

@@ -67,7 +67,7 @@ class Activations(MethodWrapper):
             raise NotApplicable(
                 f"activation.bits={self.inputs.bits} rounds nothing; use {type(self.inner).__name__} alone"
             )
-        if not self.inner.changes_model:
+        if not self.inner.compresses_layers:
             raise NotApplicable(
                 f"activation {self.inputs.label} is not possible with {type(self.inner).__name__}: inputs of"
                 " compressed layers are rounded, and it compresses none; use RTN with 8 bits for nearly dense"

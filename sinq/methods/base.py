@@ -67,6 +67,16 @@ class Method(Named, ABC):
     changes_model: ClassVar[bool] = True
     """False for the dense model alone: layers, kernels and streaming do not apply to it."""
 
+    @property
+    def changes_shapes(self) -> bool:
+        """True if matrices and attention are smaller afterwards."""
+        return False
+
+    @property
+    def compresses_layers(self) -> bool:
+        """True if layers hold compressed weights afterwards, whose inputs can be rounded."""
+        return self.changes_model
+
     sets_options: ClassVar[frozenset[str]] = frozenset()
     """Options of the grid that the method sets itself, in place of its inner method's."""
 

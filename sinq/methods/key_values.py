@@ -83,13 +83,12 @@ class KeyValues(MethodWrapper):
         if self.kv.static and calibration is None:
             raise NotApplicable(f"{self.kv.label} needs calibration text; {PASS_CALIBRATION}")
         require_usable_weights(model)
-        shapes = head_shapes(model)
-        for _, width in shapes.values():
+        for _, width in head_shapes(model).values():
             self.kv.keys.require_width(width)
             self.kv.values.require_width(width)
         self.check_running(model, calibration)
         report = self.inner.compress(model, calibration, context)
-        for name, (heads, width) in shapes.items():
+        for name, (heads, width) in head_shapes(model).items():  # there may be fewer heads now
             edit(model, RoundKeyValues(name, heads, width, self.kv.as_json()))
         clock = Clock()
         if self.kv.static and calibration is not None:

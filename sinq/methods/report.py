@@ -18,6 +18,7 @@ from sinq.algorithms.sinkhorn import imbalance, to_tiles
 from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Grid
 from sinq.formats.scalar import QuantizedTensor
+from sinq.training.log import TrainingLog
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class CompressionReport:
     seconds_quantize: float = 0.0
     seconds_compile: float = 0.0
     """Time before the first layer: compiling kernels, or loading them from disk."""
+    training: TrainingLog | None = None
+    """Steps of a method that trains; None for others."""
     method: str = field(default="", compare=False)
     """Name of the method and its format, for people."""
 
@@ -152,6 +155,8 @@ class CompressionReport:
             "loading kernels": self.seconds_compile,
         }
         yield "seconds", ", ".join(f"{seconds:.1f} {what}" for what, seconds in times.items())
+        if self.training is not None:
+            yield "training", self.training.summary
         if self.decisions:
             yield "decisions", ", ".join(f"{count} × {label}" for label, count in self.decisions.items())
 

@@ -30,6 +30,14 @@ class MethodWrapper(Method):
         return self.inner.statistic
 
     @property
+    def changes_shapes(self) -> bool:
+        return self.inner.changes_shapes
+
+    @property
+    def compresses_layers(self) -> bool:
+        return self.inner.compresses_layers
+
+    @property
     def needs_calibration(self) -> bool:
         return self.inner.needs_calibration
 
@@ -53,3 +61,5 @@ def let_refuse(method: Method, model: nn.Module, calibration: Calibration | None
         select(model, context.layers)
     if isinstance(method, BlockMethod):
         method.plan(model, calibration, context)
+    elif isinstance(method, MethodWrapper):
+        let_refuse(method.inner, model, calibration, context)

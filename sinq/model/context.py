@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sinq.common.progress import Progress, silent
+from sinq.common.tensor_store import TensorStore
 from sinq.model.targets import Layers
 
 
@@ -19,6 +20,8 @@ class Context:
     """Device that holds one layer or block at a time; by default the model's device."""
     progress: Progress = silent
     """Function that wraps an iterable to show its progress."""
+    states: TensorStore | None = None
+    """Store of the states of unfinished training, from which a killed process goes on; None for no store."""
 
     def device_for(self, model: nn.Module) -> torch.device:
         """Return the device, or that of `model` if it is None."""

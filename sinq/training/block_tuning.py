@@ -21,6 +21,7 @@ import torch
 from sinq.common.options import SEED, check, number, several, whole
 from sinq.model.blocks import HiddenStates
 from sinq.model.walk import BlockView
+from sinq.training.accumulation import accumulate
 from sinq.training.trained_numbers import TrainedNumbers
 
 
@@ -117,8 +118,7 @@ def _step(
     """Take one optimizer step on the mean error of some windows."""
     optimizer.zero_grad()
     with torch.enable_grad(), numbers.computing(numbers.leaves):
-        for index in windows:
-            (_error(block, targets, index) / len(windows)).backward()
+        accumulate(lambda index: _error(block, targets, index), windows)
     optimizer.step()
 
 

@@ -41,17 +41,20 @@ from tests.forked import fork
 FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
-ONE_SIZE = ("prefix", "none", "mixed", *AQLM)
+LORAPRUNE = ("loraprune", "loraprune_cpu")
+ONE_SIZE = ("prefix", "stat", *LORAPRUNE, "none", "mixed", *AQLM)
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
 UNTUNED = tuple(f"method.{option}" for option in SMALL_CODEBOOKS)
+FEW_STEPS = ("method.training={steps: 6, batch: 2, at_once: 1}", "method.sparsity.every=1")
 TUNED = (*(f"method.inner.{option}" for option in SMALL_CODEBOOKS), "method.tuning.epochs=1")
 EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
     "quarot": ("method.down=false",),  # the same
     "mixed": ("budget.bits_per_weight=5",),
     "aqlm_untuned": UNTUNED,
+    **dict.fromkeys(LORAPRUNE, FEW_STEPS),
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer
 }
 COMMON = ("model=stories260k", "text=sotu", "on_misfit=shrink", "text.evaluate_from=2025", "device=cpu")
@@ -59,7 +62,14 @@ CASES = [(name, bits) for name in METHODS for bits in BITS.get(name, (4, 3, 2))]
 QUICK = [(name, bits) for name, bits in CASES if bits == BITS.get(name, (3,))[0]]
 """One width of each method: what every run of the tests looks at."""
 WINDOWS, SEQLEN = 3, 128
-TOLERANCES = {"awq": (0.01, 0.1), "mgptq": (0.01, 0.1), "mgptq 2": (0.01, 1.0), "sinq_free 2": (0, 0.1)}
+TOLERANCES = {
+    "awq": (0.01, 0.1),
+    "stat": (0, 0.1),
+    **dict.fromkeys(LORAPRUNE, (0, 0.1)),
+    "mgptq": (0.01, 0.1),
+    "mgptq 2": (0.01, 1.0),
+    "sinq_free 2": (0, 0.1),
+}
 """Relative differences of sizes and of perplexity between machines, where (0, 0.02) is too narrow."""
 
 

@@ -24,6 +24,7 @@ from experiments.config.build import method_classes
 from sinq import SINQ, LayerMethod, NotApplicable, Tuned
 from sinq.calibration.statistics import Gradient, InputStatistic, Statistic
 from sinq.formats.codebooks import Codebooks
+from sinq.methods.slicing import Slicing
 from sinq.methods.wrapper import MethodWrapper
 from tests.baselines.inputs import correlated, seen, weighted_error
 
@@ -33,7 +34,7 @@ QUICK: dict[type, dict[str, Any]] = {
     AQLM: {"format": Codebooks(2, 4, 4), "rounds": 2, "steps": 3},
     MGPTQ: {"training": dataclasses.replace(MGPTQ().training, steps=8)},
 }
-WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper)
+WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing)
 """Methods around others that look at text, but are given no statistic of a layer."""
 
 
@@ -51,7 +52,7 @@ def instances() -> Iterator[Any]:
 
 
 def needs_inner(kind: type) -> bool:
-    return "inner" in {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return not {"inner", "then"}.isdisjoint(field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
 
 
 def variants(method: LayerMethod) -> Iterator[LayerMethod]:

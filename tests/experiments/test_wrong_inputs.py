@@ -88,6 +88,7 @@ def case(words: str, *said: str) -> Case:
     return Case(tuple(words.split(" | ")), said)
 
 
+LORAPRUNE = ("method=loraprune", "method@method.then=rtn")
 CASES = [
     # activations
     case("activation=a8_token | activation.bits=9", "activation.bits=9 is not", "16"),
@@ -106,6 +107,18 @@ CASES = [
     case("kv=4", "kv=4 is not", "kv4"),
     case("method=prefixquant | bits=4", "needs calibration text", "calibration=wikitext2"),
     case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
+    case("method=stat | method@method.then=rtn", "STAT ranks heads and neurons on calibration text"),
+    case("method=stat | bits=3 | calibration=sotu", "method=stat takes no bits"),
+    case("method=stat | method@method.then=rtn | calibration=sotu | method.target=0", "target=0.0 is not"),
+    case("method=stat | method@method.then=rtn | calibration=sotu", "method.chunk=1 neurons", "divide"),
+    Case(LORAPRUNE, ("LoRAPrune trains on text", "calibration=wikitext2")),
+    Case((*LORAPRUNE, "calibration=sotu", "method.sparsity.ratio=1"), ("ratio=1.0 is not", "below 1")),
+    Case((*LORAPRUNE, "calibration=sotu", "method.training.batch=0"), ("training.batch=0 is not",)),
+    Case((*LORAPRUNE, "calibration=sotu", "method.training.at_once=3"), ("at_once=3", "batch=128")),
+    Case(
+        (*LORAPRUNE, "calibration=sotu", "calibration.samples=8", "calibration.seqlen=16"),
+        ("8 windows of 16 tokens", "training.batch", "calibration.samples=128"),
+    ),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
     # numbers

@@ -22,11 +22,12 @@ from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments.common import cache, files
 from experiments.common.cache import CHECKSUM, Entry, key
+from experiments.common.tensor_folder import TensorFolder
 from experiments.data.text import Document, tokenize
 from experiments.evaluation import Perplexity
 from experiments.models import smollm2, source
 from experiments.models.source import LoadedModel, sparing_clone
-from experiments.runs.calibration import StatisticsFolder, _made_from
+from experiments.runs.calibration import _made_from
 from experiments.runs.text_free import SelfGenerated, vocabulary
 from sinq import SINQ, Calibration, Context, Grid, Layers
 from sinq.common.atomic_files import SCRATCH, abandoned, scratch_prefix
@@ -71,7 +72,7 @@ def gptq(variant: int) -> list[float]:
     """Return the errors of a method that reads statistics of the dense model."""
     loaded = LoadedModel(tiny_model("llama"), tiny_tokenizer(), torch.float32, identity={"name": "tiny"})
     windows = tiny_tokens(2 + variant)
-    store = StatisticsFolder(_made_from(loaded, windows))
+    store = TensorFolder(f"statistics/{_made_from(loaded, windows)}")
     model: Any = sparing_clone(loaded.model)
     GPTQ(RTN(GRID)).compress(model, Calibration(windows, sequential=False, store=store), Context(QUERIES))
     return [

@@ -36,6 +36,10 @@ GPTQ_ORDER = "Efficient-ML/Qwen3-Quantization, the baselines of the SINQ paper: 
 SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
+STAT = "nicolehao34/InterpolativeDecompositionPruning 814aa12, bert-pruning-ID/prune_opt.py"
+LORAPRUNE = "aim-uofa/LoRAPrune 4da5272, script/prune.sh and loraprune/utils.py, trainer.py"
+LORAPRUNE_PAPER = "arXiv 2305.18403v5, section 4.1: batch, learning rate, cosine"
+TORCH_ADAMW = "torch.optim.AdamW and transformers.TrainingArguments: defaults"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
@@ -98,6 +102,33 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
     ("prefix*", "tokens", [], PREFIXQUANT),
+    ("stat", "target", 0.8, f"{STAT}: --mu 0.8"), ("stat", "chunk", 1, STAT),
+    ("stat", "context", None, f"{STAT}: attention counts over the 2048 tokens of a window"),
+    ("stat", "selection", "pivots", STAT), ("stat", "correction", "interpolation", STAT),
+    ("stat", "allocation", "threshold", STAT), ("stat", "depth", "fitted", STAT),
+    ("stat", "whole_heads", True, STAT), ("stat", "weigh_columns", True, STAT),
+    ("stat", "sketch", "gaussian", STAT), ("stat", "heads_after_neurons", False, STAT),
+    ("stat", "sketch_rows", None, "here: four for each column, at least 4096; the code has 12,800"),
+    ("loraprune*", "sparsity.ratio", 0.5, LORAPRUNE), ("loraprune*", "sparsity.course", "cubic", LORAPRUNE),
+    ("loraprune*", "sparsity.warm_up", 0.1, LORAPRUNE), ("loraprune*", "sparsity.cool_down", 0.1, LORAPRUNE),
+    ("loraprune*", "sparsity.every", 10, LORAPRUNE), ("loraprune_cpu", "sparsity.every", 5, OURS),
+    ("loraprune*", "sparsity.last_update", False, LORAPRUNE),
+    ("loraprune*", "criterion", "lora", LORAPRUNE), ("loraprune*", "power", "absolute", LORAPRUNE),
+    ("loraprune*", "eta", 1.0, LORAPRUNE), ("loraprune*", "decay", 0.9, LORAPRUNE),
+    ("loraprune*", "keep_first", 0.1, LORAPRUNE), ("loraprune*", "keep_last", 1, LORAPRUNE),
+    ("loraprune*", "chunk", 1, LORAPRUNE), ("loraprune*", "lora.rank", 8, LORAPRUNE),
+    ("loraprune*", "lora.alpha", 16.0, LORAPRUNE), ("loraprune*", "lora.dropout", 0.05, LORAPRUNE),
+    ("loraprune", "training.steps", 300, "here: two epochs of the paper's 20 thousand windows"),
+    ("loraprune", "training.batch", 128, LORAPRUNE), ("loraprune", "training.learning_rate", 1e-4, LORAPRUNE),
+    ("loraprune_cpu", "training.steps", 60, OURS), ("loraprune_cpu", "training.batch", 8, OURS),
+    ("loraprune_cpu", "training.learning_rate", 1e-3, OURS),
+    ("loraprune", "training.at_once", 1, OURS), ("loraprune_cpu", "training.at_once", 4, OURS),
+    ("loraprune*", "training.schedule", "cosine", LORAPRUNE_PAPER),
+    ("loraprune*", "training.warm_up", 0.0, TORCH_ADAMW), ("loraprune*", "training.clip", 1.0, TORCH_ADAMW),
+    ("loraprune*", "training.betas", [0.9, 0.999], TORCH_ADAMW),
+    ("loraprune*", "training.weight_decay", 0.0, TORCH_ADAMW),
+    ("loraprune*", "training.precision", "auto", "here: bfloat16 where the device has it; the code: float16"),
+    ("loraprune*", "training.gradient_checkpointing", False, LORAPRUNE),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import sinq
+from baselines.dense import Dense
+from baselines.stat import STAT
 from experiments.common.meters import peak_memory, seconds
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
 from experiments.evaluation.logits import head_is_plain
 from experiments.evaluation.perplexity import window_nll
 from experiments.models.source import sparing_clone
-from sinq import SINQ, Context, Grid, Layers, OnMisfit
+from sinq import SINQ, Calibration, Context, Grid, Layers, Method, OnMisfit
 from sinq.kernels import Kernel, using
 from tests.conftest import tiny_model, tiny_tokens
 from tests.experiments.tiny import Capped, subject
@@ -120,6 +122,21 @@ class TestSize:
         compressed, dense = 2 * 64 * 128, 2 * (4 * 64 * 64 + 2 * 64 * 128)
         assert (metrics["weights"], metrics["weights_left_dense"]) == (compressed + dense, dense)
         assert metrics["nbytes"] == sum(layer.nbytes for layer in report.parts) + 4 * dense
+
+    @pytest.mark.parametrize("then", [Dense(), SINQ(Grid(bits=4, group_size=16))])
+    def test_smaller_matrices_count_with_what_is_left_of_them(self, then: Method) -> None:
+        model, dense = tiny_model("llama"), 2 * (4 * 64 * 64 + 3 * 64 * 128)
+        text = Calibration(tiny_tokens(8))
+        report = STAT(then, target=0.8, chunk=16, whole_heads=False, context=0).compress(model, text)
+        given = subject(compressed=model)
+        metrics = Size().measure(type(given)(**{**vars(given), "report": report})).metrics
+        left = sum(part.parameters for part in report.parts)
+        assert (metrics["weights"], metrics["dense_weights"]) == (left, dense)
+        assert left == pytest.approx(0.8 * dense, rel=0.02)
+        head = sum(p.numel() for p in (model.lm_head.weight, model.model.embed_tokens.weight)) + 5 * 64
+        stored = sum(tensor.nbytes for tensor in sinq.stored_tensors(model).values())
+        assert metrics["nbytes"] == stored - 4 * head
+        assert metrics["weights_left_dense"] == (left if isinstance(then, Dense) else 0)
 
     def test_a_dense_model_has_the_bits_of_its_number_format(self) -> None:
         assert Size().measure(subject()).metrics["bits_per_weight"] == 32

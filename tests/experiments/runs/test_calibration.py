@@ -10,9 +10,10 @@ import torch
 from baselines.awq import AWQ
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
+from experiments.common.tensor_folder import TensorFolder
 from experiments.data.text import StateOfTheUnion
 from experiments.models.source import LoadedModel
-from experiments.runs.calibration import CalibrationText, StatisticsFolder
+from experiments.runs.calibration import CalibrationText
 from sinq import Calibration, Grid, Method
 from sinq.model.linear import WeightStore
 from tests.conftest import tiny_model, tiny_tokenizer, tiny_tokens
@@ -67,7 +68,7 @@ def test_statistics_of_the_dense_model_are_taken_once(
 def test_other_statistics_are_not_mistaken_for_these(loaded: LoadedModel, change: str) -> None:
     calibration = source(sequential=False).load(loaded)
     weights(GPTQ(RTN(GRID)), calibration)
-    assert isinstance(calibration.store, StatisticsFolder)
+    assert isinstance(calibration.store, TensorFolder)
     name = "model.layers.0.self_attn.q_proj"
     assert f"{name}.Hessian" in calibration.store
     if change == "text":
