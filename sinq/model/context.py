@@ -1,4 +1,4 @@
-"""Execution options of a compression; they do not change the result of a method on a matrix."""
+"""Circumstances of a compression: how it is carried out, and what is done to the model around it."""
 
 from dataclasses import dataclass, field
 
@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from sinq.common.progress import Progress, silent
+from sinq.formats.activations import ActivationFormat
 from sinq.model.targets import Layers
 
 
 @dataclass(frozen=True)
 class Context:
-    """The layers to compress, the device to compute on, and the display of progress."""
+    """The layers to compress, the device to compute on, the display of progress, and rounding around it."""
 
     layers: Layers = field(default_factory=Layers)
     """By default all but the output head."""
@@ -19,6 +20,9 @@ class Context:
     """Device that holds one layer or block at a time; by default the model's device."""
     progress: Progress = silent
     """Function that wraps an iterable to show its progress."""
+    inputs: ActivationFormat | None = None
+    """Format to which a method around this one will round the inputs of compressed layers; None where they
+    stay as they are. Methods that train do so with rounded inputs; others need not know."""
 
     def device_for(self, model: nn.Module) -> torch.device:
         """Return the device, or that of `model` if it is None."""

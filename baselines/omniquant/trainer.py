@@ -1,0 +1,145 @@
+"""The training of one block after another, each behind the rounded blocks before it.
+
+Two streams of hidden states run through the model: one that only dense blocks have changed, and one through
+the rounded blocks, which is the walk's own. A block is trained on the second; what it should return is what
+the dense block makes of the first.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from baselines.omniquant.clipping import Clipping
+from baselines.omniquant.student import Layer, Student
+from baselines.omniquant.transformation import Transformation, smoothed, transformation
+from sinq import ActivationFormat, Decision, PartReport, SiteKind
+from sinq.calibration.collect import watching
+from sinq.common.timing import timed
+from sinq.methods.plan import LayerPlan
+from sinq.model.blocks import HiddenStates
+from sinq.model.decoder import Block
+from sinq.model.walk import BlockView
+from sinq.training.passes import passes
+
+if TYPE_CHECKING:
+    from baselines.omniquant.method import OmniQuant
+
+
+class Peak:
+    """The largest magnitude of each channel of a module's inputs."""
+
+    kind = SiteKind.inputs
+
+    def __init__(self) -> None:
+        self.largest = torch.zeros(())
+
+    def update(self, inputs: Tensor) -> None:
+        """Take note of inputs, (..., in)."""
+        peaks = inputs.detach().reshape(-1, inputs.shape[-1]).abs().amax(0).float()
+        self.largest = torch.maximum(self.largest.to(peaks), peaks)
+
+
+class BlockTrainer:
+    """Training of the blocks of one run, in their order.
+
+    Args:
+        method: the options.
+        blocks: connections of each block, by its module; empty to learn no transformation.
+        inputs: the way inputs of the layers are rounded; None where they are not.
+    """
+
+    def __init__(
+        self, method: "OmniQuant", blocks: Mapping[nn.Module, Block], inputs: ActivationFormat | None
+    ) -> None:
+        self.method, self.blocks, self.inputs = method, blocks, inputs
+        self.dense: HiddenStates | None = None
+        """Inputs of the next block behind dense blocks; None for those of the text."""
+
+    def compress_block(self, block: BlockView) -> list[PartReport]:
+        """Train a block and replace its layers; raise `ValueError` if training diverges."""
+        peaks = self.observe(block)
+        if not block.steps:
+            return []
+        student = self._student(block, {module: peak.largest for module, peak in peaks.items()})
+        with timed(block.device) as clock:
+            before, after = self._train(student)
+        if not math.isfinite(after):
+            raise ValueError(
+                f"training of block {block.index} has diverged: its loss went from {before:.3g} to {after};"
+                " try lower method.transformation_rate and method.clipping_rate"
+            )
+        trained = Decision("block_trained", after / before if before > 0 else 1.0)
+        reports = student.store(clock.seconds, trained)
+        with student.rounding():
+            block.advance()
+        return reports
+
+    def observe(self, block: BlockView) -> dict[nn.Module, Peak]:
+        """Run the dense block on its dense inputs, for the targets, and return what its layers saw."""
+        connections = self.blocks.get(block.module)
+        watched = smoothed(connections, self.method.down) if connections is not None else []
+        peaks = {module: Peak() for module in watched}
+        inputs = block.inputs if self.dense is None else self.dense
+        with timed(block.device, block.clock), watching(peaks.items()):
+            self.dense = inputs.through(block.run)
+        if inputs is not block.inputs:
+            inputs.close()
+        return peaks
+
+    def loss(self, student: Student, window: int) -> Tensor:
+        """Return the mean squared error of a block's output in a window."""
+        assert self.dense is not None
+        found = student.run(window)
+        return torch.nn.functional.mse_loss(found, self.dense[window].to(found))
+
+    def layer(self, plan: LayerPlan, block: BlockView) -> Layer:
+        """Return the start of a layer."""
+        grid = plan.method.format
+        weight = next(iter(plan.target.matrices().values()))
+        clipping = Clipping.begin(weight, grid, self.method.top(grid), self.method.clipping)  # type: ignore[arg-type]
+        return Layer(plan, clipping)
+
+    def groups(self, student: Student) -> list[dict[str, object]]:
+        """Return what is trained, with its rates, as groups of an optimizer."""
+        logits = [leaf for layer in student.layers for leaf in layer.leaves]
+        scales = [] if student.transformation is None else student.transformation.leaves
+        return [
+            {"params": logits, "lr": self.method.clipping_rate},
+            {"params": scales, "lr": self.method.transformation_rate},
+        ]
+
+    def _student(self, block: BlockView, peaks: Mapping[nn.Module, Tensor]) -> Student:
+        layers = [self.layer(plan, block) for plan in block.steps]
+        return Student(block, layers, self._transformation(block, peaks), self.inputs)
+
+    def _transformation(self, block: BlockView, peaks: Mapping[nn.Module, Tensor]) -> Transformation | None:
+        connections = self.blocks.get(block.module)
+        if connections is None:
+            return None
+        return transformation(connections, peaks, self.method.alpha, self.method.down, block.device)
+
+    def _train(self, student: Student) -> tuple[float, float]:
+        """Train, and return the mean loss before and after."""
+        windows = range(len(student.block.inputs))
+        groups = [group for group in self.groups(student) if group["params"]]
+        before = self._mean_loss(student)
+        if not groups:
+            return before, before
+        for group in groups:
+            for leaf in group["params"]:  # type: ignore[attr-defined]
+                leaf.requires_grad_()
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        for _ in passes(
+            optimizer, partial(self.loss, student), windows, self.method.epochs, self.method.batch
+        ):
+            pass
+        return before, self._mean_loss(student)
+
+    @torch.no_grad()
+    def _mean_loss(self, student: Student) -> float:
+        windows = range(len(student.block.inputs))
+        return sum(self.loss(student, window).item() for window in windows) / len(windows)
