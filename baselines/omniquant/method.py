@@ -18,6 +18,8 @@ Choices and differences:
   widest row with `on_misfit=shrink`).
 - The authors learn LET for Llama only where inputs are rounded: `method.transformation=false` is their W4A16.
   They set α to 0.75 for Llama's W4A4, and 40 epochs for W2A16.
+- With the plain loss, steps are shorter than their rate says where gradients are near AdamW's 1e-8, as they
+  are in small models: `method.relative_loss=true` is ours.
 - Keys, values and queries: the authors round all three as inputs of attention. Keys and values are rounded by
   `kv=…`, which training does not see; queries are not rounded. Scales between q and k then have no
   gradient where a row's groups have scales of their own, and stay 1.
@@ -71,6 +73,9 @@ class OmniQuant(LayerMethod):
     """Learning rate of the logits of clipping."""
     transformation_rate: float = 5e-3
     """Learning rate of scales of channels."""
+    relative_loss: bool = False
+    """Divide the loss by what it was before training: gradients are then large beside AdamW's 1e-8, in any
+    unit of the hidden states."""
 
     def __post_init__(self) -> None:
         check(

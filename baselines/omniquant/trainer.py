@@ -7,7 +7,6 @@ the dense block makes of the first.
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,18 +59,14 @@ class BlockTrainer:
         """Inputs of the next block behind dense blocks; None for those of the text."""
 
     def compress_block(self, block: BlockView) -> list[PartReport]:
-        """Train a block and replace its layers; raise `ValueError` if training diverges."""
+        """Train a block and replace its layers; raise `ValueError` where a loss is not finite."""
         peaks = self.observe(block)
         if not block.steps:
             return []
         student = self._student(block, {module: peak.largest for module, peak in peaks.items()})
         with timed(block.device) as clock:
             before, after = self._train(student)
-        if not math.isfinite(after):
-            raise ValueError(
-                f"training of block {block.index} has diverged: its loss went from {before:.3g} to {after};"
-                " try lower method.transformation_rate and method.clipping_rate"
-            )
+        _require_finite(block.index, before, after)
         trained = Decision("block_trained", after / before if before > 0 else 1.0)
         reports = student.store(clock.seconds, trained)
         with student.rounding():
@@ -124,17 +119,16 @@ class BlockTrainer:
 
     def _train(self, student: Student) -> tuple[float, float]:
         """Train, and return the mean loss before and after."""
+        method, before = self.method, self._mean_loss(student)
+        unit = before if method.relative_loss and before > 0 else 1.0
+        optimizer = torch.optim.AdamW(trainable(self.groups(student)), weight_decay=0.0)
         windows = range(len(student.block.inputs))
-        groups = [group for group in self.groups(student) if group["params"]]
-        before = self._mean_loss(student)
-        if not groups:
-            return before, before
-        for group in groups:
-            for leaf in group["params"]:  # type: ignore[attr-defined]
-                leaf.requires_grad_()
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         for _ in passes(
-            optimizer, partial(self.loss, student), windows, self.method.epochs, self.method.batch
+            optimizer,
+            lambda window: self.loss(student, window) / unit,
+            windows,
+            method.epochs,
+            method.batch,
         ):
             pass
         return before, self._mean_loss(student)
@@ -143,3 +137,25 @@ class BlockTrainer:
     def _mean_loss(self, student: Student) -> float:
         windows = range(len(student.block.inputs))
         return sum(self.loss(student, window).item() for window in windows) / len(windows)
+
+
+def trainable(groups: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Let gradients be taken by all that groups of an optimizer hold, and return the groups that hold any."""
+    for group in groups:
+        for leaf in group["params"]:  # type: ignore[attr-defined]
+            leaf.requires_grad_()
+    return [group for group in groups if group["params"]]
+
+
+def _require_finite(index: int, before: float, after: float) -> None:
+    """Raise `ValueError`, naming the block, if its loss was not finite before training or after it."""
+    if not math.isfinite(before):
+        raise ValueError(
+            f"block {index}: the loss is {before} before training: its outputs overflow on the calibration"
+            " text; try model.dtype=float32"
+        )
+    if not math.isfinite(after):
+        raise ValueError(
+            f"training of block {index} has diverged: its loss went from {before:.3g} to {after};"
+            " try lower method.transformation_rate and method.clipping_rate"
+        )
