@@ -6,14 +6,14 @@ Scale and zero follow from the range as in round to nearest (`formats/rounding.p
 the code of its end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from baselines.omniquant.rounding import round_through
-from sinq import Grid
+from sinq import CompressedWeight, Grid
 from sinq.formats.rounding import by_group, centre, choose_within, positions
 from sinq.formats.scalar import QuantizedTensor
 
@@ -28,14 +28,13 @@ class Clipping:
     grid: Grid
     top: int
     """The highest code: 2^bits − 1, or less where the grid is not used up."""
-    logits: Tensor | None
+    logits: Tensor | None = None
     """γ of the lower and the upper ends, float32 (2, out, in / group_size); None keeps whole ranges."""
 
-    @classmethod
-    def begin(cls, weight: Tensor, grid: Grid, top: int, learned: bool) -> Self:
-        """Return the start for a matrix (out, in)."""
-        shape = (2, len(weight), weight.shape[1] // grid.group_size)
-        return cls(grid, top, torch.full(shape, START, device=weight.device) if learned else None)
+    def learned(self, weight: Tensor) -> Self:
+        """Return the start of what is learned for a matrix (out, in)."""
+        shape = (2, len(weight), weight.shape[1] // self.grid.group_size)
+        return replace(self, logits=torch.full(shape, START, device=weight.device))
 
     def scales(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return scale and zero of each group of a float32 matrix, (out, in / group_size)."""
@@ -53,7 +52,7 @@ class Clipping:
         codes = round_through(groups).clamp(0, self.top)
         return ((codes - offset[..., None]) * scale[..., None]).reshape(weight.shape)
 
-    def store(self, weight: Tensor) -> QuantizedTensor:
+    def store(self, weight: Tensor) -> CompressedWeight:
         """Return the stored value of a float32 matrix (out, in)."""
         scale, zero = self.scales(weight)
         places = positions(weight, scale, centre(self.grid) if zero is None else zero)

@@ -32,13 +32,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.trainer import BlockTrainer
 from sinq import Calibration, CompressionReport, Context, Grid, LayerMethod, NotApplicable, PartReport
 from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, whole
 from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Levels
-from sinq.formats.scalar import QuantizedTensor
 from sinq.methods.block_loop import compress_blocks
 from sinq.methods.plan import Plan
 from sinq.model.decoder import Block, decoder
@@ -102,12 +102,17 @@ class OmniQuant(LayerMethod):
     def needs_calibration(self) -> bool:
         return True
 
-    def top(self, grid: Grid) -> int:
-        """Return the highest code of a matrix on a grid."""
-        return 2**grid.bits - 1
+    @property
+    def needs_connections(self) -> bool:
+        """True if the connections of a model's blocks must be known."""
+        return self.transformation
+
+    def rounding(self) -> Clipping:
+        """Return the rounding of a matrix, with its whole range."""
+        return Clipping(self.grid, 2**self.grid.bits - 1)
 
     def quantize(self, weight: Tensor, statistic: Any = None) -> CompressedWeight:
-        return QuantizedTensor.round(weight, self.grid)
+        return self.rounding().store(weight)
 
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         if calibration is None:
@@ -141,7 +146,7 @@ class OmniQuant(LayerMethod):
         """Return what trains the blocks of one run.
 
         Args:
-            blocks: connections of each block by its module; empty to learn no transformation.
+            blocks: connections of each block by its module; empty if none are needed.
         """
         return BlockTrainer(self, blocks, context.inputs)
 
@@ -160,12 +165,12 @@ class OmniQuant(LayerMethod):
             )
 
     def _connections(self, model: nn.Module) -> dict[nn.Module, Block]:
-        """Return the connections of a model's blocks by module; none if no transformation is learned.
+        """Return the connections of a model's blocks by module; none if none are needed.
 
         Raises:
             NotApplicable: they are not known, or there are experts.
         """
-        if not self.transformation:
+        if not self.needs_connections:
             return {}
         any_model: Any = model
         blocks = decoder(model).blocks

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.rounding import rounding_inputs
 from baselines.omniquant.transformation import Transformation
-from sinq import ActivationFormat, CompressedWeight, Decision, PartReport
+from sinq import ActivationFormat, Decision, PartReport
 from sinq.methods.plan import LayerPlan
 from sinq.methods.report import describe
 from sinq.model.activations import ActivationQuantizer
@@ -25,26 +25,12 @@ from sinq.model.walk import BlockView
 from sinq.training.substitution import computing_with
 
 
-class Addition(nn.Module):
-    """A trained matrix of rank 1 that is added to a weight before it is rounded, a bᵀ; 0 at the start."""
-
-    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.zeros(shape[0], 1, device=device))
-        self.b = nn.Parameter(torch.ones(1, shape[1], device=device))
-
-    def forward(self) -> Tensor:
-        """Return the matrix, float32 (out, in)."""
-        return self.a @ self.b
-
-
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A linear layer of a block, and the rounding of its weight."""
 
     plan: LayerPlan
     clipping: Clipping
-    addition: Addition | None = None
 
     @cached_property
     def parameter(self) -> ParameterRef:
@@ -55,15 +41,18 @@ class Layer:
         """The logits of clipping, if they are learned."""
         return [] if self.clipping.logits is None else [self.clipping.logits]
 
-    def matrix(self, changed: Mapping[ParameterRef, Tensor], device: torch.device) -> Tensor:
-        """Return the matrix (out, in) that is to be rounded, from changed parameters, float32."""
+    def weight(self, changed: Mapping[ParameterRef, Tensor], device: torch.device) -> Tensor:
+        """Return the weight (out, in) under changes of parameters, float32."""
         given = changed.get(self.parameter)
-        weight = self._turned(self.parameter.read(device) if given is None else given)
-        return weight if self.addition is None else weight + self.addition()
+        return self._turned(self.parameter.read(device) if given is None else given)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return the matrix (out, in) that is rounded in place of a weight: the weight itself."""
+        return weight
 
     def rounded(self, changed: Mapping[ParameterRef, Tensor], device: torch.device) -> Tensor:
         """Return the rounded weight in the layout of its parameter, to be trained through."""
-        return self._turned(self.clipping.rounded(self.matrix(changed, device)))
+        return self._turned(self.clipping.rounded(self.matrix(self.weight(changed, device))))
 
     def _turned(self, tensor: Tensor) -> Tensor:
         return tensor.T if is_conv1d(self.plan.target.module) else tensor
@@ -114,10 +103,10 @@ class Student:
         share = seconds / max(1, sum(layer.plan.target.numel for layer in self.layers))
         reports = []
         for layer in self.layers:
-            target, matrix = layer.plan.target, layer.matrix(changed, device)
-            value: CompressedWeight = layer.clipping.store(matrix)
+            target, weight = layer.plan.target, layer.weight(changed, device)
+            value = layer.clipping.store(layer.matrix(weight))
             decisions = (*layer.plan.decisions, decision)
-            reports.append(describe(target.name, matrix, value, share * matrix.numel(), decisions))
+            reports.append(describe(target.name, weight, value, share * weight.numel(), decisions))
             target.replace(model, [value])
         return reports
 

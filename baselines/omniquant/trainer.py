@@ -7,7 +7,7 @@ the dense block makes of the first.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from sinq.model.decoder import Block
 from sinq.model.walk import BlockView
 from sinq.training.passes import passes
 
-if TYPE_CHECKING:
-    from baselines.omniquant.method import OmniQuant
-
 
 class Peak:
     """The largest magnitude of each channel of a module's inputs."""
@@ -42,17 +39,41 @@ class Peak:
         self.largest = torch.maximum(self.largest.to(peaks), peaks)
 
 
+class Learning(Protocol):
+    """The options of a method that learns, which `OmniQuant` provides."""
+
+    @property
+    def clipping(self) -> bool: ...
+    @property
+    def transformation(self) -> bool: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def down(self) -> bool: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def clipping_rate(self) -> float: ...
+    @property
+    def transformation_rate(self) -> float: ...
+    @property
+    def relative_loss(self) -> bool: ...
+    def rounding(self) -> Clipping: ...
+
+
 class BlockTrainer:
     """Training of the blocks of one run, in their order.
 
     Args:
         method: the options.
-        blocks: connections of each block, by its module; empty to learn no transformation.
+        blocks: connections of each block, by its module; empty if the method needs none.
         inputs: the way inputs of the layers are rounded; None where they are not.
     """
 
     def __init__(
-        self, method: "OmniQuant", blocks: Mapping[nn.Module, Block], inputs: ActivationFormat | None
+        self, method: Learning, blocks: Mapping[nn.Module, Block], inputs: ActivationFormat | None
     ) -> None:
         self.method, self.blocks, self.inputs = method, blocks, inputs
         self.dense: HiddenStates | None = None
@@ -75,8 +96,8 @@ class BlockTrainer:
 
     def observe(self, block: BlockView) -> dict[nn.Module, Peak]:
         """Run the dense block on its dense inputs, for the targets, and return what its layers saw."""
-        connections = self.blocks.get(block.module)
-        watched = smoothed(connections, self.method.down) if connections is not None else []
+        method = self.method
+        watched = smoothed(self.blocks[block.module], method.down) if method.transformation else []
         peaks = {module: Peak() for module in watched}
         inputs = block.inputs if self.dense is None else self.dense
         with timed(block.device, block.clock), watching(peaks.items()):
@@ -93,10 +114,11 @@ class BlockTrainer:
 
     def layer(self, plan: LayerPlan, block: BlockView) -> Layer:
         """Return the start of a layer."""
-        grid = plan.method.format
-        weight = next(iter(plan.target.matrices().values()))
-        clipping = Clipping.begin(weight, grid, self.method.top(grid), self.method.clipping)  # type: ignore[arg-type]
-        return Layer(plan, clipping)
+        method: Learning = plan.method  # type: ignore[assignment]
+        rounding = method.rounding()
+        if method.clipping:
+            rounding = rounding.learned(next(iter(plan.target.matrices().values())))
+        return Layer(plan, rounding)
 
     def groups(self, student: Student) -> list[dict[str, object]]:
         """Return what is trained, with its rates, as groups of an optimizer."""
@@ -112,9 +134,9 @@ class BlockTrainer:
         return Student(block, layers, self._transformation(block, peaks), self.inputs)
 
     def _transformation(self, block: BlockView, peaks: Mapping[nn.Module, Tensor]) -> Transformation | None:
-        connections = self.blocks.get(block.module)
-        if connections is None:
+        if not self.method.transformation:
             return None
+        connections = self.blocks[block.module]
         return transformation(connections, peaks, self.method.alpha, self.method.down, block.device)
 
     def _train(self, student: Student) -> tuple[float, float]:

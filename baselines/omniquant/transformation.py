@@ -36,7 +36,7 @@ Peaks = Mapping[nn.Module, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What s does to a parameter."""
+    """The effect of s on a parameter."""
 
     parameter: ParameterRef
     divides: bool
@@ -54,7 +54,7 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One vector s, and its effects, which cancel each other."""
+    """A vector s, and its effects, which cancel each other."""
 
     s: Tensor
     """float32, positive at the start."""

@@ -28,7 +28,7 @@ from sinq.model.decoder import decoder
 from sinq.model.edits import edits
 from sinq.model.linear import CompressedLinear
 from sinq.training.substitution import computing_with
-from tests.baselines.test_smoothquant import with_outliers
+from tests.baselines.inputs import with_outliers
 from tests.conftest import tiny_model
 
 TOKENS = torch.arange(4 * 24).reshape(4, 24) * 7 % 90
@@ -175,7 +175,7 @@ def test_rounding_is_that_of_the_formulas(seed: int, bits: int, fewer: int) -> N
 def test_whole_ranges_are_round_to_nearest(symmetric: bool) -> None:
     weight = torch.randn(16, 64)
     grid = replace(GRID, symmetric=symmetric)
-    clipping = Clipping.begin(weight, grid, 3, learned=False)
+    clipping = Clipping(grid, 3)
     expected = QuantizedTensor.round(weight, grid)
     assert torch.equal(clipping.store(weight).codes(), expected.codes())
     torch.testing.assert_close(clipping.rounded(weight), expected.dequantize())
@@ -306,7 +306,7 @@ def test_without_steps_it_is_rounding_with_the_first_clipping() -> None:
     model, dense = tiny_model("llama"), tiny_model("llama")
     OmniQuant(GRID, transformation=False, epochs=1, clipping_rate=1e-12).compress(model, TEXT)
     weight = dense.model.layers[1].mlp.up_proj.weight
-    expected = Clipping.begin(weight, GRID, 3, learned=True).store(weight)
+    expected = Clipping(GRID, 3).learned(weight).store(weight)
     found = model.model.layers[1].mlp.up_proj.weight.value
     assert (found.codes() == expected.codes()).float().mean() > 0.999
     torch.testing.assert_close(found.scale(), expected.scale())
