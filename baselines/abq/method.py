@@ -10,8 +10,9 @@ its row says 3 bits. `method.repacked=true` stores three codes in 7 bits, 2.333 
 planes. Plain W2 has four levels. The released code balances 2-bit activations too; here they have 4 levels.
 
 Rates, α, AdamW, 20 epochs of 128 × 2048 tokens of WikiText-2 train (40 at 2 bits and W8A8) are those of the
-released code. It also adds squared errors of both outputs, which the paper does not mention
-(`method.squared_errors`), and takes the softmax of probabilities again (`method.released_attention`).
+released code and its scripts. It also adds squared errors of both outputs, which the paper does not mention
+(`method.squared_errors`), and takes the softmax of probabilities again (`method.released_attention`). Where
+query heads share a kv head, it starts from the first of them, here from the largest.
 
 Choices and differences are those listed in `baselines/omniquant/`: groups of weights, rotary pairs that share
 their scale, keys and values rounded by `kv=…` and not in training, and queries not at all (the paper rounds
@@ -57,7 +58,7 @@ class ABQ(OmniQuant):
     squared_errors: bool = False
     """Add the squared errors of both outputs to the loss, as the released code does."""
     released_attention: bool = False
-    """Take the softmax of attention probabilities once more, as the released code does."""
+    """Take the softmax of probabilities once more, and the mean over keys, as the released code does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

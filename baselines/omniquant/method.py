@@ -10,7 +10,8 @@ grid, and scales of channels are folded into the weights, so that size and speed
 
 Inputs of layers are rounded by `activation=…` around the method, which trains with rounded inputs then. The
 sequence, the rates, AdamW without decay, batches of one window in the order of the text, and 20 epochs are
-those of the official code, which takes 128 × 2048 tokens of WikiText-2 train: the domain of its evaluation.
+those of the official code and its scripts, which take 128 × 2048 tokens of WikiText-2 train: the domain of
+their evaluation.
 
 Choices and differences:
 

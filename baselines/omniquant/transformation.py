@@ -11,9 +11,11 @@ suits rounding best is learned. The places, with what is divided ─▶ what is 
 Biases go with their rows. Where norms stand behind q and k (Qwen3), their gains are scaled instead of rows,
 and all heads share s. The starts are SmoothQuant's, max|x|^α / max|W|^(1−α), and 1 between q and k.
 
-As in the authors' code, s nearer to 0 than 0.01 counts as 0.01, with the gradient of s. Theirs takes max|W|
-of q and of up only, here of all matrices that read the channel; and it does not tie rotary pairs, so that its
-folded model is not the trained one. Not covered: shifts, which the authors use for OPT and not for Llama.
+As in the authors' code, s nearer to 0 than 0.01 counts as 0.01, with the gradient of s. Theirs starts from
+max W of q and of up only, here from max|W| of all matrices that read the channel; and it does not tie rotary
+pairs, so that its folded model is not the trained one.
+
+Not covered: shifts, which the authors use for OPT and not for Llama.
 """
 
 from collections.abc import Mapping, Sequence

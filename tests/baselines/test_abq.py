@@ -47,8 +47,8 @@ def test_correction_is_that_of_the_formula() -> None:
     cosines = []
     for one, other in zip(found[0].double().tolist(), target[0].double().tolist(), strict=True):
         product = sum(a * b for a, b in zip(one, other, strict=True))
-        cosines.append(abs(product) / math.hypot(*one) / math.hypot(*other))
-    assert correction(found, target).item() == pytest.approx(-math.log(sum(cosines) / 5), rel=1e-5)
+        cosines.append(product / math.hypot(*one) / math.hypot(*other))
+    assert correction(found, target).item() == pytest.approx(-math.log(abs(sum(cosines) / 5)), rel=1e-4)
     assert correction(3 * target, target).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -66,9 +66,18 @@ def test_divergence_is_that_of_the_formula(released: bool) -> None:
         ]
         return abs(sum(rows) / len(rows))
 
-    expected = divergence(other, one) + divergence(one, other)
+    expected = (divergence(other, one) + divergence(one, other)) / (4 if released else 1)
     assert attention_divergence(found, target, released).item() == pytest.approx(expected, rel=1e-4)
     assert attention_divergence(target, target, released).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_released_divergence_is_torchs() -> None:
+    """`KLDivLoss(reduction="mean")` of a log-softmax and a softmax, both ways, as the authors call it."""
+    found, target = (torch.randn(1, 6, 6).softmax(-1) for _ in range(2))
+    divergence = torch.nn.KLDivLoss(reduction="mean")
+    expected = divergence(target.log_softmax(-1), found.softmax(-1)).abs()
+    expected += divergence(found.log_softmax(-1), target.softmax(-1)).abs()
+    torch.testing.assert_close(attention_divergence(found, target, True), expected, rtol=1e-4, atol=1e-9)
 
 
 def test_orders_of_the_card() -> None:

@@ -37,8 +37,9 @@ SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
-OMNIQUANT = "OpenGVLab/OmniQuant, main.py: defaults, with --lwc and --let"
-ABQ_CODE = "bytedance/ABQ-LLM, algorithm/main.py and quantize/abq_llm.py: defaults, with --lwc and --let"
+OMNIQUANT = "OpenGVLab/OmniQuant 147d4da, main.py: defaults, with --lwc and --let"
+ABQ_CODE = "bytedance/ABQ-LLM 0392c36, algorithm/main.py, quantize/abq_llm.py: defaults, --lwc --let"
+SCRIPTS = "scripts of OmniQuant and ABQ-LLM: 20 epochs, 40 at 2 bits (the code's default is 10)"
 ABQ_PAPER = "arXiv 2408.08554, section 3: DLC and AKL alone; plain W2 beside W2*"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
@@ -79,8 +80,8 @@ FEEDBACK = (
 )  # fmt: skip
 WEIGHTS = (("*candidates", 16, OURS), ("*narrowest", 0.7, OURS))
 LEARNED = (
-    ("clipping", True), ("transformation", True), ("alpha", 0.5), ("epochs", 20), ("batch", 1),
-    ("clipping_rate", 1e-2), ("transformation_rate", 5e-3), ("relative_loss", False),
+    ("clipping", True), ("transformation", True), ("alpha", 0.5), ("batch", 1),
+    ("clipping_rate", 1e-2), ("transformation_rate", 5e-3),
 )  # fmt: skip
 TABLE: tuple[tuple[str, str, Any, str], ...] = (
     *(("*", option, value, source) for option, value, source in GRID),
@@ -109,8 +110,10 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("smoothquant", "output", False, SMOOTHQUANT),
     *(("omniquant*", option, value, OMNIQUANT) for option, value in LEARNED),
     ("omniquant*", "down", False, OMNIQUANT),
+    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq")),
+    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq")),
     *(("abq*", option, value, ABQ_CODE) for option, value in LEARNED), ("abq*", "down", True, ABQ_CODE),
-    ("abq*", "compensated", (3, 4), ABQ_CODE), ("abq*", "compensation_rate", 1e-2, ABQ_CODE),
+    ("abq*", "compensated", [3, 4], ABQ_CODE), ("abq*", "compensation_rate", 1e-2, ABQ_CODE),
     ("abq*", "levels", 0, ABQ_PAPER), ("abq*", "repacked", False, OURS),
     ("abq*", "squared_errors", False, ABQ_PAPER), ("abq*", "released_attention", False, ABQ_PAPER),
     *((preset, "epochs", 5, OURS) for preset in ("omniquant_cpu", "abq_cpu")),
