@@ -71,6 +71,7 @@ def test_divergence_is_that_of_the_formula(released: bool) -> None:
     assert attention_divergence(target, target, released).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:reduction")
 def test_the_released_divergence_is_torchs() -> None:
     """`KLDivLoss(reduction="mean")` of a log-softmax and a softmax, both ways, as the authors call it."""
     found, target = (torch.randn(1, 6, 6).softmax(-1) for _ in range(2))
