@@ -56,6 +56,7 @@ class OmniQuant(LayerMethod):
     """
 
     name: ClassVar[str] = "omniquant"
+    trains: ClassVar[bool] = True
 
     grid: Grid = Grid()
     clipping: bool = True

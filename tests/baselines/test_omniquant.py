@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.omniquant import OmniQuant
 from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.rounding import rounded_inputs
 from baselines.omniquant.trainer import BlockTrainer
 from baselines.omniquant.transformation import Transformation, smoothed, transformation
 from baselines.rtn import RTN
-from sinq import ActivationFormat, Activations, Calibration, Context, Grid, Layers, NotApplicable, Tuned
+from baselines.smoothquant import SmoothQuant
+from sinq import ActivationFormat, Activations, Calibration, Context, Grid, Layers, NotApplicable, Tuned, walk
 from sinq.formats.activations import Per
 from sinq.formats.grid import Levels
 from sinq.formats.scalar import QuantizedTensor
@@ -380,7 +382,6 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             TEXT,
             "activation.static",
         ),
-        ("llama", Tuned(SHORT), TEXT, "cannot be inside a method that does"),
     ],
 )
 def test_refusals_leave_the_model(
@@ -414,6 +415,23 @@ def test_outputs_that_overflow_name_the_block() -> None:
         parameter.mul_(1e14)
     with pytest.raises(ValueError, match=r"block 1: the loss is .* before training.*model\.dtype=float32"):
         SHORT.compress(model, TEXT)
+
+
+@pytest.mark.parametrize("outer", [Tuned, Hadamard])
+def test_a_method_that_would_leave_out_the_training_refuses_it(outer: Any) -> None:
+    with pytest.raises(NotApplicable, match="inner=OmniQuant"):
+        outer(SHORT)
+    model = tiny_model("llama")
+    plan = SHORT.plan(model, TEXT, Context())
+    block = next(iter(walk(model, TOKENS, Context(), plan.steps)))
+    with pytest.raises(NotApplicable, match="cannot be inside a method that does"):
+        SHORT.compress_block(block)
+
+
+@pytest.mark.parametrize("outer", [SmoothQuant, ResidualHadamard])
+def test_it_is_inside_methods_of_whole_models(outer: Any) -> None:
+    report = Activations(outer(replace(SHORT, epochs=1)), A4).compress(tiny_model("llama"), TEXT)
+    assert all(part.decided["block_trained"] > 0 for part in report.parts)
 
 
 def test_divergence_names_the_block_and_the_rates() -> None:
