@@ -64,7 +64,7 @@ class Hadamard(LayerWrapper):
     def __post_init__(self) -> None:
         check(self, "method", seed=SEED)
         object.__setattr__(self, "only", tuple(self.only))  # a file has a list
-        if not isinstance(self.inner, LayerMethod):
+        if not isinstance(self.inner, LayerMethod) or self.inner.trains:
             raise NotApplicable(
                 f"Hadamard rotates layer by layer; inner={type(self.inner).__name__} does not work that way"
             )

@@ -21,6 +21,7 @@ from sinq.formats.base import CompressedWeight
 from sinq.formats.grid import Grid, Levels
 from sinq.formats.key_values import KeyValueFormat, StateFormat
 from sinq.formats.mixed_columns import MixedColumns
+from sinq.formats.repacked import RepackedTensor
 from sinq.formats.rotation import Rotated, Rotation
 from sinq.formats.rounding import assign, choose
 from sinq.formats.scalar import QuantizedTensor
@@ -78,6 +79,7 @@ __all__ = [
     "PartReport",
     "PreSINQ",
     "QuantizedTensor",
+    "RepackedTensor",
     "Rotated",
     "Rotation",
     "SINQRefined",

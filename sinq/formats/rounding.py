@@ -141,9 +141,17 @@ def zero_limits(grid: Grid) -> tuple[float, float]:
     return -largest, largest
 
 
-def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    low, high = groups.aminmax(dim=-1)
-    top = 2**grid.bits - 1
+def choose_within(low: Tensor, high: Tensor, grid: Grid, top: int) -> tuple[Tensor, Tensor | None]:
+    """Return scale and zero of uniform codes 0 … top, for groups whose weights lie within a range.
+
+    It can be differentiated: by `low` and `high` through the scale, while zeros are whole numbers.
+
+    Args:
+        low, high: ends of the ranges, float32 of one shape, low ≤ high.
+        top: the highest code, 2^bits − 1 or less; a symmetric grid has all 2^bits codes.
+    """
+    if grid.symmetric:
+        return _symmetric(torch.maximum(-low, high), grid), None
     scale = (high - low).clamp_min(grid.range_floor) / top
     scale = torch.where(scale > 0, scale, low.abs())  # a constant group is one step away from 0, and exact
     zero = -torch.round(low / torch.where(scale > 0, scale, 1.0))
@@ -154,9 +162,18 @@ def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     return nonzero(scale), zero.clamp(smallest, largest)
 
 
+def _choose_range(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    low, high = groups.aminmax(dim=-1)
+    return choose_within(low, high, grid, 2**grid.bits - 1)
+
+
 def _choose_symmetric(groups: Tensor, grid: Grid) -> tuple[Tensor, None]:
-    half = 2 ** (grid.bits - 1)
-    return nonzero(groups.abs().amax(-1).clamp_min(grid.range_floor / 2) / half), None
+    return _symmetric(groups.abs().amax(-1), grid), None
+
+
+def _symmetric(largest: Tensor, grid: Grid) -> Tensor:
+    """Return the scale of groups whose largest magnitudes are given."""
+    return nonzero(largest.clamp_min(grid.range_floor / 2) / 2 ** (grid.bits - 1))
 
 
 def _choose_table(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:

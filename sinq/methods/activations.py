@@ -2,7 +2,8 @@
 
 Any method of weights may be inside. It sees dense activations when it is calibrated, as GPTQ does in QuaRot
 (arXiv 2404.00456). Then the inputs of all layers that it compressed are rounded, each in the space that the
-codes see (`model/activations.py`).
+codes see (`model/activations.py`). A method that trains knows of it from its context, and trains with rounded
+inputs (OmniQuant).
 """
 
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ class Activations(MethodWrapper):
         self.check_given(model, calibration)
         self._require_fit(model, calibration, context)
         self.check_running(model, calibration)
-        report = self.inner.compress(model, calibration, context)
+        report = self.inner.compress(model, calibration, replace(context, inputs=self.inputs))
         for name in compressed_layers(model):
             edit(model, RoundInputs(name, self.inputs.as_json(), self.products.name))
         clock = Clock()

@@ -127,6 +127,10 @@ class Method(Named, ABC):
 class BlockMethod(Method):
     """A method that compresses one decoder block at a time, behind the compressed blocks before it."""
 
+    trains: ClassVar[bool] = False
+    """True if it trains whole blocks by itself: a method that goes layer by layer, or tunes blocks, cannot be
+    around it."""
+
     @property
     def needs_calibration(self) -> bool:
         return True

@@ -147,11 +147,19 @@ def _shrink(method: Quantizer, target: Target, incompatibility: Incompatibility)
     smaller = method.shrunk(target.shape)
     if smaller is None:
         raise NotApplicable(f"{_explain([target], {target.name: incompatibility})}{WITHOUT}")
-    before: Any = method.format
-    options = asdict(smaller.format)  # type: ignore[call-overload]
-    changed = {name: value for name, value in options.items() if value != getattr(before, name)}
+    before = _options(asdict(method.format))  # type: ignore[call-overload]
+    after = _options(asdict(smaller.format))  # type: ignore[call-overload]
+    changed = {name: value for name, value in after.items() if value != before[name]}
     decisions = tuple(Decision(f"shrunk_{name}", value, chosen=True) for name, value in changed.items())
     return LayerPlan(target, smaller, decisions)
+
+
+def _options(format: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a format, with those of a format inside it, by their own names."""
+    found: dict[str, Any] = {}
+    for name, value in format.items():
+        found |= _options(value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def require_usable(name: str, matrix: Tensor) -> None:

@@ -39,6 +39,11 @@ class Tuned(BlockMethod):
             raise NotApplicable(
                 f"tuning goes block by block; inner={type(self.inner).__name__} does not work that way"
             )
+        if self.inner.trains:
+            raise NotApplicable(
+                f"inner={type(self.inner).__name__} trains blocks by itself, and is not tuned after it;"
+                f" use {type(self.inner).__name__} alone"
+            )
 
     @property
     def statistic(self) -> type[Statistic] | None:

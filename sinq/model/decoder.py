@@ -87,6 +87,10 @@ class Block:
     head_width: int
     norms: tuple[Norm, Norm]
     gated: tuple[Gated, ...]
+    query: ParameterRef
+    """The matrix of q, (heads · head width, hidden), or the gain of a norm behind it, (head width,)."""
+    key: ParameterRef
+    """The same of k. A rotary embedding turns channel c of each head with c + head width / 2."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,10 @@ def _block(layer: Any) -> Block:
         Norm(ParameterRef(layer.post_attention_layernorm), matrices, routers),
     )
     value, output = ParameterRef(attention.v_proj), ParameterRef(attention.o_proj)
-    return Block(value, output, attention.head_dim, norms, gated)
+    query, key = (
+        ParameterRef(getattr(attention, f"{part}_norm", getattr(attention, f"{part}_proj"))) for part in "qk"
+    )
+    return Block(value, output, attention.head_dim, norms, gated, query, key)
 
 
 Mlp = tuple[tuple[ParameterRef, ...], tuple[ParameterRef, ...], tuple[Gated, ...]]

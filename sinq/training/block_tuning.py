@@ -15,13 +15,14 @@ than before. With one window nothing is held out, and the loss is measured on th
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from sinq.common.options import SEED, check, number, several, whole
 from sinq.model.blocks import HiddenStates
 from sinq.model.walk import BlockView
-from sinq.training.accumulation import accumulate
+from sinq.training.passes import passes
 from sinq.training.trained_numbers import TrainedNumbers
 
 
@@ -84,10 +85,8 @@ class BlockTuning:
         kept = 0
         best = numbers.rounded()
         before = after = _stored_loss(block, targets, numbers, held_out)
-        for epoch in range(1, self.epochs + 1):
-            order = [training[k] for k in torch.randperm(len(training), generator=generator).tolist()]
-            for start in range(0, len(order), self.batch):
-                _step(block, targets, numbers, order[start : start + self.batch], optimizer)
+        error = partial(_trained_error, block, targets, numbers)
+        for epoch in passes(optimizer, error, training, self.epochs, self.batch, generator):
             loss = _stored_loss(block, targets, numbers, held_out)
             if loss < after:
                 best, kept, after = numbers.rounded(), epoch, loss
@@ -108,18 +107,12 @@ def _stored_loss(block: BlockView, targets: HiddenStates, numbers: TrainedNumber
         return sum(_error(block, targets, index).item() for index in windows) / len(windows)
 
 
-def _step(
-    block: BlockView,
-    targets: HiddenStates,
-    numbers: TrainedNumbers,
-    windows: list[int],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Take one optimizer step on the mean error of some windows."""
-    optimizer.zero_grad()
-    with torch.enable_grad(), numbers.computing(numbers.leaves):
-        accumulate(lambda index: _error(block, targets, index), windows)
-    optimizer.step()
+def _trained_error(
+    block: BlockView, targets: HiddenStates, numbers: TrainedNumbers, index: int
+) -> torch.Tensor:
+    """Return the mean squared error on one window with numbers that are being trained."""
+    with numbers.computing(numbers.leaves):
+        return _error(block, targets, index)
 
 
 def _error(block: BlockView, targets: HiddenStates, index: int) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """SmoothQuant: the model's function stays, s is the paper's, and rounded activations lose less."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from baselines.rtn import RTN
 from baselines.smoothquant import Peaks, SmoothQuant
 from sinq import ActivationFormat, Activations, Calibration, Context, Grid, NotApplicable
 from sinq.formats.activations import Per
+from tests.baselines.inputs import with_outliers
 from tests.conftest import tiny_model
 
 TOKENS = torch.arange(3 * 40).reshape(3, 40) % 90
@@ -23,15 +23,6 @@ def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(TOKENS).logits
     return found
-
-
-def with_outliers(architecture: str) -> Any:
-    """A model of which a few channels behind each norm are a hundred times as large."""
-    model: Any = tiny_model(architecture)
-    for layer in model.model.layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.weight.data[[3, 17]] = 100
-    return model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "moe"])

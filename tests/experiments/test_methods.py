@@ -34,6 +34,7 @@ EXTRA = {
     "mixed": [GROUPS, "budget.bits_per_weight=5"],
 }
 # codebooks of published size dwarf a small layer
+EXTRA |= {name: [GROUPS, "method.epochs=1"] for name in ("omniquant", "omniquant_cpu", "abq", "abq_cpu")}
 EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}
 
 

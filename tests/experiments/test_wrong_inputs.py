@@ -121,6 +121,11 @@ CASES = [
     ),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
+    case("method=omniquant | bits=4", "OmniQuant learns from calibration text", "calibration=wikitext2"),
+    case("method=omniquant | calibration=sotu | activation=a4_static", "activation.static=true", "a4_token"),
+    case("method=omniquant | calibration=sotu | method.epochs=0", "method.epochs=0 is not"),
+    case("method=abq | calibration=sotu | method.levels=5", "method.levels=5 is not", "bits=3"),
+    case("method=abq | calibration=sotu | method.repacked=true", "method.levels=0", "levels=5 or 3"),
     # numbers
     Case((*GPTQ, "method.damping=nan"), ("method.damping=nan is",)),
     Case((*GPTQ, "method.damping=inf"), ("method.damping=inf is",)),

@@ -41,6 +41,10 @@ LORAPRUNE = "aim-uofa/LoRAPrune 4da5272, script/prune.sh and loraprune/utils.py,
 LORAPRUNE_PAPER = "arXiv 2305.18403v5, section 4.1: batch, learning rate, cosine"
 TORCH_ADAMW = "torch.optim.AdamW and transformers.TrainingArguments: defaults"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
+OMNIQUANT = "OpenGVLab/OmniQuant 147d4da, main.py: defaults, with --lwc and --let"
+ABQ_CODE = "bytedance/ABQ-LLM 0392c36, algorithm/main.py, quantize/abq_llm.py: defaults, --lwc --let"
+SCRIPTS = "scripts of OmniQuant and ABQ-LLM: 20 epochs, 40 at 2 bits (the code's default is 10)"
+ABQ_PAPER = "arXiv 2408.08554, section 3: DLC and AKL alone; plain W2 beside W2*"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
 AQLM_README = "Vahe1994/AQLM, README: the recommended run, and 2x8 of its tables"
@@ -79,6 +83,10 @@ FEEDBACK = (
     ("keep_better_rows", False, GPTQ_CODE), ("solve_groups", 0, GPTQ_CODE),
 )  # fmt: skip
 WEIGHTS = (("*candidates", 16, OURS), ("*narrowest", 0.7, OURS))
+LEARNED = (
+    ("clipping", True), ("transformation", True), ("alpha", 0.5), ("batch", 1),
+    ("clipping_rate", 1e-2), ("transformation_rate", 5e-3),
+)  # fmt: skip
 TABLE: tuple[tuple[str, str, Any, str], ...] = (
     *(("*", option, value, source) for option, value, source in GRID),
     ("*", "seed", 0, SEED), ("*", "*.seed", 0, SEED),
@@ -131,6 +139,16 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("loraprune*", "training.gradient_checkpointing", False, LORAPRUNE),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
+    *(("omniquant*", option, value, OMNIQUANT) for option, value in LEARNED),
+    ("omniquant*", "down", False, OMNIQUANT),
+    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq")),
+    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq")),
+    *(("abq*", option, value, ABQ_CODE) for option, value in LEARNED), ("abq*", "down", True, ABQ_CODE),
+    ("abq*", "compensated", [3, 4], ABQ_CODE), ("abq*", "compensation_rate", 1e-2, ABQ_CODE),
+    ("abq*", "levels", 0, ABQ_PAPER), ("abq*", "repacked", False, OURS),
+    ("abq*", "squared_errors", False, ABQ_PAPER), ("abq*", "released_attention", False, ABQ_PAPER),
+    *((preset, "epochs", 5, OURS) for preset in ("omniquant_cpu", "abq_cpu")),
+    *((preset, "relative_loss", True, OURS) for preset in ("omniquant_cpu", "abq_cpu")),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),
     ("asinq", "ratios", 20, "huawei-csl/SINQ 6930f78, sinq/awq.py: 0, 0.05 … 0.95"),
     ("asinq", "inner.grid.auxiliary_bits", 16, "here: as sinq; the paper has 8, as conf/tables do"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from baselines.abq import ABQ
 from baselines.aqlm import AQLM
 from baselines.awq import AWQ
 from baselines.dense import Dense
@@ -16,6 +17,7 @@ from baselines.hqq import HQQ
 from baselines.loraprune import LoRAPrune
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
+from baselines.omniquant import OmniQuant
 from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from baselines.smoothquant import SmoothQuant
@@ -148,6 +150,7 @@ def known_runs() -> dict[str, Run]:
         "quarot": ResidualHadamard(RTN(), values=True, down=True, output=True),
         "hadamard of down": Hadamard(RTN(), only=("down_proj",)),
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
+        "omniquant": OmniQuant(), "abq": ABQ(), "abq five levels": ABQ(Grid(bits=3), levels=5),
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
         "prefix": Prefix(RTN()), "stat": STAT(RTN()), "loraprune": LoRAPrune(RTN()),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sinq import Grid, Levels, QuantizedTensor, assign, choose
 from sinq.formats.grid import BITS
-from sinq.formats.rounding import centre, level_table
+from sinq.formats.rounding import centre, choose_within, level_table
 
 GRIDS = [
     *(
@@ -101,6 +101,32 @@ def test_quantizing_what_is_on_the_grid_changes_nothing(bits: int, symmetric: bo
         weight[:, ::16] = -weight.abs().amax(1, keepdim=True) - 0.5
     once = QuantizedTensor.round(weight, grid).dequantize()
     torch.testing.assert_close(QuantizedTensor.round(once, grid).dequantize(), once, rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(BITS), st.booleans(), st.integers(0, 999), st.floats(-3, 3))
+def test_scales_within_extremes_are_those_that_are_chosen(
+    bits: int, symmetric: bool, seed: int, shift: float
+) -> None:
+    grid = Grid(bits, 16, symmetric=symmetric)
+    weight = gaussian(seed=seed) + shift
+    low, high = weight.reshape(8, 3, 16).aminmax(dim=-1)
+    found, expected = choose_within(low, high, grid, 2**bits - 1), choose(weight, grid)
+    assert torch.equal(found[0], expected[0])
+    assert (found[1] is None) == symmetric
+    assert symmetric or torch.equal(found[1], expected[1])  # type: ignore[arg-type]
+
+
+def test_a_range_of_fewer_codes_reaches_from_end_to_end() -> None:
+    low, high = torch.tensor([[-1.0]]), torch.tensor([[3.0]])
+    scale, zero = choose_within(low, high, Grid(3, 16), 4)
+    assert (scale.item(), zero.item()) == (1.0, 1.0)  # type: ignore[union-attr]
+
+
+def test_scales_can_be_differentiated_by_their_range() -> None:
+    low, high = torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)
+    choose_within(low, high, Grid(2, 16), 3)[0].backward()
+    assert (low.grad.item(), high.grad.item()) == pytest.approx((-1 / 3, 1 / 3))  # type: ignore[union-attr]
 
 
 def test_a_group_size_that_does_not_divide_is_named() -> None:
