@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
+from sinq.formats.base import CompressedWeight
 from sinq.formats.checks import require_finite, require_names, require_tensor
 from sinq.kernels.activations import quantize
-from sinq.model.stored import StoredNumbers
+from sinq.kernels.integer import integer_kernel_of, integer_product, multiplies_integers
+from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
+from sinq.model.layer_inputs import LayerInputs, Work, work_of
 
 LARGEST_ZERO = 128
 """Largest magnitude of a zero of a file: codes are signed bytes."""
@@ -33,7 +36,7 @@ class Products(enum.Enum):
     """Codes, summed in int32, where a kernel can; else as simulated, with the reason."""
 
 
-class ActivationQuantizer(StoredNumbers):
+class ActivationQuantizer(LayerInputs):
     """A module that rounds activations, (..., in_features).
 
     With a static scale, the buffers `scale` and `zero` (if not symmetric) are float32 numbers, 1 and 0 until
@@ -54,8 +57,6 @@ class ActivationQuantizer(StoredNumbers):
         self._seen: tuple[Tensor, Tensor] | None = None
         self.watches = False
         """True while the module notes extremes and rounds nothing."""
-        self.rounds = True
-        """False while inputs pass as they are."""
         if format.static:
             self.register_buffer("scale", torch.ones(()))
             if not format.symmetric:
@@ -76,6 +77,30 @@ class ActivationQuantizer(StoredNumbers):
         # A compiler joins the passes of the definition by itself.
         run = quantize.definition if torch.compiler.is_compiling() else quantize
         return run(x.detach(), self.format, *self._scales())
+
+    def multiply(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._multiplies_codes(core, x, bias):
+            return integer_product(core, self.quantize(x), bias, x.dtype, self.format.group_size)
+        return product(core, self(x), bias)
+
+    def _multiplies_codes(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> bool:
+        if self.products is Products.simulated or self.watches or not self.rounds:
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return False  # integers have no gradient
+        return multiplies_integers(core, self.format.group_size, x.device)
+
+    def choice(self, core: CompressedWeight, device: torch.device) -> Choice:
+        floats = TRAINED if is_trained(core) else kernel_of(core, device)
+        if self.products is Products.simulated:
+            return floats
+        integers = integer_kernel_of(core, self.format.group_size, device)
+        if integers.refusal is None:
+            return Choice(integers.kernel)
+        return Choice(floats.kernel, (integers.refusal, *floats.refusals), floats.multiply)
+
+    def work(self, core: CompressedWeight, x: Tensor) -> Work:
+        return work_of(core, x)
 
     def settle(self) -> None:
         """Set the static scale from the extremes that were seen.
