@@ -17,11 +17,11 @@ from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock, timed
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
+from sinq.kernels.integer import Products
 from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
 from sinq.methods.wrapper import MethodWrapper, require_once
-from sinq.model.activations import Products
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit

@@ -86,11 +86,15 @@ class SpikingInputs(LayerInputs):
         return FIRING
 
     def work(self, core: CompressedWeight, x: Tensor) -> Work:
-        """Return the operations of `multiply`, from the spikes that fire."""
+        """Return the operations of `multiply`, from the spikes that fire.
+
+        Binary spikes take L − 1 steps for one of others.
+        """
         rows, tokens = core.shape[0], x.numel() // self.in_features
         trains = [(train, len(columns)) for train, columns in self.populations(x)]
         spikes = sum(int(train.spikes.sum(dtype=torch.float64)) for train, _ in trains)
-        steps = sum(len(train.spikes) * count * tokens for train, count in trains)
+        within = self.format.levels - 1 if self.format.binary else 1
+        steps = sum(len(train.spikes) * within * count * tokens for train, count in trains)
         return Work(x.numel() * rows, x.numel(), steps, spikes, spikes * rows)
 
     def extra_repr(self) -> str:

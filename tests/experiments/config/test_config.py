@@ -38,7 +38,7 @@ from sinq import (
     Sinkhorn,
     StateFormat,
 )
-from sinq.model.activations import Products
+from sinq.kernels.integer import Products
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
