@@ -85,6 +85,11 @@ class SpikeLLM(MethodWrapper):
     def __post_init__(self) -> None:
         check(self, "method", share=number(least=0, most=1), seed=SEED)
         require_once(self)
+        if not self.inner.changes_model:
+            raise NotApplicable(
+                f"SpikeLLM is not possible with {type(self.inner).__name__}: inputs of compressed layers fire"
+                ", and it compresses none; use RTN with 8 bits for nearly dense weights"
+            )
 
     @property
     def format(self) -> RoundedFormat | None:

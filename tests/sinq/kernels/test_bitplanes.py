@@ -1,5 +1,8 @@
 """Products of bit planes on a processor: integers against brute force, floats against float64, refusals."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -17,6 +20,7 @@ from sinq.formats.grid import BITS
 from sinq.kernels.cpu import bitplanes, planes
 from sinq.kernels.cpu.dots import ROWS
 from sinq.kernels.integer import Products, dequantized, integer_kernel_of, integer_product
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -174,3 +178,15 @@ def test_what_is_no_single_matrix_of_codes_is_refused() -> None:
     assert choice.kernel == "reference"
     assert choice.refusal is not None
     assert "levels=nf4 is a table" in choice.refusal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_other_processors_count_the_same(processor: str) -> None:
+    """Compiled without AVX-512 (tables of nibbles), and without AVX and popcnt."""
+    chosen = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", __file__, "-k", "brute or innermost"]
+    ended = subprocess.run(
+        words, env=os.environ | chosen, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout
