@@ -55,11 +55,13 @@ class Firing:
 
     neurons: NeuronFormat
     share: float
+    salience: Salience
 
     @property
     def label(self) -> str:
-        """ "A4 T2 10%"."""
-        return f"{self.neurons.label} {self.share:.3%}".replace(".000%", "%")
+        """Neurons and share, and the way to choose if it is not the paper's: "A4 T2 10%"."""
+        by_lot = " by lot" if self.salience is Salience.random else ""
+        return f"{self.neurons.label} {100 * self.share:.4g}%{by_lot}"
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,15 @@ class SpikeLLM(MethodWrapper):
     def format(self) -> RoundedFormat | None:
         """Label of the weights' format and the neurons'; None where the weights have no one format."""
         weights = super().format
-        return None if weights is None else RoundedFormat(weights, Firing(self.neurons, self.share))
+        return (
+            None
+            if weights is None
+            else RoundedFormat(weights, Firing(self.neurons, self.share, self.salience))
+        )
 
     @property
     def label(self) -> str:
-        return f"SpikeLLM({self.inner.label}, {Firing(self.neurons, self.share).label})"
+        return f"SpikeLLM({self.inner.label}, {Firing(self.neurons, self.share, self.salience).label})"
 
     @property
     def chooses(self) -> bool:
@@ -118,7 +124,9 @@ class SpikeLLM(MethodWrapper):
     ) -> CompressionReport:
         self.check_given(model, calibration)
         if self.needs_calibration and calibration is None:
-            raise NotApplicable(f"salient channels are found on calibration text; {PASS_CALIBRATION}")
+            raise NotApplicable(
+                f"SpikeLLM needs calibration text to find salient channels; {PASS_CALIBRATION}"
+            )
         let_refuse(self.inner, model, calibration, context)
         require_inputs_shown(model, context)
         self.check_running(model, calibration)

@@ -242,7 +242,7 @@ def test_half_precision_does_not_enter_the_sums(dtype: torch.dtype) -> None:
 class TestRefusals:
     def test_channels_need_text(self) -> None:
         model = tiny_model("llama")
-        with pytest.raises(NotApplicable, match="salient channels are found on calibration text"):
+        with pytest.raises(NotApplicable, match="SpikeLLM needs calibration text to find salient channels"):
             METHOD.compress(model, None)
         assert not sinq.model.edits.edits(model)
 

@@ -108,6 +108,13 @@ CASES = [
     case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
     case("method=smoothquant | bits=8", "SmoothQuant needs calibration text"),
     case("method=smoothquant | calibration=sotu | method.alpha=2", "method.alpha=2.0 is not", "0 to 1"),
+    case("method=spikellm | bits=4", "SpikeLLM needs calibration text", "calibration=wikitext2"),
+    case("method=spikellm | calibration=sotu | method.share=2", "method.share=2.0 is not", "0 to 1"),
+    case("method=spikellm | calibration=sotu | method.neurons.bits=9", "neurons.bits=9 is not", "1 to 8"),
+    case("method=spikellm | calibration=sotu | method.neurons.steps=0", "neurons.steps=0 is not"),
+    case("method=spikellm | calibration=sotu | activation=a8_token", "around SpikeLLM", "activation=none"),
+    case("method=spikellm | calibration=sotu | stream=true", "SpikeLLM needs the whole model"),
+    case("+schema@evaluation.operations=Operations | evaluation.operations.windows=0", "windows=0 is"),
     # numbers
     Case((*GPTQ, "method.damping=nan"), ("method.damping=nan is",)),
     Case((*GPTQ, "method.damping=inf"), ("method.damping=inf is",)),

@@ -36,6 +36,7 @@ GPTQ_ORDER = "Efficient-ML/Qwen3-Quantization, the baselines of the SINQ paper: 
 SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
+SPIKELLM = "SpikeLLM release, arun.sh: --wbits 4 --abits 4 --addbit 1 --low_p .9 (T = 2, 10 %)"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 AWQ_CODE = "autoawq 0.2.9, quantize/quantizer.py and models/base.py: defaults"
 AQLM_CODE = "Vahe1994/AQLM 001768a, main.py: defaults"
@@ -98,6 +99,10 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
     ("prefix*", "tokens", [], PREFIXQUANT),
+    ("spikellm", "neurons.bits", 4, SPIKELLM), ("spikellm", "neurons.steps", 2, SPIKELLM),
+    ("spikellm", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
+    ("spikellm", "share", 0.1, SPIKELLM),
+    ("spikellm", "salience", "first_order", "SpikeLLM release, add_batch: S = (x WᵀW) ∘ x"),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     ("asinq", "norm", 1, A_SINQ), ("asinq", "weight_term", False, A_SINQ), ("asinq", "clip", False, A_SINQ),

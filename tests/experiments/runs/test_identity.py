@@ -18,6 +18,7 @@ from baselines.mixed import Mixed
 from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from baselines.smoothquant import SmoothQuant
+from baselines.spikellm import SpikeLLM
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, Perplexity, Size
 from experiments.models.source import DType, Pretrained, SmolLM2
@@ -148,7 +149,7 @@ def known_runs() -> dict[str, Run]:
         "aqlm": Tuned(AQLM()), "aqlm untuned": AQLM(), "smoothquant": SmoothQuant(RTN()),
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
-        "prefix": Prefix(RTN()),
+        "prefix": Prefix(RTN()), "spikellm": SpikeLLM(RTN()),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)
