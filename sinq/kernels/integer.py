@@ -61,7 +61,7 @@ class IntegerChoice:
     """The implementation that multiplies a value by rounded inputs."""
 
     kernel: str = Kernel.reference.value
-    """Name of the kernel: cpu_int8, cpu_bitplanes, triton_int8; reference where none takes the pair."""
+    """Name of the kernel: cpu_int8, triton_bitplanes …; reference where none takes the pair."""
     refusal: str | None = None
     """Reason why no kernel takes the pair, or None where one does."""
     multiply: IntegerMultiply = dequantized
@@ -136,7 +136,7 @@ def integer_kernel_of(
 
 
 INTEGER = {Kernel.cpu: "sinq.kernels.cpu.integer", Kernel.triton: "sinq.kernels.triton.integer"}
-BITPLANES = {Kernel.cpu: "sinq.kernels.cpu.bitplanes"}
+BITPLANES = {Kernel.cpu: "sinq.kernels.cpu.bitplanes", Kernel.triton: "sinq.kernels.triton.bitplanes"}
 MODULES = {Products.integer: ("int8", INTEGER), Products.bitplanes: ("bitplanes", BITPLANES)}
 """For each way to multiply, the end of a kernel's name, and its module by device."""
 
@@ -149,8 +149,6 @@ def _(
     reason = _refusal(value, group_size or value.shape[1])
     if kernel is Kernel.reference:
         reason = f"integers: {reason_for_reference(device)}"
-    elif kernel not in modules:
-        reason = f"{products.name}: there is no {kernel.value} kernel"
     elif (stored_on := value.tensors["codes"].device).type != device.type:
         reason = f"integers: the weight is on {stored_on}, not on {device}"
     if reason is None:
