@@ -4,7 +4,8 @@
     2. The inputs of every compressed layer become neurons (`formats/spikes.py`, `model/spikes.py`), which
        really fire when the model runs: a membrane, T steps, soft reset.
     3. Block by block, behind blocks that fire, the channels of the largest first-order saliency are chosen
-       (`saliency.py`). They fire for T steps, the others for one.
+       (`sinq/algorithms/saliency.py`). They fire for T steps, the others for one.
+    4. With kv=kv4_spikes around it, keys and values fire too when attention gets them.
 
     method=spikellm                                                        W4A4, T = 2, 10 % of the channels
     method=spikellm method.neurons.steps=4 method.share=0.05               W4A4, T = 4, 5 %
@@ -22,6 +23,7 @@ Differences from the paper and its release, all choices of this project:
 - weights have no spikes. Mean steps of an input are 1 + share · (T − 1): they are not "n-bit activations".
 """
 
+import enum
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +32,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from baselines.spikellm.saliency import Salience, drawn, first_order, largest
 from sinq import Calibration, CompressedLinear, CompressionReport, Context, Method, NotApplicable, PartReport
+from sinq.algorithms.saliency import drawn, first_order, largest
 from sinq.calibration.collect import watching
 from sinq.calibration.statistics import Hessian
 from sinq.common.errors import PASS_CALIBRATION
@@ -45,6 +47,16 @@ from sinq.model.blocks import find_blocks, run_model
 from sinq.model.edits import edit
 from sinq.model.spikes import FireInputs, SpikingInputs
 from sinq.model.walk import walk
+
+
+class Salience(enum.Enum):
+    """The way salient channels are chosen."""
+
+    first_order = "first_order"
+    """The largest saliency on calibration text."""
+    random = "random"
+    """By lot, as a control."""
+
 
 Spiking = tuple[CompressedLinear, SpikingInputs]
 

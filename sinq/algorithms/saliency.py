@@ -1,40 +1,31 @@
-"""Saliency of a layer's input channels, and the choice of the channels that fire for more than one step.
+"""Saliency of channels by SpikeLLM's first-order measure (arXiv 2407.04752), and the choice of channels.
 
-SpikeLLM's first-order measure is the gradient of ½‖W x‖² by a token's inputs times the inputs,
+Of the inputs x_t of a layer, the measure is the gradient of ½‖W x_t‖² times the inputs,
 
     S[t, c] = (x_t Wᵀ W)_c · x_{t, c},        Σ_c S[t, c] = ‖W x_t‖²
 
 averaged over tokens, signed, without a magnitude. The mean is diag(Wᵀ W H) with H = XᵀX / tokens, so the
 Hessian that other methods collect is all it needs. It does not change if a factor of a channel moves from W
-to x. Its reviewers note that it does not follow from the loss that the paper states: it is a heuristic, and
-`Salience.random` is what it should be compared with.
+to x. Keys meet queries as inputs meet weights, (k_t Qᵀ Q)_c · k_{t, c}, and values meet probabilities, which
+makes the sum of squares of what attention returns. Its reviewers note that the measure does not follow from
+the loss that the paper states: it is a heuristic, to be compared with channels that are drawn.
 """
 
-import enum
 import math
 
 import torch
 from torch import Tensor
 
 
-class Salience(enum.Enum):
-    """The way salient channels are chosen."""
-
-    first_order = "first_order"
-    """The largest mean of S on calibration text."""
-    random = "random"
-    """By lot, as a control."""
-
-
 def first_order(weight: Tensor, hessian: Tensor) -> Tensor:
-    """Return diag(Wᵀ W H), float64 (in,).
+    """Return diag(Wᵀ W H), float64 (..., in).
 
     Args:
-        weight: (out, in).
-        hessian: (in, in).
+        weight: (..., out, in).
+        hessian: (..., in, in).
     """
     wide = weight.double()
-    return ((wide.T @ wide) * hessian.double().T).sum(1)
+    return ((wide.mT @ wide) * hessian.double().mT).sum(-1)
 
 
 def salient_count(channels: int, share: float) -> int:
