@@ -156,7 +156,7 @@ class TestSpikes:
 
     @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2"])
     def test_channels_are_those_of_queries_and_probabilities(self, architecture: str) -> None:
-        """Of the first block, by eager attention: (k QᵀQ) ∘ k, and (PᵀP V) ∘ V, over tokens and queries' heads."""
+        """Of the first block, step by step: (k QᵀQ) ∘ k, and (PᵀP V) ∘ V, over tokens and heads of queries."""
         dense, model = tiny_model(architecture), tiny_model(architecture)
         KeyValues(Dense(), self.format).compress(model, TEXT)
         store = next(iter(key_value_stores(model).values()))
@@ -179,8 +179,8 @@ class TestSpikes:
         query, key, value, probabilities = seen[0]
         keys = ((key @ query.mT @ query) * key).sum((0, 2))
         values = ((probabilities.mT @ (probabilities @ value)) * value).sum((0, 2))
-        for name, score in (("key", keys), ("value", values)):
-            score = score.unflatten(0, (store.heads, -1)).sum(1).flatten()
+        for name, by_query in (("key", keys), ("value", values)):
+            score = by_query.unflatten(0, (store.heads, -1)).sum(1).flatten()
             chosen = store.salient(name)
             assert chosen is not None
             assert len(chosen) == store.heads * store.width // 4
@@ -201,12 +201,11 @@ class TestSpikes:
     def test_token_by_token_is_one_pass(self) -> None:
         model = tiny_model("llama").double()
         KeyValues(Dense(), self.format).compress(model, TEXT)
-        whole, cache, parts = logits(model), None, []
+        cache: dict[str, Any] = {}
+        whole, parts = logits(model), []
         with torch.no_grad():
             for token in range(10):
-                output = model(
-                    TOKENS[:, token : token + 1], use_cache=True, **({} if cache is None else cache)
-                )
+                output = model(TOKENS[:, token : token + 1], use_cache=True, **cache)
                 name = "cache" if "cache" in output else "past_key_values"
                 cache, parts = {name: output[name]}, [*parts, output.logits]
         torch.testing.assert_close(torch.cat(parts, 1), whole[:, :10], rtol=1e-4, atol=1e-5)
