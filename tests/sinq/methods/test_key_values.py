@@ -156,7 +156,7 @@ class TestSpikes:
 
     @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2"])
     def test_channels_are_those_of_queries_and_probabilities(self, architecture: str) -> None:
-        """Of the first block, step by step: (k QᵀQ) ∘ k, and (PᵀP V) ∘ V, over tokens and heads of queries."""
+        """Of the first block, step by step: (k QᵀQ) ∘ k, and (PᵀP V) ∘ V, over all tokens and heads."""
         dense, model = tiny_model(architecture), tiny_model(architecture)
         KeyValues(Dense(), self.format).compress(model, TEXT)
         store = next(iter(key_value_stores(model).values()))
