@@ -149,9 +149,10 @@ class SpikeLLM(MethodWrapper):
             self._draw(model)
         elif self.chooses and calibration is not None:
             self._find(model, calibration, context, clock)
+        neurons = {name: part for name, part in model.named_modules() if isinstance(part, SpikingInputs)}
         return replace(
             report,
-            parts=tuple(with_mask(part, model) for part in report.parts),
+            parts=tuple(with_mask(part, neurons.get(f"{part.name}.inputs")) for part in report.parts),
             seconds_statistics=report.seconds_statistics + clock.seconds,
             method=self.label,
         )
@@ -214,10 +215,8 @@ def silent(neurons: Sequence[SpikingInputs]) -> Iterator[None]:
             each.rounds = True
 
 
-def with_mask(part: PartReport, model: nn.Module) -> PartReport:
-    """Return the report of a layer with the bytes of the mask of its channels."""
-    layer = dict(model.named_modules()).get(part.name)
-    inputs = layer.inputs if isinstance(layer, CompressedLinear) else None
-    if not isinstance(inputs, SpikingInputs):
+def with_mask(part: PartReport, neurons: SpikingInputs | None) -> PartReport:
+    """Return the report of a layer with the bytes of the mask of its channels; others as they are."""
+    if neurons is None:
         return part
-    return replace(part, nbytes=part.nbytes + inputs.get_buffer("salient").nbytes)
+    return replace(part, nbytes=part.nbytes + neurons.get_buffer("salient").nbytes)

@@ -92,7 +92,10 @@ class KeyValueStore(StoredNumbers):
     def choose(self, keys: Tensor, values: Tensor) -> None:
         """Set the channels that fire for more steps where the format has them, bool (heads · width,) both."""
         masks = {"key": keys, "value": values}
-        found = {f"{name}_salient": pack(masks[name].to(torch.uint8), 1) for name, _ in self._firing()}
+        found = {}
+        for name, _ in self._firing():
+            present = self.get_buffer(f"{name}_salient")
+            found[f"{name}_salient"] = pack(masks[name].to(present.device, torch.uint8), 1)
         self.take({name: found.get(name, tensor) for name, tensor in self.named_buffers()})
 
     def prefix(self, like: Tensor) -> Pair:

@@ -39,7 +39,8 @@ class SpikingInputs(LayerInputs):
 
     def choose(self, salient: Tensor) -> None:
         """Set the channels that fire for more than one step, bool (in_features,)."""
-        self.take({"salient": pack(salient.to(torch.uint8), 1)})
+        present = self.get_buffer("salient")
+        self.take({"salient": pack(salient.to(present.device, torch.uint8), 1)})
 
     def mask(self) -> Tensor:
         """Return True for each salient channel, (in_features,)."""
