@@ -23,15 +23,15 @@ import torch
 
 from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, integer, linear, quantize, rotation
+from experiments.bench.suites import bitplanes, decode, integer, linear, quantize, rotation
 from experiments.common.console import console, set_up
 from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
 from experiments.runs.provenance import provenance
 from sinq import Grid
 
-QUANTIZE_BITS, INTEGER_BITS, PRODUCT_BITS = (4,), (8, 4), (4, 3, 2, 8)
-"""Default bits of the suites that quantize or rotate, of `integer`, and of the others that multiply."""
+QUANTIZE_BITS, INTEGER_BITS, PLANES_BITS, PRODUCT_BITS = (4,), (8, 4), (2, 3, 4, 5, 6, 8), (4, 3, 2, 8)
+"""Default bits of the suites that quantize or rotate, of `integer`, `bitplanes`, and of the others."""
 
 
 def main(words: list[str] | None = None) -> Path:
@@ -86,7 +86,9 @@ def _matrix_cases(
 
 def _product_cases(suite: str, chosen: options.Options, device: torch.device) -> Iterator[case.Case]:
     """Yield the cases of a suite of single layers with some rows of x."""
-    suites: dict[str, Any] = {"linear": linear, "integer": integer, "rotation": rotation}
+    suites: dict[str, Any] = {
+        "linear": linear, "integer": integer, "bitplanes": bitplanes, "rotation": rotation
+    }  # fmt: skip
     shapes = chosen.shapes or (
         suites[suite].CUDA_SHAPES if device.type == "cuda" else suites[suite].CPU_SHAPES
     )
@@ -95,6 +97,8 @@ def _product_cases(suite: str, chosen: options.Options, device: torch.device) ->
             yield linear.case(shape, chosen.bits or PRODUCT_BITS, chosen.group_size, batch, device)
         elif suite == "integer":
             yield integer.case(shape, chosen.bits or INTEGER_BITS, chosen.group_size, batch, device)
+        elif suite == "bitplanes":
+            yield from bitplanes.cases(shape, chosen.bits or PLANES_BITS, chosen.group_size, batch, device)
         else:
             yield from (rotation.case(shape, grid, batch, device) for grid in _grids(chosen))
 

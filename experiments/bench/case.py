@@ -7,6 +7,7 @@ A result has these keys; times are in seconds, and ratios are the median over an
     name, kernel, is_peer, nbytes, first_seconds, samples, median, quartiles, floor_seconds
     ratio (the baseline's median), peer, peer_ratio (the peer's median), floor_ratio (floor_seconds)
     tokens_per_second, or None where the work has no tokens
+    bit_operations, or None where numbers are multiplied
 """
 
 from collections.abc import Sequence
@@ -82,4 +83,5 @@ def _result(timing: Timing, medians: dict[str, float], case: Case, bytes_per_sec
         "floor_seconds": least,
         "floor_ratio": median / least,
         "tokens_per_second": None if case.tokens is None else case.tokens / median,
+        "bit_operations": contender.bit_operations,
     }

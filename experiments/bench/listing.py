@@ -7,7 +7,12 @@ from rich.console import RenderableType
 from rich.table import Table
 
 Result = dict[str, Any]
-COLUMNS = ("", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× peer", "× floor", "first call")
+COLUMNS = (
+    "", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× peer", "× floor", "first call",
+    "bit operations",
+)  # fmt: skip
+SOMETIMES = {"tokens/s": "tokens_per_second", "bit operations": "bit_operations"}
+"""Columns that only some cases have, and the number that they show."""
 
 
 def terminal(case: Result) -> RenderableType:
@@ -67,8 +72,12 @@ def rows(case: Result) -> list[list[str]]:
 
 
 def _columns(case: Result) -> list[str]:
-    about_tokens = case["results"][0]["tokens_per_second"] is not None
-    return [name for name in COLUMNS if name != "tokens/s" or about_tokens]
+    absent = {
+        column
+        for column, name in SOMETIMES.items()
+        if all(result.get(name) is None for result in case["results"])
+    }
+    return [name for name in COLUMNS if name not in absent]
 
 
 def _cells(result: Result) -> dict[str, str]:
@@ -83,6 +92,7 @@ def _cells(result: Result) -> dict[str, str]:
         _number(result["peer_ratio"]),
         _number(result["floor_ratio"]),
         duration(result["first_seconds"]),
+        "–" if result["bit_operations"] is None else f"{result['bit_operations']:.3g}",
     )
     return dict(zip(COLUMNS, cells, strict=True))
 

@@ -14,7 +14,7 @@ from experiments.bench.suites.quantize import Shape
 from sinq.formats.grid import BITS
 
 T = TypeVar("T")
-SUITES = ("quantize", "quantize-model", "linear", "integer", "rotation", "decode")
+SUITES = ("quantize", "quantize-model", "linear", "integer", "bitplanes", "rotation", "decode")
 MEGABYTE = 2**20
 HELP = """Time our code and other packages alternately in one process; what counts are ratios.
 
@@ -31,10 +31,11 @@ class Options:
     shapes: tuple[Shape, ...] | None = None
     """Shapes (out, in) for suites of single layers; None: each suite's defaults."""
     bits: tuple[int, ...] | None = None
-    """Bits; None: 4 for quantizing and rotation, 8 and 4 for `integer`, and 4, 3, 2, 8 for the others."""
+    """Bits; None: 4 for quantizing and rotation, 8 and 4 for `integer`, and 4, 3, 2, 8 for the
+    others."""
     group_size: int = 64
     batch: tuple[int, ...] = (1,)
-    """Rows of x in `linear`, `integer` and `rotation`."""
+    """Rows of x in `linear`, `integer`, `bitplanes` and `rotation`."""
     model: str = AUTO
     threads: int = 1
     rounds: int = 5
@@ -64,7 +65,8 @@ def parse(words: Sequence[str] | None = None) -> Options:
     add(
         "--bits",
         type=_each(_bits),
-        help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 8,4 for integer, 4,3,2,8 else",
+        help=f"of {', '.join(map(str, BITS))}; default 4 for quantizing, 8,4 for integer, all for bitplanes,"
+        " 4,3,2,8 else",
     )
     add("--group-size", type=_count, default=default.group_size)
     add("--batch", type=_each(_count), default=default.batch, help="rows of x in products: 1,16,128")

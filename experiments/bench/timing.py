@@ -36,6 +36,8 @@ class Implementation:
     """Name of the contender to compare with, besides the case's baseline."""
     is_peer: bool = False
     """True for code of other projects."""
+    bit_operations: int | None = None
+    """Products of one bit by one bit; None where numbers are multiplied."""
 
 
 @dataclass(frozen=True)

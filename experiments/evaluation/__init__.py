@@ -4,6 +4,7 @@ from experiments.evaluation.base import Evaluation, EvaluationContext, Measureme
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
+from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
 from experiments.evaluation.zero_shot.evaluation import ZeroShot
@@ -15,6 +16,7 @@ __all__ = [
     "LayerError",
     "Measurement",
     "Memory",
+    "Operations",
     "Perplexity",
     "Size",
     "ZeroShot",

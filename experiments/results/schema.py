@@ -91,6 +91,7 @@ class Metrics(TypedDict, total=False):
     zero_shot: ZeroShot
     memory: Group
     layer_error: Group
+    operations: Group
 
 
 class Windows(TypedDict, total=False):

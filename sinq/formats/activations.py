@@ -56,6 +56,8 @@ class QuantizedActivations:
     """float32 (..., groups), one for in_features / groups consecutive channels of a token."""
     zero: Tensor | None = None
     """Whole numbers of one signed byte, float32 (..., groups); None for 0."""
+    bits: int = 8
+    """Bits of a code, which is in −2^(bits−1) … 2^(bits−1) − 1."""
 
     def __post_init__(self) -> None:
         *tokens, columns = self.codes.shape
@@ -193,7 +195,7 @@ class ActivationFormat:
         elif self.group_size:
             scale, zero = scale.squeeze(-1), zero.squeeze(-1)
         return QuantizedActivations(
-            codes.to(torch.int8).reshape(x.shape), scale, None if self.symmetric else zero
+            codes.to(torch.int8).reshape(x.shape), scale, None if self.symmetric else zero, self.bits
         )
 
     def rounded(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 
 A scale is shared by a token's channels (of one head, or of a group in it), by a group of tokens in one
 channel (KIVI, arXiv 2402.02750: keys have outliers in few channels), or by all of a head, found on
-calibration text (PrefixQuant, arXiv 2410.05265). The last tokens may stay dense (`window`).
+calibration text (PrefixQuant, arXiv 2410.05265). The last tokens may stay dense (`window`). Channels may fire
+as neurons (SpikeLLM, `spikes.py`): what is kept are their spikes.
 
 Which tokens are rounded depends on how many are known, and on nothing else: with `count` tokens, the first
 `KeyValueFormat.rounded(count)`. So a text in one pass and the same text token by token have the same numbers.
@@ -20,13 +21,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, one_of, whole
 from sinq.common.reading import entry
 from sinq.common.reading import options as typed_options
 from sinq.formats.activations import UNROUNDED, ActivationFormat
-from sinq.formats.packing import CODES_PER_WORD, pack, unpack
+from sinq.formats.packing import CODES_PER_WORD, unpack
+from sinq.formats.packing import pack as pack_codes
+from sinq.formats.spikes import LONGEST, fire
 
 STATE_BITS = (2, 3, 4, 8, UNROUNDED)
 LARGEST_SCALE = torch.finfo(torch.float16).max
@@ -63,9 +67,26 @@ class StateFormat:
     """Share of the range that is kept; larger numbers are cut to its ends."""
     search: bool = False
     """Search the share that a static scale keeps, by the squared error of each head on calibration text."""
+    steps: int = 1
+    """Steps in which salient channels fire as neurons (SpikeLLM, arXiv 2407.04752); 1 for codes alone."""
+    share: float = 0.1
+    """Share of a token's channels, of all heads together, that are salient where there are steps."""
 
     def __post_init__(self) -> None:
-        check(self, "kv", bits=one_of(*STATE_BITS), group_size=whole(0), clip_ratio=number(above=0, most=1))
+        check(
+            self,
+            "kv",
+            bits=one_of(*STATE_BITS),
+            group_size=whole(0),
+            clip_ratio=number(above=0, most=1),
+            steps=whole(1, LONGEST),
+            share=number(least=0, most=1),
+        )
+        if self.fires and (self.sharing is not Sharing.token or self.group_size or self.symmetric):
+            raise NotApplicable(
+                f"kv steps={self.steps} is possible with one asymmetric scale of a token's head only; use"
+                " sharing=token group_size=0 symmetric=false, or steps=1"
+            )
         if self.group_size % CODES_PER_WORD:
             raise NotApplicable(
                 f"kv group_size={self.group_size} is not possible: codes are packed by 8; use a multiple of 8"
@@ -93,6 +114,11 @@ class StateFormat:
         return self.rounds and self.sharing is Sharing.head
 
     @property
+    def fires(self) -> bool:
+        """True if some channels fire as neurons for more than one step."""
+        return self.rounds and self.steps > 1
+
+    @property
     def tokens(self) -> int:
         """Number of tokens that are rounded together."""
         return self.group_size if self.rounds and self.sharing is Sharing.channel else 1
@@ -102,6 +128,8 @@ class StateFormat:
         """Bits, and what shares a scale unless it is a token's head: "4", "2 channel g32", "4 static"."""
         if not self.rounds or self == StateFormat(self.bits):
             return str(self.bits)
+        if self.fires:
+            return f"{self.bits} T{self.steps} {100 * self.share:.4g}%"
         shared = {Sharing.token: "", Sharing.channel: " channel", Sharing.head: " static"}[self.sharing]
         shared += ", searched" if self.search else ""
         return f"{self.bits}{shared}" + (f" g{self.group_size}" if self.group_size else "")
@@ -157,6 +185,11 @@ class KeyValueFormat:
         check(self, "kv", window=whole(0))
         if self.rotate and not self.keys.rounds:
             raise NotApplicable("kv.rotate=true is not possible with kv.keys.bits=16: nothing is rounded")
+        if self.rotate and self.keys.fires:
+            raise NotApplicable(
+                f"kv.rotate=true is not possible with kv.keys.steps={self.keys.steps}: behind a rotation no"
+                " channel stands out; use kv.keys.steps=1"
+            )
 
     @property
     def rounds(self) -> bool:
@@ -165,6 +198,10 @@ class KeyValueFormat:
     @property
     def static(self) -> bool:
         return self.keys.static or self.values.static
+
+    @property
+    def fires(self) -> bool:
+        return self.keys.fires or self.values.fires
 
     @property
     def label(self) -> str:
@@ -229,16 +266,27 @@ class StoredStates:
     """float16 (batch, heads, …, 1); None where scales are static."""
     zero: Tensor | None = None
     """int8 of the same shape; None for symmetric codes, and where zeros are static."""
+    later: Tensor | None = None
+    """Spikes of salient channels after the first step, packed, uint8 (batch, steps − 1, tokens, bytes)."""
 
     @classmethod
-    def of(cls, format: StateFormat, x: Tensor, static: tuple[Tensor, Tensor] | None = None) -> Self:
+    def of(
+        cls,
+        format: StateFormat,
+        x: Tensor,
+        static: tuple[Tensor, Tensor] | None = None,
+        salient: Tensor | None = None,
+    ) -> Self:
         """Round keys or values (batch, heads, tokens, width).
 
         Args:
             static: scale and zero, float32 (heads, 1, 1, 1), where the format has static scales.
+            salient: numbers of the channels that fire for more steps, int64, heads one after the other.
         """
         if not format.rounds:
             return cls(format, x)
+        if salient is not None:
+            return cls._fired(format, x.float(), salient)
         numbers, grouped = format.numbers, format.grouped(x.float())
         scale, zero = static or format.scales(*numbers.extremes(grouped))
         codes = numbers.codes(grouped, scale, zero)
@@ -247,8 +295,36 @@ class StoredStates:
             return cls(format, packed)
         return cls(format, packed, scale.half(), None if format.symmetric else zero.to(torch.int8))
 
-    def read(self, dtype: torch.dtype, static: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the numbers that are stored, (batch, heads, tokens, width)."""
+    @classmethod
+    def _fired(cls, format: StateFormat, x: Tensor, salient: Tensor) -> Self:
+        """Let a neuron fire for each channel: the first spike of all is stored as codes are, then the others.
+
+        A salient channel is charged in units of scale / T, with T times the zero, so that both populations
+        share what is stored of a token.
+        """
+        levels, steps = 2**format.bits, format.steps
+        scale, zero = format.scales(*format.numbers.extremes(format.grouped(x)))
+        offset, step = (zero + levels // 2).squeeze(-1), scale.squeeze(-1)
+        first = (x / step + offset).round_().clamp_(0, levels - 1)
+        charge = (_channels(x / step + offset)[..., salient] * steps).round_().clamp_(0, steps * (levels - 1))
+        spikes = fire(charge, levels, steps)
+        joint = _channels(first)
+        joint[..., salient] = spikes[0]
+        codes = _packed(_heads(joint, x.shape[1]).unsqueeze(-2).to(torch.uint8), format.bits)
+        filled = pad(spikes[1:].transpose(0, 1), (0, -len(salient) % CODES_PER_WORD)).to(torch.uint8)
+        return cls(format, codes, scale.half(), zero.to(torch.int8), _packed(filled, format.bits))
+
+    def read(
+        self,
+        dtype: torch.dtype,
+        static: tuple[Tensor, Tensor] | None = None,
+        salient: Tensor | None = None,
+    ) -> Tensor:
+        """Return the numbers that are stored, (batch, heads, tokens, width).
+
+        Args:
+            static, salient: those of `of`.
+        """
         if not self.format.rounds:
             return self.codes.to(dtype)
         codes = _unpacked(self.codes, self.format.bits).float() - 2 ** (self.format.bits - 1)
@@ -258,7 +334,19 @@ class StoredStates:
             assert self.scale is not None
             scale = self.scale.float()
             zero = torch.zeros_like(scale) if self.zero is None else self.zero.float()
+        if self.later is not None:
+            assert salient is not None
+            codes = self._summed(codes, salient)
         return self.format.ungrouped((codes - zero) * scale).to(dtype)
+
+    def _summed(self, codes: Tensor, salient: Tensor) -> Tensor:
+        """Return centred codes (batch, heads, tokens, 1, width), of salient channels the means of spikes."""
+        assert self.later is not None
+        half, steps, heads = 2 ** (self.format.bits - 1), self.format.steps, codes.shape[1]
+        later = _unpacked(self.later, self.format.bits)[..., : len(salient)].float().sum(1)
+        joint = _channels(codes.squeeze(-2))
+        joint[..., salient] = (joint[..., salient] + half + later) / steps - half
+        return _heads(joint, heads).unsqueeze(-2)
 
     def followed_by(self, other: Self) -> Self:
         """Return these tokens and those of another value after them."""
@@ -270,19 +358,30 @@ class StoredStates:
         return self._with({name: change(tensor) for name, tensor in self.tensors().items()})
 
     def _with(self, tensors: Mapping[str, Tensor]) -> Self:
-        return type(self)(self.format, tensors["codes"], tensors.get("scale"), tensors.get("zero"))
+        optional = (tensors.get(name) for name in ("scale", "zero", "later"))
+        return type(self)(self.format, tensors["codes"], *optional)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all stored tensors by name."""
-        named = {"codes": self.codes, "scale": self.scale, "zero": self.zero}
+        named = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "later": self.later}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _channels(x: Tensor) -> Tensor:
+    """Return states (batch, heads, tokens, width) with all channels of a token in one dimension."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Return what `_channels` was made of."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
     """Return codes packed along the last dimension, whose size is a multiple of 8."""
     if bits == 8:
         return codes
-    return pack(codes, bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 8)
+    return pack_codes(codes, bits).reshape(*codes.shape[:-1], codes.shape[-1] * bits // 8)
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:

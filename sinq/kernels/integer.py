@@ -1,9 +1,9 @@
 """Products of rounded inputs with a compressed weight, in integers: x Ŵᵀ + b with x and Ŵ both as codes.
 
-The definition dequantizes both. A fast version multiplies bytes, adds up in int32, and applies scales once
-for each group: the sums are exact, where floats round. `integer_kernel_of` chooses by the type of the value
-and the device, as `kernel_of` does for inputs that are not rounded; where no version takes a pair of weight
-and inputs, it says why.
+The definition dequantizes both. A fast version multiplies bytes, or bits (`Products`), adds up in int32, and
+applies scales once for each group: the sums are exact, where floats round. `integer_kernel_of` chooses by the
+type of the value and the device, as `kernel_of` does for inputs that are not rounded; where no version takes
+a pair of weight and inputs, it says why.
 
 Weights have 2 to 8 bits, on a uniform grid; fewer than 8 are unpacked on the way. Zeros of the weight may be
 any number. Groups of the weight and of the inputs may differ where one size divides the other: scales are
@@ -12,6 +12,7 @@ tables of levels, sparse outliers, codebooks, columns of several widths, column 
 all rows share belongs to the inputs (`CompressedWeight.core_inputs`), before they are rounded.
 """
 
+import enum
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,18 @@ from sinq.kernels.product import TRAINED, is_trained
 IntegerMultiply = Callable[[Any, QuantizedActivations, Tensor | None, torch.dtype], Tensor]
 """A function from a value (out, in), inputs (..., in) and a bias (out,) or None to x Ŵᵀ + b of a dtype."""
 
+
+class Products(enum.Enum):
+    """The numbers that rounded inputs are multiplied in."""
+
+    simulated = "simulated"
+    """Floats: the values that codes stand for, in the model's number format."""
+    integer = "integer"
+    """Codes, summed in int32, where a kernel can; else as simulated, with the reason."""
+    bitplanes = "bitplanes"
+    """Bits of codes, counted: the same integers, at a cost of bits of weights times bits of inputs."""
+
+
 LARGEST_GROUP = 2**15
 """Largest group: 255 · 255 times so many is below 2³¹."""
 
@@ -48,7 +61,7 @@ class IntegerChoice:
     """The implementation that multiplies a value by rounded inputs."""
 
     kernel: str = Kernel.reference.value
-    """Name of the kernel: cpu_int8, triton_int8; reference where none takes the pair."""
+    """Name of the kernel: cpu_int8, triton_bitplanes …; reference where none takes the pair."""
     refusal: str | None = None
     """Reason why no kernel takes the pair, or None where one does."""
     multiply: IntegerMultiply = dequantized
@@ -61,6 +74,7 @@ def integer_product(
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     group_size: int | None = None,
+    products: Products = Products.integer,
 ) -> Tensor:
     """Return x Ŵᵀ + b by the implementation that `integer_kernel_of` chooses. No gradient flows through it.
 
@@ -70,6 +84,7 @@ def integer_product(
         bias: (out_features,), or None for 0.
         dtype: of the result.
         group_size: of x, 0 for all, where it is known without x: a compiler has symbols for sizes of x.
+        products: bytes or bits.
 
     Returns:
         (..., out_features).
@@ -81,19 +96,21 @@ def integer_product(
     if x.codes.shape[-1] != value.shape[1]:
         raise ValueError(f"x has {x.codes.shape[-1]} features; the matrix takes {value.shape[1]}")
     size = x.group_size if group_size is None else group_size
-    module, _, name = _address(value, size, x.codes.device).partition(":")
+    module, _, name = _address(value, size, x.codes.device, products).partition(":")
     multiply: IntegerMultiply = getattr(sys.modules[module], name)
     return multiply(value, x, bias, dtype)
 
 
-def multiplies_integers(value: CompressedWeight, group_size: int, device: torch.device) -> bool:
+def multiplies_integers(
+    value: CompressedWeight, group_size: int, device: torch.device, products: Products = Products.integer
+) -> bool:
     """Return True where a kernel takes the pair of a weight and inputs; see `integer_kernel_of`."""
-    return integer_kernel_of(value, group_size, device).refusal is None
+    return integer_kernel_of(value, group_size, device, products).refusal is None
 
 
-def _address(value: CompressedWeight, group_size: int, device: torch.device) -> str:
+def _address(value: CompressedWeight, group_size: int, device: torch.device, products: Products) -> str:
     """Return "module:name" of `IntegerChoice.multiply`, a constant of a compiled graph."""
-    multiply = integer_kernel_of(value, group_size, device).multiply
+    multiply = integer_kernel_of(value, group_size, device, products).multiply
     return f"{multiply.__module__}:{multiply.__name__}"
 
 
@@ -103,11 +120,14 @@ _address._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @singledispatch
-def integer_kernel_of(value: CompressedWeight, group_size: int, device: torch.device) -> IntegerChoice:
+def integer_kernel_of(
+    value: CompressedWeight, group_size: int, device: torch.device, products: Products = Products.integer
+) -> IntegerChoice:
     """Choose the implementation that multiplies a value by rounded inputs on a device.
 
     Args:
         group_size: consecutive inputs of a token that share a scale; 0 for all.
+        products: bytes or bits.
 
     Raises:
         ValueError: the requested kernel cannot run on the device.
@@ -116,21 +136,26 @@ def integer_kernel_of(value: CompressedWeight, group_size: int, device: torch.de
 
 
 INTEGER = {Kernel.cpu: "sinq.kernels.cpu.integer", Kernel.triton: "sinq.kernels.triton.integer"}
+BITPLANES = {Kernel.cpu: "sinq.kernels.cpu.bitplanes", Kernel.triton: "sinq.kernels.triton.bitplanes"}
+MODULES = {Products.integer: ("int8", INTEGER), Products.bitplanes: ("bitplanes", BITPLANES)}
+"""For each way to multiply, the end of a kernel's name, and its module by device."""
 
 
 @integer_kernel_of.register
-def _(value: QuantizedTensor, group_size: int, device: torch.device) -> IntegerChoice:
-    kernel = chosen(device)
+def _(
+    value: QuantizedTensor, group_size: int, device: torch.device, products: Products = Products.integer
+) -> IntegerChoice:
+    kernel, (name, modules) = chosen(device), MODULES[products]
     reason = _refusal(value, group_size or value.shape[1])
     if kernel is Kernel.reference:
         reason = f"integers: {reason_for_reference(device)}"
     elif (stored_on := value.tensors["codes"].device).type != device.type:
         reason = f"integers: the weight is on {stored_on}, not on {device}"
     if reason is None:
-        reason = imported(f"{INTEGER[kernel]}:refusal")(value, group_size or value.shape[1])
+        reason = imported(f"{modules[kernel]}:refusal")(value, group_size or value.shape[1])
     if reason is not None:
         return IntegerChoice(refusal=reason)
-    return IntegerChoice(f"{kernel.value}_int8", multiply=imported(f"{INTEGER[kernel]}:product"))
+    return IntegerChoice(f"{kernel.value}_{name}", multiply=imported(f"{modules[kernel]}:product"))
 
 
 def _refusal(value: QuantizedTensor, group_size: int) -> str | None:

@@ -6,6 +6,7 @@ codes see (`model/activations.py`). A method that trains knows of it from its co
 inputs (OmniQuant).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -17,26 +18,26 @@ from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock, timed
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
+from sinq.kernels.integer import Products
 from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
 from sinq.methods.wrapper import MethodWrapper, require_once
-from sinq.model.activations import Products
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
 from sinq.model.linear import CompressedLinear
 from sinq.model.rounded_inputs import RoundInputs, quantizers, watching_extremes
-from sinq.model.targets import select
+from sinq.model.targets import Target, select
 from sinq.model.walk import walk
 
 
 @dataclass(frozen=True)
 class RoundedFormat:
-    """Label of a format of weights with one of activations."""
+    """Label of a format of weights with one of inputs."""
 
     weights: Any
-    inputs: ActivationFormat
+    inputs: Any
 
     @property
     def label(self) -> str:
@@ -55,6 +56,7 @@ class Activations(MethodWrapper):
     """
 
     name: ClassVar[str] = "activations"
+    rounds_inputs: ClassVar[bool] = True
 
     inner: Method
     inputs: ActivationFormat = field(default_factory=ActivationFormat)
@@ -115,18 +117,25 @@ class Activations(MethodWrapper):
         """Raise `NotApplicable` for what could only be found out after the weights are compressed."""
         if self.inputs.static and calibration is None:
             raise NotApplicable(f"activation {self.inputs.label} needs calibration text; {PASS_CALIBRATION}")
-        for target in select(model, context.layers).targets:
-            if target.parameter is not None:
-                raise NotApplicable(
-                    f"the inputs of {target.name} cannot be rounded: code of the model multiplies by fused"
-                    " experts; add them to layers.exclude"
-                )
+        for target in require_inputs_shown(model, context):
             size = self.inputs.group_size
             if size and target.shape[1] % size:
                 raise NotApplicable(
                     f"activation.group_size={size} does not divide the {target.shape[1]} inputs of"
                     f" {target.name}"
                 )
+
+
+def require_inputs_shown(model: nn.Module, context: Context) -> Sequence[Target]:
+    """Return the layers to compress; raise `NotApplicable` if one is fused, whose inputs do not show."""
+    targets = select(model, context.layers).targets
+    for target in targets:
+        if target.parameter is not None:
+            raise NotApplicable(
+                f"the inputs of {target.name} cannot be rounded: code of the model multiplies by fused"
+                " experts; add them to layers.exclude"
+            )
+    return targets
 
 
 def compressed_layers(model: nn.Module) -> list[str]:

@@ -1,8 +1,8 @@
 """Rounding of keys and values after a method has compressed the weights: KV8, KV4, KV2.
 
-Any method may be inside, the dense model included. Static scales are found behind everything that the inner
-method did, its rounded activations among them. The seam is `model/key_values.py`, the format in
-`formats/key_values.py`.
+Any method may be inside, the dense model included. Static scales, and the channels that fire, are found
+behind everything that the inner method did, its rounded activations among them. The seam is
+`model/key_values.py`, the format in `formats/key_values.py`.
 """
 
 from collections.abc import Collection
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from sinq.algorithms.saliency import largest
 from sinq.calibration.data import Calibration
 from sinq.common.errors import PASS_CALIBRATION, NotApplicable
 from sinq.common.timing import Clock
@@ -23,8 +24,9 @@ from sinq.methods.wrapper import MethodWrapper, require_once
 from sinq.model.attention import head_shapes
 from sinq.model.context import Context
 from sinq.model.edits import edit
-from sinq.model.key_value_edits import RoundKeyValues, static_stores, watching
+from sinq.model.key_value_edits import RoundKeyValues, key_value_stores, static_stores, watching
 from sinq.model.key_values import KeyValueStore
+from sinq.model.seen_attention import SeenAttention
 from sinq.model.walk import walk
 
 
@@ -71,7 +73,7 @@ class KeyValues(MethodWrapper):
 
     @property
     def needs_calibration(self) -> bool:
-        return super().needs_calibration or self.kv.static
+        return super().needs_calibration or self.kv.static or self.kv.fires
 
     def compress(
         self,
@@ -80,7 +82,7 @@ class KeyValues(MethodWrapper):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
-        if self.kv.static and calibration is None:
+        if (self.kv.static or self.kv.fires) and calibration is None:
             raise NotApplicable(f"{self.kv.label} needs calibration text; {PASS_CALIBRATION}")
         require_usable_weights(model)
         for _, width in head_shapes(model).values():
@@ -93,6 +95,8 @@ class KeyValues(MethodWrapper):
         clock = Clock()
         if self.kv.static and calibration is not None:
             settle(model, calibration, context, clock)
+        if self.kv.fires and calibration is not None:
+            find_salient(model, self.kv, calibration, context, clock)
         return replace(
             report, seconds_statistics=report.seconds_statistics + clock.seconds, method=self.label
         )
@@ -120,6 +124,30 @@ def settle(model: nn.Module, calibration: Calibration, context: Context, clock: 
         _watch(model, searched, calibration, context, clock)
         for store in searched:
             store.end_search()
+
+
+@torch.no_grad()
+def find_salient(
+    model: nn.Module, kv: KeyValueFormat, calibration: Calibration, context: Context, clock: Clock
+) -> None:
+    """Choose the channels of keys and values that fire for more steps, each block behind those that fire.
+
+    Args:
+        clock: the time of running the model is added to it.
+
+    Raises:
+        ValueError: attention was not seen, or its numbers are not finite; the message names the module.
+    """
+    names = {store: name for name, store in key_value_stores(model).items()}
+    for block in walk(model, calibration.tokens, context, clock=clock):
+        (store,) = (part for part in block.module.modules() if isinstance(part, KeyValueStore))
+        with watching([store]), SeenAttention() as seen:
+            block.pass_inputs()
+        try:
+            keys, values = seen.saliency(store.heads)
+        except ValueError as error:
+            raise ValueError(f"{names[store]}: {error} on the calibration text") from error
+        store.choose(largest(keys, kv.keys.share), largest(values, kv.values.share))
 
 
 def _watch(

@@ -1,6 +1,6 @@
 """Methods around any other method: what they take from it, and when it may refuse."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,6 +17,9 @@ class MethodWrapper(Method):
 
     Subclasses are dataclasses with a field `inner`, and take format, statistic and the need of text from it.
     """
+
+    rounds_inputs: ClassVar[bool] = False
+    """True if it rounds the inputs of compressed layers, which only one method can."""
 
     inner: Method
 
@@ -43,11 +46,19 @@ class MethodWrapper(Method):
 
 
 def require_once(method: MethodWrapper) -> None:
-    """Raise `NotApplicable` if a method is around another of its class, whose work it would undo."""
+    """Raise `NotApplicable` if a method is around another one whose work it would undo.
+
+    Such are methods of its class, and for a method that rounds inputs all others that do.
+    """
     name, within = type(method).__name__, getattr(method, "inner", None)
     while within is not None:
         if isinstance(within, type(method)):
             raise NotApplicable(f"{name} is not possible around another {name}")
+        if method.rounds_inputs and getattr(within, "rounds_inputs", False):
+            raise NotApplicable(
+                f"{name} is not possible around {type(within).__name__}, which rounds the inputs of layers"
+                " too; use activation=none, or another inner method"
+            )
         within = getattr(within, "inner", None)
 
 

@@ -4,36 +4,32 @@ Where a column scale is the same for all rows (SINQ's t, AWQ's 1/c) it belongs t
 codes. A rotation likewise. So x is transformed first (`CompressedWeight.core_inputs`), then rounded, then
 multiplied by the rest (`CompressedWeight.core`).
 
-The rest is multiplied in one of two ways. *Simulated*, the product is taken of the values that the codes
-stand for, in the dtype of x. In *integers*, codes are multiplied by codes (`kernels/integer.py`), where a
-kernel takes the pair and nothing asks for a gradient.
+The rest is multiplied in one of three ways. *Simulated*, the product is taken of the values that the codes
+stand for, in the dtype of x. In *integers*, codes are multiplied by codes, and in *bit planes* bits by bits
+(`kernels/integer.py`), where a kernel takes the pair and nothing asks for a gradient.
 """
 
-import enum
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
+from sinq.formats.base import CompressedWeight
+from sinq.formats.bitplanes import set_bits
 from sinq.formats.checks import require_finite, require_names, require_tensor
+from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.activations import quantize
-from sinq.model.stored import StoredNumbers
+from sinq.kernels.integer import Products, integer_kernel_of, integer_product, multiplies_integers
+from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
+from sinq.model.layer_inputs import LayerInputs, Work, work_of
 
 LARGEST_ZERO = 128
 """Largest magnitude of a zero of a file: codes are signed bytes."""
 
 
-class Products(enum.Enum):
-    """The numbers that rounded inputs are multiplied in."""
-
-    simulated = "simulated"
-    """Floats: the values that codes stand for, in the model's number format."""
-    integer = "integer"
-    """Codes, summed in int32, where a kernel can; else as simulated, with the reason."""
-
-
-class ActivationQuantizer(StoredNumbers):
+class ActivationQuantizer(LayerInputs):
     """A module that rounds activations, (..., in_features).
 
     With a static scale, the buffers `scale` and `zero` (if not symmetric) are float32 numbers, 1 and 0 until
@@ -54,8 +50,6 @@ class ActivationQuantizer(StoredNumbers):
         self._seen: tuple[Tensor, Tensor] | None = None
         self.watches = False
         """True while the module notes extremes and rounds nothing."""
-        self.rounds = True
-        """False while inputs pass as they are."""
         if format.static:
             self.register_buffer("scale", torch.ones(()))
             if not format.symmetric:
@@ -76,6 +70,44 @@ class ActivationQuantizer(StoredNumbers):
         # A compiler joins the passes of the definition by itself.
         run = quantize.definition if torch.compiler.is_compiling() else quantize
         return run(x.detach(), self.format, *self._scales())
+
+    def multiply(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._multiplies_codes(core, x, bias):
+            size = self.format.group_size
+            return integer_product(core, self.quantize(x), bias, x.dtype, size, self.products)
+        return product(core, self(x), bias)
+
+    def _multiplies_codes(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> bool:
+        if self.products is Products.simulated or self.watches or not self.rounds:
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+            return False  # integers have no gradient
+        return multiplies_integers(core, self.format.group_size, x.device, self.products)
+
+    def choice(self, core: CompressedWeight, device: torch.device) -> Choice:
+        floats = TRAINED if is_trained(core) else kernel_of(core, device)
+        if self.products is Products.simulated:
+            return floats
+        integers = integer_kernel_of(core, self.format.group_size, device, self.products)
+        if integers.refusal is None:
+            return Choice(integers.kernel)
+        return Choice(floats.kernel, (integers.refusal, *floats.refusals), floats.multiply)
+
+    def work(self, core: CompressedWeight, x: Tensor) -> Work:
+        """Return the operations of `multiply`: with bit planes a step for each bit of an input."""
+        plain, bits = work_of(core, x), self.format.bits
+        if self.products is not Products.bitplanes or not self._multiplies_codes(core, x, None):
+            return plain
+        assert isinstance(core, QuantizedTensor)
+        planes = core.grid.bits
+        spikes = set_bits(self.quantize(x).codes, bits)
+        return replace(
+            plain,
+            steps=bits * plain.inputs,
+            spikes=spikes,
+            synaptic_operations=spikes * planes * core.shape[0],
+            bit_operations=planes * bits * plain.multiplications,
+        )
 
     def settle(self) -> None:
         """Set the static scale from the extremes that were seen.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sinq.formats.checks import require_finite, require_names, require_tensor
 from sinq.formats.key_values import KeyValueFormat, StateFormat, StoredStates
+from sinq.formats.packing import pack, unpack
 from sinq.formats.rotation import Rotation
 from sinq.kernels.rotation import rotated
 from sinq.model.attention import CACHE_NAMES, cache_argument
@@ -34,7 +35,8 @@ class KeyValueStore(StoredNumbers):
 
     Buffers: `prefix_keys`, `prefix_values` (heads, tokens, width) of a prefix, in the dtype of the model;
     `key_scale`, `value_scale`, float32 (heads,), and `key_zero`, `value_zero` of static formats, 1 and 0
-    until `settle` sets them from what was seen.
+    until `settle` sets them from what was seen; `key_salient`, `value_salient`, uint8, a bit for each channel
+    that fires for more than one step.
     """
 
     def __init__(self, heads: int, width: int) -> None:
@@ -59,6 +61,9 @@ class KeyValueStore(StoredNumbers):
             self.register_buffer(f"{name}_scale", torch.ones(self.heads))
             if not states.symmetric:
                 self.register_buffer(f"{name}_zero", torch.zeros(self.heads))
+        for name, _ in self._firing():
+            empty = torch.zeros(self.heads * self.width // 8, dtype=torch.uint8)
+            self.register_buffer(f"{name}_salient", empty)
 
     def begin_with(self, keys: Tensor, values: Tensor) -> None:
         """Begin every text with keys and values (heads, tokens, width)."""
@@ -69,14 +74,29 @@ class KeyValueStore(StoredNumbers):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         require_names("key_value_store", dict(tensors), tuple(self._buffers))
         for name, tensor in tensors.items():
-            prefix = name.startswith("prefix")
-            shape = (self.heads, self.prefix_length, self.width) if prefix else (self.heads,)
-            require_tensor(name, tensor, tensor.dtype if prefix else torch.float32, shape)
+            require_tensor(name, tensor, *self._stored_as(name, tensor))
             if name.endswith("_scale") and not bool((tensor > 0).all()):
                 raise ValueError(f"{name} has {tensor.min().item():g}; scales must be above 0")
         require_finite(dict(tensors))
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
+
+    def _stored_as(self, name: str, tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return the type and shape of a buffer."""
+        if name.startswith("prefix"):
+            return tensor.dtype, (self.heads, self.prefix_length, self.width)
+        if name.endswith("_salient"):
+            return torch.uint8, (self.heads * self.width // 8,)
+        return torch.float32, (self.heads,)
+
+    def choose(self, keys: Tensor, values: Tensor) -> None:
+        """Set the channels that fire for more steps where the format has them, bool (heads · width,) both."""
+        masks = {"key": keys, "value": values}
+        found = {}
+        for name, _ in self._firing():
+            present = self.get_buffer(f"{name}_salient")
+            found[f"{name}_salient"] = pack(masks[name].to(present.device, torch.uint8), 1)
+        self.take({name: found.get(name, tensor) for name, tensor in self.named_buffers()})
 
     def prefix(self, like: Tensor) -> Pair:
         """Return keys and values of the prefix for a batch like `like` (batch, heads, tokens, width)."""
@@ -90,15 +110,16 @@ class KeyValueStore(StoredNumbers):
             raise ValueError("gradients do not pass through rounded keys and values; use torch.no_grad()")
         keys = rotated(keys, self._rotation(keys)) if self.format.rotate else keys
         return (
-            StoredStates.of(self.format.keys, keys, self._static_numbers("key")),
-            StoredStates.of(self.format.values, values, self._static_numbers("value")),
+            StoredStates.of(self.format.keys, keys, self._static_numbers("key"), self.salient("key")),
+            StoredStates.of(self.format.values, values, self._static_numbers("value"), self.salient("value")),
         )
 
     def decode(self, stored: tuple[StoredStates, StoredStates], dtype: torch.dtype) -> Pair:
         """Return the numbers that are stored, (batch, heads, tokens, width) both."""
-        keys = stored[0].read(torch.float32, self._static_numbers("key"))
+        keys = stored[0].read(torch.float32, self._static_numbers("key"), self.salient("key"))
         keys = rotated(keys, self._rotation(keys), back=True) if self.format.rotate else keys
-        return keys.to(dtype), stored[1].read(dtype, self._static_numbers("value"))
+        values = stored[1].read(dtype, self._static_numbers("value"), self.salient("value"))
+        return keys.to(dtype), values
 
     def see(self, keys: Tensor, values: Tensor) -> None:
         """While the module watches, note the extremes of each head, of (batch, heads, tokens, width) both."""
@@ -179,6 +200,16 @@ class KeyValueStore(StoredNumbers):
                 )
             layers[index] = KeyValueLayer(self)
         return layers[index]
+
+    def salient(self, name: str) -> Tensor | None:
+        """Return the numbers of the channels of "key" or "value" that fire for more steps, int64."""
+        if (packed := self._buffers.get(f"{name}_salient")) is None:
+            return None
+        return unpack(packed, 1, (self.heads * self.width,)).nonzero().squeeze(1)
+
+    def _firing(self) -> Iterator[tuple[str, StateFormat]]:
+        pairs = (("key", self._format.keys), ("value", self._format.values))
+        return (pair for pair in pairs if pair[1].fires)
 
     def _static(self) -> Iterator[tuple[str, StateFormat]]:
         pairs = (("key", self._format.keys), ("value", self._format.values))

@@ -8,7 +8,7 @@ store. It stands for the dense matrix in functions and operators of torch, and i
 the matrix is decoded each time. It cannot be written to.
 
 `CompressedLinear` computes x Ŵᵀ + b in the dtype of x, by the kernel for the value and the device
-(`kernels/product.py`), or for the value and rounded inputs (`kernels/integer.py`).
+(`kernels/product.py`), or as the module of its inputs does (`layer_inputs.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sinq.formats.base import CompressedWeight
-from sinq.kernels.integer import integer_kernel_of, integer_product, multiplies_integers
 from sinq.kernels.product import TRAINED, Choice, core_inputs, is_trained, kernel_of, product
-from sinq.model.activations import ActivationQuantizer, Products
+from sinq.model.layer_inputs import LayerInputs
 from sinq.model.stored import StoredNumbers
 
 READ_ATTRIBUTES = (
@@ -151,8 +150,8 @@ class CompressedLinear(nn.Module):
         weight: the value, or a store that several layers share.
     """
 
-    inputs: ActivationQuantizer | None
-    """Module that rounds the inputs; None where they are not rounded."""
+    inputs: LayerInputs | None
+    """Module that rounds the inputs and multiplies them; None where they are not rounded."""
 
     def __init__(self, weight: CompressedWeight | WeightStore, bias: Tensor | None) -> None:
         super().__init__()
@@ -171,15 +170,10 @@ class CompressedLinear(nn.Module):
     @property
     def choice(self) -> Choice:
         """The kernel that multiplies on the present device, and the reasons against faster ones."""
-        value = self.weight.value if self.inputs is None else self.weight.value.core
-        device = next(self.weight.buffers()).device
-        floats = TRAINED if is_trained(value) else kernel_of(value, device)
-        if self.inputs is None or self.inputs.products is Products.simulated:
-            return floats
-        integers = integer_kernel_of(value, self.inputs.format.group_size, device)
-        if integers.refusal is None:
-            return Choice(integers.kernel)
-        return Choice(floats.kernel, (integers.refusal, *floats.refusals), floats.multiply)
+        value, device = self.weight.value, next(self.weight.buffers()).device
+        if self.inputs is not None:
+            return self.inputs.choice(value.core, device)
+        return TRAINED if is_trained(value) else kernel_of(value, device)
 
     @property
     def kernel(self) -> str:
@@ -190,19 +184,7 @@ class CompressedLinear(nn.Module):
         value = self.weight.value
         if self.inputs is None:
             return product(value, x, self.bias)
-        core, x = value.core, core_inputs(value, x)
-        if self._multiplies_integers(core, x):
-            size = self.inputs.format.group_size
-            return integer_product(core, self.inputs.quantize(x), self.bias, x.dtype, size)
-        return product(core, self.inputs(x), self.bias)
-
-    def _multiplies_integers(self, core: CompressedWeight, x: Tensor) -> bool:
-        inputs, bias = self.inputs, self.bias
-        if inputs is None or inputs.products is Products.simulated or inputs.watches or not inputs.rounds:
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-            return False  # integers have no gradient
-        return multiplies_integers(core, inputs.format.group_size, x.device)
+        return self.inputs.multiply(value.core, core_inputs(value, x), self.bias)
 
     def extra_repr(self) -> str:
         bits = self.weight.value.bits_per_weight

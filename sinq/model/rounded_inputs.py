@@ -9,7 +9,8 @@ from torch import nn
 
 from sinq.common.reading import typed
 from sinq.formats.activations import ActivationFormat
-from sinq.model.activations import ActivationQuantizer, Products
+from sinq.kernels.integer import Products
+from sinq.model.activations import ActivationQuantizer
 from sinq.model.edits import Edit
 from sinq.model.linear import CompressedLinear
 

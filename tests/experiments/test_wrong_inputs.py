@@ -126,6 +126,13 @@ CASES = [
     case("method=omniquant | calibration=sotu | method.epochs=0", "method.epochs=0 is not"),
     case("method=abq | calibration=sotu | method.levels=5", "method.levels=5 is not", "bits=3"),
     case("method=abq | calibration=sotu | method.repacked=true", "method.levels=0", "levels=5 or 3"),
+    case("method=spikellm | bits=4", "SpikeLLM needs calibration text", "calibration=wikitext2"),
+    case("method=spikellm | calibration=sotu | method.share=2", "method.share=2.0 is not", "0 to 1"),
+    case("method=spikellm | calibration=sotu | method.neurons.bits=9", "neurons.bits=9 is not", "1 to 8"),
+    case("method=spikellm | calibration=sotu | method.neurons.steps=0", "neurons.steps=0 is not"),
+    case("method=spikellm | calibration=sotu | activation=a8_token", "around SpikeLLM", "activation=none"),
+    case("method=spikellm | calibration=sotu | stream=true", "SpikeLLM needs the whole model"),
+    case("+schema@evaluation.operations=Operations | evaluation.operations.windows=0", "windows=0 is"),
     # numbers
     Case((*GPTQ, "method.damping=nan"), ("method.damping=nan is",)),
     Case((*GPTQ, "method.damping=inf"), ("method.damping=inf is",)),

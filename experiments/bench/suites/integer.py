@@ -24,8 +24,8 @@ from experiments.bench.suites.linear import contender, dense_layers
 from experiments.bench.suites.quantize import Shape, random_weight
 from experiments.bench.timing import Implementation
 from sinq import ActivationFormat, CompressedLinear, Grid, QuantizedTensor
-from sinq.kernels.integer import integer_kernel_of, integer_product
-from sinq.model.activations import ActivationQuantizer, Products
+from sinq.kernels.integer import Products, integer_kernel_of, integer_product
+from sinq.model.activations import ActivationQuantizer
 
 CPU_SHAPES: tuple[Shape, ...] = ((576, 576), (192, 576), (1536, 576), (576, 1536), (49152, 576))
 CUDA_SHAPES: tuple[Shape, ...] = CPU_SHAPES

@@ -44,7 +44,7 @@ def quantize(
     counts = [scales.numel(), columns // groups, half, format.symmetric, scale is not None]
     addresses = [tensor.data_ptr() for tensor in (numbers, inputs, codes, scales, zeros)]
     run(round_inputs(), [*map(int, counts), *addresses], PASSES * inputs.numel())
-    return QuantizedActivations(codes, scales, None if format.symmetric else zeros)
+    return QuantizedActivations(codes, scales, None if format.symmetric else zeros, format.bits)
 
 
 @cache

@@ -73,7 +73,7 @@ def _multiply_rounded(job):  # type: ignore[no-untyped-def]
         first = strip * STRIP
         count = min(STRIP, field[ROWS] - first)
         _unpack(field, first, count, codes, of_rows, unit)
-        _scales(field, first, count, of_rows, unit)
+        row_scales(field, first, count, of_rows, unit)
         for token in range(0, padded, TILE):
             y[:] = f32(0)
             for u in range(units):
@@ -169,25 +169,40 @@ def _sum_of_bytes(word):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=EXACT)
-def _scales(field, first, count, of_rows, unit):  # type: ignore[no-untyped-def]
+def row_scales(field, first, count, of_rows, unit):  # type: ignore[no-untyped-def]
     """Write the scales of rows, and their zeros from the centre, for each unit (units, 3, STRIP)."""
     groups, centre = field[COLUMNS] // field[GROUP], f32(1 << (field[BITS] - 1))
     stored, zeros = np.empty(count * groups, np.float32), np.empty(count * groups, np.float32)
     decode_apart(field, first, count * groups, stored, zeros)
     for u in range(len(of_rows)):
+        at, group = of_rows.ctypes.data + 12 * STRIP * u, 4 * (u * unit // field[GROUP])
+        scales, offsets = (
+            carray(pointer(at), STRIP, np.float32),
+            carray(pointer(at + 4 * STRIP), STRIP, np.float32),
+        )
         for row in range(count):
-            group = row * groups + u * unit // field[GROUP]
-            of_rows[u, 0, row], of_rows[u, 1, row] = stored[group], zeros[group] - centre
+            step = group + 4 * row * groups
+            scales[row] = carray(pointer(stored.ctypes.data + step), 1, np.float32)[0]
+            offsets[row] = carray(pointer(zeros.ctypes.data + step), 1, np.float32)[0] - centre
+
+
+@njit(fastmath=EXACT, forceinline=True)
+def _add_up(field, token, u, unit, integers, sums, of_rows, y):  # type: ignore[no-untyped-def]
+    """Add a unit's sums to y (TILE, STRIP) for the tokens of a tile."""
+    for t in range(TILE):
+        whole_at, y_at = integers.ctypes.data + 4 * STRIP * t, y.ctypes.data + 4 * STRIP * t
+        add_token(field, token + t, u, unit, whole_at, sums[token + t, u], of_rows.ctypes.data, y_at)
 
 
 @njit(fastmath=EXACT)
-def _add_up(field, token, u, unit, integers, sums, of_rows, y):  # type: ignore[no-untyped-def]
-    """Add a unit's sums to y (TILE, STRIP): the module's formula.
+def add_token(field, token, u, unit, whole_at, total, of_rows_at, y_at):  # type: ignore[no-untyped-def]
+    """Add a unit's sums of products to a token's results (STRIP,): the module's formula.
 
-    `of_rows` has scale, zero and sum of codes of each unit of the rows, float32 (units, 3, STRIP). Loops are
-    over arrays made from addresses, since an index that may be negative is slow.
+    `of_rows_at` has scale, zero and sum of codes of each unit of the rows, float32 (units, 3, STRIP), and
+    `total` is the sum of the token's codes. Loops are over arrays made from addresses, since an index that
+    may be negative is slow.
     """
-    rows_at = of_rows.ctypes.data + 12 * STRIP * u
+    rows_at = of_rows_at + 12 * STRIP * u
     per = field[COLUMNS] // field[INPUT_GROUP]
     centre, part = i32(1 << (field[BITS] - 1)), u * unit // field[INPUT_GROUP]
     scale, zero = (
@@ -195,22 +210,20 @@ def _add_up(field, token, u, unit, integers, sums, of_rows, y):  # type: ignore[
         carray(pointer(rows_at + 4 * STRIP), STRIP, np.float32),
     )
     code_sums, middle = carray(pointer(rows_at + 8 * STRIP), STRIP, np.float32), f32(unit) * f32(centre)
-    for t in range(TILE):
-        whole_sums = carray(pointer(integers.ctypes.data + 4 * STRIP * t), STRIP, np.int32)
-        out = carray(pointer(y.ctypes.data + 4 * STRIP * t), STRIP, np.float32)
-        at, total = 4 * ((token + t) * per + part), sums[token + t, u]
-        moved, step = centre * total, carray(pointer(field[INPUT_SCALE] + at), 1, np.float32)[0]
-        if field[INPUT_ZERO] == 0:
-            whole = f32(total)
-            for row in range(STRIP):
-                exact = f32(whole_sums[row] - moved) - zero[row] * whole
-                out[row] += exact * step * scale[row]
-        else:
-            offset = carray(pointer(field[INPUT_ZERO] + at), 1, np.float32)[0]
-            whole = f32(total) - f32(unit) * offset
-            for row in range(STRIP):
-                exact = f32(whole_sums[row] - moved) - offset * (code_sums[row] - middle)
-                out[row] += (exact - zero[row] * whole) * step * scale[row]
+    whole_sums, out = carray(pointer(whole_at), STRIP, np.int32), carray(pointer(y_at), STRIP, np.float32)
+    at, moved = 4 * (token * per + part), centre * total
+    step = carray(pointer(field[INPUT_SCALE] + at), 1, np.float32)[0]
+    if field[INPUT_ZERO] == 0:
+        whole = f32(total)
+        for row in range(STRIP):
+            exact = f32(whole_sums[row] - moved) - zero[row] * whole
+            out[row] += exact * step * scale[row]
+    else:
+        offset = carray(pointer(field[INPUT_ZERO] + at), 1, np.float32)[0]
+        whole = f32(total) - f32(unit) * offset
+        for row in range(STRIP):
+            exact = f32(whole_sums[row] - moved) - offset * (code_sums[row] - middle)
+            out[row] += (exact - zero[row] * whole) * step * scale[row]
 
 
 @njit

@@ -141,6 +141,8 @@ def cases() -> Iterator[Case]:
             yield integer_case(bits, tokens)
     yield integer_case(4, 512, asymmetric=True)
     yield integer_case(3, 512, asymmetric=True)
+    yield integer_case(2, 16, planes=8)
+    yield integer_case(4, 16, planes=4)
 
 
 def linear_case(bits: int, dtype: torch.dtype, batch: int | None, symmetric: bool = False) -> Case:
@@ -182,17 +184,21 @@ def rotation_case(size: int, length: int) -> Case:
     return Case(f"rotation of {size} in segments of {length}", butterflies, types, sizes, warps)
 
 
-def integer_case(bits: int, tokens: int, asymmetric: bool = False) -> Case:
+def integer_case(bits: int, tokens: int, asymmetric: bool = False, planes: int = 0) -> Case:
     """Return the case of the product with rounded inputs, which have one scale for each token.
 
     The layer is that of `linear_case`, without column scales.
+
+    Args:
+        planes: bits of the inputs, which are counted; 0 for bytes.
     """
     types = {"x": "*i8", "input_scale": "*fp32", "codes": "*i32", "scale": "*fp16", "zero": "*fp16"}
     types |= {"out": "*bf16", "tokens": "i32", "rows": "i32"}
     if asymmetric:
         types["input_zero"] = "*fp32"
-    form, warps = integer_blocks(tokens, 4096, GROUP, 4096)
-    name = f"integers {bits} bits, batch {tokens}{', asymmetric' if asymmetric else ''}"
+    form, warps = integer_blocks(tokens, 4096, GROUP, 4096, planes)
+    kind = f"bit planes {bits} × {planes}" if planes else f"integers {bits} bits"
+    name = f"{kind}, batch {tokens}{', asymmetric' if asymmetric else ''}"
     return Case(name, multiply_integers, types, form | {"BITS": bits, "ZERO": ZERO_STORED.value}, warps)
 
 

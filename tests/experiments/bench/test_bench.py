@@ -18,7 +18,7 @@ from experiments.bench import __main__ as bench
 from experiments.bench import floor, listing, models, options
 from experiments.bench.case import Case, run
 from experiments.bench.peers import manager
-from experiments.bench.suites import decode, integer, linear, quantize, rotation
+from experiments.bench.suites import bitplanes, decode, integer, linear, quantize, rotation
 from experiments.bench.timing import Implementation, PeerError, Skipped, clocked, measure
 from experiments.evaluation.generation import phase_seconds
 from sinq import SINQ, CompressedLinear, Grid, Kernel, using
@@ -151,6 +151,20 @@ class TestContenders:
         simulated = {f"W{bits}A8 simulated": "cpu" for bits in (8, 4)}
         assert kernels == dict.fromkeys(("fp32", "bf16", "torch int_mm"), "torch") | ours | simulated
         assert all(each.seconds() > 0 for each in case.contenders)
+
+    def test_a_case_of_bit_planes_counts_their_work(self) -> None:
+        grouped, whole = bitplanes.cases((32, 128), (4, 8), 64, 3, CPU)
+        assert whole.name == "32×128, 3 tokens, groups of 128"
+        work = {each.name: each.bit_operations for each in grouped.contenders if each.kernel != "torch"}
+        products = 3 * 32 * 128
+        planes = {f"W{p}A{q} planes": p * q * products for p, q in ((4, 4), (4, 8), (8, 8))}
+        assert work == planes | {"W4 bytes": None, "W8 bytes": None}
+        assert {each.kernel for each in grouped.contenders} == {"torch", "cpu_int8", "cpu_bitplanes"}
+        peers = {each.name: each.peer for each in grouped.contenders if each.peer}
+        assert peers == {name: f"W{name[1]} bytes" for name in planes}
+        result = run(whole, 2, CPU, copied=2**20)
+        assert listing.rows(result)[3][-1] == f"{planes['W4A4 planes']:.3g}"
+        assert listing.rows(result)[0][-1] == "–"
 
     def test_torchs_product_of_integers_is_right_on_any_shape(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -389,7 +403,7 @@ class TestCommandLine:
         [
             (
                 "--suite speed",
-                "choose from quantize, quantize-model, linear, integer, rotation, decode",
+                "choose from quantize, quantize-model, linear, integer, bitplanes, rotation, decode",
             ),
             ("--bits 4,7", "7 is not possible; choose from 2, 3, 4, 5, 6, 8"),
             ("--bits four", "'four' is not possible; it must be a whole number"),

@@ -38,7 +38,7 @@ from sinq import (
     Sinkhorn,
     StateFormat,
 )
-from sinq.model.activations import Products
+from sinq.kernels.integer import Products
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
@@ -194,10 +194,11 @@ def test_prefixquant_names_the_formats_it_is_meant_for() -> None:
 
 
 def test_products_of_integers_are_chosen_beside_the_activations() -> None:
-    simulated, integer = (built("activation=a8_token", f"products={each.name}") for each in Products)
+    simulated, integer, bits = (built("activation=a8_token", f"products={each.name}") for each in Products)
     assert built("activation=a8_token").method == simulated.method
     assert integer.method == replace(simulated.method, products=Products.integer)
-    assert run_id(identity(integer)) != run_id(identity(simulated))
+    assert bits.method == replace(simulated.method, products=Products.bitplanes)
+    assert len({run_id(identity(each)) for each in (simulated, integer, bits)}) == 3
     assert "products" not in json.dumps(identity(simulated))
     assert options(simulated)["method"]["products"] == "simulated"
     with pytest.raises(NotApplicable, match="products=integer is not possible with activations of 16 bits"):

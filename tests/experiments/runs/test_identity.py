@@ -21,6 +21,7 @@ from baselines.omniquant import OmniQuant
 from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from baselines.smoothquant import SmoothQuant
+from baselines.spikellm import SpikeLLM
 from baselines.stat import STAT
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, Perplexity, Size
@@ -154,6 +155,7 @@ def known_runs() -> dict[str, Run]:
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
         "prefix": Prefix(RTN()), "stat": STAT(RTN()), "loraprune": LoRAPrune(RTN()),
+        "spikellm": SpikeLLM(RTN()),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)

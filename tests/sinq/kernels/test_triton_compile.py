@@ -26,6 +26,7 @@ pytestmark = [
         "rotation of 1536 in segments of 128",
         "integers 4 bits, batch 16",
         "integers 3 bits, batch 512, asymmetric",
+        "bit planes 2 × 8, batch 16",
     ],
 )
 def test_a_kernel_assembles_within_a_devices_means(name: str, capability: int) -> None:
@@ -45,6 +46,14 @@ def test_bytes_are_multiplied_by_tensor_cores(bits: int) -> None:
     from sinq.kernels.triton.compile_report import compiled, integer_case
 
     assert "s32.s8.s8.s32" in compiled(integer_case(bits, 512), 80).asm["ptx"]
+
+
+def test_bits_are_counted_by_the_processor() -> None:
+    from sinq.kernels.triton.compile_report import compiled, integer_case
+
+    ptx = compiled(integer_case(2, 16, planes=8), 80).asm["ptx"]
+    assert "popc.b32" in ptx
+    assert "mma" not in ptx
 
 
 def test_writing_the_matrix_assembles() -> None:

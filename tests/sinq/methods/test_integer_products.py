@@ -17,8 +17,8 @@ from baselines.rtn import RTN
 from sinq import SINQ, ActivationFormat, Activations, Calibration, Grid, Kernel, Levels, Method, using
 from sinq.formats.activations import Per
 from sinq.formats.codebooks import Codebooks
-from sinq.kernels.integer import dequantized
-from sinq.model.activations import ActivationQuantizer, Products
+from sinq.kernels.integer import Products, dequantized
+from sinq.model.activations import ActivationQuantizer
 from sinq.model.experts import choices
 from sinq.model.linear import CompressedLinear
 from tests.conftest import tiny_model
@@ -143,7 +143,7 @@ def test_a_gradient_is_that_of_the_simulation() -> None:
         x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
         layer(x).square().sum().backward()
         gradients.append(x.grad)
-    assert torch.equal(*gradients)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
     assert gradients[0].any()
 
 

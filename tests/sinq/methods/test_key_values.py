@@ -148,3 +148,72 @@ def test_a_searched_scale_has_the_least_error_of_its_head() -> None:
 def head_errors(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     rounded = ((x / scale + zero).round().clamp(-4, 3) - zero) * scale
     return (rounded - x).square().sum((0, 2, 3))
+
+
+class TestSpikes:
+    states = StateFormat(4, steps=2, share=0.25)
+    format = KeyValueFormat(states, states)
+
+    @pytest.mark.parametrize("architecture", ["llama", "qwen3-tied", "gpt2"])
+    def test_channels_are_those_of_queries_and_probabilities(self, architecture: str) -> None:
+        """Of the first block, step by step: (k QᵀQ) ∘ k, and (PᵀP V) ∘ V, over all tokens and heads."""
+        dense, model = tiny_model(architecture), tiny_model(architecture)
+        KeyValues(Dense(), self.format).compress(model, TEXT)
+        store = next(iter(key_value_stores(model).values()))
+        seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        plain = nn.functional.scaled_dot_product_attention
+
+        class See(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if func is plain:
+                    query, key, value = (each.double() for each in args[:3])
+                    shared = query.shape[1] // key.shape[1]
+                    key, value = (each.repeat_interleave(shared, 1) for each in (key, value))
+                    scores = query @ key.mT * kwargs.get("scale", query.shape[-1] ** -0.5)
+                    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+                    seen.append((query, key, value, scores.masked_fill(future, -torch.inf).softmax(-1)))
+                return func(*args, **(kwargs or {}))
+
+        with See():
+            logits(dense)
+        query, key, value, probabilities = seen[0]
+        keys = ((key @ query.mT @ query) * key).sum((0, 2))
+        values = ((probabilities.mT @ (probabilities @ value)) * value).sum((0, 2))
+        for name, by_query in (("key", keys), ("value", values)):
+            score = by_query.unflatten(0, (store.heads, -1)).sum(1).flatten()
+            chosen = store.salient(name)
+            assert chosen is not None
+            assert len(chosen) == store.heads * store.width // 4
+            others = torch.ones(len(score), dtype=torch.bool).index_fill_(0, chosen, False)
+            assert score[chosen].min() >= score[others].max() * (1 - 1e-6)
+
+    def test_they_are_nearer_than_plain_codes_and_are_kept(self, tmp_path: Path) -> None:
+        target = logits(tiny_model("llama"))
+        plain, model = tiny_model("llama"), tiny_model("llama")
+        KeyValues(Dense(), FOUR).compress(plain)
+        KeyValues(Dense(), self.format).compress(model, TEXT)
+        assert (logits(model) - target).norm() < (logits(plain) - target).norm()
+        sinq.save(model, tmp_path)
+        loaded = sinq.load(tmp_path)
+        assert torch.equal(logits(loaded), logits(model))
+        assert loaded.generate(TOKENS[:1, :9], max_new_tokens=3, do_sample=False).shape == (1, 12)
+
+    def test_token_by_token_is_one_pass(self) -> None:
+        model = tiny_model("llama").double()
+        KeyValues(Dense(), self.format).compress(model, TEXT)
+        cache: dict[str, Any] = {}
+        whole, parts = logits(model), []
+        with torch.no_grad():
+            for token in range(10):
+                output = model(TOKENS[:, token : token + 1], use_cache=True, **cache)
+                name = "cache" if "cache" in output else "past_key_values"
+                cache, parts = {name: output[name]}, [*parts, output.logits]
+        torch.testing.assert_close(torch.cat(parts, 1), whole[:, :10], rtol=1e-4, atol=1e-5)
+
+    def test_they_need_text_and_attention_that_shows(self) -> None:
+        with pytest.raises(NotApplicable, match="needs calibration text"):
+            KeyValues(Dense(), self.format).compress(tiny_model("llama"))
+        model = tiny_model("llama")
+        model.set_attn_implementation("eager")
+        with pytest.raises(ValueError, match=r"layers\.0\.self_attn: attention was not seen.*sdpa"):
+            KeyValues(Dense(), self.format).compress(model, TEXT)
