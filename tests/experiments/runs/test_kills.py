@@ -1,17 +1,10 @@
-"""Kills at every system call of a claim and of writing a row: nothing hangs, nothing is half there.
-
-strace ends the process at the first, second, third … call that changes a file, until one is not reached.
-"""
+"""Kills at every system call of a claim and of writing a row: nothing hangs, nothing is half there."""
 
 import contextlib
 import itertools
-import os
-import shutil
-import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +13,9 @@ from experiments.results.record import Row, RowError
 from experiments.runs import claims
 from experiments.runs.claims import claim
 from tests.experiments.rows import finished, layers
-from tests.forked import CONTEXT
+from tests.killed import CALLS, NEEDS_STRACE, killed
 
-CALLS = (
-    *("openat", "write", "close", "rename", "renameat2", "unlink", "unlinkat", "mkdir", "fsync"),
-    *("fchmodat", "chmod", "linkat", "utimensat"),
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here; apt-get install strace"),
-]
+pytestmark = NEEDS_STRACE
 
 
 def row(value: float) -> Row:
@@ -38,34 +24,14 @@ def row(value: float) -> Row:
     return made
 
 
-def work(folder: Path, value: float, ready: Any) -> None:
+def work(folder: Path, value: float, wait: Callable[[], None]) -> None:
     """Write a row under a claim, once told to."""
     made = row(value)
     table = layers(made)
     table["relative_error"] = value
-    ready.send(os.getpid())
-    ready.recv()
+    wait()
     with claim(folder, made["run_id"]):
         record.write(folder, made, table)
-
-
-def killed(folder: Path, value: float, call: str, number: int) -> bool:
-    """Run `work`, killed where it enters a system call for the nth time; return whether it was."""
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=work, args=(folder, value, theirs))
-    process.start()
-    inject = f"inject={call}:signal=SIGKILL:when={number}"
-    command = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", "/dev/null"]
-    tracer = subprocess.Popen([*command, "-p", str(ours.recv())])
-    status = Path(f"/proc/{process.pid}/status")
-    deadline = time.monotonic() + 30
-    while f"TracerPid:\t{tracer.pid}" not in status.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    ours.send("go")
-    process.join(60)
-    tracer.wait(60)
-    return process.exitcode == -signal.SIGKILL
 
 
 def test_a_kill_at_any_call_leaves_what_was_or_what_is_to_be(
@@ -81,7 +47,7 @@ def test_a_kill_at_any_call_leaves_what_was_or_what_is_to_be(
             if there_before:
                 before = row(5.0)
                 record.write(folder, before, layers(before))
-            if not killed(folder, 7.0, call, number):
+            if not killed(call, number, work, folder, 7.0):
                 break
             marker = folder / ".claims/sinq4t"
             empty += marker.is_file() and marker.stat().st_size == 0
