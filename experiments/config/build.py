@@ -36,8 +36,10 @@ from experiments.data.corpora import C4, C4New, C4Saved, PennTreebank, Pile, Wik
 from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, LayerError, Memory, Operations, Perplexity, Size, ZeroShot
+from experiments.models.architectures import Transformer
 from experiments.models.smollm2_tuned import SmolLM2Tuned
 from experiments.models.source import Pretrained, SmolLM2
+from experiments.models.trained import Trained
 from experiments.runs.calibration import CalibrationText, NoCalibration
 from experiments.runs.logger import NoLogger
 from experiments.runs.run import Run
@@ -61,7 +63,7 @@ from sinq.common.options import SEED
 from sinq.kernels.integer import Products
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, SmolLM2Tuned, Pretrained,
+    SmolLM2, SmolLM2Tuned, Pretrained, Trained, Transformer,
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,

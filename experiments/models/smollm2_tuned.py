@@ -11,7 +11,6 @@ Sums on another machine are rounded differently, so the model counts by the cont
 rows of two machines are not taken for one another.
 """
 
-import csv
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from experiments.data.text import StateOfTheUnion
 from experiments.models import smollm2
 from experiments.models.made import made_once
 from experiments.models.source import DType, ModelSource, SmolLM2, fingerprint, load, sparing_clone
+from experiments.models.training_log import write_log
 from sinq import find_targets, stored_tensors
 from sinq.calibration.gradients import next_token_loss
 from sinq.training.batches import Windows
@@ -97,7 +97,7 @@ def _make(path: Path, scratch: Path) -> None:
     model.generation_config.save_pretrained(path)
     loaded.tokenizer.save_pretrained(path)
     save_file(stored_tensors(model, torch.float16), path / "model.safetensors", metadata={"format": "pt"})
-    _write_log(path / "training.csv", done)
+    write_log(path / "training.csv", done)
     log.info("trained model=smollm2_tuned: %s", done.summary)
 
 
@@ -122,13 +122,3 @@ def train(model: Any, tokens: torch.Tensor, name: str) -> TrainingLog:
     merge(model, adapters)
     states.clear()
     return done
-
-
-def _write_log(path: Path, done: TrainingLog) -> None:
-    """Write loss, tokens and seconds of each step as a table."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("step", "loss", "gradient_norm", "tokens", "seconds"))
-        columns = done.losses, done.gradient_norms, done.tokens, done.seconds
-        for step, row in enumerate(zip(*columns, strict=True), 1):
-            writer.writerow((step, *row))

@@ -237,10 +237,14 @@ class LoadedModel:
 
     @property
     def tokenizer_hash(self) -> str:
-        """Return a hash of everything that decides how text becomes tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        state = backend.to_str() if backend is not None else _state(self.tokenizer)
-        return hashlib.sha256(state.encode()).hexdigest()[:16]
+        return hash_of_tokenizer(self.tokenizer)
+
+
+def hash_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a hash of everything that decides how text becomes tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else _state(tokenizer)
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
 def _state(tokenizer: "PreTrainedTokenizerBase") -> str:

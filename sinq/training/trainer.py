@@ -101,6 +101,7 @@ class Training:
             clip=number(above=0),
             seed=SEED,
         )
+        object.__setattr__(self, "betas", tuple(self.betas))  # a list, where a file gave it: not hashable
         if self.batch % self.at_once:
             raise ValueError(
                 f"training.at_once={self.at_once} is not possible; it must divide training.batch={self.batch}"

@@ -1,0 +1,130 @@
+"""Architectures of models that are trained here from random weights (`trained.py`).
+
+An architecture is a value that makes a model of transformers and says what its training minimizes. It knows
+neither text nor tokenizer. The transformers here are the baseline of architectures that replace attention,
+and the subject of studies of training.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from sinq.calibration.gradients import next_token_loss
+from sinq.common.named import Named
+from sinq.common.options import check, whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Architecture(Named, ABC):
+    """Kind and sizes of a causal language model."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Return a short name for rows and folders, such as decoder1."""
+
+    @abstractmethod
+    def model(self, vocabulary: int, seqlen: int) -> "PreTrainedModel":
+        """Return a model with random weights, drawn from torch's generator.
+
+        Args:
+            vocabulary: number of tokens.
+            seqlen: the longest input, in tokens.
+        """
+
+    def loss(self, model: Any, windows: Tensor) -> Tensor:
+        """Return what training minimizes, a scalar, for ids (windows, seqlen)."""
+        return next_token_loss(model, windows)
+
+
+class MLP(enum.Enum):
+    """The two or three matrices after attention, and the function between them."""
+
+    gated = "gated"
+    """silu(gate)·up in a Llama: RMSNorm, rotary positions."""
+    gelu = "gelu"
+    """One matrix in, GELU, one out, in an OPT: LayerNorm, learned positions, biases."""
+    relu = "relu"
+    """As gelu, with ReLU."""
+    linear = "linear"
+    """As gelu, with no function: two matrices that are one. A control, not a good model."""
+
+
+@dataclass(frozen=True)
+class Transformer(Architecture):
+    """A decoder with softmax attention, before which each part of a block is normed.
+
+    Raises:
+        ValueError: an option is out of range, or heads do not divide the width.
+    """
+
+    layers: int = 1
+    width: int = 256
+    heads: int = 4
+    neurons: int = 704
+    """Width of the hidden layer of the MLP; 8/3 of the width, rounded up to groups of 64."""
+    mlp: MLP = MLP.gated
+
+    name: ClassVar[str] = "transformer"
+
+    def __post_init__(self) -> None:
+        size = whole(1, 2**16)
+        check(
+            self,
+            "model.architecture",
+            layers=whole(1, 64),
+            width=size,
+            heads=size,
+            neurons=size,
+        )
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"model.architecture.heads={self.heads} is not possible with width={self.width}:"
+                " each head needs an even number of channels; choose a divisor of half the width"
+            )
+
+    @property
+    def label(self) -> str:
+        plain = "" if self.mlp is MLP.gated else f"-{self.mlp.name}"
+        return f"decoder{self.layers}{plain}"
+
+    def model(self, vocabulary: int, seqlen: int) -> "PreTrainedModel":
+        from transformers import AutoModelForCausalLM
+
+        config = self._llama() if self.mlp is MLP.gated else self._opt()
+        config.vocab_size, config.max_position_embeddings = vocabulary, seqlen
+        config.num_hidden_layers, config.hidden_size = self.layers, self.width
+        return AutoModelForCausalLM.from_config(config)
+
+    def _llama(self) -> Any:
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            head_dim=self.width // self.heads,
+            intermediate_size=self.neurons,
+            **SPECIAL,
+        )
+
+    def _opt(self) -> Any:
+        from transformers import OPTConfig
+
+        return OPTConfig(
+            num_attention_heads=self.heads,
+            ffn_dim=self.neurons,
+            word_embed_proj_dim=self.width,
+            activation_function=self.mlp.value,
+            dropout=0.0,
+            tie_word_embeddings=False,
+            **SPECIAL,
+        )
+
+
+SPECIAL: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+"""Special tokens of a configuration: the tokenizer's one (`byte_pairs.py`) begins and ends a text."""
