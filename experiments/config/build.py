@@ -37,6 +37,7 @@ from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Latency, LayerError, Memory, Operations, Perplexity, Size, ZeroShot
 from experiments.models.architectures import Transformer
+from experiments.models.sdgm.architecture import SpectralDictionary
 from experiments.models.smollm2_tuned import SmolLM2Tuned
 from experiments.models.source import Pretrained, SmolLM2
 from experiments.models.trained import Trained
@@ -63,7 +64,7 @@ from sinq.common.options import SEED
 from sinq.kernels.integer import Products
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, SmolLM2Tuned, Pretrained, Trained, Transformer,
+    SmolLM2, SmolLM2Tuned, Pretrained, Trained, Transformer, SpectralDictionary,
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,

@@ -1,6 +1,6 @@
 """Architectures of models that are trained here from random weights (`trained.py`).
 
-An architecture is a value that makes a model of transformers and says what its training minimizes. It knows
+An architecture is a value: it makes a model of transformers, and has the loss of its training. It knows
 neither text nor tokenizer. The transformers here are the baseline of architectures that replace attention,
 and the subject of studies of training.
 """

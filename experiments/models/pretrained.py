@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import experiments.models.sdgm.model  # noqa: F401 - registers the architecture
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit

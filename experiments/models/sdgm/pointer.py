@@ -1,0 +1,97 @@
+"""Context from the last tokens, and a distribution over their ids: pointer and generator.
+
+    a_t = softmax over the window of (W_q h_t · h_i) / √width,  i in (t − window, t]
+    c_t = Σ_i a_{t,i} h_i
+    p(w) = g_t · softmax(V [h_t; c_t])_w + (1 − g_t) · Σ_i a_{t,i} · 1[w_i = w],   g_t = σ(u · [h_t; c_t])
+
+h is the normed x̂. The sources do not say what the context is; here it is this content attention of a fixed
+width: linear in the length of the text, and no attention over all of it. p is of the *next* token: a target
+at t itself would be read off x̂_t, which is made from it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 1e-30
+"""Smallest probability whose logarithm is taken."""
+
+
+@dataclass
+class Pointed:
+    """Results of a block of queries in its window."""
+
+    context: Tensor
+    """(batch, queries, width)"""
+    weights: Tensor
+    """(batch, queries, keys): 0 for keys outside of a query's window; rows sum to 1."""
+    ids: Tensor
+    """Ids of the keys (batch, keys)."""
+
+
+def pointed(query: Tensor, hidden: Tensor, ids: Tensor, window: int) -> list[Pointed]:
+    """Return what queries find, in blocks of at most `window` queries.
+
+    Args:
+        query: (batch, queries, width), of the last tokens of `hidden`.
+        hidden: keys and values (batch, tokens, width).
+        ids: of the keys (batch, tokens).
+        window: keys of a query, itself included.
+    """
+    before = hidden.shape[1] - query.shape[1]
+    found, start = [], before
+    for block in query.split(window, dim=1):
+        first, stop = max(0, start - window + 1), start + block.shape[1]
+        keys = hidden[:, first:stop]
+        scores = block @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+        at, of = (
+            torch.arange(start, stop, device=ids.device)[:, None],
+            torch.arange(first, stop, device=ids.device),
+        )
+        visible = (of <= at) & (of > at - window)
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        found.append(Pointed(weights @ keys, weights, ids[:, first:stop]))
+        start = stop
+    return found
+
+
+def mixture(generated: Tensor, gate: Tensor, found: list[Pointed]) -> Tensor:
+    """Return the logarithm of the mixed distribution, (batch, queries, vocabulary), float32 or wider.
+
+    Args:
+        generated: logits of the generator (batch, queries, vocabulary).
+        gate: g, the share of the generator (batch, queries, 1).
+        found: blocks that have all queries.
+    """
+    wide = torch.promote_types(generated.dtype, torch.float32)
+    gate = gate.to(wide)
+    sizes = [each.weights.shape[1] for each in found]
+    shares = zip(
+        (gate * generated.to(wide).softmax(-1)).split(sizes, 1),
+        (1 - gate).split(sizes, 1),
+        found,
+        strict=True,
+    )
+    parts = [
+        own.scatter_add(-1, each.ids[:, None].expand_as(each.weights), rest * each.weights.to(wide))
+        for own, rest, each in shares
+    ]
+    return torch.cat(parts, dim=1).clamp_min(SMALLEST).log()
+
+
+class Context(nn.Module):
+    """Query and gate of the pointer."""
+
+    def __init__(self, width: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.query = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(2 * width, 1)
+
+    def forward(self, queries: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, list[Pointed]]:
+        """Return [h; c] (batch, queries, 2 · width), the gate (batch, queries, 1), and what was found."""
+        found = pointed(self.query(queries), hidden, ids, self.window)
+        both = torch.cat([queries, torch.cat([each.context for each in found], dim=1)], dim=-1)
+        return both, self.gate(both).sigmoid(), found

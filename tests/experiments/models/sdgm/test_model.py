@@ -1,0 +1,140 @@
+"""The model: no token sees a later one, generation is the whole pass, files and compression are as usual."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from experiments.models.pretrained import load_pretrained
+from experiments.models.sdgm.architecture import Coefficients, SpectralDictionary
+from experiments.models.source import reads_ahead
+from sinq import SINQ, Grid, load, save
+from tests.experiments.models.sdgm.tiny import FOUR, ONE, ids_of, model_of
+
+BOTH = pytest.mark.parametrize("architecture", [ONE, FOUR], ids=["one", "four"])
+pytestmark = pytest.mark.usefixtures("without_gradients")
+
+
+@pytest.fixture
+def without_gradients() -> "object":
+    with torch.no_grad():
+        yield
+
+
+@BOTH
+def test_no_token_sees_a_later_one(architecture: SpectralDictionary) -> None:
+    model, ids = model_of(architecture), ids_of(1, 24)
+    before = model(ids).logits
+    for changed in range(24):
+        other = ids.clone()
+        other[0, changed] = (ids[0, changed] + 1) % 40
+        differs = (model(other).logits - before).abs().amax(-1)[0]
+        assert differs[:changed].max() == 0 if changed else True
+        assert differs[changed] > 1e-4
+    assert not reads_ahead(model)
+
+
+@BOTH
+def test_a_text_has_the_same_logits_in_a_longer_one_and_in_a_batch(architecture: SpectralDictionary) -> None:
+    model, ids = model_of(architecture), ids_of(3, 64)
+    whole = model(ids).logits
+    assert torch.allclose(model(ids[:, :16]).logits, whole[:, :16], atol=1e-5)
+    assert torch.allclose(model(ids[1:2]).logits, whole[1:2], atol=1e-5)
+
+
+def test_coefficients_are_a_left_padded_convolution() -> None:
+    mixing = model_of(ONE).model.layers[0].mixing
+    x = torch.randn(2, 9, 16)
+    kernel = mixing.to_coefficients.weight.view(6, 3, 16).transpose(1, 2)
+    scores = functional.conv1d(functional.pad(x.transpose(1, 2), (2, 0)), kernel, mixing.to_coefficients.bias)
+    assert torch.allclose(mixing.coefficients(x), scores.transpose(1, 2).softmax(-1), atol=1e-6)
+    mixing.kind = Coefficients.softplus.value
+    assert torch.allclose(mixing.coefficients(x), functional.softplus(scores.transpose(1, 2)), atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("prompt", [1, 2, 7])
+def test_token_by_token_is_the_whole_pass(architecture: SpectralDictionary, prompt: int) -> None:
+    model, ids = model_of(architecture, torch.float64), ids_of(2, 64)
+    whole = model(ids).logits
+    assert model(ids).cache is None
+    output = model(ids[:, :prompt], use_cache=True)
+    found = [output.logits]
+    for cut in (*range(prompt, 40), 50, 51):  # one by one, and several tokens in between
+        first = found and sum(each.shape[1] for each in found)
+        output = model(ids[:, first : cut + 1], cache=output.cache, use_cache=True)
+        found.append(output.logits)
+    assert torch.allclose(torch.cat(found, 1), whole[:, :52], atol=1e-8)
+    assert output.cache.position == 52
+    assert output.cache.hidden.shape == (2, 4, 16)
+
+
+@BOTH
+def test_generate_is_greedy_search_by_hand(architecture: SpectralDictionary) -> None:
+    model, ids = model_of(architecture), ids_of(2, 6)
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    found = model.generate(ids, **options)
+    for _ in range(20):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(found, ids)
+    assert torch.equal(model.generate(ids_of(2, 6), **options, use_cache=False), ids)
+
+
+def test_beams_keep_their_states() -> None:
+    model = model_of(FOUR)
+    options = {"max_new_tokens": 12, "num_beams": 3, "do_sample": False, "eos_token_id": None}
+    with_state = model.generate(ids_of(2, 6), **options)
+    assert torch.equal(with_state, model.generate(ids_of(2, 6), **options, use_cache=False))
+
+
+@BOTH
+def test_a_folder_loads_as_it_was(architecture: SpectralDictionary, tmp_path: Path) -> None:
+    model, ids = model_of(architecture), ids_of(2, 30)
+    model.save_pretrained(tmp_path / "model")
+    config, loaded = load_pretrained(str(tmp_path / "model"), None, torch.float32)
+    assert config.model_type == "sdgm"
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+
+
+@BOTH
+def test_its_linear_layers_are_quantized_saved_and_loaded(
+    architecture: SpectralDictionary, tmp_path: Path
+) -> None:
+    model, ids = model_of(architecture), ids_of(2, 30)
+    dense = model(ids).logits
+    report = SINQ(Grid(bits=8, group_size=8)).compress(model)
+    names = {part.name for part in report.parts}
+    assert "model.layers.0.mixing.to_coefficients" in names
+    assert "model.context.query" in names
+    found = model(ids).logits
+    assert 0 < (found - dense).abs().max() < 0.5
+    save(model, tmp_path / "compressed")
+    assert torch.allclose(load(tmp_path / "compressed")(ids).logits, found, atol=1e-5)
+
+
+def test_labels_give_the_mean_loss_of_the_next_token() -> None:
+    model, ids = model_of(ONE), ids_of(2, 30)
+    output = model(ids, labels=ids)
+    expected = functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert torch.allclose(output.loss, expected)
+
+
+def test_what_the_model_cannot_read_is_refused() -> None:
+    model = model_of(ONE)
+    with pytest.raises(ValueError, match=r"an input of 65 tokens is longer than the model's 64"):
+        model(ids_of(1, 65))
+    state = model(ids_of(1, 60), use_cache=True).cache
+    with pytest.raises(ValueError, match=r"an input of 65 tokens is longer"):
+        model(ids_of(1, 5), cache=state)
+    with pytest.raises(ValueError, match="reads no padding"):
+        model(ids_of(1, 3), attention_mask=torch.tensor([[0, 1, 1]]))
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"layers=2 is not possible without residual connections"):
+        SpectralDictionary(layers=2)
+    with pytest.raises(ValueError, match=r"stft_window=32 is longer than model\.seqlen=16"):
+        SpectralDictionary().model(40, 16)
+    with pytest.raises(ValueError, match=r"stft_weight=-1 is not possible"):
+        SpectralDictionary(stft_weight=-1)
