@@ -94,35 +94,27 @@ class Transformer(Architecture):
         return f"decoder{self.layers}{plain}"
 
     def model(self, vocabulary: int, seqlen: int) -> "PreTrainedModel":
-        from transformers import AutoModelForCausalLM
+        from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-        config = self._llama() if self.mlp is MLP.gated else self._opt()
-        config.vocab_size, config.max_position_embeddings = vocabulary, seqlen
-        config.num_hidden_layers, config.hidden_size = self.layers, self.width
-        return AutoModelForCausalLM.from_config(config)
-
-    def _llama(self) -> Any:
-        from transformers import LlamaConfig
-
-        return LlamaConfig(
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            head_dim=self.width // self.heads,
-            intermediate_size=self.neurons,
+        sizes: dict[str, Any] = {
+            "vocab_size": vocabulary,
+            "max_position_embeddings": seqlen,
+            "num_hidden_layers": self.layers,
+            "hidden_size": self.width,
+            "num_attention_heads": self.heads,
+            "tie_word_embeddings": False,
             **SPECIAL,
-        )
-
-    def _opt(self) -> Any:
-        from transformers import OPTConfig
-
-        return OPTConfig(
-            num_attention_heads=self.heads,
-            ffn_dim=self.neurons,
-            word_embed_proj_dim=self.width,
-            activation_function=self.mlp.value,
-            dropout=0.0,
-            tie_word_embeddings=False,
-            **SPECIAL,
+        }
+        if self.mlp is MLP.gated:
+            return LlamaForCausalLM(LlamaConfig(intermediate_size=self.neurons, **sizes))
+        return OPTForCausalLM(
+            OPTConfig(
+                ffn_dim=self.neurons,
+                word_embed_proj_dim=self.width,
+                activation_function=self.mlp.value,
+                dropout=0.0,
+                **sizes,
+            )
         )
 
 

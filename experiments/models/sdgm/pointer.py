@@ -75,8 +75,8 @@ def mixture(generated: Tensor, gate: Tensor, found: list[Pointed]) -> Tensor:
         strict=True,
     )
     parts = [
-        own.scatter_add(-1, each.ids[:, None].expand_as(each.weights), rest * each.weights.to(wide))
-        for own, rest, each in shares
+        share.scatter_add(-1, each.ids[:, None].expand_as(each.weights), rest * each.weights.to(wide))
+        for share, rest, each in shares
     ]
     return torch.cat(parts, dim=1).clamp_min(SMALLEST).log()
 
