@@ -31,7 +31,8 @@ def magnitudes(signal: Tensor, window: int, hop: int) -> Tensor:
         window: positions of a frame, at most the tokens.
         hop: positions between the beginnings of two frames.
     """
-    channels = signal.transpose(1, 2).flatten(0, 1)
-    hann = torch.hann_window(window, device=signal.device, dtype=signal.dtype)
+    wide = torch.promote_types(signal.dtype, torch.float32)  # there is no transform of bfloat16
+    channels = signal.transpose(1, 2).flatten(0, 1).to(wide)
+    hann = torch.hann_window(window, device=signal.device, dtype=wide)
     spectrum = torch.stft(channels, window, hop, window=hann, center=False, return_complex=True)
     return (spectrum.real.square() + spectrum.imag.square() + TINY).sqrt()

@@ -26,7 +26,7 @@ class Pointed:
     context: Tensor
     """(batch, queries, width)"""
     weights: Tensor
-    """(batch, queries, keys): 0 for keys outside of a query's window; rows sum to 1."""
+    """(batch, queries, keys), float32 or wider: 0 for keys outside of a query's window; rows sum to 1."""
     ids: Tensor
     """Ids of the keys (batch, keys)."""
 
@@ -40,6 +40,7 @@ def pointed(query: Tensor, hidden: Tensor, ids: Tensor, window: int) -> list[Poi
         ids: of the keys (batch, tokens).
         window: keys of a query, itself included.
     """
+    wide = torch.promote_types(hidden.dtype, torch.float32)  # copies are probabilities: rows sum to 1
     before = hidden.shape[1] - query.shape[1]
     found, start = [], before
     for block in query.split(window, dim=1):
@@ -51,8 +52,8 @@ def pointed(query: Tensor, hidden: Tensor, ids: Tensor, window: int) -> list[Poi
             torch.arange(first, stop, device=ids.device),
         )
         visible = (of <= at) & (of > at - window)
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-        found.append(Pointed(weights @ keys, weights, ids[:, first:stop]))
+        weights = scores.to(wide).masked_fill(~visible, -torch.inf).softmax(-1)
+        found.append(Pointed(weights.to(keys.dtype) @ keys, weights, ids[:, first:stop]))
         start = stop
     return found
 
@@ -75,7 +76,7 @@ def mixture(generated: Tensor, gate: Tensor, found: list[Pointed]) -> Tensor:
         strict=True,
     )
     parts = [
-        share.scatter_add(-1, each.ids[:, None].expand_as(each.weights), rest * each.weights.to(wide))
+        share.scatter_add(-1, each.ids[:, None].expand_as(each.weights), rest * each.weights)
         for share, rest, each in shares
     ]
     return torch.cat(parts, dim=1).clamp_min(SMALLEST).log()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.models.pretrained import load_pretrained
 from experiments.models.sdgm.architecture import Coefficients, SpectralDictionary
@@ -113,6 +114,18 @@ def test_its_linear_layers_are_quantized_saved_and_loaded(
     assert torch.allclose(load(tmp_path / "compressed")(ids).logits, found, atol=1e-5)
 
 
+@BOTH
+def test_bfloat16_gives_nearly_the_same_and_probabilities_that_sum_to_1(
+    architecture: SpectralDictionary,
+) -> None:
+    ids = ids_of(2, 32)
+    found = model_of(architecture, torch.bfloat16)
+    assert torch.allclose(found(ids).logits.exp().sum(-1), torch.ones(2, 32), atol=1e-4)
+    difference = found(ids).logits.exp() - model_of(architecture)(ids).logits.exp()
+    assert difference.abs().sum(-1).mean() / 2 < 0.1
+    assert architecture.loss(found, ids).isfinite()
+
+
 def test_labels_give_the_mean_loss_of_the_next_token() -> None:
     model, ids = model_of(ONE), ids_of(2, 30)
     output = model(ids, labels=ids)
@@ -138,3 +151,16 @@ def test_options_that_do_not_fit_are_refused() -> None:
         SpectralDictionary().model(40, 16)
     with pytest.raises(ValueError, match=r"stft_weight=-1 is not possible"):
         SpectralDictionary(stft_weight=-1)
+
+
+@BOTH
+def test_work_grows_with_the_length_of_a_text_and_not_faster(architecture: SpectralDictionary) -> None:
+    """Products are counted, not timed: twice as many for twice the tokens."""
+    model = architecture.model(40, 4096)
+    work = []
+    for tokens in (1024, 2048, 4096):
+        with FlopCounterMode(display=False) as counted:
+            model(ids_of(1, tokens))
+        work.append(counted.get_total_flops())
+    assert 1.99 < work[1] / work[0] < 2.02
+    assert 1.99 < work[2] / work[1] < 2.02
