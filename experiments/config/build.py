@@ -35,7 +35,17 @@ from experiments.config.shared_options import SharedOptions, refuse_untaken
 from experiments.data.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
-from experiments.evaluation import Latency, LayerError, Memory, Operations, Perplexity, Size, ZeroShot
+from experiments.evaluation import (
+    AttentionEntropy,
+    Latency,
+    LayerError,
+    Memory,
+    Operations,
+    Perplexity,
+    Size,
+    StableRank,
+    ZeroShot,
+)
 from experiments.models.smollm2_tuned import SmolLM2Tuned
 from experiments.models.source import Pretrained, SmolLM2
 from experiments.runs.calibration import CalibrationText, NoCalibration
@@ -64,7 +74,7 @@ PARTS: tuple[type, ...] = (
     SmolLM2, SmolLM2Tuned, Pretrained,
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
-    Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
+    Perplexity, Size, Latency, Memory, LayerError, Operations, AttentionEntropy, StableRank, ZeroShot,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")

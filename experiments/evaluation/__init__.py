@@ -1,5 +1,6 @@
 """Evaluations, one per file: each turns a model into metrics."""
 
+from experiments.evaluation.attention_entropy import AttentionEntropy
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
@@ -7,9 +8,11 @@ from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.size import Size
+from experiments.evaluation.stable_rank import StableRank
 from experiments.evaluation.zero_shot.evaluation import ZeroShot
 
 __all__ = [
+    "AttentionEntropy",
     "Evaluation",
     "EvaluationContext",
     "Latency",
@@ -19,5 +22,6 @@ __all__ = [
     "Operations",
     "Perplexity",
     "Size",
+    "StableRank",
     "ZeroShot",
 ]
