@@ -42,6 +42,7 @@ from experiments.evaluation import (
     Memory,
     Operations,
     Perplexity,
+    Scaling,
     Size,
     StableRank,
     ZeroShot,
@@ -74,7 +75,8 @@ PARTS: tuple[type, ...] = (
     SmolLM2, SmolLM2Tuned, Pretrained,
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
-    Perplexity, Size, Latency, Memory, LayerError, Operations, AttentionEntropy, StableRank, ZeroShot,
+    Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
+    AttentionEntropy, StableRank, Scaling,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")

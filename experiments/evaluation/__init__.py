@@ -7,6 +7,7 @@ from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
+from experiments.evaluation.scaling import Scaling
 from experiments.evaluation.size import Size
 from experiments.evaluation.stable_rank import StableRank
 from experiments.evaluation.zero_shot.evaluation import ZeroShot
@@ -21,6 +22,7 @@ __all__ = [
     "Memory",
     "Operations",
     "Perplexity",
+    "Scaling",
     "Size",
     "StableRank",
     "ZeroShot",

@@ -94,6 +94,7 @@ class Metrics(TypedDict, total=False):
     operations: Group
     attention_entropy: Group
     stable_rank: Group
+    scaling: Group
 
 
 class Windows(TypedDict, total=False):
