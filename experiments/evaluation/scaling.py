@@ -1,14 +1,14 @@
 """Scaling of prefill with the length of the text: time and peak memory, their exponents, and the crossover.
 
-Texts of several lengths are read in one pass, by the dense model and by the compressed one in turn. A first
-pass at each length measures the increase of memory, and warms up; the rounds after it are timed. The power
-law y = c T^e is fitted to the medians by least squares in logarithms, with Student's interval for e:
+Texts of several lengths are read in one pass, by the dense model and by the compressed one in turn. The
+shortest warms up; a first pass at each length measures the increase of memory; the rounds after it are timed.
+The power law y = c T^e is fitted to the medians by least squares in logarithms, with Student's interval:
 
     e ± t_{n−2} √( Σ residuals² / ((n − 2) Σ (ln T − mean)²) )
 
-A transformer is no power law: linear layers grow with T, attention with T². So the fit's e lies between 1 and
-2, its interval is as wide as the curve is bent, and `last_exponent`, between the two longest lengths, says
-where it is going. Short texts tell of the linear layers, not of attention.
+A transformer is no power law: linear layers grow with T, attention with T². So the e of time lies between 1
+and 2, its interval is as wide as the curve is bent, and `last_exponent`, between the two longest lengths,
+says where it is going. Short texts tell of the linear layers, not of attention.
 
 The crossover is the length from which the compressed model stays at or below the dense one, interpolated in
 logarithms between two measured lengths. There is no extrapolation: where they do not cross, the row says
@@ -84,6 +84,8 @@ class Scaling(Evaluation):
         times: dict[str, dict[int, list[float]]] = {
             name: {length: [] for length in self.lengths} for name in models
         }
+        for model in models.values():  # kernels are compiled here, not within the first peak
+            prefill(model, prompts[self.lengths[0]])
         for number in context.progress(range(self.rounds + 1), "scaling", self.rounds + 1):
             for length, prompt in prompts.items():
                 for name, model in models.items():

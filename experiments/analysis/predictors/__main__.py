@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.analysis.predictors.ranking import PREDICTORS, Correlation, correlations, layer_table
+from experiments.analysis.predictors.ranking import DEPTH, PREDICTORS, Correlation, correlations, layer_table
 from experiments.common import fitted
 from experiments.common.console import console
 from experiments.common.errors import run_cli
@@ -24,6 +24,7 @@ from experiments.common.files import atomic_write
 from experiments.common.fitted import Column
 from experiments.compare.query import select
 from experiments.results import record
+from experiments.results.columns import ABSENT
 from experiments.results.names import method_names, subject
 from experiments.results.record import Row
 
@@ -86,6 +87,10 @@ def _show(row: Row, found: Sequence[Correlation]) -> None:
     for predictor in PREDICTORS:
         words = tuple(_word(cells[predictor, kind]) for kind in kinds)
         columns.append(Column(f"{predictor.replace('_', ' ')}\nρ (95 %)", words, right=True))
+        left = [cells[predictor, kind].given_depth for kind in kinds]
+        if predictor != DEPTH:
+            words = tuple(ABSENT if each is None else f"{each:+.2f}" for each in left)
+            columns.append(Column("given\ndepth", words, right=True))
     title = f"{method_names([row])[0]}, {subject(row)}: rank correlation with the output error"
     fitted.show(console, columns, title)
 

@@ -1,7 +1,8 @@
 """Rank correlations of what is known of a dense layer with its output error once it is compressed.
 
 Predictors are the stable rank, the entropy of the attention of the layer's block, and the block's number, the
-depth: an entropy that says no more than the depth does is of no use.
+depth. A predictor that says no more than the depth does is of no use, so each has its partial correlation
+too, (ρ_pe − ρ_pd ρ_ed) / √((1 − ρ_pd²)(1 − ρ_ed²)): what is left of it at equal depth.
 
 Kinds of layers (q_proj, down_proj …) differ in error and in shape, and over all layers a correlation mixes
 them. That of one kind over the blocks is the question, and `mean of kinds` its summary. Intervals are Bonett
@@ -22,7 +23,8 @@ from experiments.results.paths import get_path
 from experiments.results.record import Row
 
 ERROR = "error"
-PREDICTORS = ("stable_rank", "entropy", "depth")
+DEPTH = "depth"
+PREDICTORS = ("stable_rank", "entropy", DEPTH)
 ALL, MEAN = "all layers", "mean of kinds"
 FEWEST = 5
 """Layers below which a kind is left out."""
@@ -40,6 +42,8 @@ class Correlation:
     rho: float
     interval: tuple[float, float] | None
     """95 %; None for a mean."""
+    given_depth: float | None
+    """Partial correlation at equal depth; None where it is not defined, as for the depth itself."""
 
 
 def layer_table(row: Row, dense: Row) -> pd.DataFrame:
@@ -91,13 +95,23 @@ def _of(table: pd.DataFrame, predictor: str) -> Iterator[Correlation]:
     found = [_correlation(part, predictor, kind) for kind, part in kinds]
     if found:
         mean = fmean(each.rho for each in found)
-        yield Correlation(predictor, MEAN, sum(each.count for each in found), mean, None)
+        left = [each.given_depth for each in found if each.given_depth is not None]
+        count = sum(each.count for each in found)
+        yield Correlation(predictor, MEAN, count, mean, None, fmean(left) if left else None)
     yield from found
 
 
 def _correlation(part: pd.DataFrame, predictor: str, layers: str) -> Correlation:
-    rho = spearman(part[predictor].tolist(), part[ERROR].tolist())
-    return Correlation(predictor, layers, len(part), rho, interval(rho, len(part)))
+    values, errors, depths = (part[column].tolist() for column in (predictor, ERROR, DEPTH))
+    rho = spearman(values, errors)
+    left = partial(rho, spearman(values, depths), spearman(errors, depths))
+    return Correlation(predictor, layers, len(part), rho, interval(rho, len(part)), left)
+
+
+def partial(ab: float, ac: float, bc: float) -> float | None:
+    """Return the correlation of a and b at equal c, of the three; None where c explains one of them."""
+    rest = (1 - ac**2) * (1 - bc**2)
+    return (ab - ac * bc) / sqrt(rest) if rest > 1e-12 else None
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

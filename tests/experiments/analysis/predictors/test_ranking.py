@@ -20,6 +20,7 @@ from experiments.analysis.predictors.ranking import (
     correlations,
     interval,
     layer_table,
+    partial,
     spearman,
 )
 from experiments.results.record import Row
@@ -88,6 +89,26 @@ def test_the_interval_is_bonett_and_wrights() -> None:
         (math.tanh(math.atanh(0.5) - half), math.tanh(math.atanh(0.5) + half))
     )
     assert interval(1.0, 10) == (1.0, 1.0)
+
+
+def test_what_is_left_at_equal_depth_is_the_correlation_of_residuals() -> None:
+    """Partial correlation, by regressing ranks on ranks of the depth."""
+    random = np.random.default_rng(2)
+    depth = np.arange(20.0)
+    a, b = depth + random.normal(0, 5, 20), -depth + random.normal(0, 5, 20)
+    ranks = [pd.Series(each).rank().to_numpy() for each in (a, b, depth)]
+    left = [each - np.polyval(np.polyfit(ranks[2], each, 1), ranks[2]) for each in ranks[:2]]
+    pairs = [spearman(x.tolist(), y.tolist()) for x, y in ((a, b), (a, depth), (b, depth))]
+    assert partial(*pairs) == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert partial(0.3, 1.0, 0.3) is None
+
+
+def test_the_depth_explains_itself() -> None:
+    found = correlations(layer_table(*made()))
+    assert all(each.given_depth is None for each in found if each.predictor == "depth")
+    assert all(each.given_depth is None for each in found if each.layers == "down_proj")
+    (left,) = (e.given_depth for e in found if (e.predictor, e.layers) == ("stable_rank", "q_proj"))
+    assert left == pytest.approx(1)
 
 
 def test_the_interval_covers() -> None:
