@@ -89,7 +89,7 @@ def is_module(name: str) -> bool:
 ORDER = {
     "sinq": "common formats algorithms kernels model calibration training methods checkpoint",
     "experiments": "common results compare data models evaluation runs report track config tables "
-    "sweeps bench command",
+    "sweeps analysis bench command",
 }
 """Folders (and modules) of a package; each may import what stands to its left."""
 

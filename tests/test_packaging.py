@@ -67,7 +67,7 @@ def test_the_command_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
 def test_core_dependencies_are_few_and_all_is_the_sum_of_the_harness_extras() -> None:
     assert {Requirement(each).name for each in PROJECT["dependencies"]} == CORE
     (every,) = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(every).extras == {"harness", "report", "wandb", "zero-shot"}
+    assert Requirement(every).extras == {"harness", "report", "wandb", "zero-shot", "analysis"}
 
 
 @pytest.mark.parametrize(("package", "extra"), EXTRAS.items())

@@ -97,7 +97,7 @@ class OmniQuant(LayerMethod):
         if not (self.clipping or self.transformation):
             raise NotApplicable(
                 "method.clipping=false is not possible with method.transformation=false: nothing would be"
-                " learned; use method=rtn"
+                " learned; use RTN"
             )
 
     @property

@@ -66,8 +66,8 @@ class Prefix(MethodWrapper):
         if self.inner.changes_shapes:
             name = self.inner.name
             raise NotApplicable(
-                f"a prefix has keys and values of all heads, and {name} removes some; put the prefix second:"
-                f" method={name} method@method.then=prefix"
+                f"a prefix has keys and values of all heads, and {name} removes some; put the prefix second,"
+                f" as what follows in {name} (`then`)"
             )
 
     @property

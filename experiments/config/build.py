@@ -35,7 +35,18 @@ from experiments.config.shared_options import SharedOptions, refuse_untaken
 from experiments.data.corpora import C4, C4New, C4Saved, PennTreebank, Pile, WikiText2
 from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
-from experiments.evaluation import Latency, LayerError, Memory, Operations, Perplexity, Size, ZeroShot
+from experiments.evaluation import (
+    AttentionEntropy,
+    Latency,
+    LayerError,
+    Memory,
+    Operations,
+    Perplexity,
+    Scaling,
+    Size,
+    StableRank,
+    ZeroShot,
+)
 from experiments.models.architectures import Transformer
 from experiments.models.sdgm.architecture import SpectralDictionary
 from experiments.models.smollm2_tuned import SmolLM2Tuned
@@ -68,6 +79,7 @@ PARTS: tuple[type, ...] = (
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
+    AttentionEntropy, StableRank, Scaling,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")

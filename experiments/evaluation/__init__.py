@@ -1,15 +1,19 @@
 """Evaluations, one per file: each turns a model into metrics."""
 
+from experiments.evaluation.attention_entropy import AttentionEntropy
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
+from experiments.evaluation.scaling import Scaling
 from experiments.evaluation.size import Size
+from experiments.evaluation.stable_rank import StableRank
 from experiments.evaluation.zero_shot.evaluation import ZeroShot
 
 __all__ = [
+    "AttentionEntropy",
     "Evaluation",
     "EvaluationContext",
     "Latency",
@@ -18,6 +22,8 @@ __all__ = [
     "Memory",
     "Operations",
     "Perplexity",
+    "Scaling",
     "Size",
+    "StableRank",
     "ZeroShot",
 ]

@@ -92,6 +92,9 @@ class Metrics(TypedDict, total=False):
     memory: Group
     layer_error: Group
     operations: Group
+    attention_entropy: Group
+    stable_rank: Group
+    scaling: Group
 
 
 class Windows(TypedDict, total=False):
@@ -102,6 +105,14 @@ class Windows(TypedDict, total=False):
 
 class LayerErrors(TypedDict, total=False):
     relative_error: dict[str, float]
+
+
+class Entropies(TypedDict, total=False):
+    entropy: dict[str, float]
+
+
+class StableRanks(TypedDict, total=False):
+    stable_rank: dict[str, float]
 
 
 class Rounds(TypedDict, total=False):
@@ -122,6 +133,8 @@ class Samples(TypedDict, total=False):
     perplexity: Windows
     latency: Rounded
     layer_error: LayerErrors
+    attention_entropy: Entropies
+    stable_rank: StableRanks
 
 
 class Model(TypedDict, total=False):

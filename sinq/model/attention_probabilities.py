@@ -7,11 +7,13 @@ instead, so that they can be seen and trained on:
         block(states)
     attention.seen              # one tensor (batch, queries, keys) for each attention, the mean of its heads
 
-Seen are torch's `scaled_dot_product_attention`, and any softmax over four dimensions (transformers' "eager").
+`Probabilities(summary)` notes another function of the probabilities (batch, heads, queries, keys) of each
+attention, so that what is large need not be kept. Seen are torch's `scaled_dot_product_attention`, and any
+softmax over four dimensions (transformers' "eager").
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +23,21 @@ from torch.overrides import TorchFunctionMode
 SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 
 
-class Probabilities(TorchFunctionMode):
-    """A context in which attention probabilities are noted; gradients reach what they were made of."""
+def mean_of_heads(probabilities: Tensor) -> Tensor:
+    """Return (batch, queries, keys) of (batch, heads, queries, keys)."""
+    return probabilities.mean(1)
 
-    def __init__(self) -> None:
+
+class Probabilities(TorchFunctionMode):
+    """A context in which attention probabilities are noted; gradients reach what they were made of.
+
+    Args:
+        summary: what is noted of the probabilities (batch, heads, queries, keys) of one attention.
+    """
+
+    def __init__(self, summary: Callable[[Tensor], Tensor] = mean_of_heads) -> None:
         super().__init__()
+        self.summary = summary
         self.seen: list[Tensor] = []
 
     def __torch_function__(
@@ -34,11 +46,11 @@ class Probabilities(TorchFunctionMode):
         given = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             probabilities, values = attended(*args, **given)
-            self.seen.append(probabilities.mean(1))
+            self.seen.append(self.summary(probabilities))
             return probabilities @ values
         result = func(*args, **given)
         if func in SOFTMAX and result.ndim == 4:
-            self.seen.append(result.mean(1))
+            self.seen.append(self.summary(result))
         return result
 
 

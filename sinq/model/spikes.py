@@ -2,7 +2,10 @@
 
 Salient channels fire for the format's steps, all others for one. The two populations have scales of their
 own, and a token's extremes in common. The product is what the neurons do: for each step, the columns of W of
-the firing channels are added (`formats/spikes.py`). Weights are dequantized for it, in float32.
+the firing channels are added (`formats/spikes.py`). Weights are dequantized for it, in float32, at each call.
+
+Not covered: kernels that use what spikes save, so a layer that fires is slower than one that rounds; and
+compilation to one graph, since the number of salient channels is content of a buffer.
 """
 
 from collections.abc import Iterator, Mapping

@@ -133,6 +133,9 @@ CASES = [
     case("method=spikellm | calibration=sotu | activation=a8_token", "around SpikeLLM", "activation=none"),
     case("method=spikellm | calibration=sotu | stream=true", "SpikeLLM needs the whole model"),
     case("+schema@evaluation.operations=Operations | evaluation.operations.windows=0", "windows=0 is"),
+    case("evaluation=layers | evaluation.attention_entropy.seqlen=1", "attention_entropy.seqlen=1 is"),
+    case("+schema@evaluation.scaling=Scaling | evaluation.scaling.lengths=[2,1,4]", "lengths must ascend"),
+    case("+schema@evaluation.scaling=Scaling | evaluation.scaling.lengths=[1,2,99999]", "context of"),
     # numbers
     Case((*GPTQ, "method.damping=nan"), ("method.damping=nan is",)),
     Case((*GPTQ, "method.damping=inf"), ("method.damping=inf is",)),

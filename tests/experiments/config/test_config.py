@@ -259,7 +259,7 @@ def test_an_evaluation_can_be_left_out() -> None:
         ),
         (
             "method=sink",
-            "method=sink does not exist; choose one of aqlm, aqlm_1x16, aqlm_cpu, aqlm_untuned, asinq, awq",
+            "method=sink does not exist; choose one of abq, abq_cpu, aqlm, aqlm_1x16",
         ),
         ("on_misfit=ignore", "on_misfit: Invalid value 'ignore', expected one of [error, shrink, skip]"),
         (

@@ -162,10 +162,11 @@ def test_a_model_of_halves_keeps_their_dtype(dtype: torch.dtype) -> None:
     )
 
 
-def test_a_layer_is_one_compiled_graph() -> None:
+@pytest.mark.parametrize("products", [Products.integer, Products.bitplanes])
+def test_a_layer_is_one_compiled_graph(products: Products) -> None:
     """Also where a compiler takes numbers of tokens, and of inputs after a second layer, for symbols."""
     torch._dynamo.reset()  # what other tests compiled counts toward a limit
-    mlp = rounded(SINQ(GRID), ASYMMETRIC).model.layers[0].mlp
+    mlp = rounded(SINQ(GRID), ASYMMETRIC, products).model.layers[0].mlp
     for layer in (mlp.down_proj, mlp.up_proj, mlp.down_proj):
         for tokens in (1, 20):
             x = torch.randn(tokens, layer.in_features)

@@ -72,7 +72,7 @@ def test_parts_are_joined_by_name_against_the_dense_model() -> None:
     assert down.nbytes == 64 * 32 // 2 + 64 * 4
     assert report.decisions["neurons=64"] == 1
     assert report.bits_per_weight == pytest.approx(5)
-    assert report.seconds_quantize >= sum(part.seconds for part in report.parts)
+    assert 0 < sum(part.seconds for part in report.parts) <= report.seconds_quantize * (1 + 1e-9)
 
 
 def test_without_another_method_layers_stay_dense() -> None:

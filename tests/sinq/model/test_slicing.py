@@ -66,7 +66,7 @@ def test_it_comes_back_from_disk_generates_with_its_cache_and_is_compressed(
     sinq.save(model, tmp_path)
     again = sinq.load(tmp_path)
     prompt = tiny_tokens(1, 8)
-    assert torch.equal(again(prompt).logits, model(prompt).logits)
+    assert torch.allclose(again(prompt).logits, model(prompt).logits, atol=1e-5)
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     with_cache = again.generate(prompt, use_cache=True, **options)
     assert torch.equal(with_cache, again.generate(prompt, use_cache=False, **options))

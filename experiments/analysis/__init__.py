@@ -1,0 +1,1 @@
+"""Studies that compress nothing: checks of theories, and questions asked of finished rows."""
