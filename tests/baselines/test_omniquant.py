@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ CONFIGS = {
 def grouped(architecture: str) -> Any:
     """A model with grouped queries, whose biases and gains are not those of a fresh one."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture])).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.normal_()

@@ -19,6 +19,7 @@ from torch import Tensor
 from baselines.aqlm import AQLM
 from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
+from baselines.omniquant import OmniQuant
 from baselines.rtn import RTN
 from experiments.config.build import method_classes
 from sinq import SINQ, LayerMethod, NotApplicable, Tuned
@@ -34,8 +35,8 @@ QUICK: dict[type, dict[str, Any]] = {
     AQLM: {"format": Codebooks(2, 4, 4), "rounds": 2, "steps": 3},
     MGPTQ: {"training": dataclasses.replace(MGPTQ().training, steps=8)},
 }
-WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing)
-"""Methods around others that look at text, but are given no statistic of a layer."""
+WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing, OmniQuant)
+"""Methods that look at text, but are given no statistic of a layer: around others, or trained."""
 
 
 def instances() -> Iterator[Any]:

@@ -108,7 +108,7 @@ CASES = [
     case("method=prefixquant | bits=4", "needs calibration text", "calibration=wikitext2"),
     case("method=prefixquant | calibration=sotu | method.threshold=0", "method.threshold=0.0 is not"),
     case("method=stat | method@method.then=rtn", "STAT ranks heads and neurons on calibration text"),
-    case("method=stat | bits=3 | calibration=sotu", "method=stat takes no bits"),
+    case("method=stat | bits=3 | calibration=sotu", "method=stat takes no group_size and no bits"),
     case("method=stat | method@method.then=rtn | calibration=sotu | method.target=0", "target=0.0 is not"),
     case("method=stat | method@method.then=rtn | calibration=sotu", "method.chunk=1 neurons", "divide"),
     Case(LORAPRUNE, ("LoRAPrune trains on text", "calibration=wikitext2")),

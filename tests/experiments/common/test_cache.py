@@ -26,6 +26,7 @@ from experiments.common.tensor_folder import TensorFolder
 from experiments.data.text import Document, tokenize
 from experiments.evaluation import Perplexity
 from experiments.models import smollm2, source
+from experiments.models.byte_pairs import SMALLEST, byte_pairs
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import _made_from
 from experiments.runs.text_free import SelfGenerated, vocabulary
@@ -111,7 +112,13 @@ def sampled(variant: int) -> list[int]:
     return source.tokens(loaded, vocabulary(loaded), 16, silent).flatten().tolist()
 
 
-KINDS = {"tokens", "reference", "statistics", "hashes", "converted", "sampled"}
+def tokenizer(variant: int) -> list[int]:
+    passage = Document(("few words\n", "many letters\n")[variant] * 4, "here")
+    ids: list[int] = byte_pairs(passage, SMALLEST + 4).encode("few words, many letters")
+    return ids
+
+
+KINDS = {"tokens", "reference", "statistics", "hashes", "converted", "sampled", "tokenizers"}
 
 
 def test_every_kind_of_entry_is_damaged_here() -> None:
@@ -133,6 +140,7 @@ def kind(
         "reference": ("reference/*", distance),
         "statistics": ("statistics/*/*q_proj*", gptq),
         "sampled": ("sampled/*", sampled),
+        "tokenizers": ("tokenizers/*", tokenizer),
         "hashes": ("hashes/*", partial(fingerprint, tmp_path=tmp_path)),
         "converted": ("converted-*/model.safetensors", partial(converted, monkeypatch=monkeypatch)),
     }

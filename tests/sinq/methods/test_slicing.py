@@ -25,7 +25,7 @@ from sinq import (
     StateFormat,
 )
 from sinq.common.timing import Clock
-from sinq.methods.slicing import Slicing
+from sinq.methods.slicing import Removed, Slicing
 from sinq.model.context import Context
 from sinq.model.edits import edits
 from sinq.model.key_value_edits import RoundKeyValues
@@ -56,10 +56,10 @@ class FirstUnits(Slicing):
         calibration: Calibration | None,
         context: Context,
         clock: Clock,
-    ) -> tuple[Decision, ...]:
+    ) -> Removed:
         for each in units:
             slice_block(model, each, kept_groups(each, [0], range(self.chunk)))
-        return (Decision("neurons", len(units) * self.chunk, chosen=True),)
+        return Removed((Decision("neurons", len(units) * self.chunk, chosen=True),))
 
 
 def test_parts_are_joined_by_name_against_the_dense_model() -> None:
@@ -125,7 +125,7 @@ def test_keys_and_values_are_rounded_for_the_heads_that_are_left() -> None:
 
 
 def test_a_prefix_comes_after_slicing() -> None:
-    with pytest.raises(NotApplicable, match=r"method=toy_first_units method@method\.then=prefix"):
+    with pytest.raises(NotApplicable, match=r"what follows in toy_first_units"):
         Prefix(FirstUnits(Dense()))
     model = tiny_model("qwen3-untied")
     FirstUnits(Prefix(QUANTIZED, tokens=(1,))).compress(model)

@@ -1,5 +1,6 @@
 """Attention probabilities: against those that eager attention returns, and torch's own attention."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ TOKENS = torch.arange(2 * 20).reshape(2, 20) % 90
 
 def model(architecture: str, attention: str) -> Any:
     torch.manual_seed(0)
-    config = CONFIGS[architecture]
+    config = deepcopy(CONFIGS[architecture])
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
