@@ -14,6 +14,8 @@ from experiments.report.svg import tag
 
 HEIGHT, STRIP, BAR, CELL = 320, 24, 14, 16
 """Heights in pixels: a chart, a strip of an interval or a bar, a bar in a strip, a row of a heat map."""
+MOST_STRIPS = 500
+"""Strips in a figure, at most: so many are half a megabyte, and more are read by nobody."""
 
 
 @singledispatch
@@ -98,8 +100,11 @@ def _sample(piece: Markup) -> Markup:
 def _intervals(figure: Intervals) -> Markup:
     ends = [end for item in figure.items for end in item.ends]
     across = around([*ends, figure.neutral], figure.log)
-    strips = [_strip(item.name, item.label, _interval(item, across, figure.neutral)) for item in figure.items]
-    return tag("p", figure.x_label, class_="axis") + tag("div", *strips, _ruler(across), class_="strips")
+    strips = [
+        _strip(item.name, item.label, _interval(item, across, figure.neutral))
+        for item in figure.items[:MOST_STRIPS]
+    ]
+    return _strips(figure.x_label, strips, len(figure.items), across)
 
 
 def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
@@ -116,9 +121,12 @@ def _interval(item: Item, across: Scale, neutral: float) -> list[Markup]:
 @draw.register
 def _bars(figure: Bars) -> Markup:
     across = around([sum(bar.values) for bar in figure.bars] + [0.0], start=0.0)
-    strips = [_strip(bar.name, bar.label, _stack(bar.values, bar.style, across)) for bar in figure.bars]
-    axis = tag("p", f"{figure.x_label}: {' (pale), then '.join(figure.parts)}", class_="axis")
-    return axis + tag("div", *strips, _ruler(across), class_="strips")
+    strips = [
+        _strip(bar.name, bar.label, _stack(bar.values, bar.style, across))
+        for bar in figure.bars[:MOST_STRIPS]
+    ]
+    words = f"{figure.x_label}: {' (pale), then '.join(figure.parts)}"
+    return _strips(words, strips, len(figure.bars), across)
 
 
 def _stack(values: tuple[float, ...], style: int, across: Scale) -> list[Markup]:
@@ -130,6 +138,13 @@ def _stack(values: tuple[float, ...], style: int, across: Scale) -> list[Markup]
         for part, (start, end) in enumerate(pairwise(ends))
         if end > start
     ]
+
+
+def _strips(words: str, strips: list[Markup], count: int, across: Scale) -> Markup:
+    """Draw strips above a ruler; words above them name the axis, and how many of `count` are drawn."""
+    if count > len(strips):
+        words += f"; the first {len(strips):,} of {count:,} runs (--only chooses others)"
+    return tag("p", words, class_="axis") + tag("div", *strips, _ruler(across), class_="strips")
 
 
 def _strip(name: str, label: str, pieces: list[Markup]) -> Markup:
