@@ -82,10 +82,18 @@ class SmolLM2Tuned(ModelSource):
     def identity(self) -> dict[str, str | None]:
         return self.asked() | {"fingerprint": fingerprint(folder())}
 
+    @property
+    def is_made(self) -> bool:
+        return _entry().intact
+
 
 def folder() -> Path:
     """Return the float16 Hugging Face folder, made on first use (some minutes on two cores)."""
-    return made_once(Entry(".", f"smollm2-135m-tuned-{key(recipe=recipe())[:8]}"), _make)
+    return made_once(_entry(), _make)
+
+
+def _entry() -> Entry:
+    return Entry(".", f"smollm2-135m-tuned-{key(recipe=recipe())[:8]}")
 
 
 def _make(path: Path, scratch: Path) -> None:

@@ -93,6 +93,11 @@ class ModelSource(ABC):
         """Return the facts that identify the content of the model, wherever its files are."""
         return self.asked()
 
+    @property
+    def is_made(self) -> bool:
+        """Return False where `identity` must first train the model here."""
+        return True
+
 
 @dataclass(frozen=True)
 class SmolLM2(ModelSource):

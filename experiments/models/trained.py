@@ -126,8 +126,15 @@ class Trained(ModelSource):
 
     def trajectory(self) -> Path:
         """Return the folder with a model's folder for each checkpoint, made on first use."""
-        name = f"{self.architecture.label}-{key(recipe=self.recipe())[:8]}"
-        return made_once(Entry("trained", name), self._make)
+        return made_once(self._entry, self._make)
+
+    @property
+    def is_made(self) -> bool:
+        return self._entry.intact
+
+    @property
+    def _entry(self) -> Entry:
+        return Entry("trained", f"{self.architecture.label}-{key(recipe=self.recipe())[:8]}")
 
     def _make(self, path: Path, scratch: Path) -> None:
         passage = self.text.calibration()

@@ -95,6 +95,8 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: Mapping
     overrides = tuple(config.hydra.overrides.task)
     try:
         run = build(config)
+        if not run.model.is_made:  # a plan trains nothing
+            return Item(overrides, State.to_do, label(run), reason="(its model is trained first)")
         parts = identity(run)
         name = run_id(parts)
         row = record.find(results_dir, name)

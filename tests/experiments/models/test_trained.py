@@ -52,6 +52,14 @@ def test_checkpoints_are_those_of_a_plain_loop() -> None:
     _same(model, load(SOURCE, CPU).model)
 
 
+def test_it_says_if_it_is_made_without_making_it() -> None:
+    assert not SOURCE.is_made
+    assert not replace(SOURCE, step=5).is_made
+    load(replace(SOURCE, step=5), CPU)
+    assert SOURCE.is_made
+    assert not replace(SOURCE, seqlen=16).is_made
+
+
 def _same(model: Any, other: Any) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, other.state_dict()[name], atol=1e-5), name

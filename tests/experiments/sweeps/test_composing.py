@@ -1,5 +1,6 @@
 """Configurations for the plan are those that Hydra composes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from experiments.config.build import OF_RUN, register
+from experiments.models import smollm2_tuned
+from experiments.models.trained import Trained
+from experiments.sweeps import plan
 from experiments.sweeps.composing import Composer
+from experiments.sweeps.plan import State
 from tests.conftest import ROOT
 
 COMMON = ("text=sotu", "evaluation=quality", "evaluation.perplexity.windows=1", "logger=none")
@@ -70,3 +75,14 @@ def test_a_mistake_has_hydras_words(word: str, sweep: Any) -> None:
     with pytest.raises(type(expected.value)) as found:
         Composer(loader, config)(["method=rtn", word])
     assert str(found.value) == str(expected.value)
+
+
+def test_a_plan_trains_no_model(sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Trained, "_make", None)
+    monkeypatch.setattr(smollm2_tuned, "_make", None)
+    composer = Composer(*sweep)
+    words = [["method=rtn", f"model={name}", "text=sotu"] for name in ("sdgm1", "smollm2_tuned")]
+    items = list(plan.make(map(composer, words), tmp_path, ["", ""]))
+    assert [(item.state, item.run_id) for item in items] == [(State.to_do, None)] * 2
+    assert {item.reason for item in items} == {"(its model is trained first)"}
