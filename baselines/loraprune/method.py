@@ -98,11 +98,6 @@ class LoRAPrune(Slicing):
         if calibration is None:
             raise NotApplicable(f"LoRAPrune trains on text; {PASS_CALIBRATION}")
         self._batches(calibration)
-        wrong = [each.counts.neurons for each in units if each.counts.neurons % self.chunk]
-        if wrong:
-            raise NotApplicable(
-                f"method.chunk={self.chunk} does not divide the {wrong[0]} neurons of a block"
-            )
         if self.sparsity.ratio and not self._prunable(units):
             raise NotApplicable(
                 f"method.keep_first={self.keep_first} and method.keep_last={self.keep_last} leave none of the"

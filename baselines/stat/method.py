@@ -101,11 +101,6 @@ class STAT(Slicing):
                 f"the calibration text has {tokens} tokens, and a matrix has {widest} columns, which fewer"
                 " tokens cannot tell apart; use more windows (calibration.samples)"
             )
-        counts = [each.counts.neurons for each in units]
-        if wrong := [count for count in counts if count % self.chunk]:
-            raise NotApplicable(
-                f"method.chunk={self.chunk} does not divide the {wrong[0]} neurons of a block"
-            )
         if len({_macs(each, 0) for each in units}) > 1:
             raise NotApplicable("heads or neurons of some blocks have other sizes; STAT compares equal ones")
 

@@ -96,6 +96,7 @@ class Slicing(Method):
         units = find_units(model)
         require_usable_weights(model)
         self.require_possible(units, calibration)
+        self._require_chunks(units)
         self._let_next_refuse(model, units, calibration, context)
         self.check_running(model, calibration)
         before, clock = _sizes(units), Clock()
@@ -112,6 +113,14 @@ class Slicing(Method):
             training=removed.training,
             method=self.label,
         )
+
+    def _require_chunks(self, units: Sequence[Units]) -> None:
+        """Raise `NotApplicable` if the neurons of a block are no whole number of chunks."""
+        for each in units:
+            if each.counts.neurons % self.chunk:
+                raise NotApplicable(
+                    f"method.chunk={self.chunk} does not divide the {each.counts.neurons} neurons of a block"
+                )
 
     def _let_next_refuse(
         self,

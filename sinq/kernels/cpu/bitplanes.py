@@ -39,6 +39,7 @@ from sinq.kernels.cpu.arguments import (
 )
 from sinq.kernels.cpu.codes import Kernel
 from sinq.kernels.cpu.dots import ROWS as STRIP
+from sinq.kernels.cpu.integer import addresses, result_like, stored_tensors
 from sinq.kernels.cpu.integers import EXACT, add_token, row_scales
 from sinq.kernels.cpu.linear import run
 from sinq.kernels.cpu.openmp import parallel, thread_count, thread_number
@@ -46,7 +47,6 @@ from sinq.kernels.cpu.openmp import parallel, thread_count, thread_number
 PLANES, SUMS, INPUT_BITS = range(FIELDS, FIELDS + 3)
 """Fields of a job behind those of `arguments.py`; CODES is not read."""
 WORD = planes.COLUMNS
-OPTIONAL = ("zero", "scale_range", "scale_exponent")
 pack = planes.packer()
 count_1, count_2, count_3, count_4, count_5, count_6, count_7, count_8 = map(planes.counter, range(1, 9))
 
@@ -75,11 +75,9 @@ def product(
     value: QuantizedTensor, x: QuantizedActivations, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Return x Ŵᵀ + b (..., out_features) of a dtype; sums and bias are added in float32."""
-    tensors, grid = value.tensors, value.grid
-    optional = [tensors.get(name) for name in OPTIONAL]
+    grid = value.grid
     sizes = (x.bits, value.shape[0], grid.bits, grid.group_size)
-    stored = (tensors["codes"], tensors["scale"], *optional)
-    arguments: tuple[Any, ...] = (x.codes, x.scale, x.zero, *stored, *sizes)
+    arguments: tuple[Any, ...] = (x.codes, x.scale, x.zero, *stored_tensors(value), *sizes)
     result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
     return (result if bias is None else result + bias.float()).to(dtype)
 
@@ -107,26 +105,16 @@ def _linear(
     x, shared = inputs.contiguous(), [input_scale.contiguous()]
     shared.append(None if input_zero is None else input_zero.contiguous())  # type: ignore[arg-type]
     numbers = [bits, rows, columns, group_size, rows, tokens, 8 * scale.element_size(), 0, rows]
-    stored = _addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
-    fields = [*numbers, *stored, columns // groups, *_addresses(*shared), 0]
+    stored = addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
+    fields = [*numbers, *stored, columns // groups, *addresses(*shared), 0]
     work = tokens * rows * columns * bits * input_bits // WORD
-    run(_multiply(), [*fields, *_addresses(*kept), input_bits], work)
+    run(_multiply(), [*fields, *addresses(*kept), input_bits], work)
     return outputs
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 _operator = torch.library.custom_op("sinq::cpu_bitplane_linear", _linear, mutates_args=())
 """`_linear` as one node of a compiled graph."""
-
-
-@_operator.register_fake
-def _shape(inputs: Tensor, *arguments: object) -> Tensor:
-    rows = arguments[-3]
-    assert isinstance(rows, int | torch.SymInt)
-    return inputs.new_empty(*inputs.shape[:-1], rows, dtype=torch.float32)
+_operator.register_fake(result_like)
 
 
 def prepared(codes: Tensor, bits: int, shape: tuple[int, int], unit: int) -> Prepared:
@@ -154,7 +142,7 @@ def prepare(codes: Tensor, bits: int, unit: int) -> Prepared:
     made = Prepared(
         torch.zeros(strips, units, bits, words, STRIP, dtype=torch.int32), torch.zeros(strips, units, STRIP)
     )
-    run(_prepare(), [rows, columns, unit, bits, *_addresses(codes, *made)], rows * columns)
+    run(_prepare(), [rows, columns, unit, bits, *addresses(codes, *made)], rows * columns)
     return made
 
 

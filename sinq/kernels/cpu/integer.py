@@ -25,7 +25,6 @@ from sinq.kernels.cpu.openmp import parallel
 
 FEW = 4
 """Tokens up to which codes are not unpacked to bytes."""
-OPTIONAL = ("zero", "scale_range", "scale_exponent")
 
 
 def refusal(value: QuantizedTensor, group_size: int) -> str | None:
@@ -43,11 +42,9 @@ def product(
     value: QuantizedTensor, x: QuantizedActivations, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Return x Ŵᵀ + b (..., out_features) of a dtype; sums and bias are added in float32."""
-    tensors, grid = value.tensors, value.grid
-    optional = [tensors.get(name) for name in OPTIONAL]
+    grid = value.grid
     sizes = (value.shape[0], grid.bits, grid.group_size)
-    stored = (tensors["codes"], tensors["scale"], *optional)
-    arguments: tuple[Any, ...] = (x.codes, x.scale, x.zero, *stored, *sizes)
+    arguments: tuple[Any, ...] = (x.codes, x.scale, x.zero, *stored_tensors(value), *sizes)
     result: Tensor = _operator(*arguments) if torch.compiler.is_compiling() else _linear(*arguments)
     return (result if bias is None else result + bias.float()).to(dtype)
 
@@ -73,8 +70,8 @@ def _linear(
         _centred(inputs, input_scale, input_zero) if few else _padded(inputs, input_scale, input_zero)
     )
     numbers = [bits, rows, columns, group_size, rows, tokens, 8 * scale.element_size(), 0, rows]
-    stored = _addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
-    fields = [*numbers, *stored, columns // groups, *_addresses(*shared), int(tiles.permitted())]
+    stored = addresses(codes, scale, zero, None, scale_range, scale_exponent, x, outputs)
+    fields = [*numbers, *stored, columns // groups, *addresses(*shared), int(tiles.permitted())]
     if tokens:
         run(multiply() if few else multiply_rounded(), fields, tokens * rows * columns)
     return outputs
@@ -97,7 +94,15 @@ def _padded(*tensors: Tensor | None) -> list[Tensor | None]:
     ]  # fmt: skip
 
 
-def _addresses(*tensors: Tensor | None) -> list[int]:
+def stored_tensors(value: QuantizedTensor) -> tuple[Tensor | None, ...]:
+    """Return codes, scale, zero, and range and exponent of scales; a value here has no column scales."""
+    tensors = value.tensors
+    optional = (tensors.get(name) for name in ("zero", "scale_range", "scale_exponent"))
+    return tensors["codes"], tensors["scale"], *optional
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Return where tensors begin in memory; 0 for None."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
@@ -106,7 +111,8 @@ _operator = torch.library.custom_op("sinq::cpu_integer_linear", _linear, mutates
 
 
 @_operator.register_fake
-def _shape(inputs: Tensor, *arguments: object) -> Tensor:
+def result_like(inputs: Tensor, *arguments: object) -> Tensor:
+    """Return the result's shape (..., rows) and dtype; `arguments` end with rows, bits and group size."""
     rows = arguments[-3]
     assert isinstance(rows, int | torch.SymInt)
     return inputs.new_empty(*inputs.shape[:-1], rows, dtype=torch.float32)

@@ -17,10 +17,10 @@ Codes of 8 bits lie whole in words: there, a thread loads its unit 16 bytes at o
 one, which lie 32 bytes apart, they were slower than bf16.
 
 Measured on an H200 against 4.2 TB/s of a copy, 17408×5120, groups of 64: 4 bits reach 78 % (2.0 × bf16), 3
-bits 73 % (2.4 ×), 2 bits 54 % (2.5 ×), 8 bits 89 % (1.2 ×). A program needs several blocks of columns: with
-4096 columns, 4 and 8 bits reach 50 %. Loading units of 2 and 4 bits 16 bytes at once was slower, as were
-accumulating by position instead of in a tree (fewer instructions, more registers) and software pipelining
-(`num_stages`).
+bits 73 % (2.4 ×), 2 bits 54 % (2.5 ×), 8 bits 89 % (1.2 ×; a kernel with this loop, alone). A program needs
+several blocks of columns: with 4096 columns, 4 and 8 bits reach 50 %. Loading units of 2 and 4 bits 16 bytes
+at once was slower, as were accumulating by position instead of in a tree (fewer instructions, more registers)
+and software pipelining (`num_stages`).
 
 Not covered: |x · col_scale| of 2²⁸ (2.7e8) and more, where x · 2^SHIFT is no float32.
 """
