@@ -5,7 +5,6 @@ loads a model once. The dense model is never changed: `sparing_clone` copies its
 every tensor, and compression replaces modules of the copy.
 """
 
-import copy
 import enum
 import hashlib
 import re
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.common.cache import Entry, key
 from experiments.common.network import prepare_hub
@@ -27,6 +26,7 @@ from experiments.models import smollm2
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.common.library_errors import library_errors, reason
 from sinq.common.options import check
+from sinq.model.sharing import sparing_clone as sparing_clone  # noqa: PLC0414 - its users know it from here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -302,9 +302,3 @@ def reads_ahead(model: "PreTrainedModel") -> bool:
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     rounding = max(1e-4, 4 * torch.finfo(model.dtype).eps)
     return bool((logits[0] - logits[1]).abs().max() > rounding * logits.std())
-
-
-def sparing_clone(model: nn.Module) -> nn.Module:
-    """Return a copy of a module tree that shares every parameter and buffer with the original."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})

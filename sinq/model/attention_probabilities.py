@@ -9,7 +9,8 @@ instead, so that they can be seen and trained on:
 
 `Probabilities(summary)` notes another function of the probabilities (batch, heads, queries, keys) of each
 attention, so that what is large need not be kept. Seen are torch's `scaled_dot_product_attention`, and any
-softmax over four dimensions (transformers' "eager").
+softmax over four dimensions (transformers' "eager"). Attention of another form asks `watched()`, and then
+computes by its definition.
 """
 
 import math
@@ -18,9 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
+
+
+def watched() -> bool:
+    """Return whether probabilities are noted at present."""
+    return any(isinstance(mode, Probabilities) for mode in _get_current_function_mode_stack())
 
 
 def mean_of_heads(probabilities: Tensor) -> Tensor:

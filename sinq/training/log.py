@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 NAMES = ("losses", "gradient_norms", "tokens", "seconds")
+MEASURE = "measure/"
+"""Beginning of the names of measures among tensors."""
 
 
 @dataclass
@@ -22,26 +24,34 @@ class TrainingLog:
     """Elements of the step's batch: tokens, where it holds ids."""
     seconds: list[float] = field(default_factory=list)
     """Wall-clock seconds, without saving states."""
+    measures: dict[str, list[float]] = field(default_factory=dict)
+    """Other numbers of each step, by name, that the training's `measures` gave."""
 
     @property
     def steps(self) -> int:
         return len(self.losses)
 
-    def add(self, loss: float, norm: float, tokens: int, seconds: float) -> None:
+    def add(
+        self, loss: float, norm: float, tokens: int, seconds: float, measures: Mapping[str, float] = {}
+    ) -> None:
         """Append a step."""
         for name, value in zip(NAMES, (loss, norm, tokens, seconds), strict=True):
             getattr(self, name).append(value)
+        for name, value in measures.items():
+            self.measures.setdefault(name, []).append(value)
 
     def as_row(self) -> dict[str, Any]:
-        """Return the cost in total, and the mean loss of the first and the last tenth of the steps."""
+        """Return the cost in total, and means of loss and measures in the first and last tenth of steps."""
         tenth = max(1, self.steps // 10)
-        return {
+        row: dict[str, Any] = {
             "steps": self.steps,
             "tokens": sum(self.tokens),
             "seconds": sum(self.seconds),
-            "loss_first": sum(self.losses[:tenth]) / tenth,
-            "loss_last": sum(self.losses[-tenth:]) / tenth,
         }
+        for name, values in {"loss": self.losses, **self.measures}.items():
+            row[f"{name}_first"] = sum(values[:tenth]) / tenth
+            row[f"{name}_last"] = sum(values[-tenth:]) / tenth
+        return row
 
     @property
     def summary(self) -> str:
@@ -51,10 +61,17 @@ class TrainingLog:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the log as tensors, which `from_tensors` reads."""
-        return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NAMES}
+        lists = {name: getattr(self, name) for name in NAMES}
+        lists |= {f"{MEASURE}{name}": values for name, values in self.measures.items()}
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in lists.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the log that `tensors` wrote."""
         losses, norms, tokens, seconds = (tensors[name].tolist() for name in NAMES)
-        return cls(losses, norms, [int(count) for count in tokens], seconds)
+        measures = {
+            name.removeprefix(MEASURE): tensor.tolist()
+            for name, tensor in tensors.items()
+            if name.startswith(MEASURE)
+        }
+        return cls(losses, norms, [int(count) for count in tokens], seconds, measures)

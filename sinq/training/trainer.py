@@ -13,7 +13,8 @@ which needs no scaling of the loss; float16, which does, is left out.
 A loss or gradients that are not finite stop the training before they reach the parameters, which keep their
 last good values and are saved; the message says where.
 
-Not covered: several devices, parameter groups with options of their own, early stopping.
+Parameters may have shares of the learning rate of their own (`shares`); all other options are the same for
+all. Not covered: several devices, early stopping.
 """
 
 import enum
@@ -154,6 +155,10 @@ class Trainer:
     store: TensorStore | None = None
     """Store of the state, in which a training with the same options finds it again."""
     progress: Progress = silent
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by name of parameter; 1 for those that are not named."""
+    measures: Callable[[], Mapping[str, float]] = dict
+    """Other numbers of the step that is over, for the log: the same names in every step."""
 
     def run(self) -> TrainingLog:
         """Train to the last step, from the beginning or from the stored state.
@@ -179,9 +184,11 @@ class Trainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         options = self.options
         betas = (options.betas[0], options.betas[1])
-        return torch.optim.AdamW(
-            self.parameters.values(), options.learning_rate, betas, weight_decay=options.weight_decay
-        )
+        groups: dict[float, list[Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(self.shares.get(name, 1.0), []).append(parameter)
+        named = [{"params": parameters, "share": share} for share, parameters in groups.items()]
+        return torch.optim.AdamW(named, options.learning_rate, betas, weight_decay=options.weight_decay)
 
     def _resumed(self, optimizer: torch.optim.Optimizer) -> TrainingLog:
         name = name_of_state(self.options, self.parameters)
@@ -207,9 +214,9 @@ class Trainer:
             self._require_finite(norm, "norm of the gradients", step)
             self.companion.before_update(step)
             for group in optimizer.param_groups:
-                group["lr"] = self.options.rate(step)
+                group["lr"] = self.options.rate(step) * group["share"]
             optimizer.step()
-        log.add(loss, norm, sum(part.numel() for part in parts), clock.seconds)
+        log.add(loss, norm, sum(part.numel() for part in parts), clock.seconds, self.measures())
 
     def _mixed_loss(self, part: Tensor) -> Tensor:
         mixed = self.options.precision.is_mixed(self.device)

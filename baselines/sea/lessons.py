@@ -1,0 +1,125 @@
+"""What student and teacher do while SEA is trained: forms of attention that note, and that are compared.
+
+The teacher's attention is softmax attention that notes its queries, keys and output (`Noted`). The student's
+(`Taught`) computes by the dense definition of its form, quadratic in the length, and compares with these
+notes; inside it nothing is kept for the way back, and the T × T matrices of one attention at a time are in
+memory. Both are put in for the time of the training only.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from baselines.sea.losses import alike
+from sinq.kernels.block_attention import causal
+from sinq.model.attention_forms.form import FORM, AttentionForm, attention_forms, install_form, repeated
+from sinq.model.attention_forms.sparse import SparseAttention
+
+Notes = tuple[Tensor, Tensor, Tensor]
+"""Queries and keys of all heads, and the output, (batch, heads, T, width) each."""
+
+
+class Noted(AttentionForm):
+    """Softmax attention that notes what it is given and returns."""
+
+    notes: Notes
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        heads = query.shape[1]
+        key, value = repeated(key, heads), repeated(value, heads)
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        self.notes = query, key, output
+        return output
+
+
+class Taught(AttentionForm):
+    """A form whose computation is compared with the teacher's notes.
+
+    Args:
+        weight: that of divergences among the losses.
+        keys: number of keys, up to which a query sees all.
+    """
+
+    notes: Notes
+    """The teacher's, of the same texts; to be set before a pass."""
+
+    def __init__(self, form: AttentionForm, weight: float, keys: int) -> None:
+        super().__init__()
+        self.form, self._weight, self._keys = form, weight, keys
+        self.loss = torch.zeros(())
+        """Losses of the last pass."""
+        self.recall: Tensor | None = None
+        """Mean share of the teacher's attention that is kept; None where all keys are looked at."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        arguments = query, key, value, scale, *self.notes
+        output, self.loss, self.recall = checkpoint(self._compared, *arguments, use_reentrant=False)
+        return output
+
+    def _compared(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, *notes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return output, losses and recall."""
+        wanted_query, wanted_key, wanted_output = notes
+        wanted = masked_scores(wanted_query, wanted_key, scale)
+        found = masked_scores(query, repeated(key, query.shape[1]), scale)
+        loss, recall = alike(wanted, found, self._weight), None
+        if isinstance(self.form, SparseAttention):
+            attended = self.form.dense(query, key, value, scale)
+            output, recall = attended.output, kept_share(wanted, attended.mask, self._keys)
+            if attended.estimate is not None:
+                loss = loss + alike(wanted, hide_later(attended.estimate), self._weight)
+        else:
+            output = self.form(query, key, value, scale)
+        return output, loss + mse_loss(output.float(), wanted_output.float()), recall
+
+
+Pair = tuple[Noted, Taught]
+"""The attentions of a layer, of the teacher and of the model that is taught."""
+
+
+def masked_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return scores (batch, heads, T, T), float32, −∞ at later keys, of (batch, heads, T, width) both."""
+    with torch.autocast(query.device.type, enabled=False):
+        return hide_later(query.float() @ key.float().mT * scale)
+
+
+def hide_later(scores: Tensor) -> Tensor:
+    """Return scores (..., T, T) with −∞ at keys after the query."""
+    return scores.masked_fill(~causal(scores.shape[-1], scores.device), -torch.inf)
+
+
+@torch.no_grad()
+def kept_share(scores: Tensor, mask: Tensor, keys: int) -> Tensor:
+    """Return the mean share of true attention at the keys of a mask, a scalar.
+
+    Args:
+        scores: true scores (batch, heads, T, T), −∞ at later keys.
+        mask: kept keys, (…, T, T).
+        keys: queries that see no more keys are left out; all count where none sees more.
+    """
+    share = (scores.softmax(-1) * mask).sum(-1)
+    return share[..., keys if keys < share.shape[-1] else 0 :].mean()
+
+
+@contextmanager
+def lessons(model: nn.Module, teacher: nn.Module, weight: float, keys: int) -> Iterator[list[Pair]]:
+    """Let a teacher's attention note, and a model's forms compare, within the context; yield both by layer.
+
+    Args:
+        weight, keys: see `Taught`.
+    """
+    forms = attention_forms(model)
+    pairs = {name: (Noted(), Taught(form, weight, keys)) for name, form in forms.items()}
+    for name, (noted, taught) in pairs.items():
+        install_form(teacher, name, noted)
+        setattr(model.get_submodule(name), FORM, taught)
+    try:
+        yield list(pairs.values())
+    finally:
+        for name, form in forms.items():
+            setattr(model.get_submodule(name), FORM, form)
