@@ -2,8 +2,8 @@
 
 The teacher's attention is softmax attention that notes its queries, keys and output (`Noted`). The student's
 (`Taught`) computes by the dense definition of its form, quadratic in the length, and compares with these
-notes; inside it nothing is kept for the way back, and the T × T matrices of one attention at a time are in
-memory. Both are put in for the time of the training only.
+notes. Its T × T matrices are kept for the way back; with training.gradient_checkpointing=true those of one
+block at a time are. Both are put in for the time of the training only.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
-from baselines.sea.losses import alike
-from sinq.kernels.block_attention import causal
+from baselines.sea.losses import alike, exp
 from sinq.model.attention_forms.form import FORM, AttentionForm, attention_forms, install_form, repeated
 from sinq.model.attention_forms.sparse import SparseAttention
 
@@ -56,53 +54,52 @@ class Taught(AttentionForm):
         """Mean share of the teacher's attention that is kept; None where all keys are looked at."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        arguments = query, key, value, scale, *self.notes
-        output, self.loss, self.recall = checkpoint(self._compared, *arguments, use_reentrant=False)
-        return output
-
-    def _compared(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, *notes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return output, losses and recall."""
-        wanted_query, wanted_key, wanted_output = notes
-        wanted = masked_scores(wanted_query, wanted_key, scale)
-        found = masked_scores(query, repeated(key, query.shape[1]), scale)
-        loss, recall = alike(wanted, found, self._weight), None
+        wanted_query, wanted_key, wanted_output = self.notes
+        wanted = log_attention(wanted_query, wanted_key, scale)
+        loss = alike(wanted, log_attention(query, repeated(key, query.shape[1]), scale), self._weight)
         if isinstance(self.form, SparseAttention):
             attended = self.form.dense(query, key, value, scale)
-            output, recall = attended.output, kept_share(wanted, attended.mask, self._keys)
+            output = attended.output
+            self.recall = kept_share(wanted, attended.mask, self._keys)
             if attended.estimate is not None:
-                loss = loss + alike(wanted, hide_later(attended.estimate), self._weight)
+                loss = loss + alike(wanted, causal_log_softmax(attended.estimate), self._weight)
         else:
             output = self.form(query, key, value, scale)
-        return output, loss + mse_loss(output.float(), wanted_output.float()), recall
+        self.loss = loss + mse_loss(output.float(), wanted_output.float())
+        return output
 
 
+HIDDEN = -1e30
+"""Addend of the scores of later keys: finite, so that 0 times it is 0."""
 Pair = tuple[Noted, Taught]
 """The attentions of a layer, of the teacher and of the model that is taught."""
 
 
-def masked_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Return scores (batch, heads, T, T), float32, −∞ at later keys, of (batch, heads, T, width) both."""
+def log_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return the logarithm of causal softmax attention, float32 (batch, heads, T, T), of (…, T, width) both.
+
+    It is finite: `HIDDEN` below the others at later keys.
+    """
     with torch.autocast(query.device.type, enabled=False):
-        return hide_later(query.float() @ key.float().mT * scale)
+        return causal_log_softmax(query.float() @ key.float().mT * scale)
 
 
-def hide_later(scores: Tensor) -> Tensor:
-    """Return scores (..., T, T) with −∞ at keys after the query."""
-    return scores.masked_fill(~causal(scores.shape[-1], scores.device), -torch.inf)
+def causal_log_softmax(scores: Tensor) -> Tensor:
+    """Return the log-softmax of scores (..., T, T) over the keys up to each query."""
+    hidden = torch.full(scores.shape[-2:], HIDDEN, device=scores.device).triu(1)
+    return (scores.float() + hidden).log_softmax(-1)
 
 
 @torch.no_grad()
-def kept_share(scores: Tensor, mask: Tensor, keys: int) -> Tensor:
+def kept_share(attention: Tensor, mask: Tensor, keys: int) -> Tensor:
     """Return the mean share of true attention at the keys of a mask, a scalar.
 
     Args:
-        scores: true scores (batch, heads, T, T), −∞ at later keys.
+        attention: logarithm of the true attention (batch, heads, T, T).
         mask: kept keys, (…, T, T).
         keys: queries that see no more keys are left out; all count where none sees more.
     """
-    share = (scores.softmax(-1) * mask).sum(-1)
+    share = (exp(attention) * mask).sum(-1)
     return share[..., keys if keys < share.shape[-1] else 0 :].mean()
 
 

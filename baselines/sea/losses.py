@@ -25,6 +25,9 @@ from torch.nn.functional import mse_loss
 
 from sinq.common.options import check, number
 
+LEAST = -87.0
+"""Logarithm of a probability that float32 just has."""
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -41,20 +44,25 @@ class Losses:
         check(self, "losses", divergence=weight, next_token=weight, hidden=weight, logits=weight)
 
 
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(softmax teacher ‖ softmax student) of logits (..., n), summed over n, the mean of the rest.
+def exp(logarithms: Tensor) -> Tensor:
+    """Return the exponential of log-probabilities; one below e^−87 is that, which is as good as 0.
 
-    A logit of −∞ in both takes no part.
+    On a CPU the exponential of what is far below its range takes ten times as long.
     """
-    wanted, found = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
-    difference = (wanted - found).masked_fill(wanted == -torch.inf, 0.0)
-    return (wanted.exp() * difference).sum(-1).mean()
+    return logarithms.clamp_min(LEAST).exp()
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(p ‖ q) of log-probabilities (..., n) of p and q, summed over n, the mean of the rest.
+
+    Where p has no probability, both are finite.
+    """
+    return (exp(teacher) * (teacher - student)).sum(-1).mean()
 
 
 def alike(teacher: Tensor, student: Tensor, weight: float) -> Tensor:
-    """Return weight · KL + MSE of the probabilities of logits (..., keys)."""
-    distance = mse_loss(student.float().softmax(-1), teacher.float().softmax(-1))
-    return weight * divergence(teacher, student) + distance
+    """Return weight · KL + MSE of the probabilities, of log-probabilities (..., keys)."""
+    return weight * divergence(teacher, student) + mse_loss(exp(student), exp(teacher))
 
 
 def hidden_distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:

@@ -143,6 +143,10 @@ class Student:
         return (
             weights.next_token * entropy
             + weights.hidden * hidden_distance(wanted.hidden_states[1:], found.hidden_states[1:])
-            + weights.logits * divergence(wanted.logits, found.logits)
+            + weights.logits * divergence(_log_softmax(wanted.logits), _log_softmax(found.logits))
             + attention
         )
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1)
