@@ -52,6 +52,10 @@ class Taught(AttentionForm):
         """Losses of the last pass."""
         self.recall: Tensor | None = None
         """Mean share of the teacher's attention that is kept; None where all keys are looked at."""
+        self.draws = False
+        """True to keep the maps of a pass."""
+        self.maps: tuple[Tensor, Tensor]
+        """Mean over windows and heads of the true and the estimated attention, (T, T) both."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         wanted_query, wanted_key, wanted_output = self.notes
@@ -62,7 +66,10 @@ class Taught(AttentionForm):
             output = attended.output
             self.recall = kept_share(wanted, attended.mask, self._keys)
             if attended.estimate is not None:
-                loss = loss + alike(wanted, causal_log_softmax(attended.estimate), self._weight)
+                estimate = causal_log_softmax(attended.estimate)
+                loss = loss + alike(wanted, estimate, self._weight)
+                if self.draws:
+                    self.maps = exp(wanted).mean((0, 1)), exp(estimate).mean((0, 1))
         else:
             output = self.form(query, key, value, scale)
         self.loss = loss + mse_loss(output.float(), wanted_output.float())

@@ -31,13 +31,14 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from baselines.sea.lessons import lessons
 from baselines.sea.losses import Losses
+from baselines.sea.maps import attention_maps
 from baselines.sea.training import Student, is_new, settle, trained_parameters
 from sinq import Calibration, CompressionReport, Context, Method, NotApplicable, PartReport
 from sinq.calibration.gradients import next_token_loss
@@ -168,12 +169,23 @@ class SEA(Method):
             teacher = sparing_clone(model)
             self._replace(model, shapes)
             log = self._train(model, teacher, batches, context)
+            samples = self._samples(model, teacher, calibration)
         return CompressionReport(
             parts=_parts(model, clock.seconds),
             seconds_quantize=clock.seconds,
             training=log,
+            samples=samples,
             method=self.label,
         )
+
+    def _samples(self, model: nn.Module, teacher: nn.Module, calibration: Calibration) -> dict[str, Any]:
+        """Return attention maps on the first window, where there are estimated ones."""
+        if self.form is not Form.estimated:
+            return {}
+        names = list(attention_forms(model))
+        with lessons(model, teacher, self.losses.divergence, self.keys) as attentions:
+            maps = attention_maps(model, teacher, attentions, names, calibration.tokens[0])
+        return {"attention_maps": maps}
 
     def _batches(self, calibration: Calibration) -> Windows:
         """Return the batches of a training.

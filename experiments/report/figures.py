@@ -128,6 +128,8 @@ class HeatMaps:
     maps: tuple[HeatMap, ...]
     log: bool = False
     note: str = ""
+    across: str = "Decoder blocks across"
+    """What the columns are."""
 
     @property
     def values(self) -> tuple[float, ...]:

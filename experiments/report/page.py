@@ -13,7 +13,7 @@ from markupsafe import Markup
 from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
 from experiments.compare.query import matching
-from experiments.report import durations, forest, heat_maps, pareto, zero_shot
+from experiments.report import attention_maps, durations, forest, heat_maps, pareto, zero_shot
 from experiments.report.colours import rules
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
@@ -148,7 +148,7 @@ def _section(
     single = [figure for figure in (differences, durations.time(group)) if figure]
     figures = (
         *pareto.charts(group), *single, *zero_shot.accuracies(group), *forest.latency(group),
-        *heat_maps.maps(group, tables),
+        *heat_maps.maps(group, tables), *attention_maps.maps(group),
     )  # fmt: skip
     return Section(group, about(group), figures, found.notes if found else ())
 

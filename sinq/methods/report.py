@@ -124,6 +124,8 @@ class CompressionReport:
     """Time before the first layer: compiling kernels, or loading them from disk."""
     training: TrainingLog | None = None
     """Steps of a method that trains; None for others."""
+    samples: Mapping[str, Any] = field(default_factory=dict)
+    """Raw values that a row keeps besides, as plain JSON, by name; small, and bounded in size."""
     method: str = field(default="", compare=False)
     """Name of the method and its format, for people."""
 

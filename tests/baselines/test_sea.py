@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from baselines.sea import SEA
 from baselines.sea.lessons import kept_share, lessons, log_attention
 from baselines.sea.losses import Losses, alike, divergence, hidden_distance
+from baselines.sea.maps import binned
 from baselines.sea.method import Form
 from baselines.sea.training import Student, is_new, trained_parameters
 from sinq import Calibration, Context, NotApplicable, load, save
@@ -72,7 +73,7 @@ def test_a_training_lowers_the_loss(kind: str) -> None:
 
 @needs_data
 def test_estimates_find_more_and_more_of_the_true_attention() -> None:
-    folder = SHARED / "models/stories260k"
+    folder = SHARED / "data/models/stories260k"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     text = torch.randint(3, 500, (1, 96), generator=torch.Generator().manual_seed(0))
     options = Training(steps=25, batch=1, learning_rate=1e-3)
@@ -195,6 +196,22 @@ def test_a_killed_training_goes_on_to_the_same_weights(monkeypatch: pytest.Monke
 
 def as_store(content: dict[str, dict[str, Tensor]]) -> TensorStore:
     return content  # type: ignore[return-value]
+
+
+def test_maps_are_shares_of_attention_in_groups() -> None:
+    attention = torch.rand(10, 10).tril()
+    attention /= attention.sum(-1, keepdim=True)
+    cells = binned(attention, 3)
+    assert cells.shape == (3, 3)
+    torch.testing.assert_close(cells.sum(-1), torch.ones(3))
+    torch.testing.assert_close(cells[1, 0], attention[4:7, :4].sum(-1).mean())
+    kept = quick().compress(random_model("llama"), TEXT).samples["attention_maps"]
+    assert kept["layers"] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    for kind in ("true", "estimated"):
+        assert [len(each) for each in kept[kind]] == [24, 24]
+        assert all(sum(row) == pytest.approx(1, abs=2e-3) for each in kept[kind] for row in each)
+    assert kept["true"] != kept["estimated"]
+    assert not quick(form=Form.local).compress(random_model("llama"), TEXT).samples
 
 
 def test_random_features_are_drawn_anew() -> None:

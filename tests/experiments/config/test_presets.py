@@ -37,6 +37,8 @@ SMOOTHQUANT = (
     "arXiv 2211.10438, section 5.1 (OPT, BLOOM: 0.5); mit-han-lab/smoothquant, smooth.py: norms only"
 )
 STAT = "nicolehao34/InterpolativeDecompositionPruning 814aa12, bert-pruning-ID/prune_opt.py"
+SEA = "gmlwns2000/sea-attention, src/trainer/opt_trainer.py and scripts/opt.py"
+SEA_CODE = "gmlwns2000/sea-attention, src/models/perlin_attention/attention.py and trainer/perlin_trainer.py"
 LORAPRUNE = "aim-uofa/LoRAPrune 4da5272, script/prune.sh and loraprune/utils.py, trainer.py"
 LORAPRUNE_PAPER = "arXiv 2305.18403v5, section 4.1: batch, learning rate, cosine"
 TORCH_ADAMW = "torch.optim.AdamW and transformers.TrainingArguments: defaults"
@@ -84,6 +86,12 @@ FEEDBACK = (
     ("keep_better_rows", False, GPTQ_CODE), ("solve_groups", 0, GPTQ_CODE),
 )  # fmt: skip
 WEIGHTS = (("*candidates", 16, OURS), ("*narrowest", 0.7, OURS))
+SEA_LOSSES = (("divergence", 0.1), ("next_token", 0.1), ("hidden", 5.0), ("logits", 0.2))
+SEA_CPU = (
+    ("keys", 32), ("blocks", 64), ("tokens", 1024), ("gate_bias", 4.0), ("training.steps", 100),
+    ("training.batch", 1), ("training.learning_rate", 1e-4), ("training.schedule", "cosine"),
+    ("training.warm_up", 0.1), ("training.gradient_checkpointing", False),
+)  # fmt: skip
 LEARNED = (
     ("clipping", True), ("transformation", True), ("alpha", 0.5), ("batch", 1),
     ("clipping_rate", 1e-2), ("transformation_rate", 5e-3),
@@ -138,6 +146,22 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("loraprune*", "training.weight_decay", 0.0, TORCH_ADAMW),
     ("loraprune*", "training.precision", "auto", "here: bfloat16 where the device has it; the code: float16"),
     ("loraprune*", "training.gradient_checkpointing", False, LORAPRUNE),
+    ("sea*", "form", "estimated", SEA_CODE), ("sea*", "fraction", 8.0, SEA),
+    ("sea*", "redraw", 1000, SEA_CODE),
+    ("sea", "keys", 64, SEA), ("sea", "blocks", 256, SEA), ("sea", "tokens", 2048, SEA),
+    ("sea", "gate_bias", 0.0, "here: 0; the code starts it near 0, at random"),
+    ("sea*", "jitter", 0.1, SEA_CODE),
+    ("sea*", "new_share", 10.0, SEA), ("sea*", "base_share", 0.2, SEA),
+    *(("sea*", f"losses.{name}", value, SEA_CODE) for name, value in SEA_LOSSES),
+    ("sea", "training.steps", 10_000, SEA), ("sea", "training.batch", 32, SEA),
+    ("sea", "training.learning_rate", 1e-5, SEA), ("sea*", "training.weight_decay", 1e-2, SEA),
+    ("sea*", "training.clip", 1.0, SEA), ("sea*", "training.betas", [0.9, 0.999], TORCH_ADAMW),
+    ("sea", "training.schedule", "constant", "here: no schedule is stated"),
+    ("sea", "training.warm_up", 0.0, OURS),
+    ("sea*", "training.at_once", 1, OURS),
+    ("sea*", "training.precision", "auto", "here: bfloat16; the code: float16"),
+    ("sea", "training.gradient_checkpointing", True, OURS),
+    *(("sea_cpu", name, value, OURS) for name, value in SEA_CPU),
     ("spikellm", "neurons.bits", 4, SPIKELLM), ("spikellm", "neurons.steps", 2, SPIKELLM),
     ("spikellm", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
     ("spikellm", "share", 0.1, SPIKELLM),

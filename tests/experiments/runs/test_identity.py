@@ -20,6 +20,7 @@ from baselines.mixed import Mixed
 from baselines.omniquant import OmniQuant
 from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
+from baselines.sea import SEA
 from baselines.smoothquant import SmoothQuant
 from baselines.spikellm import SpikeLLM
 from baselines.stat import STAT
@@ -155,7 +156,7 @@ def known_runs() -> dict[str, Run]:
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
         "prefix": Prefix(RTN()), "stat": STAT(RTN()), "loraprune": LoRAPrune(RTN()),
-        "spikellm": SpikeLLM(RTN()),
+        "spikellm": SpikeLLM(RTN()), "sea": SEA(),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)
