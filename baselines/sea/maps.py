@@ -1,7 +1,7 @@
 """Attention maps of a trained model, true and estimated, small enough to be kept in a row.
 
-A map of one attention is the mean over its heads on one window of text, in `BINS` × `BINS` cells: the share of
-attention that queries of a row give to keys of a column. Of the first, the middle and the last attention.
+A map of one attention is the mean over its heads on one window of text, in `BINS` × `BINS` cells: the share
+of attention that queries of a row give to keys of a column. Of the first, the middle and the last attention.
 """
 
 from collections.abc import Sequence

@@ -278,11 +278,10 @@ def _training_metrics(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _samples(measured: Mapping[str, Measurement], context: EvaluationContext) -> dict[str, Any]:
-    """Return the single values behind the metrics, and the losses and measures of each step of a training."""
+    """Return the values behind metrics and report, and the losses and measures of each step of a training."""
     samples = {key: measurement.samples for key, measurement in measured.items() if measurement.samples}
+    samples |= context.report.samples
     training = context.report.training
-    return (
-        samples
-        if training is None
-        else samples | {"training": {"loss": training.losses, **training.measures}}
-    )
+    if training is None:
+        return samples
+    return samples | {"training": {"loss": training.losses, **training.measures}}

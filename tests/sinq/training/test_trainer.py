@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,36 @@ def test_updates_are_those_of_adamw(clip: float | None, schedule: Schedule) -> N
     torch.testing.assert_close(problem.weight.detach(), written_out(options), rtol=1e-9, atol=1e-12)
     assert log.tokens == [4 * 6] * 7
     assert log.losses[-1] < log.losses[0]
+
+
+def test_parameters_have_shares_of_the_rate_of_their_own() -> None:
+    options = Training(4, 4, 4, 0.05, weight_decay=0.1, clip=None)
+    problem, slow = Regression(), Regression()
+    problem.trainer(options).run()
+    slow.trainer(replace(options, learning_rate=0.1), shares={"weight": 0.5}).run()
+    assert torch.equal(slow.weight, problem.weight)
+    both = {"a": torch.zeros(6, dtype=torch.float64, requires_grad=True)}
+    both["b"] = both["a"].detach().clone().requires_grad_()
+    batches = Windows(DATA, 4, 4, 0)
+
+    def loss(part: Tensor) -> Tensor:
+        return sum((part @ each - part @ TARGET).square().mean() for each in both.values())  # type: ignore[return-value]
+
+    Trainer(options, loss, both, batches, CPU, shares={"b": 2.0}).run()
+    assert torch.equal(both["a"], problem.weight)
+    assert not torch.equal(both["b"], both["a"])
+
+
+def test_measures_of_each_step_are_in_the_log_and_survive_a_resumption() -> None:
+    counted = iter(range(100))
+    store: dict[str, dict[str, Tensor]] = {}
+    options = Training(5, 4, 4)
+    log = Regression().trainer(options, measures=lambda: {"n": float(next(counted))}, store=store).run()
+    assert log.measures == {"n": [0.0, 1.0, 2.0, 3.0, 4.0]}
+    assert log.as_row()["n_first"] == 0.0
+    assert log.as_row()["n_last"] == 4.0
+    again = Regression().trainer(options, measures=lambda: {"n": -1.0}, store=store).run()
+    assert again.measures == log.measures
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
