@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 TIES = "the first of equally probable tokens counts, as in argmax"
 BLOCK, BLOCKS = 128, 512
 """Fewest positions of a block, and about the most blocks that a row keeps."""
+MOST_TRACED = 4
+"""Most windows whose tokens a row keeps: 2,047 tokens are about 50 kB of it."""
 LARGEST_NLL = natural_logarithm(sys.float_info.max)
 """Largest NLL whose perplexity is a number, 709 nats."""
 
@@ -51,11 +53,18 @@ class Perplexity(Evaluation):
     """Number of the dense model's most probable tokens in the lower bound `kl`; null for none."""
     exact: bool = False
     """Measure the exact divergence too, with its distribution; one more product with the head."""
+    trace: int = 0
+    """Number of windows of which the row keeps the exact divergence and Δp of every token, with its id."""
     bos: Bos = Bos.first
     """The windows that begin with the token of beginning: `first`, as the tokenizer does, or `each`."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.perplexity", windows=whole(1), seqlen=whole(2), top_k=whole(1))
+        traced = whole(0, MOST_TRACED)
+        check(self, "evaluation.perplexity", windows=whole(1), seqlen=whole(2), top_k=whole(1), trace=traced)
+        if self.trace and not self.exact:
+            raise ValueError(
+                f"evaluation.perplexity.trace is {self.trace}, which needs evaluation.perplexity.exact=true"
+            )
 
     def check(self, context: EvaluationContext) -> None:
         first = self._windows(context)[:1].to(context.device)
@@ -80,7 +89,7 @@ class Perplexity(Evaluation):
         if not context.is_dense:
             compared = read_compressed(context, chosen, chunked, kept)
         metrics, samples = _likelihood(compared.nll)
-        for more in (_bound(compared, kept), _exact(compared, kept)):
+        for more in (_bound(compared, kept), _exact(compared, kept, self.trace)):
             metrics, samples = metrics | more.metrics, samples | more.samples
         return Measurement(metrics | self._facts(context, chosen, chunked), samples)
 
@@ -130,17 +139,19 @@ def _bound(compared: Compared, kept: Kept) -> Measurement:
     return Measurement(metrics, samples)
 
 
-def _exact(compared: Compared, kept: Kept) -> Measurement:
+def _exact(compared: Compared, kept: Kept, trace: int) -> Measurement:
     """Return the exact divergence and its distribution."""
     if kept.exact is None or not compared.changed:
         return Measurement({})
     whole = Positions.joined(compared.changed)
     shape = compared.nll.shape
-    windows = {
+    windows: dict[str, Any] = {
         "window_divergence": whole.kl.reshape(shape).mean(1).tolist(),
         "window_same_top": (1 - whole.flipped.reshape(shape)).mean(1).tolist(),
         "window_delta_p": whole.delta_p.reshape(shape).mean(1).tolist(),
     }
+    if trace:
+        windows["trace"] = [predictions.trace(each) for each in compared.changed[:trace]]
     how = {"dense": "kept states" if kept.exact.plain else "run beside it", "ties": TIES}
     return Measurement(
         {"divergence": predictions.metrics(whole) | how}, windows | predictions.groups(whole, shape[1])

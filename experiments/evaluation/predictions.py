@@ -68,6 +68,13 @@ def groups(changed: Positions, positions: int) -> dict[str, Any]:
     }
 
 
+def trace(changed: Positions) -> dict[str, list[float]]:
+    """Return the divergence, Δp and id of each token, to four digits."""
+    columns = {"kl": changed.kl, "delta_p": changed.delta_p}
+    rounded = {name: [float(f"{value:.4g}") for value in column] for name, column in columns.items()}
+    return {"token": changed.token.tolist(), **rounded}
+
+
 def histogram(kl: Numbers) -> dict[str, Any]:
     """Return counts of positions by log10 of KL; the first and last bin take what lies outside.
 

@@ -181,6 +181,29 @@ def test_percentiles_rise_to_the_maximum_and_the_mean_is_between(values: list[fl
     assert found["kl"] <= rising[-1] + 1e-9
 
 
+def test_the_trace_has_every_token_of_the_first_windows() -> None:
+    _, compressed = pair()
+    samples = replace(OPTIONS, trace=2).measure(compressed).samples
+    kl, _ = exact(compressed)
+    assert len(samples["trace"]) == 2
+    for number, window in enumerate(samples["trace"]):
+        assert window["kl"] == pytest.approx(kl[number].tolist(), rel=1e-3, abs=1e-6)
+        assert window["token"] == compressed.tokens[number * SEQLEN + 1 : (number + 1) * SEQLEN].tolist()
+    assert "trace" not in OPTIONS.measure(compressed).samples
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trace": 5}, "evaluation.perplexity.trace"),
+        ({"trace": 1, "exact": False}, "trace is 1, which needs evaluation.perplexity.exact=true"),
+    ],
+)
+def test_a_trace_is_bounded_and_needs_the_exact_divergence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(OPTIONS, **options)
+
+
 def relative_cost(best: Callable[[list[float]], float] = min) -> float:
     """Seconds of perplexity with the exact divergence over those without, on the embedded model."""
     from experiments.models.source import SmolLM2, load
