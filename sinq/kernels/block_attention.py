@@ -1,12 +1,7 @@
 """Attention to some blocks of keys of each query, exact, and never of all pairs of tokens.
 
-The visible keys of a query, the first L = t + 1, are divided into a constant number of blocks K as evenly as
-whole keys allow. A mask (…, T, K) says which blocks a query attends to; the softmax is over their keys alone:
-
-    block b of a query of L keys = keys ⌊b·L/K + 1/2⌋ … ⌊(b + 1)·L/K + 1/2⌋ − 1
-
-With L < K some blocks are empty and the others have one key (SEA, arXiv 2310.01777, stretches its estimated
-mask so). A query of which no key is chosen gets 0.
+A mask (…, T, K) says which blocks of keys (`algorithms/key_blocks.py`) a query attends to; the softmax is
+over their keys alone. A query of which no key is chosen gets 0.
 
 The definition gathers a row of keys and values for each chosen pair, a bounded number at a time. The fast
 versions read keys where they are. Time and memory of all are proportional to the pairs. No gradient flows
@@ -16,64 +11,11 @@ through any: training stretches the blocks to a dense mask (`stretched`).
 import torch
 from torch import Tensor
 
+from sinq.algorithms.key_blocks import block_sizes, causal_lengths, pairs
 from sinq.kernels.dispatch import fast
 
 PAIRS_AT_ONCE = 1 << 16
 """Pairs of query and key whose rows are gathered at once, on average."""
-
-
-def block_starts(lengths: Tensor, blocks: int) -> Tensor:
-    """Return the first key of each block, and the end of the last, int64 (rows, blocks + 1).
-
-    Args:
-        lengths: visible keys of each row, int64 (rows,).
-    """
-    edges = torch.arange(blocks + 1, device=lengths.device)
-    return (2 * lengths[:, None] * edges + blocks) // (2 * blocks)
-
-
-def block_sizes(lengths: Tensor, blocks: int) -> Tensor:
-    """Return the keys in each block, int64 (rows, blocks)."""
-    return block_starts(lengths, blocks).diff(dim=1)
-
-
-def causal_lengths(tokens: int, device: torch.device) -> Tensor:
-    """Return the visible keys of each query, 1 … tokens, int64."""
-    return torch.arange(1, tokens + 1, device=device)
-
-
-def block_index(tokens: int, blocks: int, device: torch.device) -> Tensor:
-    """Return the block of each key for each query, int64 (tokens, tokens); later keys have any."""
-    lengths = causal_lengths(tokens, device)
-    middle = 2 * lengths - 1  # twice a key and a half
-    return ((middle * blocks - 1) // (2 * lengths[:, None])).clamp(0, blocks - 1)
-
-
-def stretched(blocks: Tensor, index: Tensor) -> Tensor:
-    """Return values of blocks (…, T, K) at the keys of each block, (…, T, T), by `block_index`."""
-    return blocks.gather(-1, index.expand(*blocks.shape[:-1], index.shape[-1]))
-
-
-def causal(tokens: int, device: torch.device) -> Tensor:
-    """Return which keys a query sees, bool (tokens, tokens)."""
-    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-
-
-def pairs(kept: Tensor, rows: range) -> tuple[Tensor, Tensor]:
-    """Return row and key of each chosen pair, int64 (pairs,) both, in order of rows.
-
-    Args:
-        kept: chosen blocks, bool (sequences, T, K).
-        rows: the queries to take; rows are counted as sequence · len(rows) + query − rows.start.
-    """
-    lengths = torch.arange(rows.start + 1, rows.stop + 1, device=kept.device)
-    starts = block_starts(lengths, kept.shape[-1])
-    sequence, query, block = kept[:, rows.start : rows.stop].nonzero(as_tuple=True)
-    first, size = starts[query, block], starts[query, block + 1] - starts[query, block]
-    position = torch.arange(int(size.sum()), device=kept.device)
-    before = (size.cumsum(0) - size).repeat_interleave(size)
-    row = (sequence * len(rows) + query).repeat_interleave(size)
-    return row, first.repeat_interleave(size) + position - before
 
 
 @fast(

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sinq.kernels.block_attention import pairs
+from sinq.algorithms.key_blocks import pairs
 
 KEYS = 64
 """Keys that are gathered at once."""

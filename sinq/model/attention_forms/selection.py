@@ -12,7 +12,7 @@ probability; the published code counts them, and may keep some of them instead o
 import torch
 from torch import Tensor
 
-from sinq.kernels.block_attention import block_sizes
+from sinq.algorithms.key_blocks import block_sizes
 
 QUERIES_AT_ONCE = 1024
 """Queries whose estimates are sorted at once."""

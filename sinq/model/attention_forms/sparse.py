@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinq.kernels.block_attention import attend_blocks, block_index, causal, stretched
+from sinq.algorithms.key_blocks import block_index, causal, stretched
+from sinq.kernels.block_attention import attend_blocks
 from sinq.model.attention_forms.estimator import Estimator, EstimatorShape
 from sinq.model.attention_forms.form import AttentionForm, repeated
 from sinq.model.attention_forms.linear import running_mean

@@ -9,30 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinq import Kernel, using
-from sinq.kernels.block_attention import (
-    attend_blocks,
+from sinq.algorithms.key_blocks import (
     block_index,
     block_sizes,
     block_starts,
     causal,
     causal_lengths,
     pairs,
-    segment_softmax,
     stretched,
 )
+from sinq.kernels.block_attention import attend_blocks, segment_softmax
+from tests.sinq.kernels.attended import inputs
 
 CPU = torch.device("cpu")
 LENGTHS = st.integers(1, 70)
-
-
-def inputs(
-    tokens: int, blocks: int, kept: float = 0.4, heads: int = 4, kv_heads: int = 2, batch: int = 2
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(batch, count, tokens, 8, generator=generator) for count in (heads, kv_heads, kv_heads)
-    )
-    return query, key, value, torch.rand(batch, heads, tokens, blocks, generator=generator) < kept, 0.35
 
 
 def by_loops(query: Tensor, key: Tensor, value: Tensor, kept: Tensor, scale: float) -> Tensor:

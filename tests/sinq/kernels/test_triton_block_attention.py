@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sinq.kernels.block_attention import attend_blocks
-from tests.sinq.kernels.test_block_attention import inputs
+from tests.sinq.kernels.attended import inputs
 
 pytest.importorskip("triton")
 

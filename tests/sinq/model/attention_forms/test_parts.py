@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinq.kernels.block_attention import block_index, block_sizes, causal, causal_lengths, stretched
+from sinq.algorithms.key_blocks import block_index, block_sizes, causal, causal_lengths, stretched
 from sinq.model.attention_forms.estimator import Estimator, EstimatorShape, causal_convolution
 from sinq.model.attention_forms.linear import (
     CHUNK,
