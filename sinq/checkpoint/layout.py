@@ -24,6 +24,7 @@ from sinq.checkpoint.former_layouts import edits_from_format_1
 from sinq.checkpoint.weight_files import LISTED
 from sinq.common.inside import exists, regular_file
 from sinq.common.reading import entry, read_json, shown, typed
+from sinq.model.attention_forms import edits as _edits  # noqa: F401 - so that files may name them
 from sinq.model.edits import Edit, edit_as_json, edit_from_json
 
 FORMAT = 3
