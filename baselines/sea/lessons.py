@@ -1,4 +1,4 @@
-"""What student and teacher do while SEA is trained: forms of attention that note, and that are compared.
+"""Forms of attention for the time of SEA's training: the teacher's notes, the student's is compared.
 
 The teacher's attention is softmax attention that notes its queries, keys and output (`Noted`). The student's
 (`Taught`) computes by the dense definition of its form, quadratic in the length, and compares with these

@@ -129,7 +129,7 @@ class HeatMaps:
     log: bool = False
     note: str = ""
     across: str = "Decoder blocks across"
-    """What the columns are."""
+    """Words for the columns."""
 
     @property
     def values(self) -> tuple[float, ...]:
