@@ -73,7 +73,7 @@ PUBLISHED = Training(
 
 
 class Form(enum.Enum):
-    """What attention becomes."""
+    """The attention that a model gets."""
 
     estimated = "estimated"
     linear = "linear"
