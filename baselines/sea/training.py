@@ -49,7 +49,10 @@ def widen(model: nn.Module) -> None:
 
 
 def settle(model: nn.Module, like: nn.Module) -> None:
-    """End a training: parameters get the number format that they have in `like`, and need no gradient."""
+    """End a training: no key is moved, parameters need no gradient and have the number formats of `like`."""
+    for module in model.modules():
+        if isinstance(module, EstimatedAttention):
+            module.jitter = 0.0
     formats = {name: parameter.dtype for name, parameter in like.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)

@@ -214,6 +214,15 @@ def test_maps_are_shares_of_attention_in_groups() -> None:
     assert not quick(form=Form.local).compress(random_model("llama"), TEXT).samples
 
 
+def test_no_key_is_moved_after_a_training() -> None:
+    model = random_model("llama")
+    quick(jitter=1.0).compress(model, TEXT)
+    with torch.enable_grad():
+        dense = model(TEXT.tokens).logits.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(TEXT.tokens).logits, dense, rtol=0, atol=2e-5)
+
+
 def test_random_features_are_drawn_anew() -> None:
     drawn = []
     for redraw in (2, 1000):

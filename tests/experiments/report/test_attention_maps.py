@@ -39,7 +39,7 @@ def test_true_attention_is_left_and_the_estimate_right() -> None:
 def test_maps_of_other_sizes_are_a_figure_of_their_own_and_no_maps_are_none() -> None:
     small = {name: values[:1] for name, values in MAPS.items()}
     found = drawn(MAPS, MAPS, small)
-    assert [len(figure.maps) for figure in found] == [2, 1]
+    assert sorted(len(figure.maps) for figure in found) == [1, 2]
     assert len({figure.key for figure in found}) == 2
     assert drawn(None) == []
 
