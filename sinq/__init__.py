@@ -15,6 +15,11 @@ from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.export.base import Exporter
+from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.mlx import MLX
+from sinq.export.report import ExportReport
+from sinq.export.run import export
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
@@ -45,6 +50,7 @@ from sinq.model.walk import BlockView, walk
 from sinq.training.block_tuning import BlockTuning
 
 __all__ = [
+    "MLX",
     "SINQ",
     "ActivationFormat",
     "Activations",
@@ -56,10 +62,13 @@ __all__ = [
     "Choice",
     "CompressedExperts",
     "CompressedLinear",
+    "CompressedTensors",
     "CompressedWeight",
     "CompressionReport",
     "Context",
     "Decision",
+    "ExportReport",
+    "Exporter",
     "Grid",
     "Groups",
     "HalfQuadratic",
@@ -94,6 +103,7 @@ __all__ = [
     "choose",
     "chosen",
     "collect",
+    "export",
     "find_targets",
     "imbalance",
     "kernel_of",

@@ -87,7 +87,7 @@ def is_module(name: str) -> bool:
 
 
 ORDER = {
-    "sinq": "common formats algorithms kernels model calibration training methods checkpoint",
+    "sinq": "common formats algorithms kernels model calibration training methods checkpoint export",
     "experiments": "common results compare data models evaluation runs report track config tables "
     "sweeps analysis bench command",
 }
