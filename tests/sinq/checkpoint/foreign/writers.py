@@ -1,7 +1,7 @@
 """Checkpoints in formats of other projects, written bit by bit: slow, and in no way that the readers use.
 
-A code is put into its word by adding it at its bit; words are Python's whole numbers. Matrices are random codes,
-scales and zeros; what they stand for is computed in float64 from the formula of each format.
+A code is put into its word by adding it at its bit; words are Python's whole numbers. Matrices are random
+codes, scales and zeros; what they stand for is computed in float64 from the formula of each format.
 """
 
 import json
@@ -23,7 +23,7 @@ Stored = dict[str, Tensor]
 
 @dataclass
 class Matrix:
-    """A matrix (rows, columns) in groups: codes, scales and zeros as whole arrays, and what they stand for."""
+    """A matrix (rows, columns) in groups: codes, scales and zeros as arrays, and what they stand for."""
 
     rows: int
     columns: int
@@ -49,7 +49,8 @@ class Matrix:
     def dense(self) -> Tensor:
         """The matrix, float64."""
         zero, scale = (
-            torch.as_tensor(part).double().repeat_interleave(self.group, 1) for part in (self.zero, self.scale)
+            torch.as_tensor(part).double().repeat_interleave(self.group, 1)
+            for part in (self.zero, self.scale)
         )
         return (torch.as_tensor(self.codes).double() - zero) * scale
 
@@ -123,7 +124,9 @@ def official(matrix: Matrix) -> Stored:
     step = -(-len(rows) // parts)
     padded = np.zeros((step * parts, matrix.group), dtype=np.int64)
     padded[: len(rows)] = rows
-    packed = sum(padded[part * step : (part + 1) * step] << (matrix.bits * (parts - 1 - part)) for part in range(parts))
+    packed = sum(
+        padded[part * step : (part + 1) * step] << (matrix.bits * (parts - 1 - part)) for part in range(parts)
+    )
     return {
         "W_q": torch.tensor(packed).to(torch.uint8 if width == 8 else torch.int32),
         "meta.scale": matrix.scale.reshape(-1, 1),
@@ -147,7 +150,13 @@ def sidecar(matrix: Matrix) -> dict[str, Any]:
 
 
 def ct_config(bits: int, group: int, symmetric: bool = False) -> dict[str, Any]:
-    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": group}
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "group",
+        "group_size": group,
+    }
     groups = {"group_0": {"targets": ["Linear"], "input_activations": None, "weights": weights}}
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
 
@@ -168,11 +177,15 @@ KINDS = {
     "gptq_v2": Kind(
         gptq, {"quant_method": "gptq", "bits": 3, "group_size": 32, "checkpoint_format": "gptq_v2"}, bits=3
     ),
-    "awq": Kind(awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM", "zero_point": True}),
+    "awq": Kind(
+        awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "GEMM", "zero_point": True}
+    ),
     "compressed": Kind(compressed_tensors, ct_config(4, 32)),
     "compressed6": Kind(compressed_tensors, ct_config(6, 64, True), bits=6, group=64, symmetric=True),
     "official": Kind(official, {"quant_method": "sinq", "nbits": 4, "group_size": 32, "method": "sinq"}),
-    "official3": Kind(official, {"quant_method": "sinq", "nbits": 3, "group_size": 32, "method": "sinq"}, bits=3),
+    "official3": Kind(
+        official, {"quant_method": "sinq", "nbits": 3, "group_size": 32, "method": "sinq"}, bits=3
+    ),
 }
 
 CONFIG = {
