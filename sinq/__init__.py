@@ -18,6 +18,7 @@ from sinq.common.errors import NotApplicable
 from sinq.export.base import Exporter
 from sinq.export.compressed_tensors import CompressedTensors
 from sinq.export.mlx import MLX
+from sinq.export.official_sinq import OfficialSINQ
 from sinq.export.report import ExportReport
 from sinq.export.run import export
 from sinq.formats.activations import ActivationFormat
@@ -84,6 +85,7 @@ __all__ = [
     "Normalized",
     "NormalizingMethod",
     "NotApplicable",
+    "OfficialSINQ",
     "OnMisfit",
     "PartReport",
     "PreSINQ",
