@@ -34,6 +34,7 @@ def run(*arguments: object) -> None:
 
 
 def test_what_the_package_writes_is_read_to_the_last_bit(tmp_path: Path) -> None:
+    """But for tables, which the package rounds to the type of the scales, float16, and multiplies there."""
     run("make", tmp_path)
     folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert len(folders) > 10
@@ -43,7 +44,9 @@ def test_what_the_package_writes_is_read_to_the_last_bit(tmp_path: Path) -> None
         assert matrices
         for name, matrix in matrices.items():
             store = found.get_submodule(name).weight
-            assert torch.equal(store.value.dequantize(), matrix), f"{folder.name}: {name}"  # type: ignore
+            difference = (store.value.dequantize() - matrix).abs().max()  # type: ignore[operator,union-attr]
+            allowed = 2**-9 * matrix.abs().max() if "nf" in folder.name else 0
+            assert difference <= allowed, f"{folder.name}: {name}: {difference}"
 
 
 EXPORTED: dict[str, Method] = {
