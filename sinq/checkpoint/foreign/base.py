@@ -1,4 +1,4 @@
-"""What a format of another project is here: what its configuration states, and how a matrix is decoded."""
+"""The interface of a format of another project: what its configuration states, and its matrices decoded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
