@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from baselines.dense import Dense
 from baselines.rtn import RTN
