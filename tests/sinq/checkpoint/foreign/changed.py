@@ -110,7 +110,8 @@ def outcome(change: Change, folder: Path, reader: str, expected: list[Tensor]) -
         found = logits(folder, reader)
     except REFUSALS as error:
         lines = str(error).splitlines()
-        is_clear = len(lines) == 1 and str(folder) in lines[0]
+        named = str(folder) in lines[0] or "layer model." in lines[0]  # a weight that no method can take
+        is_clear = len(lines) == 1 and named
         return "refused" if is_clear else f"unclear: {type(error).__name__} {error}"
     return "right" if all(map(torch.equal, found, expected)) else "another answer"
 
