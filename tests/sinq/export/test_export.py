@@ -153,6 +153,33 @@ def test_requantizing_records_both_errors(tmp_path: Path) -> None:
     assert "Rounded a second time**: 12 matrices" in (tmp_path / "out/README.md").read_text()
 
 
+def test_requantizing_compares_with_the_model_that_was_compressed(tmp_path: Path) -> None:
+    """PreSINQ's matrices are not those of the dense model."""
+    model = random_decoder("llama")
+    PreSINQ(SINQ(Grid(4, 32))).compress(model)
+    with pytest.raises(NotApplicable, match="a method rewrote the model"):
+        sinq.export(model, tmp_path / "out", "mlx", requantize=True, dense=random_decoder("llama"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_matrix_with_groups_of_zeros(tmp_path: Path) -> None:
+    model = random_decoder("llama")
+    model.model.layers[0].mlp.up_proj.weight[3] = 0
+    PreSINQ(RTN(Grid(4, 32))).compress(model)
+    sinq.export(model, tmp_path / "out", "mlx", dtype=torch.float16)
+    stored = all_tensors(tmp_path / "out")
+    assert stored["model.layers.0.mlp.up_proj.scales"].isfinite().all()
+
+
+def test_scales_beyond_a_number_format_are_refused(tmp_path: Path) -> None:
+    model = random_decoder("llama")
+    model.model.layers[0].self_attn.q_proj.weight.mul_(1e6)
+    RTN(Grid(4, 32, auxiliary_bits=32)).compress(model)
+    said = refusal(model, "mlx", tmp_path, dtype=torch.float16)
+    assert "beyond float16; export with dtype=float32" in said
+    sinq.export(model, tmp_path / "out", "mlx")
+
+
 def test_a_folder_with_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
