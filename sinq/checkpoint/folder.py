@@ -46,7 +46,7 @@ from sinq.model.edits import architecture, edits, tensor_identity, unexplained
 from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -72,11 +72,17 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
     return tensors
 
 
-def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
+def save(
+    model: "PreTrainedModel",
+    folder: str | Path,
+    dense_dtype: torch.dtype | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
     """Write a model with its edits to a folder, which is made if missing.
 
     Args:
         dense_dtype: see `stored_tensors`.
+        tokenizer: written beside, with its chat template.
 
     Raises:
         ValueError: the model has something that `load` could not restore (a hook, a shape, a module), named
@@ -97,9 +103,11 @@ def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype 
     tensors = stored_tensors(model, dense_dtype)
     with replacing_all(folder, (CONFIG, GENERATION, TENSORS), last=LAYOUT) as paths:
         checksums = write_tensors(tensors, paths[TENSORS])
-        write_config(model.config, dense_dtype or model.dtype, paths[CONFIG])
+        write_config(model.config, dense_dtype or model.dtype, bool(edits(model)), paths[CONFIG])
         write_generation(model, paths[GENERATION])
         write_layout(edits(model), checksums, paths[LAYOUT])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -149,7 +157,7 @@ def load(
         expected = without_weights(config, dtype or config.dtype, changes, len(tensors))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{layout.path}: {error}") from error
-    _refuse_unfit(expected, tensors, folder)
+    refuse_unfit(expected, tensors, folder)
     model = architecture(config, dtype or config.dtype, changes)
     _fill(model, tensors, folder)
     if settings is not None:
@@ -174,7 +182,7 @@ class _Names:
         return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
 
 
-def _refuse_unfit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+def refuse_unfit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Raise `ValueError` if tensors are not those of a model: one name for each, types and shapes.
 
     A dense tensor may have any type: it is cast.

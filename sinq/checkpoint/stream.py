@@ -232,7 +232,7 @@ def _finish(target: Path, model: "PreTrainedModel", done: dict[str, FinishedShar
     changes = [edit_from_json(change) for shard in done.values() for change in shard.edits]
     checksums = {name: number for shard in done.values() for name, number in shard.tensors.items()}
     with replacing_all(target, (CONFIG, GENERATION, INDEX), last=LAYOUT) as paths:
-        write_config(model.config, model.dtype, paths[CONFIG])
+        write_config(model.config, model.dtype, bool(changes), paths[CONFIG])
         write_generation(model, paths[GENERATION])
         paths[INDEX].write_text(json.dumps(index, indent=1))
         write_layout(changes, checksums, paths[LAYOUT])
