@@ -1,5 +1,5 @@
-"""What transformers' `SinqConfig` imports to save models: see `sinq/transformers/saving.py`."""
+"""What transformers' `SinqConfig` imports to save models: see `sinq/transformers/pretrained.py`."""
 
-from sinq.transformers.saving import write_edits_too as patch_hf_pretrained_io
+from sinq.transformers.pretrained import replace_methods as patch_hf_pretrained_io
 
 __all__ = ["patch_hf_pretrained_io"]

@@ -20,7 +20,7 @@ types and shapes of all tensors are compared with it. `sinq.json` is written las
 folder that was half overwritten is not loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ from sinq.checkpoint.configuration import (
 from sinq.checkpoint.layout import LAYOUT, checksum, read_layout, write_layout
 from sinq.checkpoint.weight_files import INDEX, LISTED, TENSORS, all_tensors, unfit
 from sinq.common.atomic_files import replacing
-from sinq.model.edits import architecture, edits, tensor_identity, unexplained
+from sinq.model.edits import Edit, architecture, edits, tensor_identity, unexplained
 from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -157,7 +157,26 @@ def load(
         expected = without_weights(config, dtype or config.dtype, changes, len(tensors))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{layout.path}: {error}") from error
-    refuse_unfit(expected, tensors, folder)
+    require_tensors(expected, tensors, folder)
+    return assemble(config, settings, changes, tensors, folder, device, dtype)
+
+
+def assemble(
+    config: "PretrainedConfig",
+    settings: "GenerationConfig | None",
+    changes: Sequence[Edit],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> "PreTrainedModel":
+    """Return the model of a configuration with edits, holding tensors that fit it, for inference.
+
+    Args:
+        tensors: by their names in the edited model; see `require_tensors`.
+        folder: for messages.
+        dtype: as for `load`.
+    """
     model = architecture(config, dtype or config.dtype, changes)
     _fill(model, tensors, folder)
     if settings is not None:
@@ -182,7 +201,7 @@ class _Names:
         return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
 
 
-def refuse_unfit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+def require_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Raise `ValueError` if tensors are not those of a model: one name for each, types and shapes.
 
     A dense tensor may have any type: it is cast.

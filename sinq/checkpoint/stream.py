@@ -41,7 +41,6 @@ from sinq.common.atomic_files import replacing
 from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.inside import regular_file
 from sinq.common.named import described
-from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
 from sinq.methods.base import LayerMethod, Method
 from sinq.methods.block_loop import quantize_matrices
@@ -183,9 +182,8 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
             _quantize(layer, key, matrix, device) for key, matrix in layer.target.split(tensor).items()
         ]
         values = [value for value, _ in quantized]
-        experts = layer.target.parameter is not None
         changes.append(edit_as_json(layer.target.edit(values)))
-        tensors |= _named_tensors(layer.target.name, values, experts)
+        tensors |= layer.target.stored_tensors(values)
         reports += [asdict(report) for _, report in quantized]
     with replacing(target / shard.file) as scratch:
         checksums = write_tensors(tensors, scratch)
@@ -198,13 +196,6 @@ def _is_whole(path: Path, shard: FinishedShard) -> bool:
         return {name: checksum(tensor) for name, tensor in tensors_of(path).items()} == shard.tensors
     except ValueError:
         return False
-
-
-def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
-    """Return the tensors of a layer's values under the names that its modules give them."""
-    stores = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
-    pairs = zip(stores, values, strict=True)
-    return {f"{store}.{key}": tensor for store, value in pairs for key, tensor in value.state_dict().items()}
 
 
 def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:

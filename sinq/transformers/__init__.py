@@ -6,7 +6,7 @@
 
 Importing this package registers the reader of our folders under the name that their `config.json` has
 (`quantizer.py`), and lets `save_pretrained` of a model with edits write what `sinq.save` writes
-(`saving.py`). It is a package of its own because transformers has no place to register at before it is
+(`pretrained.py`). It is a package of its own because transformers has no place to register at before it is
 imported, and `import sinq` imports no transformers. Without it, transformers warns of an unknown quantization
 type, sinq-harness, and makes up the weights that it does not find.
 
@@ -15,8 +15,8 @@ beside.
 """
 
 from sinq.transformers.quantizer import FolderConfig, FolderQuantizer
-from sinq.transformers.saving import write_edits_too
+from sinq.transformers.pretrained import replace_methods
 
 __all__ = ["FolderConfig", "FolderQuantizer"]
 
-write_edits_too()
+replace_methods()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinq.checkpoint.foreign.official_sinq import SIDECAR
 from sinq.formats.grid import Grid
 from sinq.methods.plan import require_usable
 from sinq.methods.sinq import SINQ
@@ -85,7 +86,8 @@ class SINQLinear(CompressedLinear):
         nn.Module.__init__(self)
         if in_features is None or out_features is None or quant_config is None:
             raise ValueError(
-                "this folder was quantized by the official package; from_pretrained cannot read its files"
+                "the weights are quantized by the official SINQ package: load its files from a folder with"
+                f" {SIDECAR} (huggingface_hub.snapshot_download), after import sinq.transformers"
             )
         if (misfit := quant_config.grid.incompatibility((out_features, in_features))) is not None:
             raise ValueError(

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sinq.checkpoint.configuration import QUANT_METHOD
-from sinq.checkpoint.folder import refuse_unfit
+from sinq.checkpoint.folder import require_tensors
 from sinq.checkpoint.layout import LAYOUT, read_layout
 from sinq.checkpoint.weight_files import all_tensors
 from sinq.common.inside import exists
@@ -90,7 +90,7 @@ def repeat_edits(model: PreTrainedModel, folder: Path) -> None:
             edit(model, change)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{layout.path}: {error}") from error
-    refuse_unfit(model, tensors, folder)
+    require_tensors(model, tensors, folder)
 
 
 def _tie(model: PreTrainedModel) -> None:
