@@ -1,4 +1,4 @@
-"""What transformers' `SinqConfig` imports to quantize: see `sinq/transformers/linear.py`."""
+"""Names that transformers' `SinqConfig` imports to quantize: see `sinq/transformers/linear.py`."""
 
 from sinq.transformers.linear import SINQLinear, sinq_base_quant_config
 

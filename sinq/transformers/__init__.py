@@ -14,8 +14,8 @@ The modules `sinq.sinqlinear_hf` and `sinq.hf_io`, which transformers' own `Sinq
 beside.
 """
 
-from sinq.transformers.quantizer import FolderConfig, FolderQuantizer
 from sinq.transformers.pretrained import replace_methods
+from sinq.transformers.quantizer import FolderConfig, FolderQuantizer
 
 __all__ = ["FolderConfig", "FolderQuantizer"]
 

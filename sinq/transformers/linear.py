@@ -1,4 +1,4 @@
-"""What transformers' `SinqConfig` needs of a package named `sinq`: a layer that quantizes its own weight.
+"""The layer that transformers' `SinqConfig` asks a package named `sinq` for: it quantizes its own weight.
 
     AutoModelForCausalLM.from_pretrained(name, quantization_config=SinqConfig(nbits=4, group_size=64))
 
@@ -101,7 +101,7 @@ class SINQLinear(CompressedLinear):
 
     @property
     def ready(self) -> bool:
-        """Whether the weight is compressed."""
+        """True if the weight is compressed."""
         return isinstance(self.weight, WeightStore)
 
     def quantize(self, weight: Tensor) -> None:

@@ -25,7 +25,7 @@ from sinq.transformers.linear import adopt
 CANNOT = ("state_dict", "variant", "distributed_checkpoint")
 """Arguments of `save_pretrained` that ask for other files than `sinq.load` reads."""
 SHARD = "max_shard_size"
-OWN = ("config", "trust_remote_code")
+OWN = ("config", "trust_remote_code", "adapter_kwargs")
 """Arguments that the automatic classes add to a call of `from_pretrained`."""
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of `device_map` that are no device."""
@@ -96,5 +96,5 @@ def _official(folder: Path, rest: tuple[Any, ...], options: Mapping[str, Any]) -
             f"{folder} was written by the official SINQ package, and {wrong} is not possible with it;"
             " load it with dtype and device_map=<one device>, save it by save_pretrained, and load that"
         )
-    place = f"cuda:{places[0]}" if isinstance(places[0], int) else places[0]
-    return load_foreign(folder, place, None if dtype == "auto" else dtype).model
+    target = f"cuda:{places[0]}" if isinstance(places[0], int) else places[0]
+    return load_foreign(folder, target, None if dtype == "auto" else dtype).model

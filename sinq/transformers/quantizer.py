@@ -20,7 +20,7 @@ from transformers.quantizers import (
     register_quantization_config,
     register_quantizer,
 )
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sinq.checkpoint.configuration import QUANT_METHOD
@@ -28,7 +28,7 @@ from sinq.checkpoint.folder import require_tensors
 from sinq.checkpoint.layout import LAYOUT, read_layout
 from sinq.checkpoint.weight_files import all_tensors
 from sinq.common.inside import exists
-from sinq.model.edits import edit
+from sinq.model.edits import edit, weight_stores
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -61,6 +61,10 @@ class FolderQuantizer(HfQuantizer):
         if not checkpoint_files:
             raise ValueError("a compressed model is loaded from its folder; state_dict has no sinq.json")
         repeat_edits(model, folder_of(checkpoint_files[0], model))
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **other: Any) -> None:
+        for store in weight_stores(model):
+            store.settle()
 
     def is_serializable(self) -> bool:
         return True
@@ -108,7 +112,7 @@ def folder_of(file: str, model: PreTrainedModel) -> Path:
     """
     folder = Path(file).parent
     source: Any = model.config.name_or_path
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = extract_commit_hash(file, None)
     if commit is not None and not exists(folder, LAYOUT):
         cached_file(source, LAYOUT, revision=commit, cache_dir=folder.parents[2])
     return folder
