@@ -83,3 +83,17 @@ def test_merging_is_refused(model: Any) -> None:
 def test_peft_names_the_layer_where_it_was_not_told(model: Any) -> None:
     with pytest.raises(ValueError, match="CompressedLinear"):
         adapted(model, config())
+
+
+def test_save_pretrained_of_a_model_with_an_adapter_writes_the_adapter(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **given: None)
+    other = copy.deepcopy(model)
+    other.add_adapter(adaptable(config()))
+    other.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*adapter*")} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert not (tmp_path / "sinq.json").exists()
