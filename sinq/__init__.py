@@ -15,6 +15,16 @@ from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.export.awq import AWQFolder
+from sinq.export.base import Exporter
+from sinq.export.bnb_nf4 import BitsAndBytesNF4
+from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.gptq import GPTQFolder
+from sinq.export.mlx import MLX
+from sinq.export.official_sinq import OfficialSINQ
+from sinq.export.report import ExportReport
+from sinq.export.run import export
+from sinq.export.torchao import TorchAO
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
@@ -45,10 +55,13 @@ from sinq.model.walk import BlockView, walk
 from sinq.training.block_tuning import BlockTuning
 
 __all__ = [
+    "MLX",
     "SINQ",
+    "AWQFolder",
     "ActivationFormat",
     "Activations",
     "AdditiveTensor",
+    "BitsAndBytesNF4",
     "BlockMethod",
     "BlockTuning",
     "BlockView",
@@ -56,10 +69,14 @@ __all__ = [
     "Choice",
     "CompressedExperts",
     "CompressedLinear",
+    "CompressedTensors",
     "CompressedWeight",
     "CompressionReport",
     "Context",
     "Decision",
+    "ExportReport",
+    "Exporter",
+    "GPTQFolder",
     "Grid",
     "Groups",
     "HalfQuadratic",
@@ -75,6 +92,7 @@ __all__ = [
     "Normalized",
     "NormalizingMethod",
     "NotApplicable",
+    "OfficialSINQ",
     "OnMisfit",
     "PartReport",
     "PreSINQ",
@@ -89,11 +107,13 @@ __all__ = [
     "SiteKind",
     "SparseOutliers",
     "StateFormat",
+    "TorchAO",
     "Tuned",
     "assign",
     "choose",
     "chosen",
     "collect",
+    "export",
     "find_targets",
     "imbalance",
     "kernel_of",

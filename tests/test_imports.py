@@ -88,7 +88,7 @@ def is_module(name: str) -> bool:
 
 
 ORDER = {
-    "sinq": "common formats algorithms kernels model calibration training methods checkpoint "
+    "sinq": "common formats algorithms kernels model calibration training methods checkpoint export "
     "transformers sinqlinear_hf hf_io",
     "experiments": "common results compare data models evaluation runs report track config tables "
     "sweeps analysis bench command",

@@ -22,6 +22,7 @@ from experiments.common.meters import peak_memory
 from experiments.common.tensor_folder import training_states
 from experiments.data.text import tokenize
 from experiments.evaluation import EvaluationContext, Measurement
+from experiments.models.refusals import UnfitModelError
 from experiments.results import record
 from experiments.results.record import Row
 from experiments.runs import finite, kept
@@ -34,6 +35,7 @@ from experiments.runs.portable import portable
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
 from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq.checkpoint.foreign.formats import stated_quantization
 from sinq.checkpoint.journal import JournalError
 from sinq.common.named import name_of
 from sinq.common.progress import Progress, silent
@@ -150,10 +152,12 @@ def label(run: Run) -> str:
 def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, pd.DataFrame]:
     """Carry a run out; return its finished row and the table of its layers."""
     device = run.torch_device
+    _refuse_quantized(run)
     loaded = models.load(run.model, device)
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
-    context = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    report = loaded.foreign.report if loaded.foreign else CompressionReport()
+    context = EvaluationContext(loaded.model, loaded, tokens, report, device, setting.progress)
     loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
         evaluation.check(context)
@@ -166,11 +170,13 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
                 context = _stream(run, context, setting, row["run_id"])
             else:
                 context = _compress(run, context, setting, calibration, row["run_id"])
-        compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
-        dense_row = _measure_dense(run, setting, row["config"])
     folder = kept.model_folder(setting.results_dir, row["run_id"])
     if setting.save and not run.stream:
         kept.keep(context, folder)
+    if run.method.changes_model:
+        dense_row = _measure_dense(run, setting, row["config"])
+    if loaded.foreign is not None or run.method.changes_model:
+        compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
     measured: dict[str, Measurement] = {}
     failed: list[Exception] = []
     for key, evaluation in run.evaluation.items():
@@ -185,6 +191,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
+        "name": loaded.foreign.report.method if loaded.foreign else row["name"],
         "dense_run_id": dense_row["run_id"] if dense_row else None,
         "metrics": compression | _metrics(run, measured, dense_row),
         "samples": _samples(measured, context),
@@ -197,6 +204,17 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     if setting.save or run.stream:
         kept.write_card(context, folder, row | finished)
     return row | finished, layers
+
+
+def _refuse_quantized(run: Run) -> None:
+    """Raise `UnfitModelError` if a method would compress what another project has quantized."""
+    if run.method.changes_model and run.model.is_quantized:
+        folder = run.model.folder()
+        kind = (stated_quantization(folder) or {}).get("quant_method")
+        raise UnfitModelError(
+            f"model {folder} is quantized already ({kind}); its dense model is what can be compressed,"
+            " and method=none measures it as it is"
+        )
 
 
 def _metrics(run: Run, measured: Mapping[str, Measurement], dense_row: Row | None) -> dict[str, Any]:
@@ -278,7 +296,7 @@ def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
         "seconds_statistics": report.seconds_statistics,
         "seconds_compile": report.seconds_compile,
         "relative_error_mean": report.relative_error_mean,
-    }
+    } | ({"stated": dict(context.loaded.foreign.stated)} if context.loaded.foreign else {})
 
 
 def _training_metrics(context: EvaluationContext) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def stream(
     device = torch.device(context.device or "cpu")
     model = shape_of(source)
     plan = _layer_method(method).plan(model, None, context)
-    weights, small = Source(source, model), _small_files(source)
+    weights, small = Source(source, model), small_files(source)
     identity = _identity(source, method, context.layers, device)
     done = {
         name: shard for name, shard in resume(target, identity).items() if _is_whole(target / name, shard)
@@ -205,7 +205,7 @@ def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.d
     return quantized
 
 
-def _small_files(source: Path) -> list[Path]:
+def small_files(source: Path) -> list[Path]:
     """Return the tokenizer's files and the like, which are copied.
 
     Raises:

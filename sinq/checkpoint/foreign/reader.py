@@ -21,7 +21,7 @@ from torch import Tensor
 from sinq.checkpoint.configuration import CONFIG, read_config, read_generation, without_weights
 from sinq.checkpoint.folder import assemble, require_tensors
 from sinq.checkpoint.foreign.base import ForeignFormat, layer_tensors
-from sinq.checkpoint.foreign.formats import STATED, stated_format
+from sinq.checkpoint.foreign.formats import STATED, stated_format, stated_quantization
 from sinq.checkpoint.foreign.parts import Parts
 from sinq.checkpoint.huggingface import FLOATS, StoredTensor, fused, match
 from sinq.checkpoint.weight_files import LISTED, all_tensors, unfit
@@ -41,6 +41,18 @@ class ForeignModel:
     model: "PreTrainedModel"
     report: CompressionReport
     """Its matrices, with the bytes that they take in the files; errors are not known."""
+    stated: Mapping[str, Any]
+    """What the configuration says of its quantization."""
+    stored_dtype: torch.dtype
+    """The number format of what is not quantized."""
+    nbytes: int
+    """Bytes of all tensors that the model uses, in the files."""
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the model with dense matrices in the number format of its other tensors."""
+        weights = sum(part.parameters for part in self.report.parts)
+        return self.nbytes - self.report.nbytes + weights * self.stored_dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,8 @@ def load_foreign(
     format = stated_format(folder)
     stored = all_tensors(folder)
     config, settings = _dense_config(folder, len(stored)), read_generation(folder)
-    dtype = dtype or config.dtype or _first_float(stored)
+    stored_dtype = config.dtype or _first_float(stored)
+    dtype = dtype or stored_dtype
     layers = _decoded(format, stored, folder)
     with _naming(folder / CONFIG):
         dense = without_weights(config, dtype, (), len(stored))
@@ -76,7 +89,11 @@ def load_foreign(
     with _naming(folder):
         require_tensors(without_weights(config, dtype, changes, len(tensors)), tensors, folder)
     model = assemble(config, settings, changes, tensors, folder, device, dtype)
-    return ForeignModel(model, CompressionReport(tuple(parts), method=format.label))
+    report = CompressionReport(tuple(parts), method=format.label)
+    names = dense.state_dict()
+    others = sum(tensor.nbytes for name, tensor in tensors.items() if name in names)
+    stated = stated_quantization(folder) or {}
+    return ForeignModel(model, report, stated, stored_dtype, others + report.nbytes)
 
 
 @contextmanager
@@ -96,9 +113,10 @@ def _dense_config(folder: Path, tensors: int) -> Any:
     return config
 
 
-def _first_float(stored: Mapping[str, Tensor]) -> torch.dtype | None:
+def _first_float(stored: Mapping[str, Tensor]) -> torch.dtype:
     """Return the dtype of the first floating-point tensor, for a configuration without a dtype."""
-    return next((tensor.dtype for tensor in stored.values() if tensor.dtype in FLOATS.values()), None)
+    dtypes = (tensor.dtype for tensor in stored.values() if tensor.dtype in FLOATS.values())
+    return next(dtypes, torch.float32)
 
 
 def _decoded(format: ForeignFormat, stored: Mapping[str, Tensor], folder: Path) -> dict[str, _Layer]:
