@@ -32,6 +32,14 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert list(found) == ["matrices, 3-bit g16", "dense tensors", "all tensors"]
 
 
+def test_a_streamed_folder_has_the_same_card(tiny_folder: Path, tmp_path: Path) -> None:
+    model, method = tiny_model("llama"), SINQ(Grid(group_size=16))
+    method.compress(model)
+    sinq.save(model, tmp_path / "saved")
+    sinq.stream(tiny_folder, tmp_path / "streamed", method)
+    assert (tmp_path / "streamed" / CARD).read_text() == (tmp_path / "saved" / CARD).read_text()
+
+
 def test_facts_are_cells_whatever_they_hold(tmp_path: Path) -> None:
     model = tiny_model("llama")
     Activations(SINQ(Grid(group_size=16))).compress(model)
