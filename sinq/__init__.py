@@ -13,6 +13,7 @@ from sinq.calibration.collect import collect
 from sinq.calibration.data import Calibration
 from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
+from sinq.checkpoint.foreign.reader import load_foreign
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
 from sinq.export.awq import AWQFolder
@@ -118,6 +119,7 @@ __all__ = [
     "imbalance",
     "kernel_of",
     "load",
+    "load_foreign",
     "product",
     "save",
     "sinkhorn_scales",

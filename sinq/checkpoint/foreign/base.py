@@ -1,7 +1,7 @@
-"""What a format of another project is here: what its configuration states, and how a matrix is decoded."""
+"""The interface of a format of another project: what its configuration states, and its matrices decoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -46,12 +46,13 @@ class ForeignFormat(ABC):
         """
 
 
-def layer_tensors(format: type[ForeignFormat] | ForeignFormat, names: Any) -> dict[str, dict[str, str]]:
+def layer_tensors(format: ForeignFormat, names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return, for each quantized layer of a checkpoint, the stored name of each of its tensors.
 
     Args:
         names: of all stored tensors.
     """
+    names = list(names)
     found: dict[str, dict[str, str]] = {
         name.removesuffix(f".{format.codes}"): {} for name in names if name.endswith(f".{format.codes}")
     }

@@ -80,7 +80,10 @@ class OfficialSINQ(ForeignFormat):
     @classmethod
     def stated(cls, folder: Path, options: Mapping[str, Any]) -> Self:
         if not exists(folder, SIDECAR):
-            raise ValueError(f"{SIDECAR} is missing, which has bits and shapes of the layers")
+            raise ValueError(
+                f"{SIDECAR} is missing, which has bits and shapes of the layers;"
+                " a folder that sinq.save wrote is loaded by sinq.load"
+            )
         sidecar = read_json(regular_file(folder, SIDECAR))
         if not isinstance(sidecar, dict) or not sidecar:
             raise ValueError(f"{SIDECAR} has no layers")

@@ -12,6 +12,7 @@ rules.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,46 @@ class ForeignModel:
         return self.nbytes - self.report.nbytes + weights * self.stored_dtype.itemsize
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A matrix of the files: its parts, and the bytes of its tensors."""
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """The quantized matrices of a checkpoint, by the names that dense weights would have; decoded when read.
 
-    parts: Parts
-    nbytes: int
+    Raises:
+        ValueError: there are none.
+    """
+
+    folder: Path
+    format: ForeignFormat
+    tensors: Mapping[str, Tensor]
+    """All tensors of the files."""
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            wanted = f"*.{self.format.codes}, as {self.format.label} has"
+            raise ValueError(f"{self.folder} has no tensor named like {wanted}")
+
+    @cached_property
+    def layers(self) -> dict[str, dict[str, str]]:
+        """The stored name of each tensor of a matrix, by name of the weight."""
+        found = layer_tensors(self.format, self.tensors)
+        return {f"{layer}.weight": names for layer, names in found.items()}
+
+    @property
+    def dense(self) -> list[str]:
+        """The names of all other tensors."""
+        used = {name for names in self.layers.values() for name in names.values()}
+        return [name for name in self.tensors if name not in used]
+
+    def parts(self, weight: str) -> Parts:
+        """Return the parts of a matrix."""
+        layer = weight.removesuffix(".weight")
+        tensors = {last: self.tensors[name] for last, name in self.layers[weight].items()}
+        with _naming(f"{self.folder}: {layer}"):
+            return self.format.decode(layer, tensors)
+
+    def nbytes(self, weight: str) -> int:
+        """Return the bytes of a matrix in the files."""
+        return sum(self.tensors[name].nbytes for name in self.layers[weight].values())
 
 
 def load_foreign(
@@ -82,10 +117,10 @@ def load_foreign(
     config, settings = _dense_config(folder, len(stored)), read_generation(folder)
     stored_dtype = config.dtype or _first_float(stored)
     dtype = dtype or stored_dtype
-    layers = _decoded(format, stored, folder)
+    weights = _Weights(folder, format, stored)
     with _naming(folder / CONFIG):
         dense = without_weights(config, dtype, (), len(stored))
-    changes, tensors, parts = _translated(dense, stored, layers, format, folder)
+    changes, tensors, parts = _translated(dense, weights)
     with _naming(folder):
         require_tensors(without_weights(config, dtype, changes, len(tensors)), tensors, folder)
     model = assemble(config, settings, changes, tensors, folder, device, dtype)
@@ -119,50 +154,32 @@ def _first_float(stored: Mapping[str, Tensor]) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _decoded(format: ForeignFormat, stored: Mapping[str, Tensor], folder: Path) -> dict[str, _Layer]:
-    """Return the quantized layers of a checkpoint by their names in the files."""
-    layers = {}
-    for layer, names in layer_tensors(format, stored).items():
-        tensors = {last: stored[name] for last, name in names.items()}
-        nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        with _naming(f"{folder}: {layer}"):
-            layers[layer] = _Layer(format.decode(layer, tensors), nbytes)
-    if not layers:
-        raise ValueError(f"{folder} has no tensor named like model.….{format.codes}, as {format.label} has")
-    return layers
-
-
 def _translated(
-    model: "PreTrainedModel",
-    stored: Mapping[str, Tensor],
-    layers: Mapping[str, _Layer],
-    format: ForeignFormat,
-    folder: Path,
+    model: "PreTrainedModel", weights: _Weights
 ) -> tuple[list[Edit], dict[str, Tensor], list[PartReport]]:
     """Return edits, tensors and reports of a model that `save` could have written.
 
     Args:
         model: the dense architecture, on the meta device.
     """
-    used = {name for names in layer_tensors(format, stored).values() for name in names.values()}
-    weights = {f"{layer}.weight": layers[layer] for layer in layers}
-    found, unknown = match(model, [*(name for name in stored if name not in used), *weights])
+    found, unknown = match(model, [*weights.dense, *weights.layers])
     if unknown:
-        raise ValueError(unfit(folder, type(model).__name__, (), unknown, {}))
+        raise ValueError(unfit(weights.folder, type(model).__name__, (), unknown, {}))
     targets = {target.tensor_name: target for target in linear_places(model)}
     changes: list[Edit] = []
     tensors: dict[str, Tensor] = {}
     reports: list[PartReport] = []
     for name, source in found.items():
-        if source.keys[0] not in weights:
-            tensors[name] = _dense(model, name, source, stored)
+        if not any(key in weights.layers for key in source.keys):
+            tensors[name] = _dense(model, name, source, weights.tensors)
             continue
-        with _naming(f"{folder}: {name}"):
-            values = _values(model, name, source, weights, targets)
-        changes.append(targets[name].edit(values))
-        tensors |= targets[name].stored_tensors(values)
-        nbytes = sum(weights[key].nbytes for key in source.keys)
-        reports += _reports(targets[name], values, nbytes)
+        target = targets.get(name)
+        with _naming(f"{weights.folder}: {name}"):
+            values = _values(model, target, source, weights)
+        assert target is not None
+        changes.append(target.edit(values))
+        tensors |= target.stored_tensors(values)
+        reports += _reports(target, values, sum(map(weights.nbytes, source.keys)))
     return changes, tensors, reports
 
 
@@ -172,11 +189,7 @@ def _dense(model: "PreTrainedModel", name: str, source: StoredTensor, stored: Ma
 
 
 def _values(
-    model: "PreTrainedModel",
-    name: str,
-    source: StoredTensor,
-    weights: Mapping[str, _Layer],
-    targets: Mapping[str, Target],
+    model: "PreTrainedModel", target: Target | None, source: StoredTensor, weights: _Weights
 ) -> list[QuantizedTensor]:
     """Return the values of a tensor of the model: one, or one for each expert.
 
@@ -184,14 +197,14 @@ def _values(
         ValueError: the tensor is none of a linear layer, or of another shape; or matrices that are fused are
             of different formats.
     """
-    if name not in targets:
+    if target is None:
         raise ValueError(f"{type(model).__name__} has no linear layer there, which was quantized")
-    if missing := [key for key in source.keys if key not in weights]:
+    if missing := [key for key in source.keys if key not in weights.layers]:
         raise ValueError(f"{', '.join(missing[:LISTED])} are dense, and others of them are quantized")
-    parts = [weights[key].parts for key in source.keys]
-    whole = parts[0] if source.conversion is None else _fused(model, name, source, parts)
-    if whole.shape != targets[name].shape:
-        found, wanted = ("×".join(map(str, shape)) for shape in (whole.shape, targets[name].shape))
+    parts = [weights.parts(key) for key in source.keys]
+    whole = parts[0] if source.conversion is None else _fused(model, target.tensor_name, source, parts)
+    if whole.shape != target.shape:
+        found, wanted = ("×".join(map(str, shape)) for shape in (whole.shape, target.shape))
         raise ValueError(f"it is quantized as {found}; the model has it as {wanted}")
     return whole.values()
 

@@ -114,6 +114,15 @@ def test_experts_that_are_stored_one_by_one_are_fused(tmp_path: Path, kind: str,
         assert found.model(IDS).logits.isfinite().all()
 
 
+def test_experts_of_which_some_are_dense_are_refused(tmp_path: Path) -> None:
+    with_experts(tmp_path, "gptq")
+    stored, layer = load_file(tmp_path / TENSORS), "model.layers.0.mlp.experts.1.up_proj"
+    kept = {name: held for name, held in stored.items() if not name.startswith(layer)}
+    save_file(kept | {f"{layer}.weight": torch.zeros(64, 64)}, tmp_path / TENSORS)
+    with pytest.raises(ValueError, match=r"experts.1.up_proj.weight are dense, and others of them are"):
+        load_foreign(tmp_path)
+
+
 def test_a_layer_that_is_stored_transposed(tmp_path: Path) -> None:
     """GPT-2 keeps (in, out); a quantized matrix is (out, in) in every format."""
     model = tiny_model("gpt2")
