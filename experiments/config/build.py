@@ -116,6 +116,8 @@ class Config(SharedOptions):
     stream: bool = False
     seed: int = 0
     force: bool = False
+    save: bool = False
+    """Keep the model in `<results_dir>/checkpoints/<run_id>`."""
     plan: bool = False
     wait: bool = False
     results_dir: str = "results"

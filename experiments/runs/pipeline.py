@@ -25,7 +25,7 @@ from experiments.evaluation import EvaluationContext, Measurement
 from experiments.models.refusals import UnfitModelError
 from experiments.results import record
 from experiments.results.record import Row
-from experiments.runs import finite
+from experiments.runs import finite, kept
 from experiments.runs.claims import claim
 from experiments.runs.cost import Cost
 from experiments.runs.failures import explained, failure
@@ -53,6 +53,8 @@ class Execution:
     force: bool = False
     """Repeat finished runs."""
     progress: Progress = silent
+    save: bool = False
+    """Keep the model in `<results_dir>/checkpoints/<run_id>`; a finished run without one is repeated."""
     wait: bool = True
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
@@ -80,11 +82,11 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
     """
     parts = identity(run)
     name = run_id(parts)
-    if (found := _finished(setting, name)) and not setting.force:
+    if (found := _finished(setting, name)) and not _repeats(setting, name):
         return found
     with claim(setting.results_dir, name, setting.wait):
         found = _finished(setting, name)  # another process may have finished it meanwhile
-        if found and not setting.force:
+        if found and not _repeats(setting, name):
             return found
         row = {
             "run_id": name,
@@ -104,6 +106,11 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
 def _finished(setting: Execution, name: str) -> Row | None:
     found = record.find(setting.results_dir, name)
     return found if found and found["status"] == record.FINISHED else None
+
+
+def _repeats(setting: Execution, name: str) -> bool:
+    """Return True if a run is carried out though it is finished."""
+    return setting.force or (setting.save and kept.is_missing(setting.results_dir, name))
 
 
 def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, pd.DataFrame]:
@@ -163,6 +170,10 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
                 context = _stream(run, context, setting, row["run_id"])
             else:
                 context = _compress(run, context, setting, calibration, row["run_id"])
+    folder = kept.model_folder(setting.results_dir, row["run_id"])
+    if setting.save and not run.stream:
+        kept.keep(context, folder)
+    if run.method.changes_model:
         dense_row = _measure_dense(run, setting, row["config"])
     if loaded.foreign is not None or run.method.changes_model:
         compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
@@ -190,6 +201,8 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     }
     if failed:
         raise IncompleteError(failed[0], finished)
+    if setting.save or run.stream:
+        kept.write_card(context, folder, row | finished)
     return row | finished, layers
 
 
@@ -221,7 +234,7 @@ def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | Non
     as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
         replace(run, method=Dense(), choices={**run.choices, "method": "none"}),
-        replace(setting, force=False, wait=True),
+        replace(setting, force=False, save=False, wait=True),
         as_config,
     )
 
@@ -249,7 +262,7 @@ def _stream(run: Run, context: EvaluationContext, setting: Execution, name: str)
 
     The files stay, so a run that fails later, or is killed here, resumes from them.
     """
-    folder = setting.results_dir / "checkpoints" / name
+    folder = kept.model_folder(setting.results_dir, name)
     if setting.force and folder.exists():
         shutil.rmtree(folder)
     device = context.device

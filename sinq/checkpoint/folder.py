@@ -4,6 +4,7 @@
       config.json          the model's own Hugging Face configuration (the architecture)
       generation_config.json   the settings by which it generates
       sinq.json            the edits made to it, in order (`layout.py`), and a checksum of each tensor
+      README.md            a model card, for people
       model.safetensors    every stored tensor once; those of a compressed layer are `<layer>.weight.<tensor>`
 
 `stream.py` writes the same, with the tensors in several files as Hugging Face does:
@@ -20,7 +21,7 @@ types and shapes of all tensors are compared with it. `sinq.json` is written las
 folder that was half overwritten is not loaded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import (
     CONFIG,
     GENERATION,
@@ -46,7 +48,7 @@ from sinq.model.edits import Edit, architecture, edits, tensor_identity, unexpla
 from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -72,11 +74,20 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
     return tensors
 
 
-def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
+def save(
+    model: "PreTrainedModel",
+    folder: str | Path,
+    dense_dtype: torch.dtype | None = None,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model with its edits to a folder, which is made if missing.
 
     Args:
         dense_dtype: see `stored_tensors`.
+        tokenizer: written beside, with its chat template.
+        about: facts for the model card, `README.md`, beside those that are in the model (`card.py`).
 
     Raises:
         ValueError: the model has something that `load` could not restore (a hook, a shape, a module), named
@@ -95,11 +106,14 @@ def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype 
             f"{folder} holds a model in several files ({INDEX}); save to another folder, or delete it first"
         )
     tensors = stored_tensors(model, dense_dtype)
-    with replacing_all(folder, (CONFIG, GENERATION, TENSORS), last=LAYOUT) as paths:
+    with replacing_all(folder, (CONFIG, GENERATION, TENSORS, CARD), last=LAYOUT) as paths:
         checksums = write_tensors(tensors, paths[TENSORS])
-        write_config(model.config, dense_dtype or model.dtype, paths[CONFIG])
+        write_config(model.config, dense_dtype or model.dtype, bool(edits(model)), paths[CONFIG])
         write_generation(model, paths[GENERATION])
+        paths[CARD].write_text(model_card(model, tensors, about or {}))
         write_layout(edits(model), checksums, paths[LAYOUT])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
-from sinq.checkpoint.folder import replacing_all, write_tensors
+from sinq.checkpoint.folder import replacing_all, stored_tensors, write_tensors
 from sinq.checkpoint.huggingface import Source, TensorReader, shape_of
 from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
@@ -47,7 +48,7 @@ from sinq.methods.block_loop import quantize_matrices
 from sinq.methods.plan import LayerPlan, require_usable
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit_as_json, edit_from_json
+from sinq.model.edits import edit, edit_as_json, edit_from_json
 from sinq.model.targets import Layers
 
 if TYPE_CHECKING:
@@ -226,8 +227,11 @@ def _finish(target: Path, model: "PreTrainedModel", done: dict[str, FinishedShar
     index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}
     changes = [edit_from_json(change) for shard in done.values() for change in shard.edits]
     checksums = {name: number for shard in done.values() for name, number in shard.tensors.items()}
-    with replacing_all(target, (CONFIG, GENERATION, INDEX), last=LAYOUT) as paths:
-        write_config(model.config, model.dtype, paths[CONFIG])
+    for change in changes:  # of the model without weights, whose values then say what is stored
+        edit(model, change)
+    with replacing_all(target, (CONFIG, GENERATION, INDEX, CARD), last=LAYOUT) as paths:
+        write_config(model.config, model.dtype, bool(changes), paths[CONFIG])
         write_generation(model, paths[GENERATION])
         paths[INDEX].write_text(json.dumps(index, indent=1))
+        paths[CARD].write_text(model_card(model, stored_tensors(model), {}))
         write_layout(changes, checksums, paths[LAYOUT])

@@ -67,7 +67,8 @@ def test_a_model_can_be_saved_as_ours(tmp_path: Path, kind: str) -> None:
     again = sinq.load(tmp_path / "ours")
     with torch.inference_mode():
         assert torch.equal(again(IDS).logits, found.model(IDS).logits)
-    assert "quantization_config" not in json.loads((tmp_path / "ours" / "config.json").read_text())
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "sinq-harness"}
 
 
 def with_experts(tmp_path: Path, kind: str, scales: bool = False) -> tuple[ForeignModel, dict[str, Any]]:
