@@ -17,6 +17,7 @@ from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
 from sinq.export.base import Exporter
 from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.gguf import Gguf
 from sinq.export.mlx import MLX
 from sinq.export.report import ExportReport
 from sinq.export.run import export
@@ -69,6 +70,7 @@ __all__ = [
     "Decision",
     "ExportReport",
     "Exporter",
+    "Gguf",
     "Grid",
     "Groups",
     "HalfQuadratic",

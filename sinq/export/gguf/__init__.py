@@ -1,0 +1,14 @@
+"""GGUF, the file of llama.cpp and of what is built on it: a model with its tokenizer and chat template in one
+file.
+
+exporter.py      the format, its options, and what it refuses
+contents.py      the tensors of a file
+blocks.py        matrices as blocks of 32 weights; k_quants.py: as super-blocks of 256
+architecture.py  names, keys and orders of rows, by kind of model
+tokenizer.py     the tokenizer as keys
+container.py     the bytes of the file
+"""
+
+from sinq.export.gguf.exporter import FILE, Blocks, Gguf
+
+__all__ = ["FILE", "Blocks", "Gguf"]
