@@ -85,13 +85,13 @@ class LlamaCppPerplexity(Evaluation):
 
 
 def _exported(context: EvaluationContext, folder: Path) -> tuple[Path, dict[str, float]]:
-    """Write the model as GGUF, matrices of 2 and 3 bits too; return the file, and bits per weight there."""
+    """Write the model without its tokenizer, 2 and 3 bits too; return the file, and bits per weight there."""
     exporter, dtype = Gguf(low_bits=True), context.loaded.stored_dtype
     if context.is_dense:
         folder.mkdir()
-        exporter.write(Source(context.model, dtype, tokenizer=context.loaded.tokenizer), folder)
+        exporter.write(Source(context.model, dtype), folder)
         return folder / FILE, {}
-    report = export(context.model, folder, exporter, tokenizer=context.loaded.tokenizer, dtype=dtype)
+    report = export(context.model, folder, exporter, dtype=dtype)
     return folder / FILE, {"bits_per_weight": report.bits_per_weight}
 
 

@@ -24,6 +24,7 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+DIGITS = {"type": "Digits", "individual_digits": True}
 SPLITS = {LLAMA3: "llama-bpe", LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
 """Expression → its name in llama.cpp."""
 
@@ -109,7 +110,7 @@ def split_name(splitter: Mapping[str, Any] | None) -> str:
     if last[0] == "ByteLevel":
         if not before and last[1]["use_regex"]:
             return "gpt-2"
-        if [kind for kind, _ in before] == ["Digits"] and last[1]["use_regex"]:
+        if last[1]["use_regex"] and [part for _, part in before] == [DIGITS]:
             return "smollm"
         if [kind for kind, _ in before] == ["Split"] and not last[1]["use_regex"]:
             expression = before[0][1]["pattern"].get("Regex", "")
