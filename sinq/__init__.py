@@ -15,12 +15,16 @@ from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.export.awq import AWQFolder
 from sinq.export.base import Exporter
+from sinq.export.bnb_nf4 import BitsAndBytesNF4
 from sinq.export.compressed_tensors import CompressedTensors
 from sinq.export.gguf import Gguf
+from sinq.export.gptq import GPTQFolder
 from sinq.export.mlx import MLX
 from sinq.export.report import ExportReport
 from sinq.export.run import export
+from sinq.export.torchao import TorchAO
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
@@ -53,9 +57,11 @@ from sinq.training.block_tuning import BlockTuning
 __all__ = [
     "MLX",
     "SINQ",
+    "AWQFolder",
     "ActivationFormat",
     "Activations",
     "AdditiveTensor",
+    "BitsAndBytesNF4",
     "BlockMethod",
     "BlockTuning",
     "BlockView",
@@ -70,6 +76,7 @@ __all__ = [
     "Decision",
     "ExportReport",
     "Exporter",
+    "GPTQFolder",
     "Gguf",
     "Grid",
     "Groups",
@@ -100,6 +107,7 @@ __all__ = [
     "SiteKind",
     "SparseOutliers",
     "StateFormat",
+    "TorchAO",
     "Tuned",
     "assign",
     "choose",

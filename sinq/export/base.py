@@ -126,10 +126,15 @@ def refuse_scales(view: MatrixView, dtype: torch.dtype, smallest: float = 0.0) -
         return None
     low, high = view.scale.min().item(), view.scale.max().item()
     return Refusal(
-        f"it has scales from {low:.3g} to {high:.3g}; {str(dtype).removeprefix('torch.')} holds"
+        f"it has scales from {low:.3g} to {high:.3g}; {short(dtype)} holds"
         f" {limits.tiny:.3g} to {limits.max:.3g}",
         "export with dtype=float32 or bfloat16 where the format takes it",
     )
+
+
+def short(dtype: torch.dtype) -> str:
+    """Return a dtype as files name it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def first(*refusals: Refusal | None) -> Refusal | None:

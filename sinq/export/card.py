@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sinq.export.base import Exporter
+from sinq.export.base import Exporter, short
 from sinq.export.report import ExportReport
 from sinq.export.source import Source
 
@@ -17,7 +17,7 @@ def model_card(report: ExportReport, exporter: Exporter, source: Source) -> str:
         "format": f"{report.format}, read by {exporter.read_by}",
         "quantized layers": len(report.matrices),
         "bits per weight, as stored here": f"{report.bits_per_weight:.3f}",
-        "dense tensors": str(source.dtype).removeprefix("torch."),
+        "dense tensors": short(source.dtype),
         "column scales in the layer before": f"{len(report.folded)} layers",
         **source.about,
     }

@@ -10,9 +10,9 @@ it packs, so words hold our codes. Since version 0.17 codes of 3, 5 and 6 bits c
 older readers expect spare bits.
 
 Layers of different bits or groups are different `config_groups`. A layer whose zeros are all centred is
-written without them, which every engine reads; transformers reads asymmetric layers only with
-`CompressedTensorsConfig(dequantize=True)`. Engines multiply 4 bits, and 8 bits without zeros; transformers
-reads all.
+written without them, which every engine reads. transformers reads asymmetric layers only with
+`CompressedTensorsConfig(dequantize=True)`, and then takes the first group for all layers: mixed bits must be
+symmetric for it. Engines multiply 4 bits, and 8 bits without zeros.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ A format says under which names and in which layout a matrix is stored (`tensors
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
+from sinq.checkpoint.configuration import CONFIG, GENERATION, write_generation
 from sinq.checkpoint.weight_files import INDEX
 from sinq.common.progress import Progress, silent
-from sinq.export.base import Exporter, WrittenMatrix
+from sinq.export.base import Exporter, WrittenMatrix, short
 from sinq.export.source import Block, Source
-from sinq.export.view import MatrixView
+from sinq.export.view import MatrixView, Refusal
 
 HEAD = "lm_head"
 
@@ -59,12 +59,16 @@ class FolderExporter(Exporter):
             dense: names of linear layers that stayed dense.
         """
 
-    def metadata(self, views: Sequence[MatrixView], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Return the metadata of a file with the tensors of these views, and dense ones."""
+    def metadata(self, source: Source) -> dict[str, str]:
+        """Return the metadata of every file."""
         return {"format": "pt"}
 
+    def arranged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a block as the format names and groups them."""
+        return tensors
+
     def write(self, source: Source, folder: Path, progress: Progress = silent) -> list[WrittenMatrix]:
-        blocks = list(source.blocks())
+        blocks, metadata = list(source.blocks()), self.metadata(source)
         files: dict[str, str] = {}
         written: list[WrittenMatrix] = []
         layers: list[Described] = []
@@ -72,8 +76,8 @@ class FolderExporter(Exporter):
         for number, block in enumerate(progress(blocks, "writing files", len(blocks)), start=1):
             file = f"model-{number:05d}-of-{len(blocks):05d}.safetensors"
             views = [source.view(name) for name in block.matrices]
-            tensors = self._block(block, views, source, written)
-            save_file(tensors, folder / file, metadata=self.metadata(views, tensors))
+            tensors = self.arranged(self._block(block, views, source, written))
+            save_file(tensors, folder / file, metadata=metadata)
             layers += [Described(v.name, v.bits, v.group_size, v.centred) for v in views]
             files |= dict.fromkeys(tensors, file)
             total += sum(tensor.nbytes for tensor in tensors.values())
@@ -94,13 +98,30 @@ class FolderExporter(Exporter):
         return tensors
 
     def _write_config(self, source: Source, layers: Sequence[Described], folder: Path) -> None:
-        write_config(source.model.config, source.dtype, folder / CONFIG)
         write_generation(source.model, folder / GENERATION)
-        content = json.loads((folder / CONFIG).read_text())
+        content = _configuration(source)
         if any(layer.name == HEAD for layer in layers):
             content["tie_word_embeddings"] = False  # the head is a tensor by itself
         content |= self.description(layers, dense_linears(source), source)
         (folder / CONFIG).write_text(json.dumps(content, indent=1))
+
+
+def _configuration(source: Source) -> dict[str, Any]:
+    """Return the dense model's configuration with all defaults, which readers choose differently.
+
+    What transformers 5 renamed, or moved into `rope_parameters`, is also there under the names from before:
+    mlx-lm's llama would take a base of 10,000 without a word.
+    """
+    config = source.model.config
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    content["architectures"] = [type(source.model).__name__]
+    content["dtype"] = content["torch_dtype"] = short(source.dtype)
+    content |= {old: content[new] for old, new in config.attribute_map.items() if new in content}
+    rotary = content.get("rope_parameters")
+    if isinstance(rotary, dict) and "rope_theta" in rotary:
+        scaling = None if rotary.get("rope_type", "default") == "default" else rotary
+        content |= {"rope_theta": rotary["rope_theta"], "rope_scaling": scaling}
+    return content
 
 
 def dense_linears(source: Source) -> list[str]:
@@ -113,3 +134,39 @@ def dense_linears(source: Source) -> list[str]:
         if source.tensor(name).ndim == 2 and source.model.get_parameter(stored) is not embedding.weight
     ]
     return found if HEAD in source.matrices else list(dict.fromkeys([*found, HEAD]))
+
+
+def refuse_experts(source: Source) -> Refusal | None:
+    """Return the refusal of compressed experts, for formats whose readers know linear layers alone."""
+    found = next((name for name in source.matrices if ".experts." in name), None)
+    if found is None:
+        return None
+    return Refusal(
+        f"{found} is an expert's, and readers of the format quantize linear layers alone",
+        "leave experts dense with layers.exclude, or export as compressed_tensors",
+    )
+
+
+def refuse_mixed(source: Source) -> Refusal | None:
+    """Return the refusal of layers of several kinds, or dense ones, for formats that describe one kind."""
+    kinds: dict[str, str] = {}
+    for name, matrix in source.matrices.items():
+        grid = getattr(matrix.value, "grid", None)
+        kinds.setdefault(f"{grid.bits} bits in groups of {grid.group_size}" if grid else "no grid", name)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name} {kind}" for kind, name in kinds.items())
+        return Refusal(
+            f"it has {listed}", "use one grid for all layers, or export as compressed_tensors or mlx"
+        )
+    return None
+
+
+def refuse_dense(source: Source) -> Refusal | None:
+    """Return the refusal of dense linear layers in blocks, for formats that cannot name them."""
+    found = next((name for name in dense_linears(source) if name != HEAD), None)
+    if found is None:
+        return None
+    return Refusal(
+        f"{found} stayed dense, and the format quantizes every layer but the head",
+        "compress all layers, or export as compressed_tensors, mlx or awq",
+    )
