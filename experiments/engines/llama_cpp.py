@@ -31,14 +31,20 @@ class EngineError(ValueError):
 class LlamaCpp:
     """A GGUF file in llama.cpp, on a CPU; usable as a context.
 
+    Args:
+        file: the model.
+        threads: of llama.cpp.
+        context: the longest text, tokens.
+        exact: keep keys and values in float32, without flash attention; by default llama.cpp chooses.
+
     Raises:
         ValueError: the library is not there; later `EngineError`, where it refuses the file or crashes.
     """
 
-    def __init__(self, file: Path, threads: int, context: int) -> None:
+    def __init__(self, file: Path, threads: int, context: int, *, exact: bool = False) -> None:
         self.command = [
             sys.executable, "-m", "experiments.engines.worker",
-            str(library.folder()), str(file.resolve()), str(threads), str(context),
+            str(library.folder()), str(file.resolve()), str(threads), str(context), str(exact),
         ]  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -9,8 +9,8 @@ One JSON object per line in each direction, here without the braces. Any answer 
     → do: greedy, ids, count                               ← value: the next `count` ids
     → do: seconds, ids, count                              ← value: [prefill, decode of `count` ids]
 
-Every request begins with an empty cache. Keys and values are in llama.cpp's default type, float16; the inputs
-of products with quantized matrices are rounded to 8 bits by llama.cpp.
+Every request begins with an empty cache. llama.cpp rounds the inputs of products with quantized matrices to 8
+bits; by default also keys and values to float16, which an exact context leaves in float32.
 """
 
 import json
@@ -30,6 +30,8 @@ BATCH = 512
 """Tokens of one call; the logits of a call are in memory at once."""
 ERROR = 4
 """Level of errors in llama.cpp's log."""
+FLOAT32, DISABLED = 0, 0
+"""`ggml_type` of the cache, and type of flash attention, of an exact context."""
 
 
 class Model:
@@ -39,7 +41,8 @@ class Model:
         ValueError: the library is another release, or refuses the file.
     """
 
-    def __init__(self, folder: Path, file: str, threads: int, context: int) -> None:
+    def __init__(self, folder: Path, file: str, threads: int, context: int, exact: bool) -> None:
+        self.exact = exact
         self.ffi, self.errors = FFI(), []  # type: ignore[var-annotated]
         self.ffi.cdef(DECLARATIONS + BACKENDS)
         self.library = self._opened(folder)
@@ -78,6 +81,9 @@ class Model:
         options = self.library.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = length, BATCH, BATCH
         options.n_threads = options.n_threads_batch = threads
+        if self.exact:
+            options.type_k = options.type_v = FLOAT32
+            options.flash_attn_type = DISABLED
         context = self.library.llama_init_from_model(self.model, options)
         if context == self.ffi.NULL:
             raise ValueError(f"llama.cpp makes no context of {length} tokens: {'; '.join(self.errors)}")
@@ -186,7 +192,7 @@ def answered(model: Model, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Serve the file of the command line; whatever the library prints goes to standard error."""
-    folder, file, threads, context = sys.argv[1:]
+    folder, file, threads, context, exact = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -194,7 +200,7 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
-        model = Model(Path(folder), file, int(threads), int(context))
+        model = Model(Path(folder), file, int(threads), int(context), exact == "True")
         answer({"version": RELEASE, "vocabulary": model.size, "chat_template": model.chat_template()})
         for line in sys.stdin:
             answer(answered(model, json.loads(line)))

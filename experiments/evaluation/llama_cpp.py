@@ -1,10 +1,11 @@
 """Perplexity of the exported model by llama.cpp, beside ours on the same windows.
 
 The model is exported as GGUF into a folder that is thrown away, and llama.cpp reads each window in its own
-code, from packed blocks to the head. Its products round the inputs of quantized matrices to 8 bits (32
-numbers share a float16 scale); ours do not. So `rounded_nll` is our model with the inputs of its compressed
-linear layers rounded in that way: the two of llama.cpp and this should agree, and `difference` from ours is
-what llama.cpp's rounding costs.
+code, from packed blocks to the head, with keys and values in float32. Its products round the inputs of
+quantized matrices to 8 bits (32 numbers share a float16 scale); ours do not. So `rounded_nll` is our model
+with the inputs of its compressed linear layers rounded in that way. Where blocks have no offset (Q4_0, Q8_0),
+it is llama.cpp's number to float32; an offset is float16 in the file, which turns some of the roundings.
+`difference` is llama.cpp's NLL minus ours, and `rounding` is what the rounding of inputs alone adds to ours.
 
 Not covered: fused experts, whose inputs `rounded_nll` leaves as they are.
 """
@@ -97,7 +98,7 @@ def _exported(context: EvaluationContext, folder: Path) -> tuple[Path, dict[str,
 
 def _read(file: Path, chosen: Tensor, context: EvaluationContext) -> list[float]:
     """Return the mean NLL of every window by llama.cpp."""
-    with LlamaCpp(file, torch.get_num_threads(), chosen.shape[1]) as engine:
+    with LlamaCpp(file, torch.get_num_threads(), chosen.shape[1], exact=True) as engine:
         return [
             engine.nll(window) for window in context.progress(chosen, "perplexity, llama.cpp", len(chosen))
         ]

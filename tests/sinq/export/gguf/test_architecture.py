@@ -11,8 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
-    Qwen2Config,
-    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -20,33 +18,7 @@ from transformers import (
 from sinq import NotApplicable
 from sinq.export.gguf.architecture import Architecture
 from sinq.export.source import Source
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SMALL),
-    "mistral": MistralConfig(**SMALL, sliding_window=None),
-    "qwen2": Qwen2Config(**SMALL),
-    "qwen3": Qwen3Config(**SMALL, head_dim=16),
-    "qwen2_moe": Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=32),
-    "qwen3_moe": Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=16, norm_topk_prob=True),
-}
+from tests.sinq.export.gguf.subjects import CONFIGS, EXPERTS, LLAMA3, SMALL
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

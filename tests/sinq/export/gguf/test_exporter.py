@@ -12,15 +12,13 @@ from baselines.rtn import RTN
 from sinq import SINQ, Gguf, Grid, NotApplicable, PreSINQ, export, save
 from sinq.export.gguf import FILE, Blocks
 from sinq.export.source import Source
-from tests.sinq.export.gguf.test_architecture import CONFIGS
-from tests.sinq.export.gguf.test_tokenizer import byte_level
+from tests.sinq.export.gguf.subjects import CONFIGS, byte_level, model_of
 
 GRID = Grid(bits=4, group_size=32)
 
 
 def compressed(kind: str, method: object = RTN(GRID)) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval().requires_grad_(False)
+    model = model_of(CONFIGS[kind])
     method.compress(model)  # type: ignore[attr-defined]
     return model
 

@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from sinq import NotApplicable
 from sinq.export.gguf.tokenizer import LLAMA3, split_name, tokenizer_keys
 from tests.conftest import tiny_tokenizer
+from tests.sinq.export.gguf.subjects import byte_level
 
 BYTES = {"type": "ByteLevel", "use_regex": True}
 PLAIN = {"type": "ByteLevel", "use_regex": False}
@@ -49,12 +50,6 @@ def test_names_of_splits(splitter: dict[str, Any], name: str) -> None:
 def test_other_splits_are_refused(splitter: dict[str, Any] | None) -> None:
     with pytest.raises(NotApplicable, match="which has no name here"):
         split_name(splitter)
-
-
-def byte_level(**special: str) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "<s>": 3}, [("a", "b")]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def test_byte_level() -> None:
