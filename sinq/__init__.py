@@ -19,7 +19,7 @@ from sinq.export.awq import AWQFolder
 from sinq.export.base import Exporter
 from sinq.export.bnb_nf4 import BitsAndBytesNF4
 from sinq.export.compressed_tensors import CompressedTensors
-from sinq.export.gguf import Gguf
+from sinq.export.gguf import Gguf, GgufQ4K
 from sinq.export.gptq import GPTQFolder
 from sinq.export.mlx import MLX
 from sinq.export.report import ExportReport
@@ -78,6 +78,7 @@ __all__ = [
     "Exporter",
     "GPTQFolder",
     "Gguf",
+    "GgufQ4K",
     "Grid",
     "Groups",
     "HalfQuadratic",

@@ -6,6 +6,7 @@ Bytes are made while they are written, so one matrix is in memory.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,28 +82,24 @@ def _shape(name: str, count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def dense_entries(source: Source, architecture: Architecture) -> Iterator[Entry]:
-    """Yield the dense tensors of the file."""
+    """Yield the dense tensors of the file; vectors and routers are float32."""
+    single = replace(source, dtype=torch.float32)
     if (factors := architecture.rope_factors()) is not None:
         yield Entry("rope_freqs.weight", F32, tuple(factors.shape), lambda: [_plain(factors)])
     for ending in (WEIGHT, BIAS):
         layers = [name.removesuffix(ending) for name in source.tensors if name.endswith(ending)]
         for name, held in _by_name(layers, architecture).items():
-            yield _dense_entry(name, held, ending, source, architecture)
+            shape = _shape(name, len(held), tuple(source.tensor(held[0] + ending).shape))
+            stored = single if len(shape) == 1 or name.endswith(ROUTERS) else source
+            parts = partial(_dense_parts, stored, held, ending, architecture)
+            yield Entry(name + ending, DENSE[stored.dtype], shape, parts)
 
 
-def _dense_entry(
-    name: str, layers: list[str], ending: str, source: Source, architecture: Architecture
-) -> Entry:
-    shape = tuple(source.tensor(layers[0] + ending).shape)
-    exact = len(shape) == 1 or name.endswith(ROUTERS)
-    dtype = torch.float32 if exact else source.dtype
-
-    def parts() -> Iterator[Tensor]:
-        stored = replace(source, dtype=dtype)
-        for layer in layers:
-            yield _plain(architecture.order(layer)(stored.tensor(layer + ending)))
-
-    return Entry(name + ending, DENSE[dtype], _shape(name, len(layers), shape), parts)
+def _dense_parts(
+    source: Source, layers: list[str], ending: str, architecture: Architecture
+) -> Iterator[Tensor]:
+    for layer in layers:
+        yield _plain(architecture.order(layer)(source.tensor(layer + ending)))
 
 
 def _plain(tensor: Tensor) -> Tensor:

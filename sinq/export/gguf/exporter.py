@@ -5,14 +5,12 @@
     2 3 4               Q4_1    5.0
     5                   Q5_1    6.0
     6 8                 Q8_0    8.5    where code − zero is a whole number of one signed byte
-    4, blocks=q4_k      Q4_K    4.5    a re-fit (`k_quants.py`)
 
 Dense matrices have the model's number format (`dtype`: F32, F16, BF16); norms, biases and routers are
-float32. Not covered: Q5_0, Q6_K and the types below four bits, which round scales; models with another graph
-(`architecture.py`); several files for one model.
+float32. `gguf_q4_k` (`refit.py`) is a re-fit. Not covered: Q5_0, Q6_K and the types below four bits, which
+round scales; models with another graph (`architecture.py`); several files for one model.
 """
 
-import enum
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,23 +34,16 @@ from sinq.export.gguf.blocks import (
     BlockType,
     signed_bytes,
 )
-from sinq.export.gguf.container import Entry, Value, write
-from sinq.export.gguf.contents import Stack, dense_entries, entry, stacks
+from sinq.export.gguf.container import Value, write
+from sinq.export.gguf.contents import DENSE, Stack, dense_entries, entry, stacks
 from sinq.export.gguf.tokenizer import source_keys
 from sinq.export.source import Source
 from sinq.export.view import MatrixView, Refusal
 
 FILE = "model.gguf"
 FILE_TYPES = {F32: 0, F16: 1, BF16: 32, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_1: 9, Q4_K: 15}
-"""Type of most bytes → the number of the whole file's type (`general.file_type`)."""
+"""Type of most matrices → the number of the whole file's type (`general.file_type`)."""
 LOW_BITS = (2, 3)
-
-
-class Blocks(enum.Enum):
-    """Blocks of 4-bit codes: ours as they are (`exact`), or a re-fit of 4.5 bits a weight (`q4_k`)."""
-
-    exact = "exact"
-    q4_k = "q4_k"
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,6 @@ class Gguf(Exporter):
     name: ClassVar[str] = "gguf"
     read_by: ClassVar[str] = "llama.cpp, Ollama, LM Studio, transformers"
 
-    blocks: Blocks = Blocks.exact
-    """Blocks of 4-bit codes."""
     low_bits: bool = False
     """Write codes of 2 and 3 bits too, which take the 5.0 bits a weight of 4-bit codes there."""
 
@@ -76,21 +65,17 @@ class Gguf(Exporter):
         return first(
             refuse_columns(view),
             refuse_levels(view),
-            refuse_sizes(view, columns=BLOCK if self.blocks is Blocks.exact else Q4_K.weights),
+            refuse_sizes(view, columns=BLOCK),
             _refuse_groups(view),
             self._refuse_bits(view),
             _refuse_halves(view),
         )
 
     def _refuse_bits(self, view: MatrixView) -> Refusal | None:
-        if self.blocks is Blocks.q4_k and (view.bits > 4 or bool((view.zero < 0).any())):
-            return Refusal(
-                "it has more than 4 bits, or zeros below 0, which Q4_K cannot hold", "use blocks=exact"
-            )
         if view.bits in LOW_BITS and not self.low_bits:
             return Refusal(
                 f"its {view.bits} bits take 5.0 bits a weight there, as 4-bit codes do",
-                "use 4 bits, or low_bits=true to write it nevertheless",
+                "use 4 bits, or Gguf(low_bits=True) to write it nevertheless",
             )
         if view.bits > 5 and not signed_bytes(view):
             return Refusal(
@@ -100,8 +85,6 @@ class Gguf(Exporter):
 
     def kind(self, view: MatrixView) -> BlockType:
         """Return the type of a matrix that was checked."""
-        if self.blocks is Blocks.q4_k:
-            return Q4_K
         if view.bits > 4:
             return Q5_1 if view.bits == 5 else Q8_0
         return Q4_0 if view.bits == 4 and view.centred else Q4_1
@@ -113,9 +96,9 @@ class Gguf(Exporter):
             *(entry(source, stack, architecture) for stack in found),
             *dense_entries(source, architecture),
         ]
-        keys = architecture.keys() | source_keys(source) | _file_keys(source, entries)
+        keys = architecture.keys() | source_keys(source) | _file_keys(source, found)
         with (folder / FILE).open("wb") as file:
-            write(file, keys, list(entries), progress)
+            write(file, keys, entries, progress)
         return [matrix for stack in found for matrix in _written(source, stack)]
 
 
@@ -127,15 +110,13 @@ def _written(source: Source, stack: Stack) -> list[WrittenMatrix]:
     ]
 
 
-def _file_keys(source: Source, entries: list[Entry]) -> dict[str, Value]:
+def _file_keys(source: Source, found: list[Stack]) -> dict[str, Value]:
     """Return the keys that describe the file; its name is the last part of the model's."""
-    sizes: Counter[BlockType] = Counter()
-    for each in entries:
-        sizes[each.kind] += each.nbytes
+    kinds = Counter(stack.kind for stack in found) or Counter([DENSE[source.dtype]])
     return {
         "general.name": Path(source.model.config.name_or_path or "").name or source.model.config.model_type,
         "general.quantization_version": 2,
-        "general.file_type": FILE_TYPES[sizes.most_common(1)[0][0]],
+        "general.file_type": FILE_TYPES[kinds.most_common(1)[0][0]],
     }
 
 

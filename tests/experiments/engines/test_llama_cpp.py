@@ -21,7 +21,7 @@ from experiments.evaluation.llama_cpp import rounded_inputs
 from experiments.evaluation.perplexity import window_nll
 from experiments.models import smollm2
 from sinq import Context, Grid, Layers, OnMisfit, PreSINQ, export
-from sinq.export.gguf import FILE, Blocks, Gguf
+from sinq.export.gguf import FILE, Gguf
 from sinq.export.source import Source
 from tests.experiments.tiny import subject
 from tests.sinq.export.gguf.subjects import CONFIGS, LLAMA3, SMALL, model_of
@@ -103,7 +103,7 @@ def test_super_blocks(tmp_path: Path) -> None:
     model = model_of(config, gain=4)
     RTN(Grid(bits=4, group_size=64)).compress(model)
     expected = model(IDS[None]).logits[0]
-    with engine(model, tmp_path / "k", format=Gguf(blocks=Blocks.q4_k), dtype=torch.float32) as running:
+    with engine(model, tmp_path / "k", format="gguf_q4_k", dtype=torch.float32) as running:
         assert relative(running.logits(IDS), expected) < 0.3
     with engine(model, tmp_path / "one", format="gguf", dtype=torch.float32) as running:
         assert relative(running.logits(IDS), expected) < 0.1

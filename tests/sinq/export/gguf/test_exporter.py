@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from baselines.rtn import RTN
-from sinq import SINQ, Gguf, Grid, NotApplicable, PreSINQ, export, save
-from sinq.export.gguf import FILE, Blocks
+from sinq import SINQ, Gguf, GgufQ4K, Grid, NotApplicable, PreSINQ, export, save
+from sinq.export.gguf import FILE
 from sinq.export.source import Source
-from tests.sinq.export.gguf.subjects import CONFIGS, byte_level, model_of
+from tests.sinq.export.gguf.subjects import CONFIGS, SMALL, byte_level, model_of
 
 GRID = Grid(bits=4, group_size=32)
 
@@ -97,11 +97,15 @@ def test_symmetric_codes_are_q4_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "format", "reason"),
     [
-        (RTN(Grid(bits=3, group_size=32)), Gguf(), "its 3 bits take 5.0 bits a weight there.*low_bits=true"),
+        (
+            RTN(Grid(bits=3, group_size=32)),
+            Gguf(),
+            "its 3 bits take 5.0 bits a weight there.*Gguf\\(low_bits=True\\)",
+        ),
         (SINQ(GRID), Gguf(), "column scales.*presinq"),
         (RTN(Grid(bits=4, group_size=16)), Gguf(), "groups of 16; blocks have 32 weights; use group_size"),
         (RTN(Grid(bits=8, group_size=32)), Gguf(), "no signed byte.*grid.symmetric=true"),
-        (RTN(GRID), Gguf(blocks=Blocks.q4_k), "columns of 256"),
+        (RTN(GRID), GgufQ4K(), "columns of 256"),
     ],
 )
 def test_refusals_name_a_layer_and_write_nothing(
@@ -125,3 +129,21 @@ def test_experts_of_several_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotApplicable, match="ffn_down_exps has experts of Q4_0, Q4_1"):
         export(model, tmp_path / "out", "gguf")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_re_fit_says_so(tmp_path: Path) -> None:
+    model = model_of(LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 256}))
+    RTN(Grid(bits=4, group_size=64)).compress(model)
+    report = export(model, tmp_path / "out", "gguf_q4_k")
+    assert report.bits_per_weight == 4.5
+    assert "**Re-fit**" in (tmp_path / "out" / "README.md").read_text()
+    view = Source(model, torch.float32).view("model.layers.1.mlp.down_proj")
+    found = tensors(tmp_path / "out")["blk.1.ffn_down.weight"]
+    assert 0 < (found - view.dense()).norm() / view.dense().norm() < 0.05
+
+
+def test_five_bits_have_no_re_fit(tmp_path: Path) -> None:
+    model = model_of(LlamaConfig(**SMALL | {"hidden_size": 256, "intermediate_size": 256}))
+    RTN(Grid(bits=5, group_size=64)).compress(model)
+    with pytest.raises(NotApplicable, match=r"more than 4 bits, or zeros below 0.*use format=gguf"):
+        export(model, tmp_path / "out", "gguf_q4_k")
