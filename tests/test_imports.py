@@ -88,8 +88,8 @@ def is_module(name: str) -> bool:
 
 ORDER = {
     "sinq": "common formats algorithms kernels model calibration training methods checkpoint export",
-    "experiments": "common results compare data models engines evaluation runs report track config tables "
-    "sweeps analysis bench command",
+    "experiments": "common results compare data models engines evaluation runs report track config export "
+    "tables sweeps analysis bench command",
 }
 """Folders (and modules) of a package; each may import what stands to its left."""
 

@@ -98,6 +98,9 @@ def stream(
     device = torch.device(context.device or "cpu")
     model = shape_of(source)
     plan = _layer_method(method).plan(model, None, context)
+    if plan.together:
+        layers = " and ".join(plan.together[0][:2])
+        raise NotApplicable(f"stream quantizes one layer at a time, and {layers} go together; {USE_COMPRESS}")
     weights, small = Source(source, model), small_files(source)
     identity = _identity(source, method, context.layers, device)
     done = {

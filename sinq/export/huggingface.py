@@ -100,8 +100,6 @@ class FolderExporter(Exporter):
     def _write_config(self, source: Source, layers: Sequence[Described], folder: Path) -> None:
         write_generation(source.model, folder / GENERATION)
         content = _configuration(source)
-        if any(layer.name == HEAD for layer in layers):
-            content["tie_word_embeddings"] = False  # the head is a tensor by itself
         content |= self.description(layers, dense_linears(source), source)
         (folder / CONFIG).write_text(json.dumps(content, indent=1))
 

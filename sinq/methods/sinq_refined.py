@@ -29,17 +29,21 @@ The defaults were chosen on one model, SmolLM2-135M. The mathematics is in `algo
 Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve for.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinq.algorithms.solved_scales import Solved
+from sinq.calibration.data import Calibration
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
 from sinq.kernels import column_magnitudes
+from sinq.methods.plan import Plan
 from sinq.methods.scalar import Groups, Normalized, ScalarMethod
+from sinq.methods.shared_columns import refuse_alone, require_shareable, sharing
+from sinq.model.context import Context
 
 EXPONENTS = (0.1, 8.0)
 """Smallest and largest exponent of a magnitude, which may be 2^10 from 1: float32 ends at 2^128."""
@@ -70,6 +74,9 @@ class SINQRefined(ScalarMethod):
 
     null: 1 − 2.5·2^(−1.5·bits) (0.69 at 2 bits, 0.96 at 4).
     """
+    shared_columns: bool = False
+    """Find one t for matrices with the same inputs, and for query heads of one kv head, so that the layer
+    before can take it (`shared_columns.py`)."""
 
     def __post_init__(self) -> None:
         check(
@@ -86,7 +93,22 @@ class SINQRefined(ScalarMethod):
                 " it needs symmetric=false and auxiliary_bits=16 or 32"
             )
 
+        require_shareable(self.shared_columns, self.grid)
+
+    def alone(self) -> Self:
+        """Return the method without shared columns."""
+        return replace(self, shared_columns=False)
+
+    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        plan = super().plan(model, calibration, context)
+        return sharing(model, plan) if self.shared_columns else plan
+
+    def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
+        """Return column scales of mean magnitudes of a matrix (out, in), (out / tile rows, in)."""
+        return column_magnitudes(weight, tile, self.norm, self.passes)
+
     def normalize(self, weight: Tensor) -> Normalized:
+        refuse_alone(self.shared_columns)
         tile = self.grid.tile((weight.shape[0], weight.shape[1]))
         return Normalized(weight, col_scale=column_magnitudes(weight, tile, self.norm, self.passes))
 

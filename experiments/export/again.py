@@ -1,0 +1,90 @@
+"""The model of a finished run, made again from its row.
+
+A row has the configuration it was run with, and its id is a hash of everything that can change its numbers.
+So the configuration is built again, and the new run's id must be the row's: if the code, the model's files or
+the options have changed meanwhile, it is not, and nothing is exported under a wrong name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments import models
+from experiments.common.paths import data_dir
+from experiments.config import register
+from experiments.config.build import build
+from experiments.models.source import LoadedModel, sparing_clone
+from experiments.results.record import Row
+from experiments.runs.identity import identity, run_id
+from experiments.runs.run import Run
+from sinq import Context, using
+from sinq.common.progress import Progress
+
+FACTS = {"perplexity": "perplexity", "size": "bits_per_weight"}
+"""Evaluation → its number on the model card."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """A compressed model, and the dense one it was made from."""
+
+    model: Any
+    loaded: LoadedModel
+
+
+def run_of(row: Row) -> Run:
+    """Return the run of a row.
+
+    Raises:
+        ValueError: the row has no configuration, or the run would now have another id.
+    """
+    if not row.get("config"):
+        raise ValueError(f"{row['run_id']} was not run from a configuration; export the model from Python")
+    register()
+    hydra = {"runtime": {"choices": row["choices"]}, "overrides": {"task": []}}
+    run = build(OmegaConf.create({**_with_folders(row["config"]), "hydra": hydra}))
+    found = run_id(identity(run))
+    if found != row["run_id"]:
+        raise ValueError(
+            f"{row['run_id']} cannot be made again: the same configuration is now run {found}, since the"
+            " model's files, or a version in the code, are others; run it again and export that"
+        )
+    return run
+
+
+def _with_folders(value: Any) -> Any:
+    """Return a configuration in which the data folder stands for `$SINQ_DATA`, which a row has instead."""
+    if isinstance(value, dict):
+        return {key: _with_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_folders(item) for item in value]
+    return value.replace("$SINQ_DATA", str(data_dir())) if isinstance(value, str) else value
+
+
+def compress_again(run: Run, progress: Progress) -> Again:
+    """Return the compressed model of a run; methods read their text, or train, once more."""
+    device = run.torch_device
+    loaded = models.load(run.model, device)
+    calibration = run.calibration.load(loaded, progress) if run.method.needs_calibration else None
+    model: Any = sparing_clone(loaded.model)
+    with using(run.kernel):
+        run.method.compress(model, calibration, Context(run.layers, device, progress))
+    return Again(model, loaded)
+
+
+def facts(row: Row) -> dict[str, Any]:
+    """Return what a model card says about a run: method, run, and measured numbers."""
+    measured = {
+        f"{metric} here, as quantized": f"{row['metrics'][evaluation][metric]:.4f}"
+        for evaluation, metric in FACTS.items()
+        if metric in row["metrics"].get(evaluation, {})
+    }
+    return {"method": row["name"], "run": row["run_id"], **measured}
+
+
+def streamed(row: Row, results: Path) -> Path | None:
+    """Return the folder into which a streamed run wrote its model, if it is there."""
+    folder = results / "checkpoints" / row["run_id"]
+    return folder if (folder / "sinq.json").exists() else None
