@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from subprocess import PIPE
 from types import TracebackType
@@ -94,7 +94,7 @@ class LlamaCpp:
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
-        if self.process.poll() is None:
+        with suppress(BrokenPipeError):  # of a process that ended; `_answer` says so
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         return self._answer()

@@ -97,6 +97,7 @@ class Architecture:
             f"rope_type={self.rope_type}": self.rope_type not in ("default", LLAMA3),
             f"rope_type={LLAMA3}": self.rope_type == LLAMA3 and self.graph != "llama",
             f"sliding_window={getattr(config, 'sliding_window', None)}": windowed,
+            "attention_bias=True": options.get("attention_bias") and self.graph.startswith("qwen3"),
             "experts in some layers only": self.graph in NORMALIZED and sparse,
             f"norm_topk_prob={normalized}": NORMALIZED.get(self.graph, normalized) != normalized,
         }

@@ -51,7 +51,7 @@ class Gguf(Exporter):
     """GGUF, for llama.cpp and what is built on it."""
 
     name: ClassVar[str] = "gguf"
-    read_by: ClassVar[str] = "llama.cpp, Ollama, LM Studio, transformers"
+    read_by: ClassVar[str] = "llama.cpp and what is built on it (Ollama, LM Studio), transformers"
 
     low_bits: bool = False
     """Write codes of 2 and 3 bits too, which take the 5.0 bits a weight of 4-bit codes there."""

@@ -58,7 +58,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 GRAPHS = CONFIGS | {
     "llama3": LlamaConfig(**SMALL, rope_parameters=LLAMA3),
-    "biased": LlamaConfig(**SMALL, attention_bias=True, tie_word_embeddings=True),
+    "biased": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "qwen2-tied": Qwen2Config(**SMALL, tie_word_embeddings=True),
 }
 

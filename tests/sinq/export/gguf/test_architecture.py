@@ -75,6 +75,7 @@ def test_frequencies_of_llama_3() -> None:
             "experts in some layers only",
         ),
         (Qwen3Config(**SMALL, rope_parameters=LLAMA3), "rope_type=llama3"),
+        (Qwen3Config(**SMALL, attention_bias=True), "attention_bias=True"),
         (
             LlamaConfig(**SMALL, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
             "rope_type=yarn",
