@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from experiments import models
-from experiments.common.paths import data_dir
-from experiments.config import register
 from experiments.config.build import build
+from experiments.export.restored import restored
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.results.record import Row
 from experiments.runs.identity import identity, run_id
@@ -22,8 +19,8 @@ from experiments.runs.run import Run
 from sinq import Context, using
 from sinq.common.progress import Progress
 
-FACTS = {"perplexity": "perplexity", "size": "bits_per_weight"}
-"""Evaluation → its number on the model card."""
+FACTS = {"perplexity": ("perplexity", "value"), "bits per weight": ("size", "bits_per_weight")}
+"""Line of the model card → evaluation, and its metric."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,7 @@ def run_of(row: Row) -> Run:
     Raises:
         ValueError: the row has no configuration, or the run would now have another id.
     """
-    if not row.get("config"):
-        raise ValueError(f"{row['run_id']} was not run from a configuration; export the model from Python")
-    register()
-    hydra = {"runtime": {"choices": row["choices"]}, "overrides": {"task": []}}
-    run = build(OmegaConf.create({**_with_folders(row["config"]), "hydra": hydra}))
+    run = build(restored(row))
     found = run_id(identity(run))
     if found != row["run_id"]:
         raise ValueError(
@@ -52,15 +45,6 @@ def run_of(row: Row) -> Run:
             " model's files, or a version in the code, are others; run it again and export that"
         )
     return run
-
-
-def _with_folders(value: Any) -> Any:
-    """Return a configuration in which the data folder stands for `$SINQ_DATA`, which a row has instead."""
-    if isinstance(value, dict):
-        return {key: _with_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_folders(item) for item in value]
-    return value.replace("$SINQ_DATA", str(data_dir())) if isinstance(value, str) else value
 
 
 def compress_again(run: Run, progress: Progress) -> Again:
@@ -77,8 +61,8 @@ def compress_again(run: Run, progress: Progress) -> Again:
 def facts(row: Row) -> dict[str, Any]:
     """Return what a model card says about a run: method, run, and measured numbers."""
     measured = {
-        f"{metric} here, as quantized": f"{row['metrics'][evaluation][metric]:.4f}"
-        for evaluation, metric in FACTS.items()
+        f"{line} here, as quantized": f"{row['metrics'][evaluation][metric]:.4f}"
+        for line, (evaluation, metric) in FACTS.items()
         if metric in row["metrics"].get(evaluation, {})
     }
     return {"method": row["name"], "run": row["run_id"], **measured}

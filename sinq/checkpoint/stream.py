@@ -156,7 +156,7 @@ def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
         names: name in the source of every tensor by its name in the model.
     """
     by_name = {layer.target.tensor_name: layer for layer in plans}
-    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
+    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: block_of(pair[0]))]
     return [
         Shard(
             f"model-{k:05d}-of-{len(groups):05d}.safetensors",
@@ -167,7 +167,8 @@ def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
     ]
 
 
-def _block(name: str) -> str:
+def block_of(name: str) -> str:
+    """Return the decoder block of a tensor, or the name of one outside the blocks."""
     match = BLOCK.match(name)
     return match[0] if match else name
 

@@ -75,8 +75,11 @@ def making(folder: Path) -> Iterator[Path]:
     with around as scratch:
         made = Path(scratch) / "folder"
         made.mkdir()  # who may read it is the umask's to say; a temporary folder is its owner's alone
+        mode = S_IMODE(made.stat().st_mode) & 0o666
         yield made
         for path in sorted(made.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)  # safetensors makes files for their owner alone
             _flush(path)
         os.replace(made, folder)
         _flush(folder.parent)

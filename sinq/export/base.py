@@ -17,6 +17,9 @@ from sinq.common.progress import Progress, silent
 from sinq.export.source import Source
 from sinq.export.view import MatrixView, Refusal
 
+COARSEST = 2.0**-8
+"""Largest error of a scale, in units of the largest one of its matrix; bfloat16 rounds to 2^−9."""
+
 
 @dataclass(frozen=True)
 class WrittenMatrix:
@@ -121,15 +124,13 @@ def refuse_sizes(view: MatrixView, rows: int = 1, columns: int = 1) -> Refusal |
     )
 
 
-def refuse_scales(view: MatrixView, dtype: torch.dtype, smallest: float = 0.0) -> Refusal | None:
-    """Return the refusal of scales that a number format cannot hold: infinite there, or no normal number."""
-    held, limits = view.scale.to(dtype).float(), torch.finfo(dtype)
-    if bool(held.isfinite().all()) and bool((held.abs() >= max(smallest, limits.tiny)).all()):
+def refuse_scales(view: MatrixView, dtype: torch.dtype) -> Refusal | None:
+    """Return the refusal of scales that a number format cannot hold, measured by the matrix's largest."""
+    error = (view.scale.to(dtype).float() - view.scale).abs().max() / view.scale.max()
+    if error <= COARSEST:  # NaN of an infinite scale is not
         return None
-    low, high = view.scale.min().item(), view.scale.max().item()
     return Refusal(
-        f"it has scales from {low:.3g} to {high:.3g}; {short(dtype)} holds"
-        f" {limits.tiny:.3g} to {limits.max:.3g}",
+        f"it has scales from {view.scale.min():.3g} to {view.scale.max():.3g}, beyond {short(dtype)}",
         "export with dtype=float32 or bfloat16 where the format takes it",
     )
 

@@ -10,9 +10,10 @@ from sinq.checkpoint.weight_files import LISTED
 from sinq.common.errors import NotApplicable
 from sinq.common.named import name_of
 from sinq.export.base import Exporter
+from sinq.export.folding import Folds
 from sinq.export.matrices import GATE_UP
 from sinq.export.report import RequantizedMatrix
-from sinq.export.source import Source
+from sinq.export.source import Source, rounded
 from sinq.export.view import Refusal, no_view
 from sinq.formats.grid import Grid
 from sinq.model.conv1d import is_conv1d
@@ -39,15 +40,12 @@ def checked(source: Source, exporter: Exporter, requantize: bool) -> Source:
     refused: dict[str, Refusal] = {}
     for name, matrix in source.matrices.items():
         refusal = no_view(matrix.value) or exporter.check(source.view(name), source.dtype)
-        if refusal is None:
-            continue
-        if not requantize or no_view(matrix.value) is not None:
+        if refusal is not None and requantize and no_view(matrix.value) is None:
+            view = source.view(name)
+            grids[name] = _plain_grid(view.grid)
+            refusal = exporter.check(rounded(view, grids[name]), source.dtype)
+        if refusal is not None:
             refused[name] = refusal
-            continue
-        grids[name] = _plain_grid(source.view(name).grid)
-        second = exporter.check(replace(source, requantized=grids).view(name), source.dtype)
-        if second is not None:
-            refused[name] = second
     if refused:
         raise NotApplicable(_message(name_of(exporter), refused, len(source.matrices), requantize))
     return replace(source, requantized=grids)
@@ -92,8 +90,19 @@ def _message(format: str, refused: dict[str, Refusal], count: int, requantize: b
 
 
 def requantized(source: Source, dense: nn.Module) -> dict[str, RequantizedMatrix]:
-    """Return the errors, against the dense model, of every matrix that is rounded a second time."""
-    plain = replace(source, requantized={}, folds=type(source.folds)())
+    """Return the errors, against the dense model, of every matrix that is rounded a second time.
+
+    Raises:
+        NotApplicable: a method rewrote the model, so that its matrices are not those of the dense one.
+    """
+    held = dense.state_dict()
+    for name, tensor in source.dense.items():
+        if name not in held or not torch.equal(tensor, held[name].to(tensor.device, tensor.dtype)):
+            raise NotApplicable(
+                f"requantize=true compares with the dense model, where {name} is another: a method rewrote"
+                " the model, or it is not the one that was compressed"
+            )
+    plain = replace(source, requantized={}, folds=Folds())
     errors = {}
     for name in source.requantized:
         wanted = _dense_matrix(dense, name).float()

@@ -124,12 +124,13 @@ def _configuration(source: Source) -> dict[str, Any]:
 
 def dense_linears(source: Source) -> list[str]:
     """Return the names of linear layers that stayed dense: routers too, and the output head even if tied."""
-    embedding = source.model.get_input_embeddings()
-    names = {name: stored for name, (stored, *_) in source.tensors.items() if name.endswith(".weight")}
+    embedding = source.model.get_input_embeddings().weight
     found = [
         name.removesuffix(".weight")
-        for name, stored in names.items()
-        if source.tensor(name).ndim == 2 and source.model.get_parameter(stored) is not embedding.weight
+        for name, (stored, expert, _) in source.tensors.items()
+        if name.endswith(".weight")
+        and (expert is not None or source.dense[stored].ndim == 2)
+        and source.dense[stored].data_ptr() != embedding.data_ptr()
     ]
     return found if HEAD in source.matrices else list(dict.fromkeys([*found, HEAD]))
 

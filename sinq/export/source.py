@@ -4,7 +4,6 @@ Names are those of a checkpoint of the dense model. Views and tensors are made w
 that few are in memory beside the model, whose own tensors `load` leaves in the mapped file.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sinq.checkpoint.folder import stored_tensors
+from sinq.checkpoint.stream import block_of
 from sinq.export.folding import Folds, folds_of
 from sinq.export.matrices import GATE_UP, Matrix, compressed_matrices
 from sinq.export.view import MatrixView
@@ -25,9 +25,6 @@ from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BLOCK = re.compile(r".*?\.\d+(?=\.)")
-"""Pattern of the decoder block in the name of a tensor: `model.layers.3`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Source:
         return view if name not in self.requantized else rounded(view, self.requantized[name])
 
     @cached_property
-    def _dense(self) -> dict[str, Tensor]:
+    def dense(self) -> dict[str, Tensor]:
         """The dense tensors under their names in the model; views, without copies."""
         modules = self.model.named_modules(remove_duplicate=False)
         stores = {name for name, module in modules if isinstance(module, StoredNumbers)}
@@ -81,7 +78,7 @@ class Source:
     def tensors(self) -> dict[str, tuple[str, int | None, slice]]:
         """Names of dense tensors in a checkpoint, and in the model with the expert and rows of fused ones."""
         found: dict[str, tuple[str, int | None, slice]] = {}
-        for name, tensor in self._dense.items():
+        for name, tensor in self.dense.items():
             owner, _, parameter = name.rpartition(".")
             if not owner.endswith(".experts") or tensor.ndim != 3:
                 found[name] = (name, None, slice(None))
@@ -96,7 +93,7 @@ class Source:
     def tensor(self, name: str) -> Tensor:
         """Return a dense tensor as it is exported, on the CPU; floats have `dtype`."""
         stored, expert, rows = self.tensors[name]
-        tensor = self.folds.tensor(stored, self._dense[stored])
+        tensor = self.folds.tensor(stored, self.dense[stored])
         if expert is not None:
             tensor = tensor[expert][rows]
         return tensor.to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -104,8 +101,8 @@ class Source:
     def blocks(self) -> Iterator[Block]:
         """Yield what is exported, in the order of the model."""
         names = [*self.tensors, *self.matrices]
-        order = {block: number for number, block in enumerate(dict.fromkeys(map(_block, names)))}
-        for _, group in groupby(sorted(names, key=lambda name: order[_block(name)]), key=_block):
+        order = {block: number for number, block in enumerate(dict.fromkeys(map(block_of, names)))}
+        for _, group in groupby(sorted(names, key=lambda name: order[block_of(name)]), key=block_of):
             members = list(group)
             yield Block(
                 tuple(name for name in members if name in self.matrices),
@@ -116,8 +113,3 @@ class Source:
 def rounded(view: MatrixView, grid: Grid) -> MatrixView:
     """Return a view of the matrix of another one, rounded to nearest on a grid."""
     return MatrixView.of(view.name, QuantizedTensor.round(view.dense(), grid))
-
-
-def _block(name: str) -> str:
-    match = BLOCK.match(name)
-    return match[0] if match else name

@@ -52,9 +52,10 @@ def test_every_matrix_is_ours(kind: str, bits: int, tmp_path: Path) -> None:
         torch.testing.assert_close(matrix, view.dense(), rtol=1e-3, atol=offset)
 
 
+@pytest.mark.parametrize("method", [RTN(GRID), SINQ(GRID, shared_columns=True)])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_transformers_reads_the_model(kind: str, tmp_path: Path) -> None:
-    model, ids = compressed(kind), torch.arange(3, 35)[None]
+def test_transformers_reads_the_model(kind: str, method: object, tmp_path: Path) -> None:
+    model, ids = compressed(kind, method), torch.arange(3, 35)[None]
     export(model, tmp_path / "out", "gguf", tokenizer=byte_level(bos_token="<s>"), dtype=torch.float32)
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file=FILE, dtype=torch.float32)
     torch.testing.assert_close(read(ids).logits, model(ids).logits, rtol=0, atol=2e-3)
