@@ -26,7 +26,7 @@ from experiments.engines import library
 from experiments.engines.declarations import RELEASE
 from experiments.engines.llama_cpp import LlamaCpp
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from sinq import export
 from sinq.common.options import check, whole
 from sinq.export.gguf import FILE, Gguf
@@ -105,7 +105,11 @@ def _read(file: Path, chosen: Tensor, context: EvaluationContext) -> list[float]
 
 
 def _ours(context: EvaluationContext, chosen: Tensor) -> list[float]:
-    return [window_nll(context.model, window[None].to(context.device), chunked=False) for window in chosen]
+    """Return the mean NLL of every window by our model."""
+    return [
+        float(token_nll(context.model, each[None].to(context.device), chunked=False).mean())
+        for each in chosen
+    ]
 
 
 @contextmanager

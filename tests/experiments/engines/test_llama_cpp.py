@@ -18,7 +18,7 @@ from experiments.engines import library
 from experiments.engines.llama_cpp import EngineError, LlamaCpp
 from experiments.evaluation import LlamaCppPerplexity
 from experiments.evaluation.llama_cpp import rounded_inputs
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from experiments.models import smollm2
 from sinq import Context, Grid, Layers, OnMisfit, PreSINQ, export
 from sinq.export.gguf import FILE, Gguf
@@ -138,7 +138,7 @@ def test_a_real_model_tokenizes_writes_and_measures_alike(find: Any, tmp_path: P
         nll = running.nll(text)
     ours = model.generate(ids[None], max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert written == ours.tolist()
-    assert nll == pytest.approx(window_nll(model, text[None]), abs=0.05)
+    assert nll == pytest.approx(float(token_nll(model, text[None]).mean()), abs=0.05)
 
 
 def test_long_texts_are_read_in_several_calls(tmp_path: Path) -> None:
@@ -149,7 +149,9 @@ def test_long_texts_are_read_in_several_calls(tmp_path: Path) -> None:
     )
     Gguf().write(Source(model, torch.float32), tmp_path)
     with LlamaCpp(tmp_path / FILE, threads=1, context=700) as running:
-        assert running.nll(ids) == pytest.approx(window_nll(model, ids[None], chunked=False), abs=2e-3)
+        assert running.nll(ids) == pytest.approx(
+            float(token_nll(model, ids[None], chunked=False).mean()), abs=2e-3
+        )
         assert running.logits(ids).shape == (700, 64)
         prefill, decode = running.phase_seconds(ids[:600], 2)
     assert prefill > 0
