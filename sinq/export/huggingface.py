@@ -124,7 +124,7 @@ def _configuration(source: Source) -> dict[str, Any]:
 
 def dense_linears(source: Source) -> list[str]:
     """Return the names of linear layers that stayed dense: routers too, and the output head even if tied."""
-    embedding = source.model.get_input_embeddings().weight
+    embedding: Any = source.model.get_input_embeddings().weight
     found = [
         name.removesuffix(".weight")
         for name, (stored, expert, _) in source.tensors.items()

@@ -12,46 +12,66 @@ matrix is rounded, takes their part. t has geometric mean 1 in each group of col
 PreSINQ finds the same t, but divides the dense weights by it before any quantizer sees them.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from sinq.calibration.data import Calibration
 from sinq.calibration.statistics import Statistic
 from sinq.common.errors import NotApplicable
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.formats.grid import Grid
-from sinq.formats.scalar import QuantizedTensor
 from sinq.methods.plan import LayerPlan, Plan
-from sinq.methods.scalar import Normalized
+from sinq.methods.scalar import Normalized, ScalarMethod
+from sinq.model.context import Context
 from sinq.model.decoder import Block, Norm, ParameterRef, decoder
 
 
-class FindsColumns(Protocol):
-    """The part of a method that finds column scales, which `SINQ` and `SINQRefined` provide."""
+class SharesColumns(ScalarMethod):
+    """A method with column scales, which it may share between matrices.
 
-    grid: Grid
+    Subclasses are dataclasses with fields `grid` and `shared_columns`.
+    """
 
+    shared_columns: bool
+
+    @abstractmethod
     def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
-        """Return positive column scales of a matrix (out, in), (1, in), of tiles of all rows."""
-        ...
+        """Return positive column scales of a matrix (out, in), (out / tile rows, in)."""
 
-    def round(self, normalized: Normalized) -> QuantizedTensor: ...
-    def with_format(self, format: Any) -> Self: ...
-    def shrunk(self, shape: tuple[int, int]) -> Self | None: ...
-    def incompatibility(self, shape: tuple[int, int]) -> Incompatibility | None: ...
-    def alone(self) -> Any:
+    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
+        plan = super().plan(model, calibration, context)
+        return sharing(model, plan) if self.shared_columns else plan
+
+    def alone(self) -> Self:
         """Return the method without shared columns."""
-        ...
+        return replace(self, shared_columns=False)  # type: ignore[type-var]
+
+    def require_shareable(self) -> None:
+        """Raise `NotApplicable` if columns are to be shared, and they differ between tiles of rows."""
+        if self.shared_columns and self.grid.tiling != 1:
+            raise NotApplicable(
+                "shared_columns=true is not possible with tiling=2: no layer before takes its t"
+            )
+
+    def refuse_alone(self) -> None:
+        """Raise `NotApplicable` if columns are to be shared, and one matrix is given."""
+        if self.shared_columns:
+            raise NotApplicable(
+                "shared_columns=true needs a whole model; use it without a method around it, and without"
+                " stream"
+            )
 
 
 @dataclass(frozen=True)
 class SharedColumns:
     """A quantizer of matrices that share column scales; it stands in plans, in place of `inner`."""
 
-    inner: FindsColumns
+    inner: SharesColumns
     matrices: int = 1
     """Number of matrices that are quantized together."""
     repeats: int = 1
@@ -171,17 +191,3 @@ class _Sharer:
             for step in self.steps.values()
         ]
         return replace(self.given, steps=tuple(steps), together=tuple(self.together))
-
-
-def require_shareable(shared: bool, grid: Grid) -> None:
-    """Raise `NotApplicable` if columns are to be shared, and a grid has column scales for tiles of rows."""
-    if shared and grid.tiling != 1:
-        raise NotApplicable("shared_columns=true is not possible with tiling=2: no layer before takes its t")
-
-
-def refuse_alone(shared: bool) -> None:
-    """Raise `NotApplicable` if a method with shared columns is given one matrix."""
-    if shared:
-        raise NotApplicable(
-            "shared_columns=true needs a whole model; use it without a method around it, and without stream"
-        )

@@ -5,27 +5,24 @@ tile. The balanced matrix is then rounded to nearest, or with HQQ's refinement o
 (`algorithms/half_quadratic.py`).
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinq.algorithms.half_quadratic import HalfQuadratic
 from sinq.algorithms.sinkhorn import Sinkhorn
-from sinq.calibration.data import Calibration
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number
 from sinq.formats.grid import Grid, Levels
 from sinq.kernels import sinkhorn_scales
-from sinq.methods.plan import Plan
-from sinq.methods.scalar import Groups, Normalized, ScalarMethod
-from sinq.methods.shared_columns import refuse_alone, require_shareable, sharing
-from sinq.model.context import Context
+from sinq.methods.scalar import Groups, Normalized
+from sinq.methods.shared_columns import SharesColumns
 
 
 @dataclass(frozen=True)
-class SINQ(ScalarMethod):
+class SINQ(SharesColumns):
     """Sinkhorn-Normalized Quantization: balance row and column deviations, then round to nearest.
 
     Source: arXiv 2509.22944.
@@ -59,25 +56,16 @@ class SINQ(ScalarMethod):
                 "refinement moves zero-points by fractions:"
                 " it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
             )
-
-        require_shareable(self.shared_columns, grid)
+        self.require_shareable()
         if self.shared_columns and not (self.refinement is None and self.kurtosis_gate is None):
             raise NotApplicable("shared_columns=true needs kurtosis_gate=null and refinement=null")
-
-    def alone(self) -> Self:
-        """Return the method without shared columns."""
-        return replace(self, shared_columns=False)
-
-    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
-        plan = super().plan(model, calibration, context)
-        return sharing(model, plan) if self.shared_columns else plan
 
     def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
         """Return Sinkhorn's column scales of a matrix (out, in), (out / tile rows, in)."""
         return sinkhorn_scales(weight, tile, self.sinkhorn)[1]
 
     def normalize(self, weight: Tensor) -> Normalized:
-        refuse_alone(self.shared_columns)
+        self.refuse_alone()
         if self.kurtosis_gate is not None:
             measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
             if measured > self.kurtosis_gate:

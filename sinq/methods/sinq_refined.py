@@ -29,28 +29,25 @@ The defaults were chosen on one model, SmolLM2-135M. The mathematics is in `algo
 Not covered: symmetric grids and 8-bit zeros, which have no fraction to solve for.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinq.algorithms.solved_scales import Solved
-from sinq.calibration.data import Calibration
 from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
 from sinq.kernels import column_magnitudes
-from sinq.methods.plan import Plan
-from sinq.methods.scalar import Groups, Normalized, ScalarMethod
-from sinq.methods.shared_columns import refuse_alone, require_shareable, sharing
-from sinq.model.context import Context
+from sinq.methods.scalar import Groups, Normalized
+from sinq.methods.shared_columns import SharesColumns
 
 EXPONENTS = (0.1, 8.0)
 """Smallest and largest exponent of a magnitude, which may be 2^10 from 1: float32 ends at 2^128."""
 
 
 @dataclass(frozen=True)
-class SINQRefined(ScalarMethod):
+class SINQRefined(SharesColumns):
     """SINQ's format with column scales from mean magnitudes and group scales solved for.
 
     Raises:
@@ -92,23 +89,14 @@ class SINQRefined(ScalarMethod):
                 "SINQRefined solves for fractional zero-points:"
                 " it needs symmetric=false and auxiliary_bits=16 or 32"
             )
-
-        require_shareable(self.shared_columns, self.grid)
-
-    def alone(self) -> Self:
-        """Return the method without shared columns."""
-        return replace(self, shared_columns=False)
-
-    def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
-        plan = super().plan(model, calibration, context)
-        return sharing(model, plan) if self.shared_columns else plan
+        self.require_shareable()
 
     def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
         """Return column scales of mean magnitudes of a matrix (out, in), (out / tile rows, in)."""
         return column_magnitudes(weight, tile, self.norm, self.passes)
 
     def normalize(self, weight: Tensor) -> Normalized:
-        refuse_alone(self.shared_columns)
+        self.refuse_alone()
         tile = self.grid.tile((weight.shape[0], weight.shape[1]))
         return Normalized(weight, col_scale=column_magnitudes(weight, tile, self.norm, self.passes))
 
