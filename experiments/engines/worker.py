@@ -43,7 +43,8 @@ class Model:
 
     def __init__(self, folder: Path, file: str, threads: int, context: int, exact: bool) -> None:
         self.exact = exact
-        self.ffi, self.errors = FFI(), []  # type: ignore[var-annotated]
+        self.ffi = FFI()
+        self.errors: list[str] = []
         self.ffi.cdef(DECLARATIONS + BACKENDS)
         self.library = self._opened(folder)
         self.model = self._load(file)
