@@ -62,7 +62,7 @@ def export(
         raise ValueError("requantize=true compares with the dense model; pass it as dense=")
     with timed(torch.device("cpu")) as clock, making(Path(folder)) as scratch:
         source = checked(_source(model, tokenizer, dtype, about or {}), exporter, requantize)
-        errors = {} if dense is None else requantized(source, dense)
+        errors = requantized(source, dense) if requantize and dense is not None else {}
         written = exporter.write(source, scratch, progress)
         _write_small(source, scratch)
         report = ExportReport(
