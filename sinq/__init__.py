@@ -20,6 +20,7 @@ from sinq.export.awq import AWQFolder
 from sinq.export.base import Exporter
 from sinq.export.bnb_nf4 import BitsAndBytesNF4
 from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.gguf import Gguf, GgufQ4K
 from sinq.export.gptq import GPTQFolder
 from sinq.export.mlx import MLX
 from sinq.export.official_sinq import OfficialSINQ
@@ -78,6 +79,8 @@ __all__ = [
     "ExportReport",
     "Exporter",
     "GPTQFolder",
+    "Gguf",
+    "GgufQ4K",
     "Grid",
     "Groups",
     "HalfQuadratic",

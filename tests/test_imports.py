@@ -90,8 +90,8 @@ def is_module(name: str) -> bool:
 ORDER = {
     "sinq": "common formats algorithms kernels model calibration training methods checkpoint export "
     "transformers sinqlinear_hf hf_io",
-    "experiments": "common results compare data models evaluation runs report track config export tables "
-    "sweeps analysis bench command",
+    "experiments": "common results compare data models engines evaluation runs report track config export "
+    "tables sweeps analysis bench command",
 }
 """Folders (and modules) of a package; each may import what stands to its left."""
 

@@ -23,11 +23,18 @@ def model_card(report: ExportReport, exporter: Exporter, source: Source) -> str:
     }
     lines = ["# Quantized model", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", _codes(report), "", "Written by sinq-harness. Not covered: the speed in any engine."]
+    lines += [
+        "",
+        _codes(report, exporter),
+        "",
+        "Written by sinq-harness. Not covered: the speed in any engine.",
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _codes(report: ExportReport) -> str:
+def _codes(report: ExportReport, exporter: Exporter) -> str:
+    if not exporter.keeps_codes:
+        return "**Re-fit**: every weight is rounded once more, to the levels of the format."
     if not report.requantized:
         return "Codes are those of the quantizer, unchanged."
     count, errors = len(report.requantized), report.requantized.values()
