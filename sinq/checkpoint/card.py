@@ -48,10 +48,11 @@ def model_card(model: "PreTrainedModel", tensors: Mapping[str, Tensor], about: M
         about: further facts by name, in the order of the table.
     """
     title = f"{type(model).__name__}, {'compressed' if edits(model) else 'dense'}"
-    return HEAD.format(title=title) + _table(_stored(model, tensors) | dict(about)) + USE
+    return HEAD.format(title=title) + facts_table(_stored(model, tensors) | dict(about)) + USE
 
 
-def _table(facts: Mapping[str, Any]) -> str:
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Return named facts as a table of Markdown, in order."""
     rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
     return "\n".join(["", "| | |", "|---|---|", *rows, ""])
 
