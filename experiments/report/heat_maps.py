@@ -91,10 +91,9 @@ def _figure(
 def _drawn(layers: Layers, log: bool) -> Layers:
     """Return the values that have a shade: finite, and above 0 on a logarithmic scale.
 
-    An all-zero layer has imbalance 0. What is no approximation of a matrix has no error, None or NaN.
+    An all-zero layer has imbalance 0.
     """
-    known = {name: value for name, value in layers.items() if value is not None and isfinite(value)}
-    return {name: value for name, value in known.items() if value > 0 or not log}
+    return {name: value for name, value in layers.items() if isfinite(value) and (value > 0 or not log)}
 
 
 def _grid(

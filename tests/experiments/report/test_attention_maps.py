@@ -1,9 +1,8 @@
 """Attention maps in a report: true and estimated side by side, of the rows that have them."""
 
-import math
 from typing import Any
 
-from experiments.report import attention_maps, heat_maps
+from experiments.report import attention_maps
 from experiments.report.comparable import groups
 from experiments.report.figures import HeatMaps
 from experiments.report.render_svg import draw
@@ -42,8 +41,3 @@ def test_maps_of_other_sizes_are_a_figure_of_their_own_and_no_maps_are_none() ->
     assert sorted(len(figure.maps) for figure in found) == [1, 2]
     assert len({figure.key for figure in found}) == 2
     assert drawn(None) == []
-
-
-def test_layers_without_an_error_have_no_map_of_errors() -> None:
-    runs = [("a", "a", {"relative_error": {"layers.0.x": None, "layers.1.x": math.nan}})]
-    assert heat_maps.figures(runs) == []  # type: ignore[arg-type]
