@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.models.sdgm.atoms import Atoms
+from experiments.models.sdgm.atoms import Atoms, Modulation
 from experiments.models.sdgm.config import SDGMConfig
 from experiments.models.sdgm.state import LayerState, joined, tail
 
@@ -24,10 +24,15 @@ class SpectralMixing(nn.Module):
         super().__init__()
         self.kernel, self.kind = config.kernel, config.coefficients
         self.to_coefficients = nn.Linear(config.kernel * config.hidden_size, config.atoms)
-        self.atoms = Atoms(config.atoms, config.hidden_size, config.max_position_embeddings)
+        span = config.max_position_embeddings
+        self.atoms = Atoms(config.atoms, config.hidden_size, span, config.shared_frequency)
+        hidden = config.modulation
+        self.modulation = Modulation(config.atoms, hidden, span) if hidden else None
 
     def forward(self, inputs: Tensor, start: int = 0, state: LayerState | None = None) -> Tensor:
         coefficients = self.coefficients(inputs, state)
+        if self.modulation is not None:
+            coefficients = coefficients * self.modulation(start, inputs.shape[1])
         if state is None or inputs.shape[1] > 1:
             return self.atoms(coefficients, start)
         return self._next(coefficients, start, state)
