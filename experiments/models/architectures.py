@@ -60,7 +60,7 @@ class Transformer(Architecture):
     """A decoder with softmax attention.
 
     Raises:
-        ValueError: an option is out of range, heads do not divide the width, or a Llama is asked for what only
+        ValueError: an option is out of range, heads do not divide the width, or a Llama is to have what only
             an OPT has.
     """
 
@@ -92,7 +92,7 @@ class Transformer(Architecture):
             option = "post_norm" if self.post_norm else "dropout"
             value = str(getattr(self, option)).lower()
             raise ValueError(
-                f"model.architecture.{option}={value} is not possible with mlp=gated, a Llama, which has none;"
+                f"model.architecture.{option}={value} is not possible with mlp=gated, a Llama without it;"
                 " choose mlp=gelu, relu or linear"
             )
         if self.width % (2 * self.heads):

@@ -186,7 +186,7 @@ class Trained(ModelSource):
     def _train(
         self, model: Any, parameters: Mapping[str, Tensor], tokens: Tensor, states: TensorStore
     ) -> TrainingLog:
-        """Train a model on windows (windows, seqlen) of its device, and keep its checkpoints among the states."""
+        """Train a model on windows (windows, seqlen) of its device; keep its checkpoints among the states."""
         options = self.training
         done = Trainer(
             options,

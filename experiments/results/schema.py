@@ -95,6 +95,8 @@ class Metrics(TypedDict, total=False):
     attention_entropy: Group
     stable_rank: Group
     scaling: Group
+    unigram: Group
+    coefficient_mixture: Group
 
 
 class Windows(TypedDict, total=False):

@@ -66,8 +66,8 @@ class SpectralDictionary(Architecture):
         size, weight = whole(1, 2**16), number(least=0, most=1e6)
         check(
             self, "model.architecture", layers=whole(1, 64), width=size, atoms=size, kernel=whole(1, 1024),
-            neurons=size, copy_window=whole(1, 2**16), modulation=whole(0, 2**10), time_weight=weight, stft_weight=weight,
-            lm_weight=weight, stft_window=whole(2, 2**16), stft_hop=whole(1, 2**16),
+            neurons=size, copy_window=whole(1, 2**16), modulation=whole(0, 2**10), time_weight=weight,
+            stft_weight=weight, lm_weight=weight, stft_window=whole(2, 2**16), stft_hop=whole(1, 2**16),
         )  # fmt: skip
         if self.layers > 1 and not self.stacked:
             raise ValueError(

@@ -8,7 +8,7 @@ The parameter is log f: gradients by f grow with t, those by log f are of one si
 angle, O(atoms · width) a token without a sine, for generation. Both are linear in the length of the text.
 Angles are in float32 or wider, whatever the model's number format.
 
-With one frequency for all channels of an atom (`shared`), a restriction of the paper's dictionary, a sum is one
+With one frequency for all channels of an atom (`shared`), a restriction of the paper's dictionary, a sum is a
 product of matrices: sin(ωt + φ) = sin ωt cos φ + cos ωt sin φ, so that
 
     X̂ = [C ⊙ sin ωt, C ⊙ cos ωt] · [a cos φ; a sin φ]
@@ -54,7 +54,7 @@ class Atoms(nn.Module):
 
     @property
     def step(self) -> Tensor:
-        """Return the angle between two positions, radians (atoms, width), or (atoms, 1) where it is shared."""
+        """Return the angle between two positions, radians (atoms, width), or (atoms, 1) if shared."""
         wide = self.log_frequency.to(torch.promote_types(self.log_frequency.dtype, torch.float32))
         return 2 * math.pi / self.span * wide.exp()
 
