@@ -73,7 +73,7 @@ def test_units_are_activations_of_the_mlp_at_the_query() -> None:
 
 
 def test_training_tells_classes_and_follows_latents() -> None:
-    tree = Tree(classes=2, upper=3, length=8, flip=0.05, seed=1)
+    tree = Tree(classes=2, upper=3, length=8, flip=0.05)
     assert not torch.equal(*tree.codes())
     options = Training(steps=40, batch=32, at_once=32, learning_rate=5e-3, precision=Precision.float32)
     found = learned(tree, architecture(width=16, neurons=32), options)
