@@ -11,6 +11,7 @@ pooled over the tokens of the first half of some windows, and scored on the seco
 | `token_entropy` | mean entropy of the C of a token |
 | `nll` | of the next token in the held-out windows |
 | `sampled_nll` | the same where every C is a draw from its mixture: what the prior alone predicts |
+| `sampled_increase` | the difference of the two: what the coefficients of a token tell of the next one |
 
 Vectors are standardized by atom before the fit, and log densities are of the vectors as they are: softmax
 coefficients of 128 atoms vary by some 1e-3, less than the least variance that the library adds. Softmax
@@ -100,6 +101,7 @@ class CoefficientMixture(Evaluation):
         metrics["nll"] = _nll(context.model, held_out)
         with _drawn(context.model, priors):
             metrics["sampled_nll"] = _nll(context.model, held_out)
+        metrics["sampled_increase"] = metrics["sampled_nll"] - metrics["nll"]
         facts = {"tokens": held_out.numel(), "windows": len(chosen), "seqlen": chosen.shape[1]}
         return Measurement(metrics | facts, {"blocks": blocks})
 

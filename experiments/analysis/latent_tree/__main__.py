@@ -73,8 +73,8 @@ def _show(found: Sequence[Learned]) -> None:
         Column("untrained", tuple(f"{fmean(one.before for one in each):.2f}" for each in rows), right=True),
         Column("trained", tuple(f"{fmean(one.after for one in each):.2f}" for each in rows), right=True),
     ]
-    told = fmean(each.accuracy for each in found)
-    title = f"Normalized correlation with the best hidden unit; {told:.0%} of classes are told"
+    accuracy = fmean(each.accuracy for each in found)
+    title = f"Normalized correlation with the best hidden unit; {accuracy:.0%} of classes are told"
     fitted.show(console, columns, title)
 
 

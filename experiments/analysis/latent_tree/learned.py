@@ -36,7 +36,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a training found."""
+    """Result of a training."""
 
     levels: tuple[Level, ...]
     accuracy: float

@@ -79,6 +79,8 @@ def test_a_model_has_the_numbers_of_its_blocks(architecture: SpectralDictionary)
     by_perplexity = Perplexity(seqlen=32, top_k=None).measure(held_out).metrics["nll"]
     assert found.metrics["nll"] == pytest.approx(by_perplexity, abs=1e-5)
     assert found.metrics["sampled_nll"] != pytest.approx(found.metrics["nll"], abs=1e-4)
+    increase = found.metrics["sampled_nll"] - found.metrics["nll"]
+    assert found.metrics["sampled_increase"] == pytest.approx(increase)
     assert OPTIONS.measure(context).metrics == found.metrics
 
 
