@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from experiments.evaluation.unigram import entropy
 from sinq import NotApplicable
 from sinq.common.options import SEED, check, whole
@@ -201,4 +201,4 @@ def _drawn(model: Any, priors: dict[str, Prior]) -> Iterator[None]:
 
 
 def _nll(model: Any, windows: Tensor) -> float:
-    return fmean(window_nll(model, window[None], chunked=False) for window in windows)
+    return fmean(token_nll(model, window[None], chunked=False).mean().item() for window in windows)
