@@ -37,7 +37,7 @@ class Atoms(nn.Module):
 
     def __init__(self, atoms: int, width: int, span: int, shared: bool = False) -> None:
         super().__init__()
-        self.span = span
+        self.span, self.shared = span, shared
         self.amplitude = nn.Parameter(torch.empty(atoms, width))
         self.log_frequency = nn.Parameter(torch.empty(atoms, 1 if shared else width))
         self.phase = nn.Parameter(torch.empty(atoms, width))
@@ -48,8 +48,7 @@ class Atoms(nn.Module):
         Args:
             coefficients: (batch, tokens, atoms).
         """
-        shared = self.log_frequency.shape[1] == 1 < self.amplitude.shape[1]
-        make = synthesized_by_products if shared else synthesized
+        make = synthesized_by_products if self.shared else synthesized
         return make(coefficients, self.amplitude, self.step, self.phase, start)
 
     @property
@@ -81,6 +80,7 @@ def synthesized_by_products(
     positions = torch.arange(start, start + coefficients.shape[1], device=step.device, dtype=step.dtype)
     angle = positions[:, None] * step[:, 0]
     waves = torch.cat([angle.sin(), angle.cos()], dim=-1).to(coefficients.dtype)
+    phase = phase.to(step.dtype)
     parts = torch.cat([amplitude * phase.cos(), amplitude * phase.sin()])
     return (coefficients.repeat(1, 1, 2) * waves) @ parts.to(coefficients.dtype)
 
@@ -100,8 +100,10 @@ class Modulation(nn.Module):
 
     def forward(self, start: int, tokens: int) -> Tensor:
         """Return the factors (tokens, atoms) from position `start` on."""
-        positions = torch.arange(start, start + tokens, device=self.inner.device, dtype=self.inner.dtype)
-        return 1 + (positions[:, None] / self.span * self.inner + self.bias).tanh() @ self.outer
+        wide = torch.promote_types(self.inner.dtype, torch.float32)
+        positions = torch.arange(start, start + tokens, device=self.inner.device, dtype=wide)
+        hidden = (positions[:, None] / self.span * self.inner + self.bias).tanh()
+        return 1 + hidden.to(self.outer.dtype) @ self.outer
 
 
 @dataclass

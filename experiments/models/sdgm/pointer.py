@@ -24,7 +24,7 @@ SMALLEST = 1e-30
 
 
 class Head(enum.Enum):
-    """What the head makes of the last tokens."""
+    """Use that the head makes of the last tokens."""
 
     pointer = "pointer"
     """Content attention, whose weights are a distribution over tokens to copy."""

@@ -10,7 +10,7 @@ from experiments.report import page, trainings
 from experiments.report.__main__ import figures
 from experiments.report.comparable import groups
 from experiments.report.render_svg import draw
-from tests.experiments.results.test_trajectories import course
+from tests.experiments.checkpoints import course
 from tests.experiments.rows import finished, store
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.analysis.trajectories.bounces import ENTROPY, RANK, lines
 from experiments.results.trajectories import trajectories
-from tests.experiments.results.test_trajectories import checkpoint, course
+from tests.experiments.checkpoints import checkpoint, course
 from tests.experiments.rows import finished, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
