@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from experiments.models.sdgm.atoms import Atoms, Modulation
 from experiments.models.sdgm.config import SDGMConfig
 from experiments.models.sdgm.mixing import blocks
-from experiments.models.sdgm.pointer import Context, Head, Pointed, mixture
+from experiments.models.sdgm.pointer import Context, Head, Pointed, mixture, of_last
 from experiments.models.sdgm.state import LayerState, SDGMState, joined, tail
 
 
@@ -144,11 +144,18 @@ class SDGMForCausalLM(SDGMPreTrained, GenerationMixin):
         cache: SDGMState | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int = 0,
         **options: Any,
     ) -> SDGMOutput:
-        """Return logits (batch, tokens, vocabulary) of the token after each; with labels, their mean loss."""
+        """Return logits (batch, tokens, vocabulary) of the token after each; with labels, their mean loss.
+
+        Args:
+            logits_to_keep: number of last tokens to give logits of; 0 for all.
+        """
         output = self.model(input_ids, attention_mask, cache, use_cache)
-        output.logits = mixture(self.lm_head(output.last_hidden_state), output.gate, output.found)
+        hidden = output.last_hidden_state[:, -logits_to_keep:]  # -0 keeps all
+        gate = None if output.gate is None else output.gate[:, -logits_to_keep:]
+        output.logits = mixture(self.lm_head(hidden), gate, of_last(output.found, hidden.shape[1]))
         if labels is not None:
             output.loss = self.loss_function(output.logits, labels, self.config.vocab_size, **options)
         return output

@@ -73,6 +73,17 @@ def pointed(query: Tensor, hidden: Tensor, ids: Tensor, window: int) -> list[Poi
     return found
 
 
+def of_last(found: list[Pointed], queries: int) -> list[Pointed]:
+    """Return what the last queries found, at most as many as there are."""
+    kept: list[Pointed] = []
+    for each in reversed(found):
+        if queries <= 0:
+            break
+        kept.insert(0, Pointed(each.context[:, -queries:], each.weights[:, -queries:], each.ids))
+        queries -= each.weights.shape[1]
+    return kept
+
+
 def mixture(generated: Tensor, gate: Tensor | None, found: list[Pointed]) -> Tensor:
     """Return the logarithm of the mixed distribution, (batch, queries, vocabulary), float32 or wider.
 

@@ -55,6 +55,17 @@ def test_token_by_token_is_the_whole_pass(architecture: SpectralDictionary, prom
 
 
 @EVERY
+@pytest.mark.parametrize("kept", [1, 4, 7, 23, 24, 99])
+def test_logits_of_the_last_tokens_are_those_of_the_whole_pass(
+    architecture: SpectralDictionary, kept: int
+) -> None:
+    model, ids = model_of(architecture), ids_of(2, 24)
+    found = model(ids, logits_to_keep=kept).logits
+    assert found.shape == (2, min(kept, 24), 40)
+    assert torch.allclose(found, model(ids).logits[:, -kept:], atol=1e-5)
+
+
+@EVERY
 def test_generate_is_greedy_search_by_hand(architecture: SpectralDictionary) -> None:
     model, ids = model_of(architecture), ids_of(2, 6)
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
