@@ -46,7 +46,7 @@ class Trajectory:
 
 
 def trajectories(rows: Sequence[Row]) -> list[Trajectory]:
-    """Return the trajectories of at least `FEWEST` steps among rows, in the order of their first rows."""
+    """Return the trajectories of at least `FEWEST` steps among rows, by name."""
     members: dict[str, dict[int, Row]] = {}
     for row in rows:
         step = step_of(row) if row["status"] == FINISHED and row["dense_run_id"] is None else None
@@ -54,10 +54,11 @@ def trajectories(rows: Sequence[Row]) -> list[Trajectory]:
             members.setdefault(_same(row), {})[step] = row
     found = [dict(sorted(each.items())) for each in members.values() if len(each) >= FEWEST]
     names = _names([next(iter(each.values())) for each in found])
-    return [
+    made = [
         Trajectory(name, _same(next(iter(each.values())), without_seed=True), each)
         for name, each in zip(names, found, strict=True)
     ]
+    return sorted(made, key=lambda each: each.name)
 
 
 def step_of(row: Row) -> int | None:
