@@ -6,6 +6,7 @@ EXTRAS = {
     "matplotlib": "report",
     "scipy": "analysis",
     "sklearn": "analysis",
+    "cffi": "readers",
 }
 """Package, as it is imported → extra of `pyproject.toml` that installs it."""
 

@@ -40,6 +40,7 @@ from experiments.evaluation import (
     CoefficientMixture,
     Latency,
     LayerError,
+    LlamaCppPerplexity,
     Memory,
     Operations,
     Perplexity,
@@ -81,7 +82,7 @@ PARTS: tuple[type, ...] = (
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
-    AttentionEntropy, StableRank, Scaling, CoefficientMixture, Unigram,
+    AttentionEntropy, StableRank, Scaling, CoefficientMixture, Unigram, LlamaCppPerplexity,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")
@@ -118,6 +119,8 @@ class Config(SharedOptions):
     stream: bool = False
     seed: int = 0
     force: bool = False
+    save: bool = False
+    """Keep the model in `<results_dir>/checkpoints/<run_id>`."""
     plan: bool = False
     wait: bool = False
     results_dir: str = "results"

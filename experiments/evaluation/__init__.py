@@ -5,6 +5,7 @@ from experiments.evaluation.base import Evaluation, EvaluationContext, Measureme
 from experiments.evaluation.coefficient_mixture import CoefficientMixture
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
+from experiments.evaluation.llama_cpp import LlamaCppPerplexity
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
@@ -21,6 +22,7 @@ __all__ = [
     "EvaluationContext",
     "Latency",
     "LayerError",
+    "LlamaCppPerplexity",
     "Measurement",
     "Memory",
     "Operations",

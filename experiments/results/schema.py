@@ -98,6 +98,7 @@ class Metrics(TypedDict, total=False):
     scaling: Group
     unigram: Group
     coefficient_mixture: Group
+    llama_cpp: Group
 
 
 class Windows(TypedDict, total=False):
