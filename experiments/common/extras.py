@@ -5,6 +5,7 @@ EXTRAS = {
     "lm_eval": "zero-shot",
     "matplotlib": "report",
     "scipy": "analysis",
+    "sklearn": "analysis",
     "cffi": "readers",
 }
 """Package, as it is imported → extra of `pyproject.toml` that installs it."""

@@ -37,6 +37,7 @@ from experiments.data.file import TextFile
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import (
     AttentionEntropy,
+    CoefficientMixture,
     Latency,
     LayerError,
     LlamaCppPerplexity,
@@ -46,6 +47,7 @@ from experiments.evaluation import (
     Scaling,
     Size,
     StableRank,
+    Unigram,
     ZeroShot,
 )
 from experiments.models.architectures import Transformer
@@ -80,7 +82,7 @@ PARTS: tuple[type, ...] = (
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
-    AttentionEntropy, StableRank, Scaling, LlamaCppPerplexity,
+    AttentionEntropy, StableRank, Scaling, CoefficientMixture, Unigram, LlamaCppPerplexity,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")

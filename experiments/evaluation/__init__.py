@@ -2,6 +2,7 @@
 
 from experiments.evaluation.attention_entropy import AttentionEntropy
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
+from experiments.evaluation.coefficient_mixture import CoefficientMixture
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
 from experiments.evaluation.llama_cpp import LlamaCppPerplexity
@@ -11,10 +12,12 @@ from experiments.evaluation.perplexity import Perplexity
 from experiments.evaluation.scaling import Scaling
 from experiments.evaluation.size import Size
 from experiments.evaluation.stable_rank import StableRank
+from experiments.evaluation.unigram import Unigram
 from experiments.evaluation.zero_shot.evaluation import ZeroShot
 
 __all__ = [
     "AttentionEntropy",
+    "CoefficientMixture",
     "Evaluation",
     "EvaluationContext",
     "Latency",
@@ -27,5 +30,6 @@ __all__ = [
     "Scaling",
     "Size",
     "StableRank",
+    "Unigram",
     "ZeroShot",
 ]

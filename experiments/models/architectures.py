@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sinq.calibration.gradients import next_token_loss
 from sinq.common.named import Named
-from sinq.common.options import check, whole
+from sinq.common.options import check, number, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,10 +57,11 @@ class MLP(enum.Enum):
 
 @dataclass(frozen=True)
 class Transformer(Architecture):
-    """A decoder with softmax attention, before which each part of a block is normed.
+    """A decoder with softmax attention.
 
     Raises:
-        ValueError: an option is out of range, or heads do not divide the width.
+        ValueError: an option is out of range, heads do not divide the width, or a Llama is to have what only
+            an OPT has.
     """
 
     layers: int = 1
@@ -69,6 +70,10 @@ class Transformer(Architecture):
     neurons: int = 704
     """Width of the hidden layer of the MLP; 8/3 of the width, rounded up to groups of 64."""
     mlp: MLP = MLP.gated
+    post_norm: bool = False
+    """Norms after each part of a block and its residual sum, as in the first transformers; else before it."""
+    dropout: float = 0.0
+    """Share of hidden states set to 0 in training, after each part of a block."""
 
     name: ClassVar[str] = "transformer"
 
@@ -81,7 +86,15 @@ class Transformer(Architecture):
             width=size,
             heads=size,
             neurons=size,
+            dropout=number(least=0, below=1),
         )
+        if self.mlp is MLP.gated and (self.post_norm or self.dropout):
+            option = "post_norm" if self.post_norm else "dropout"
+            value = str(getattr(self, option)).lower()
+            raise ValueError(
+                f"model.architecture.{option}={value} is not possible with mlp=gated, a Llama without it;"
+                " choose mlp=gelu, relu or linear"
+            )
         if self.width % (2 * self.heads):
             raise ValueError(
                 f"model.architecture.heads={self.heads} is not possible with width={self.width}:"
@@ -91,7 +104,7 @@ class Transformer(Architecture):
     @property
     def label(self) -> str:
         plain = "" if self.mlp is MLP.gated else f"-{self.mlp.name}"
-        return f"decoder{self.layers}{plain}"
+        return f"decoder{self.layers}{plain}{'-post' if self.post_norm else ''}"
 
     def model(self, vocabulary: int, seqlen: int) -> "PreTrainedModel":
         from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
@@ -112,7 +125,8 @@ class Transformer(Architecture):
                 ffn_dim=self.neurons,
                 word_embed_proj_dim=self.width,
                 activation_function=self.mlp.value,
-                dropout=0.0,
+                do_layer_norm_before=not self.post_norm,
+                dropout=self.dropout,
                 **sizes,
             )
         )

@@ -4,16 +4,17 @@
     python run.py -m model=decoder1 model.step=0,250,500,1000
 
 All that decides the weights is an option: architecture, text (its calibration part), the tokenizer of byte
-pairs that is learned on it, windows, training and seed. A training is carried out once, under the cache, on
-the CPU; one that was killed goes on. Its checkpoints are folders as the hub has them.
+pairs that is learned on it, windows, training, seed and kind of device. A training is carried out once, under
+the cache; one that was killed goes on. Its checkpoints are folders as the hub has them, and loaded anywhere.
 
 Perplexities of models with different tokenizers are not comparable: compare models of one `text` and one
 `vocabulary`. A row has both, in `recipe`, and a fingerprint of the weights, since sums on another machine are
 rounded differently.
 
-Not covered: word-level tokenizers, a validation text during training, training on an accelerator.
+Not covered: word-level tokenizers, a validation text during training, training on several devices.
 """
 
+import enum
 import json
 import logging
 from collections.abc import Mapping
@@ -56,6 +57,26 @@ TRAINING = Training(
 )
 
 
+class TrainingDevice(enum.Enum):
+    """Kind of device that trains. It is part of the recipe: sums are rounded differently."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+    def torch_device(self) -> torch.device:
+        """Return the device.
+
+        Raises:
+            ValueError: this machine has none of that kind.
+        """
+        if self is TrainingDevice.cuda and not torch.cuda.is_available():
+            raise ValueError(
+                "model.train_on=cuda is not possible: this machine has no CUDA device, and the model is not"
+                " made yet; train it where one is, or choose model.train_on=cpu (its presets have no _gpu)"
+            )
+        return torch.device(self.value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained(ModelSource):
     """A model trained here.
@@ -72,6 +93,7 @@ class Trained(ModelSource):
     seqlen: int = 256
     """Tokens of a window, and the longest input of the model."""
     training: Training = TRAINING
+    train_on: TrainingDevice = TrainingDevice.cpu
     checkpoint_every: int = 250
     """Steps between two checkpoints; there is also one of the random weights and one at the end."""
     step: int | None = None
@@ -137,12 +159,14 @@ class Trained(ModelSource):
         return Entry("trained", f"{self.architecture.label}-{key(recipe=self.recipe())[:8]}")
 
     def _make(self, path: Path, scratch: Path) -> None:
+        device = self.train_on.torch_device()
         passage = self.text.calibration()
         tokenizer = byte_pairs(passage, self.vocabulary)
         tokens = tokenize(passage, tokenizer, hash_of_tokenizer(tokenizer))
         with torch.random.fork_rng([]):
             torch.manual_seed(self.training.seed)
-            model = self.architecture.model(self.vocabulary, self.seqlen)
+            model: Any = self.architecture.model(self.vocabulary, self.seqlen)
+        model.to(device)
         parameters = dict(model.named_parameters())
         size = sum(parameter.numel() for parameter in parameters.values())
         log.info(
@@ -150,7 +174,7 @@ class Trained(ModelSource):
             self.architecture.label, f"{size:,}", self.training.steps,
         )  # fmt: skip
         states = training_states(self.recipe())
-        done = self._train(model, parameters, windows(tokens, self.seqlen), states)
+        done = self._train(model, parameters, windows(tokens, self.seqlen).to(device), states)
         for step in self.checkpoints:
             _put(parameters, states[_name(step)])
             model.save_pretrained(path / str(step))
@@ -162,14 +186,14 @@ class Trained(ModelSource):
     def _train(
         self, model: Any, parameters: Mapping[str, Tensor], tokens: Tensor, states: TensorStore
     ) -> TrainingLog:
-        """Train a model on windows (windows, seqlen), and keep its checkpoints among the states."""
+        """Train a model on windows (windows, seqlen) of its device; keep its checkpoints among the states."""
         options = self.training
         done = Trainer(
             options,
             partial(self.architecture.loss, model.train()),
             parameters,
             Windows(tokens, options.batch, options.at_once, options.seed),
-            torch.device("cpu"),
+            tokens.device,
             Checkpoints(frozenset(self.checkpoints), parameters, states),
             states,
             bar,
@@ -199,7 +223,7 @@ def _name(step: int) -> str:
 
 
 def _copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
 
 
 @torch.no_grad()

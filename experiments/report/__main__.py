@@ -106,13 +106,14 @@ def figures(
     from experiments.report.colours import THEMES
 
     folder.mkdir(parents=True, exist_ok=True)
+    named = [(section.group.key, figure) for section in report.sections for figure in section.figures]
+    named += [("trainings", figure) for figure in report.over_steps]
     return [
         path
-        for section in report.sections
-        for figure in section.figures
+        for group, figure in named
         for theme in themes
         for path in render_matplotlib.save(
-            figure, folder / _stem(section.group.key, figure.key, theme), THEMES[theme], kinds
+            figure, folder / _stem(group, figure.key, theme), THEMES[theme], kinds
         )
     ]
 

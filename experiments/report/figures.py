@@ -27,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over two axes; the vertical one is logarithmic."""
+    """Lines over two axes."""
 
     key: str
     """Name in file names and anchors: short, letters only, unique in the group."""
@@ -42,6 +42,8 @@ class Chart:
     ceiling: float | None = None
     """Upper end of the vertical axis, below the highest point; None where all points are shown."""
     note: str = ""
+    log: bool = True
+    """The vertical axis is logarithmic."""
 
     def drawn(self, point: Point) -> float:
         """Return the height of a point, limited to the axis."""

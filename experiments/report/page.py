@@ -13,7 +13,7 @@ from markupsafe import Markup
 from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
 from experiments.compare.query import matching
-from experiments.report import attention_maps, durations, forest, heat_maps, pareto, zero_shot
+from experiments.report import attention_maps, durations, forest, heat_maps, pareto, trainings, zero_shot
 from experiments.report.colours import rules
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
@@ -46,6 +46,8 @@ class Report:
     failed: tuple[str, ...]
     """A line for each distinct reason."""
     unreadable: dict[str, str]
+    over_steps: tuple[Figure, ...] = ()
+    """Curves of checkpoints, which are models of their own and stand in groups of their own."""
 
     @property
     def title(self) -> str:
@@ -93,7 +95,8 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
     sections = tuple(_section(group, tables, compared[group.key], against) for group in found_groups)
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
-    return Report(sections, table(found_groups, by_run), failed, unreadable | damaged)
+    over_steps = tuple(trainings.over_steps(rows))
+    return Report(sections, table(found_groups, by_run), failed, unreadable | damaged, over_steps)
 
 
 def _layers(rows: list[Row], results_dir: Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
@@ -145,7 +148,7 @@ def _section(
 ) -> Section:
     compared = _by_run(group, {group.key: found})
     differences = forest.forest(group, compared, forest.reference(group, against))
-    single = [figure for figure in (differences, durations.time(group)) if figure]
+    single = [each for each in (differences, durations.time(group), trainings.losses(group)) if each]
     figures = (
         *pareto.charts(group), *single, *zero_shot.accuracies(group), *forest.latency(group),
         *heat_maps.maps(group, tables), *attention_maps.maps(group),

@@ -82,7 +82,7 @@ def _look(style: int, theme: Theme) -> tuple[str, str]:
 @draw.register
 def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
     canvas, axes = _axes(4.2, figure.x_label, figure.title, (line.name for line in figure.lines))
-    axes.set_yscale("log")
+    axes.set_yscale("log" if figure.log else "linear")
     axes.set_ylabel(figure.y_label)
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
     if figure.level:
@@ -94,7 +94,7 @@ def _chart(figure: Chart, theme: Theme = LIGHT) -> Canvas:
         ring: dict[str, Any] = {"mfc": "none", "mec": theme.ink, "ms": 13, "mew": 0.8, "zorder": 2}
         axes.plot([p.x for p in figure.front], [p.y for p in figure.front], "o", label="Pareto front", **ring)
     axes.set_ylim(*_heights(figure))
-    ticks = Scale(*axes.get_ylim(), log=True).ticks(6)
+    ticks = Scale(*axes.get_ylim(), figure.log).ticks(6)
     axes.set_yticks(ticks, [number(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     canvas.legend(loc="outside right upper", frameon=False, fontsize="small")
@@ -106,7 +106,7 @@ def _heights(figure: Chart) -> tuple[float, float]:
     heights = [point.y for line in figure.lines for point in line.points]
     heights += [figure.level[1]] if figure.level else []
     shown = heights if figure.ceiling is None else [min(heights), figure.ceiling]
-    scale = around(shown, log=True)
+    scale = around(shown, figure.log)
     return scale.low, figure.ceiling or scale.high
 
 

@@ -28,7 +28,7 @@ def draw(figure: object) -> Markup:
 def _chart(figure: Chart) -> Markup:
     every = [point for each in figure.lines for point in each.points]
     heights = [figure.drawn(point) for point in every] + ([figure.level[1]] if figure.level else [])
-    across, up = around([point.x for point in every]), around(heights, log=True)
+    across, up = around([point.x for point in every]), around(heights, figure.log)
     parts = [*_grid(across, up), *_level(figure.level, up)]
     positions = {point: (across.percent(point.x), _down(up, figure.drawn(point))) for point in every}
     parts += [piece for each in figure.lines for piece in _joined(each, positions)]
@@ -38,7 +38,7 @@ def _chart(figure: Chart) -> Markup:
     ]
     keys = [tag("li", _swatch(each.style), each.name) for each in figure.lines]
     keys += [tag("li", _sample(_ring(0, 0)), "on the Pareto front")] if figure.front else []
-    axis = f"{figure.y_label} (logarithmic) over {figure.x_label}"
+    axis = f"{figure.y_label}{' (logarithmic)' * figure.log} over {figure.x_label}"
     plot = tag("div", svg.canvas(HEIGHT, *parts, role="group", aria_label=figure.title), class_="plot")
     return tag("p", axis, class_="axis") + plot + tag("ul", *keys, class_="legend")
 

@@ -96,6 +96,8 @@ class Metrics(TypedDict, total=False):
     attention_entropy: Group
     stable_rank: Group
     scaling: Group
+    unigram: Group
+    coefficient_mixture: Group
     llama_cpp: Group
 
 

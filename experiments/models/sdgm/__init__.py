@@ -8,6 +8,7 @@
 transformers, `state.py` what generation keeps, `losses.py` what training minimizes, and `architecture.py` the
 options. The paper publishes no code and few details; every choice made here is named where it is made.
 
-Not covered: the Gaussian mixture on coefficients, amplitudes that change in time, one frequency for all
-channels of an atom, training without the copying head.
+The Gaussian mixture on the coefficients is an evaluation (`experiments/evaluation/coefficient_mixture.py`).
+
+Not covered: that mixture as a term of the loss, amplitudes that change in time apart in each channel.
 """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from experiments.models.architectures import Architecture
+from experiments.models.sdgm.pointer import Head
 from sinq.common.options import check, number, whole
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class SpectralDictionary(Architecture):
     """Width of the MLP of stacked blocks."""
     copy_window: int = 64
     """Tokens among which the head looks for context and for a token to copy."""
+    head: Head = Head.pointer
+    modulation: int = 0
+    """Hidden units of the MLP of time that changes the amplitudes of atoms; 0 for amplitudes that stay."""
+    shared_frequency: bool = False
+    """One frequency for all channels of an atom: a restriction that makes sums products of matrices."""
     time_weight: float = 1.0
     """α, of the reconstruction of embeddings."""
     stft_weight: float = 0.5
@@ -60,8 +66,8 @@ class SpectralDictionary(Architecture):
         size, weight = whole(1, 2**16), number(least=0, most=1e6)
         check(
             self, "model.architecture", layers=whole(1, 64), width=size, atoms=size, kernel=whole(1, 1024),
-            neurons=size, copy_window=whole(1, 2**16), time_weight=weight, stft_weight=weight,
-            lm_weight=weight, stft_window=whole(2, 2**16), stft_hop=whole(1, 2**16),
+            neurons=size, copy_window=whole(1, 2**16), modulation=whole(0, 2**10), time_weight=weight,
+            stft_weight=weight, lm_weight=weight, stft_window=whole(2, 2**16), stft_hop=whole(1, 2**16),
         )  # fmt: skip
         if self.layers > 1 and not self.stacked:
             raise ValueError(
@@ -71,7 +77,13 @@ class SpectralDictionary(Architecture):
 
     @property
     def label(self) -> str:
-        return f"sdgm{self.layers}{'-stacked' if self.stacked and self.layers == 1 else ''}"
+        differs = [
+            "stacked" if self.stacked and self.layers == 1 else "",
+            "" if self.head is Head.pointer else self.head.name,
+            "modulated" if self.modulation else "",
+            "shared" if self.shared_frequency else "",
+        ]
+        return "-".join([f"sdgm{self.layers}", *filter(None, differs)])
 
     def model(self, vocabulary: int, seqlen: int) -> "PreTrainedModel":
         from experiments.models.sdgm.config import SDGMConfig
@@ -86,6 +98,7 @@ class SpectralDictionary(Architecture):
             vocab_size=vocabulary, max_position_embeddings=seqlen, hidden_size=self.width, atoms=self.atoms,
             num_hidden_layers=self.layers, kernel=self.kernel, coefficients=self.coefficients.value,
             stacked=self.stacked, intermediate_size=self.neurons, copy_window=self.copy_window,
+            head=self.head.value, modulation=self.modulation, shared_frequency=self.shared_frequency,
         )  # fmt: skip
         return SDGMForCausalLM(config)
 

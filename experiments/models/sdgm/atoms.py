@@ -7,6 +7,13 @@ The parameter is log f: gradients by f grow with t, those by log f are of one si
 `synthesized` evaluates sines directly, for whole texts. `Oscillators` turns each atom by one step of its
 angle, O(atoms · width) a token without a sine, for generation. Both are linear in the length of the text.
 Angles are in float32 or wider, whatever the model's number format.
+
+With one frequency for all channels of an atom (`shared`), a restriction of the paper's dictionary, a sum is a
+product of matrices: sin(ωt + φ) = sin ωt cos φ + cos ωt sin φ, so that
+
+    X̂ = [C ⊙ sin ωt, C ⊙ cos ωt] · [a cos φ; a sin φ]
+
+and no sine is taken for a channel. `Modulation` lets amplitudes change slowly in time, alike in all channels.
 """
 
 import math
@@ -22,13 +29,17 @@ RESEED = 256
 
 
 class Atoms(nn.Module):
-    """Amplitudes, logarithms of frequencies (periods in `span` positions) and phases, (atoms, width) each."""
+    """Amplitudes, logarithms of frequencies (periods in `span` positions) and phases, (atoms, width) each.
 
-    def __init__(self, atoms: int, width: int, span: int) -> None:
+    Args:
+        shared: one frequency for all channels of an atom, (atoms, 1).
+    """
+
+    def __init__(self, atoms: int, width: int, span: int, shared: bool = False) -> None:
         super().__init__()
-        self.span = span
+        self.span, self.shared = span, shared
         self.amplitude = nn.Parameter(torch.empty(atoms, width))
-        self.log_frequency = nn.Parameter(torch.empty(atoms, width))
+        self.log_frequency = nn.Parameter(torch.empty(atoms, 1 if shared else width))
         self.phase = nn.Parameter(torch.empty(atoms, width))
 
     def forward(self, coefficients: Tensor, start: int = 0) -> Tensor:
@@ -37,11 +48,12 @@ class Atoms(nn.Module):
         Args:
             coefficients: (batch, tokens, atoms).
         """
-        return synthesized(coefficients, self.amplitude, self.step, self.phase, start)
+        make = synthesized_by_products if self.shared else synthesized
+        return make(coefficients, self.amplitude, self.step, self.phase, start)
 
     @property
     def step(self) -> Tensor:
-        """Return the angle between two positions, radians (atoms, width)."""
+        """Return the angle between two positions, radians (atoms, width), or (atoms, 1) if shared."""
         wide = self.log_frequency.to(torch.promote_types(self.log_frequency.dtype, torch.float32))
         return 2 * math.pi / self.span * wide.exp()
 
@@ -59,6 +71,39 @@ def synthesized(coefficients: Tensor, amplitude: Tensor, step: Tensor, phase: Te
         parts.append(torch.einsum("btk,tkd->btd", chunk, waves.to(chunk.dtype)))
         start += chunk.shape[1]
     return torch.cat(parts, dim=1)
+
+
+def synthesized_by_products(
+    coefficients: Tensor, amplitude: Tensor, step: Tensor, phase: Tensor, start: int
+) -> Tensor:
+    """Return what `synthesized` does, for steps (atoms, 1) that all channels share."""
+    positions = torch.arange(start, start + coefficients.shape[1], device=step.device, dtype=step.dtype)
+    angle = positions[:, None] * step[:, 0]
+    waves = torch.cat([angle.sin(), angle.cos()], dim=-1).to(coefficients.dtype)
+    phase = phase.to(step.dtype)
+    parts = torch.cat([amplitude * phase.cos(), amplitude * phase.sin()])
+    return (coefficients.repeat(1, 1, 2) * waves) @ parts.to(coefficients.dtype)
+
+
+class Modulation(nn.Module):
+    """Factors 1 + tanh(u t/T_max + b) · V of the amplitudes of atoms at a position: a small MLP of time.
+
+    Parameters are no linear layers, so that they are not quantized: a row of inputs has one number.
+    """
+
+    def __init__(self, atoms: int, hidden: int, span: int) -> None:
+        super().__init__()
+        self.span = span
+        self.inner = nn.Parameter(torch.empty(hidden))
+        self.bias = nn.Parameter(torch.empty(hidden))
+        self.outer = nn.Parameter(torch.empty(hidden, atoms))
+
+    def forward(self, start: int, tokens: int) -> Tensor:
+        """Return the factors (tokens, atoms) from position `start` on."""
+        wide = torch.promote_types(self.inner.dtype, torch.float32)
+        positions = torch.arange(start, start + tokens, device=self.inner.device, dtype=wide)
+        hidden = (positions[:, None] / self.span * self.inner + self.bias).tanh()
+        return 1 + hidden.to(self.outer.dtype) @ self.outer
 
 
 @dataclass

@@ -18,6 +18,9 @@ class SDGMConfig(PreTrainedConfig):
     stacked: bool = False
     intermediate_size: int = 704
     copy_window: int = 64
+    head: str = "pointer"
+    modulation: int = 0
+    shared_frequency: bool = False
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False

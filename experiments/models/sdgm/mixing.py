@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.models.sdgm.atoms import Atoms
+from experiments.models.sdgm.atoms import Atoms, Modulation
 from experiments.models.sdgm.config import SDGMConfig
 from experiments.models.sdgm.state import LayerState, joined, tail
 
@@ -22,12 +22,18 @@ class SpectralMixing(nn.Module):
 
     def __init__(self, config: SDGMConfig) -> None:
         super().__init__()
-        self.kernel, self.kind = config.kernel, config.coefficients
+        self.kernel = config.kernel
         self.to_coefficients = nn.Linear(config.kernel * config.hidden_size, config.atoms)
-        self.atoms = Atoms(config.atoms, config.hidden_size, config.max_position_embeddings)
+        self.weigh: nn.Module = nn.Softmax(-1) if config.coefficients == "softmax" else nn.Softplus()
+        span = config.max_position_embeddings
+        self.atoms = Atoms(config.atoms, config.hidden_size, span, config.shared_frequency)
+        hidden = config.modulation
+        self.modulation = Modulation(config.atoms, hidden, span) if hidden else None
 
     def forward(self, inputs: Tensor, start: int = 0, state: LayerState | None = None) -> Tensor:
         coefficients = self.coefficients(inputs, state)
+        if self.modulation is not None:
+            coefficients = coefficients * self.modulation(start, inputs.shape[1])
         if state is None or inputs.shape[1] > 1:
             return self.atoms(coefficients, start)
         return self._next(coefficients, start, state)
@@ -40,8 +46,7 @@ class SpectralMixing(nn.Module):
         if state is not None:
             state.inputs = tail(known, self.kernel - 1)
         windows = padded.unfold(1, self.kernel, 1)  # (batch, tokens, width, kernel)
-        scores = self.to_coefficients(windows.transpose(2, 3).flatten(2))
-        return scores.softmax(-1) if self.kind == "softmax" else functional.softplus(scores)
+        return self.weigh(self.to_coefficients(windows.transpose(2, 3).flatten(2)))
 
     def _next(self, coefficients: Tensor, start: int, state: LayerState) -> Tensor:
         """Return the sum at one position, from oscillators that go on from the position before."""

@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from experiments.models.sdgm.atoms import Atoms
+from experiments.models.sdgm.atoms import Atoms, Modulation
 from experiments.models.sdgm.config import SDGMConfig
 from experiments.models.sdgm.mixing import blocks
-from experiments.models.sdgm.pointer import Context, Pointed, mixture
+from experiments.models.sdgm.pointer import Context, Head, Pointed, mixture, of_last
 from experiments.models.sdgm.state import LayerState, SDGMState, joined, tail
 
 
@@ -52,12 +52,19 @@ class SDGMPreTrained(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw atoms: amplitudes N(0, 1/atoms), frequencies log-uniform from 1/2 to T_max/2 periods."""
+        """Draw atoms: amplitudes N(0, 1/atoms), frequencies log-uniform from 1/2 to T_max/2 periods.
+
+        A modulation begins as a factor of 1.
+        """
         super()._init_weights(module)
         if isinstance(module, Atoms):
             init.normal_(module.amplitude, std=1 / math.sqrt(len(module.amplitude)))
             init.uniform_(module.log_frequency, math.log(0.5), math.log(module.span / 2))
             init.uniform_(module.phase, 0, 2 * math.pi)
+        if isinstance(module, Modulation):
+            init.normal_(module.inner, std=2 * math.pi)
+            init.normal_(module.bias)
+            init.zeros_(module.outer)
 
 
 class SDGMModel(SDGMPreTrained):
@@ -68,7 +75,7 @@ class SDGMModel(SDGMPreTrained):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = blocks(config)
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.context = Context(config.hidden_size, config.copy_window)
+        self.context = Context(config.hidden_size, config.copy_window, Head(config.head))
         self.post_init()
 
     def forward(
@@ -96,7 +103,7 @@ class SDGMModel(SDGMPreTrained):
 
     def _pointed(
         self, normed: Tensor, ids: Tensor, cache: SDGMState | None
-    ) -> tuple[Tensor, Tensor, list[Pointed]]:
+    ) -> tuple[Tensor, Tensor | None, list[Pointed]]:
         if cache is None:
             return self.context(normed, normed, ids)
         keys, key_ids = joined(cache.hidden, normed), joined(cache.ids, ids)
@@ -137,11 +144,18 @@ class SDGMForCausalLM(SDGMPreTrained, GenerationMixin):
         cache: SDGMState | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int = 0,
         **options: Any,
     ) -> SDGMOutput:
-        """Return logits (batch, tokens, vocabulary) of the token after each; with labels, their mean loss."""
+        """Return logits (batch, tokens, vocabulary) of the token after each; with labels, their mean loss.
+
+        Args:
+            logits_to_keep: number of last tokens to give logits of; 0 for all.
+        """
         output = self.model(input_ids, attention_mask, cache, use_cache)
-        output.logits = mixture(self.lm_head(output.last_hidden_state), output.gate, output.found)
+        hidden = output.last_hidden_state[:, -logits_to_keep:]  # -0 keeps all
+        gate = None if output.gate is None else output.gate[:, -logits_to_keep:]
+        output.logits = mixture(self.lm_head(hidden), gate, of_last(output.found, hidden.shape[1]))
         if labels is not None:
             output.loss = self.loss_function(output.logits, labels, self.config.vocab_size, **options)
         return output

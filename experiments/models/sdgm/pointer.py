@@ -7,8 +7,12 @@
 h is the normed x̂. The sources do not say what the context is; here it is this content attention of a fixed
 width: linear in the length of the text, and no attention over all of it. p is of the *next* token: a target
 at t itself would be read off x̂_t, which is made from it.
+
+Two controls are other heads: `generator` has the context and copies nothing (g = 1); `mean` has the mean of
+the window for a context and copies nothing, so that a model has no attention at all.
 """
 
+import enum
 import math
 from dataclasses import dataclass
 
@@ -17,6 +21,17 @@ from torch import Tensor, nn
 
 SMALLEST = 1e-30
 """Smallest probability whose logarithm is taken."""
+
+
+class Head(enum.Enum):
+    """Use that the head makes of the last tokens."""
+
+    pointer = "pointer"
+    """Content attention, whose weights are a distribution over tokens to copy."""
+    generator = "generator"
+    """Content attention; no token is copied."""
+    mean = "mean"
+    """Mean of the window; no token is copied."""
 
 
 @dataclass
@@ -58,15 +73,28 @@ def pointed(query: Tensor, hidden: Tensor, ids: Tensor, window: int) -> list[Poi
     return found
 
 
-def mixture(generated: Tensor, gate: Tensor, found: list[Pointed]) -> Tensor:
+def of_last(found: list[Pointed], queries: int) -> list[Pointed]:
+    """Return what the last queries found, at most as many as there are."""
+    kept: list[Pointed] = []
+    for each in reversed(found):
+        if queries <= 0:
+            break
+        kept.insert(0, Pointed(each.context[:, -queries:], each.weights[:, -queries:], each.ids))
+        queries -= each.weights.shape[1]
+    return kept
+
+
+def mixture(generated: Tensor, gate: Tensor | None, found: list[Pointed]) -> Tensor:
     """Return the logarithm of the mixed distribution, (batch, queries, vocabulary), float32 or wider.
 
     Args:
         generated: logits of the generator (batch, queries, vocabulary).
-        gate: g, the share of the generator (batch, queries, 1).
+        gate: g, the share of the generator (batch, queries, 1); None where nothing is copied.
         found: blocks that have all queries.
     """
     wide = torch.promote_types(generated.dtype, torch.float32)
+    if gate is None:
+        return generated.to(wide).log_softmax(-1)
     gate = gate.to(wide)
     sizes = [each.weights.shape[1] for each in found]
     shares = zip(
@@ -83,16 +111,19 @@ def mixture(generated: Tensor, gate: Tensor, found: list[Pointed]) -> Tensor:
 
 
 class Context(nn.Module):
-    """Query and gate of the pointer."""
+    """Query and gate of the pointer; of the other heads, what they have of them."""
 
-    def __init__(self, width: int, window: int) -> None:
+    def __init__(self, width: int, window: int, head: Head = Head.pointer) -> None:
         super().__init__()
         self.window = window
-        self.query = nn.Linear(width, width, bias=False)
-        self.gate = nn.Linear(2 * width, 1)
+        self.query = None if head is Head.mean else nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(2 * width, 1) if head is Head.pointer else None
 
-    def forward(self, queries: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, list[Pointed]]:
+    def forward(
+        self, queries: Tensor, hidden: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[Pointed]]:
         """Return [h; c] (batch, queries, 2 · width), the gate (batch, queries, 1), and what was found."""
-        found = pointed(self.query(queries), hidden, ids, self.window)
+        asked = torch.zeros_like(queries) if self.query is None else self.query(queries)
+        found = pointed(asked, hidden, ids, self.window)
         both = torch.cat([queries, torch.cat([each.context for each in found], dim=1)], dim=-1)
-        return both, self.gate(both).sigmoid(), found
+        return both, None if self.gate is None else self.gate(both).sigmoid(), found

@@ -44,8 +44,27 @@ def test_a_loss_at_random_is_that_of_uniform_tokens(mlp: MLP) -> None:
     assert abs(loss.item() - torch.tensor(300.0).log().item()) < 0.1
 
 
+def test_norms_stand_after_each_part_if_asked_for() -> None:
+    """The states after a block of post-norms have mean 0 and variance 1."""
+    for post_norm in (False, True):
+        torch.manual_seed(0)
+        model = Transformer(**SMALL, mlp=MLP.relu, post_norm=post_norm).model(300, 64).eval()
+        states = model(torch.arange(20)[None], output_hidden_states=True).hidden_states[1]
+        is_normed = torch.allclose(states.var(-1, unbiased=False), torch.ones(1, 20), atol=1e-2)
+        assert is_normed is post_norm
+
+
+def test_dropout_is_of_training_alone() -> None:
+    torch.manual_seed(0)
+    model = Transformer(**SMALL, mlp=MLP.relu, dropout=0.3).model(300, 64)
+    ids = torch.arange(20)[None]
+    assert not torch.equal(model.train()(ids).logits, model(ids).logits)
+    assert torch.equal(model.eval()(ids).logits, model(ids).logits)
+
+
 def test_labels_say_what_differs() -> None:
     assert Transformer().label == "decoder1"
+    assert Transformer(mlp=MLP.relu, post_norm=True).label == "decoder1-relu-post"
     assert Transformer(layers=3, mlp=MLP.relu).label == "decoder3-relu"
 
 
@@ -54,3 +73,9 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         Transformer(heads=3)
     with pytest.raises(ValueError, match=r"model\.architecture.layers=0 is not possible"):
         Transformer(layers=0)
+
+
+@pytest.mark.parametrize("option", [{"post_norm": True}, {"dropout": 0.2}])
+def test_a_llama_has_no_norms_after_and_no_dropout(option: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"=(true|0\.2) is not possible with mlp=gated, .*choose mlp=gelu"):
+        Transformer(**option)

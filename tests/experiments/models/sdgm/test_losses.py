@@ -5,7 +5,7 @@ import math
 import torch
 
 from experiments.models.sdgm.losses import TINY, magnitudes, stft_loss, time_loss
-from tests.experiments.models.sdgm.tiny import FOUR, ONE, ids_of, model_of
+from tests.experiments.models.sdgm.tiny import FOUR, ONE, VARIANTS, ids_of, model_of
 
 
 def test_magnitudes_are_those_of_a_plain_transform() -> None:
@@ -41,7 +41,7 @@ def test_reconstruction_has_no_gradient_by_the_embeddings() -> None:
 
 
 def test_gradients_of_the_whole_loss_reach_every_parameter() -> None:
-    for architecture in (ONE, FOUR):
+    for architecture in (ONE, FOUR, *VARIANTS.values()):
         model = model_of(architecture).train()
         architecture.loss(model, ids_of(2, 32)).backward()
         for name, parameter in model.named_parameters():
