@@ -34,7 +34,8 @@ test-all: $(READY)  ## all tests; some take minutes
 	$(PYTEST) -m 'not readers' $(ARGS)
 
 readers: $(READY)  ## exported files read by the programs they are for; pip install -e '.[readers]' has them, a missing one is a skip
-	$(BIN)/python -m pytest -m readers $(ARGS) tests/sinq/export
+	-$(BIN)/python -m experiments.engines
+	$(BIN)/python -m pytest -m readers $(ARGS)
 
 bench: $(READY)  ## time ours against others in turn, as ratios to peers and to the floor; ARGS='--suite linear --bits 4'
 	$(BIN)/python -m experiments.bench $(ARGS)

@@ -13,14 +13,17 @@ from sinq.calibration.collect import collect
 from sinq.calibration.data import Calibration
 from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
+from sinq.checkpoint.foreign.reader import load_foreign
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
 from sinq.export.awq import AWQFolder
 from sinq.export.base import Exporter
 from sinq.export.bnb_nf4 import BitsAndBytesNF4
 from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.gguf import Gguf, GgufQ4K
 from sinq.export.gptq import GPTQFolder
 from sinq.export.mlx import MLX
+from sinq.export.official_sinq import OfficialSINQ
 from sinq.export.report import ExportReport
 from sinq.export.run import export
 from sinq.export.torchao import TorchAO
@@ -76,6 +79,8 @@ __all__ = [
     "ExportReport",
     "Exporter",
     "GPTQFolder",
+    "Gguf",
+    "GgufQ4K",
     "Grid",
     "Groups",
     "HalfQuadratic",
@@ -91,6 +96,7 @@ __all__ = [
     "Normalized",
     "NormalizingMethod",
     "NotApplicable",
+    "OfficialSINQ",
     "OnMisfit",
     "PartReport",
     "PreSINQ",
@@ -116,6 +122,7 @@ __all__ = [
     "imbalance",
     "kernel_of",
     "load",
+    "load_foreign",
     "product",
     "save",
     "sinkhorn_scales",

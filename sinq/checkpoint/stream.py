@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
-from sinq.checkpoint.folder import replacing_all, write_tensors
+from sinq.checkpoint.folder import replacing_all, stored_tensors, write_tensors
 from sinq.checkpoint.huggingface import Source, TensorReader, shape_of
 from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
@@ -41,14 +42,13 @@ from sinq.common.atomic_files import replacing
 from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.inside import regular_file
 from sinq.common.named import described
-from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
 from sinq.methods.base import LayerMethod, Method
 from sinq.methods.block_loop import quantize_matrices
 from sinq.methods.plan import LayerPlan, require_usable
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit_as_json, edit_from_json
+from sinq.model.edits import edit, edit_as_json, edit_from_json
 from sinq.model.targets import Layers
 
 if TYPE_CHECKING:
@@ -187,9 +187,8 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
             _quantize(layer, key, matrix, device) for key, matrix in layer.target.split(tensor).items()
         ]
         values = [value for value, _ in quantized]
-        experts = layer.target.parameter is not None
         changes.append(edit_as_json(layer.target.edit(values)))
-        tensors |= _named_tensors(layer.target.name, values, experts)
+        tensors |= layer.target.stored_tensors(values)
         reports += [asdict(report) for _, report in quantized]
     with replacing(target / shard.file) as scratch:
         checksums = write_tensors(tensors, scratch)
@@ -202,13 +201,6 @@ def _is_whole(path: Path, shard: FinishedShard) -> bool:
         return {name: checksum(tensor) for name, tensor in tensors_of(path).items()} == shard.tensors
     except ValueError:
         return False
-
-
-def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
-    """Return the tensors of a layer's values under the names that its modules give them."""
-    stores = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
-    pairs = zip(stores, values, strict=True)
-    return {f"{store}.{key}": tensor for store, value in pairs for key, tensor in value.state_dict().items()}
 
 
 def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:
@@ -235,8 +227,11 @@ def _finish(target: Path, model: "PreTrainedModel", done: dict[str, FinishedShar
     index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}
     changes = [edit_from_json(change) for shard in done.values() for change in shard.edits]
     checksums = {name: number for shard in done.values() for name, number in shard.tensors.items()}
-    with replacing_all(target, (CONFIG, GENERATION, INDEX), last=LAYOUT) as paths:
-        write_config(model.config, model.dtype, paths[CONFIG])
+    for change in changes:  # of the model without weights, whose values then say what is stored
+        edit(model, change)
+    with replacing_all(target, (CONFIG, GENERATION, INDEX, CARD), last=LAYOUT) as paths:
+        write_config(model.config, model.dtype, bool(changes), paths[CONFIG])
         write_generation(model, paths[GENERATION])
         paths[INDEX].write_text(json.dumps(index, indent=1))
+        paths[CARD].write_text(model_card(model, stored_tensors(model), {}))
         write_layout(changes, checksums, paths[LAYOUT])

@@ -37,6 +37,8 @@ class Exporter(Named, ABC):
 
     carries_columns: ClassVar[bool] = False
     """True if the format has a tensor for column scales; else they are folded, or the matrix is refused."""
+    keeps_codes: ClassVar[bool] = True
+    """False if weights are rounded once more, to levels that the format has."""
     read_by: ClassVar[str]
     """Programs that read the format, for the model card."""
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from sinq.checkpoint.card import facts_table
 from sinq.export.base import Exporter, short
 from sinq.export.report import ExportReport
 from sinq.export.source import Source
-
-CARD = "README.md"
 
 
 def model_card(report: ExportReport, exporter: Exporter, source: Source) -> str:
@@ -21,13 +20,13 @@ def model_card(report: ExportReport, exporter: Exporter, source: Source) -> str:
         "column scales in the layer before": f"{len(report.folded)} layers",
         **source.about,
     }
-    lines = ["# Quantized model", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
-    lines += ["", _codes(report), "", "Written by sinq-harness. Not covered: the speed in any engine."]
-    return "\n".join(lines) + "\n"
+    limits = "Written by sinq-harness. Not covered: the speed in any engine."
+    return f"# Quantized model\n{facts_table(facts)}\n{_codes(report, exporter)}\n\n{limits}\n"
 
 
-def _codes(report: ExportReport) -> str:
+def _codes(report: ExportReport, exporter: Exporter) -> str:
+    if not exporter.keeps_codes:
+        return "**Re-fit**: every weight is rounded once more, to the levels of the format."
     if not report.requantized:
         return "Codes are those of the quantizer, unchanged."
     count, errors = len(report.requantized), report.requantized.values()

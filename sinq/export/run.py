@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from sinq.checkpoint.card import CARD
 from sinq.checkpoint.folder import load
 from sinq.checkpoint.stream import small_files
 from sinq.common.atomic_files import making
@@ -16,7 +17,7 @@ from sinq.common.named import name_of, named
 from sinq.common.progress import Progress, silent
 from sinq.common.timing import timed
 from sinq.export.base import Exporter
-from sinq.export.card import CARD, model_card
+from sinq.export.card import model_card
 from sinq.export.checks import checked, requantized
 from sinq.export.report import ExportReport
 from sinq.export.source import Source
