@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from baselines.rtn import RTN
+from baselines.sea.method import SEA, Form
 from experiments.models.architectures import MLP, Transformer
 from experiments.models.source import reads_ahead
 from sinq import Grid, KeyValueFormat, KeyValues
 from sinq.formats.key_values import StateFormat
+from sinq.model.attention_forms.form import query_shapes
 from tests.conftest import tiny_model
 from tests.experiments.models.sdgm.tiny import FOUR, ONE, VARIANTS, model_of
 
@@ -41,6 +43,16 @@ def rounded_cache() -> Any:
     return model
 
 
+def attending(form: Form) -> Any:
+    """A Llama whose attention is of another form, as SEA starts to train it."""
+    model: Any = tiny_model("llama").requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight *= 20  # scores apart, so that no rounding changes which keys are highest
+    method = SEA(form=form, keys=6, blocks=8, tokens=64, fraction=4.0, gate_bias=1.0)
+    method._replace(model, query_shapes(model))
+    return model
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     **{f"transformer, {mlp.name}": lambda mlp=mlp: transformer(mlp=mlp) for mlp in MLP},
     "transformer, post-norm": lambda: transformer(mlp=MLP.relu, post_norm=True),
@@ -48,6 +60,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "sdgm4": lambda: model_of(FOUR),
     **{f"sdgm, {name}": lambda each=each: model_of(each) for name, each in VARIANTS.items()},
     "rounded keys and values": rounded_cache,
+    **{f"attention, {form.name}": lambda form=form: attending(form) for form in Form},
 }
 EVERY = pytest.mark.parametrize("name", MODELS)
 
