@@ -23,6 +23,7 @@ from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
 from sinq.methods.wrapper import MethodWrapper, require_once
+from sinq.model.activations import CodedInputs
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
@@ -101,7 +102,7 @@ class Activations(MethodWrapper):
         self.check_given(model, calibration)
         self._require_fit(model, calibration, context)
         self.check_running(model, calibration)
-        report = self.inner.compress(model, calibration, replace(context, inputs=self.inputs))
+        report = self.inner.compress(model, calibration, replace(context, inputs=CodedInputs(self.inputs)))
         for name in compressed_layers(model):
             edit(model, RoundInputs(name, self.inputs.as_json(), self.products.name))
         clock = Clock()

@@ -9,21 +9,23 @@ stand for, in the dtype of x. In *integers*, codes are multiplied by codes, and 
 (`kernels/integer.py`), where a kernel takes the pair and nothing asks for a gradient.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.base import CompressedWeight
 from sinq.formats.bitplanes import set_bits
 from sinq.formats.checks import require_finite, require_names, require_tensor
+from sinq.formats.rounding import round_through
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.activations import quantize
 from sinq.kernels.integer import Products, integer_kernel_of, integer_product, multiplies_integers
 from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
 from sinq.model.layer_inputs import LayerInputs, Work, work_of
+from sinq.model.targets import Target
 
 LARGEST_ZERO = 128
 """Largest magnitude of a zero of a file: codes are signed bytes."""
@@ -64,6 +66,13 @@ class ActivationQuantizer(LayerInputs):
             return x
         rounded = self.quantize(x).dequantize(x.dtype)
         return x + (rounded - x).detach() if x.requires_grad else rounded
+
+    def through(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale, zero = self._scales() or self.format.scales(*self.format.extremes(wide))
+        half = 2 ** (self.format.bits - 1)
+        codes = round_through(self.format.grouped(wide) / scale + zero).clamp(-half, half - 1)
+        return ((codes - zero) * scale).reshape(x.shape).to(x.dtype)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         """Return x as codes; no gradient flows through it."""
@@ -147,6 +156,22 @@ class ActivationQuantizer(LayerInputs):
 
     def extra_repr(self) -> str:
         return self.format.label
+
+
+@dataclass(frozen=True)
+class CodedInputs:
+    """Inputs that will be rounded to codes: `PlannedInputs` of a context."""
+
+    format: ActivationFormat
+
+    @property
+    def static(self) -> bool:
+        return self.format.static
+
+    def of_block(
+        self, layers: Sequence[Target], run: Callable[[], None], device: torch.device
+    ) -> dict[nn.Module, LayerInputs]:
+        return {layer.module: ActivationQuantizer(self.format) for layer in layers}
 
 
 def _require_byte(zero: float) -> None:

@@ -56,7 +56,8 @@ EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
     "quarot": ("method.down=false",),  # the same
     "mixed": ("budget.bits_per_weight=5",),
-    **dict.fromkeys(("omniquant", "omniquant_cpu", "abq", "abq_cpu"), ("method.epochs=2",)),
+    **dict.fromkeys(("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu"), ("method.epochs=2",)),
+    "spikellm": ("method.inner.epochs=2",),
     "aqlm_untuned": UNTUNED,
     **dict.fromkeys(LORAPRUNE, FEW_STEPS),
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer

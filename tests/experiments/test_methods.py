@@ -33,8 +33,10 @@ EXTRA = {
     "mgptq": [GROUPS, "bits=3"],
     "mixed": [GROUPS, "budget.bits_per_weight=5"],
 }
+LEARNING = ("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu")
+EXTRA |= {name: [GROUPS, "method.epochs=1"] for name in LEARNING}
+EXTRA |= {"spikellm": [GROUPS, "method.inner.epochs=1"]}
 # codebooks of published size dwarf a small layer
-EXTRA |= {name: [GROUPS, "method.epochs=1"] for name in ("omniquant", "omniquant_cpu", "abq", "abq_cpu")}
 EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}
 
 

@@ -40,6 +40,7 @@ STAT = "nicolehao34/InterpolativeDecompositionPruning 814aa12, bert-pruning-ID/p
 LORAPRUNE = "aim-uofa/LoRAPrune 4da5272, script/prune.sh and loraprune/utils.py, trainer.py"
 LORAPRUNE_PAPER = "arXiv 2305.18403v5, section 4.1: batch, learning rate, cosine"
 TORCH_ADAMW = "torch.optim.AdamW and transformers.TrainingArguments: defaults"
+SPIKELLM_RATES = "SpikeLLM release, arun.sh: --let_lr 1e-3 --alpha 0.75"
 SPIKELLM = "SpikeLLM release, arun.sh: --wbits 4 --abits 4 --addbit 1 --low_p .9 (T = 2, 10 %)"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 OMNIQUANT = "OpenGVLab/OmniQuant 147d4da, main.py: defaults, with --lwc and --let"
@@ -138,16 +139,18 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("loraprune*", "training.weight_decay", 0.0, TORCH_ADAMW),
     ("loraprune*", "training.precision", "auto", "here: bfloat16 where the device has it; the code: float16"),
     ("loraprune*", "training.gradient_checkpointing", False, LORAPRUNE),
-    ("spikellm", "neurons.bits", 4, SPIKELLM), ("spikellm", "neurons.steps", 2, SPIKELLM),
-    ("spikellm", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
-    ("spikellm", "share", 0.1, SPIKELLM),
-    ("spikellm", "salience", "first_order", "SpikeLLM release, add_batch: S = (x WᵀW) ∘ x"),
+    ("spikellm*", "neurons.bits", 4, SPIKELLM), ("spikellm*", "neurons.steps", 2, SPIKELLM),
+    ("spikellm*", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
+    ("spikellm*", "share", 0.1, SPIKELLM),
+    ("spikellm*", "salience", "first_order", "SpikeLLM release, add_batch: S = (x WᵀW) ∘ x"),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     *(("omniquant*", option, value, OMNIQUANT) for option, value in LEARNED),
     ("omniquant*", "down", False, OMNIQUANT),
-    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq")),
-    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq")),
+    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq", "omniquant_w4a4")),
+    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq", "omniquant_w4a4")),
+    ("omniquant_w4a4", "alpha", 0.75, SPIKELLM_RATES),
+    ("omniquant_w4a4", "transformation_rate", 1e-3, SPIKELLM_RATES),
     *(("abq*", option, value, ABQ_CODE) for option, value in LEARNED), ("abq*", "down", True, ABQ_CODE),
     ("abq*", "compensated", [3, 4], ABQ_CODE), ("abq*", "compensation_rate", 1e-2, ABQ_CODE),
     ("abq*", "levels", 0, ABQ_PAPER), ("abq*", "repacked", False, OURS),
