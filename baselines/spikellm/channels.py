@@ -6,7 +6,7 @@ as in the release. Either way the block's own neurons are silent.
 """
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from sinq.model.blocks import find_blocks, run_model
 from sinq.model.layer_inputs import LayerInputs
 from sinq.model.spikes import SpikingInputs
 from sinq.model.targets import Target
-from sinq.model.walk import walk
+from sinq.model.walk import BlockView, walk
 
 
 class Salience(enum.Enum):
@@ -92,6 +92,25 @@ class Channels:
                 self._draw(layer.name, neurons)
             found[layer.module] = neurons
         return found
+
+    @contextmanager
+    def attached(self, block: BlockView, layers: Mapping[str, CompressedLinear]) -> Iterator[None]:
+        """Let inputs of compressed layers fire within the context, with channels that are chosen for good."""
+        pairs: dict[str, Spiking] = {}
+        try:
+            for name, layer in layers.items():
+                inputs = SpikingInputs(self.firing.neurons, layer.in_features).to(block.device)
+                pairs[name], layer.inputs = (layer, inputs), inputs
+            if self.firing.measures:
+                with self._choosing(pairs, block.device):
+                    block.pass_inputs()
+            elif self.firing.chooses:
+                for name, (_, inputs) in pairs.items():
+                    self._draw(name, inputs)
+            yield
+        finally:
+            for layer in layers.values():
+                layer.inputs = None
 
     def finish(
         self, model: nn.Module, calibration: Calibration | None, context: Context, clock: Clock

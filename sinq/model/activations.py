@@ -9,11 +9,11 @@ stand for, in the dtype of x. In *integers*, codes are multiplied by codes, and 
 (`kernels/integer.py`), where a kernel takes the pair and nothing asks for a gradient.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.base import CompressedWeight
@@ -25,7 +25,6 @@ from sinq.kernels.activations import quantize
 from sinq.kernels.integer import Products, integer_kernel_of, integer_product, multiplies_integers
 from sinq.kernels.product import TRAINED, Choice, is_trained, kernel_of, product
 from sinq.model.layer_inputs import LayerInputs, Work, work_of
-from sinq.model.targets import Target
 
 LARGEST_ZERO = 128
 """Largest magnitude of a zero of a file: codes are signed bytes."""
@@ -58,12 +57,17 @@ class ActivationQuantizer(LayerInputs):
                 self.register_buffer("zero", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x after rounding, in its dtype. The gradient passes as if nothing were rounded."""
+        """Return x after rounding, in its dtype.
+
+        The gradient passes as if nothing were rounded, and where static numbers are trained, to them.
+        """
         if self.watches:
             self._note(*self.format.extremes(x.detach()))
             return x
         if not self.rounds:
             return x
+        if any(number.requires_grad for number in self.buffers()):
+            return self.through(x)
         rounded = self.quantize(x).dequantize(x.dtype)
         return x + (rounded - x).detach() if x.requires_grad else rounded
 
@@ -156,22 +160,6 @@ class ActivationQuantizer(LayerInputs):
 
     def extra_repr(self) -> str:
         return self.format.label
-
-
-@dataclass(frozen=True)
-class CodedInputs:
-    """Inputs that will be rounded to codes: `PlannedInputs` of a context."""
-
-    format: ActivationFormat
-
-    @property
-    def static(self) -> bool:
-        return self.format.static
-
-    def of_block(
-        self, layers: Sequence[Target], run: Callable[[], None], device: torch.device
-    ) -> dict[nn.Module, LayerInputs]:
-        return {layer.module: ActivationQuantizer(self.format) for layer in layers}
 
 
 def _require_byte(zero: float) -> None:

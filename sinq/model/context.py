@@ -1,8 +1,9 @@
 """Circumstances of a compression: how it is carried out, and what is done to the model around it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -10,7 +11,11 @@ from torch import nn
 from sinq.common.progress import Progress, silent
 from sinq.common.tensor_store import TensorStore
 from sinq.model.layer_inputs import LayerInputs
+from sinq.model.linear import CompressedLinear
 from sinq.model.targets import Layers, Target
+
+if TYPE_CHECKING:
+    from sinq.model.walk import BlockView
 
 
 class PlannedInputs(Protocol):
@@ -23,11 +28,22 @@ class PlannedInputs(Protocol):
     def of_block(
         self, layers: Sequence[Target], run: Callable[[], None], device: torch.device
     ) -> Mapping[nn.Module, LayerInputs]:
-        """Return what the inputs of some layers of a block will become, by module of the dense layer.
+        """Return what the inputs of some layers of a block will be, by module of the dense layer.
 
         Args:
             layers: dense, and behind blocks that are compressed already.
             run: runs the dense block on all its inputs.
+        """
+
+    def attached(
+        self, block: "BlockView", layers: Mapping[str, CompressedLinear]
+    ) -> AbstractContextManager[None]:
+        """Let the inputs of compressed layers of a block be what they will be, within the context.
+
+        The numbers that they have at its end are kept for good.
+
+        Args:
+            layers: by name.
         """
 
 

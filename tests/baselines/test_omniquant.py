@@ -25,7 +25,8 @@ from sinq import ActivationFormat, Activations, Calibration, Context, Grid, Laye
 from sinq.formats.activations import Per
 from sinq.formats.grid import Levels
 from sinq.formats.scalar import QuantizedTensor
-from sinq.model.activations import ActivationQuantizer, CodedInputs
+from sinq.methods.coded_inputs import CodedInputs
+from sinq.model.activations import ActivationQuantizer
 from sinq.model.decoder import decoder
 from sinq.model.edits import edits
 from sinq.model.linear import CompressedLinear

@@ -58,6 +58,7 @@ EXTRA = {
     "mixed": ("budget.bits_per_weight=5",),
     **dict.fromkeys(("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu"), ("method.epochs=2",)),
     "spikellm": ("method.inner.epochs=2",),
+    "prefixquant_tuned": ("method.inner.tuning.epochs=2",),
     "aqlm_untuned": UNTUNED,
     **dict.fromkeys(LORAPRUNE, FEW_STEPS),
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),  # those of published size dwarf a small layer
@@ -73,7 +74,7 @@ TOLERANCES = {
     "stat": (0, 0.1),
     **dict.fromkeys(LORAPRUNE, (0, 0.1)),
     "mgptq": (0.01, 0.1),
-    "prefixquant": (0, 0.25),
+    **dict.fromkeys(("prefixquant", "prefixquant_tuned"), (0, 0.25)),
     "mgptq 2": (0.01, 1.0),
     "sinq_free 2": (0, 0.1),
 }

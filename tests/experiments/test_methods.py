@@ -36,6 +36,7 @@ EXTRA = {
 LEARNING = ("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu")
 EXTRA |= {name: [GROUPS, "method.epochs=1"] for name in LEARNING}
 EXTRA |= {"spikellm": [GROUPS, "method.inner.epochs=1"]}
+EXTRA |= {"prefixquant_tuned": [GROUPS, "method.inner.tuning.epochs=1"]}
 # codebooks of published size dwarf a small layer
 EXTRA |= {"aqlm_untuned": UNTUNED, **dict.fromkeys(CODED[:3], TUNED)}
 
