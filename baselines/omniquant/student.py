@@ -16,7 +16,7 @@ from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.rounding import rounding_inputs
 from baselines.omniquant.transformation import Transformation
 from sinq import Decision, PartReport
-from sinq.methods.plan import LayerPlan
+from sinq.methods.plan import LayerPlan, naming
 from sinq.methods.report import describe
 from sinq.model.conv1d import is_conv1d
 from sinq.model.decoder import ParameterRef
@@ -100,7 +100,8 @@ class Student:
         reports = []
         for layer in self.layers:
             target, weight = layer.plan.target, layer.weight(changed, device)
-            value = layer.clipping.store(layer.matrix(weight))
+            with naming([target.name]):
+                value = layer.clipping.store(layer.matrix(weight))
             decisions = (*layer.plan.decisions, decision)
             reports.append(describe(target.name, weight, value, share * weight.numel(), decisions))
             target.replace(model, [value])
