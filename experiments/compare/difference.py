@@ -26,6 +26,9 @@ WINDOWED = {
     "perplexity.nll": "window_nll",
     "perplexity.kl": "window_kl",
     "perplexity.flip_rate": "window_flips",
+    "perplexity.divergence.kl": "window_divergence",
+    "perplexity.divergence.same_top": "window_same_top",
+    "perplexity.divergence.delta_p": "window_delta_p",
 }
 """Metric → name of its values by window, in the samples."""
 ABSOLUTE = ("tokens_per_second", "dense_tokens_per_second")

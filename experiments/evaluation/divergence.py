@@ -29,7 +29,7 @@ from torch import Tensor
 
 from experiments.common.cache import Entry, key
 from experiments.evaluation.base import EvaluationContext
-from experiments.evaluation.logits import LogProbSink
+from experiments.evaluation.logits import Sink
 
 FORMAT = 2
 """Version of the file's layout; raise it with every change, so that old files are not read."""
@@ -118,6 +118,24 @@ class Distance:
         return self._ties / self._positions
 
 
+def entry_of(context: EvaluationContext, windows: Tensor, suffix: str, **made: Any) -> Entry:
+    """Return the entry of the cache for something made of the dense model on windows, int64 (n, seqlen).
+
+    Args:
+        suffix: of the entry's name.
+        made: what is made, as plain JSON values.
+    """
+    loaded = context.loaded
+    content = {
+        "model": {**loaded.identity, "commit": loaded.commit, "dtype": str(loaded.model.dtype)},
+        "tokenizer": loaded.tokenizer_hash,
+        "tokens": hashlib.sha256(windows.contiguous().numpy().tobytes()).hexdigest(),
+        "shape": list(windows.shape),
+        "device": context.device.type,
+    }
+    return Entry("reference", f"{key(**content, **made)}{suffix}")
+
+
 @dataclass(frozen=True)
 class Reference:
     """The dense model's predictions on evaluation windows, in a file of the cache."""
@@ -135,18 +153,8 @@ class Reference:
         Its file is named by a hash of all that decides its content. k is the smaller of `top_k` and the
         vocabulary.
         """
-        loaded = context.loaded
-        k = min(top_k, loaded.model.config.get_text_config().vocab_size)
-        content = {
-            "format": FORMAT,
-            "model": {**loaded.identity, "commit": loaded.commit, "dtype": str(loaded.model.dtype)},
-            "tokenizer": loaded.tokenizer_hash,
-            "tokens": hashlib.sha256(windows.contiguous().numpy().tobytes()).hexdigest(),
-            "shape": list(windows.shape),
-            "top_k": k,
-            "device": context.device.type,
-        }
-        entry = Entry("reference", f"{key(**content)}.npy")
+        k = min(top_k, context.loaded.model.config.get_text_config().vocab_size)
+        entry = entry_of(context, windows, ".npy", format=FORMAT, top_k=k)
         return cls(entry, windows.shape[0], windows.shape[1] - 1, k)
 
     @property
@@ -161,7 +169,7 @@ class Reference:
         )
 
     @contextmanager
-    def create(self) -> Iterator[LogProbSink]:
+    def create(self) -> Iterator[Sink]:
         """Yield a sink that writes log-probabilities (positions, vocabulary) to the file; it overwrites them.
 
         The file exists once the block succeeds. Two processes may write it at once: the last file stays, and

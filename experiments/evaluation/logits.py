@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 POSITIONS_AT_ONCE = 256
 PROBE_TOKENS = 8
 
-LogProbSink = Callable[[Tensor], None]
-"""Function called with log-probabilities, float32 (positions, vocabulary), in order; may overwrite them."""
+Sink = Callable[[Tensor], None]
+"""Function called with values of the next positions, (positions, …), in order; may overwrite them."""
 
 
-def ignore(log_probabilities: Tensor) -> None:
-    """Do nothing with log-probabilities."""
+def ignore(values: Tensor) -> None:
+    """Do nothing."""
 
 
 @torch.inference_mode()
-def read_window(model: "PreTrainedModel", ids: Tensor, chunked: bool) -> Iterator[Tensor]:
+def read_window(
+    model: "PreTrainedModel", ids: Tensor, chunked: bool, keep: Sink = ignore
+) -> Iterator[Tensor]:
     """Yield the log-probabilities of the next token after each token of a window but the last.
 
     Each item is float32 (positions, vocabulary) for consecutive positions, seqlen − 1 in all. The caller may
@@ -37,14 +39,23 @@ def read_window(model: "PreTrainedModel", ids: Tensor, chunked: bool) -> Iterato
         model: any causal language model.
         ids: the window, int64 (1, seqlen).
         chunked: apply the head by itself to chunks of positions; valid only if `head_is_plain`.
+        keep: called once with what the head is applied to, (positions, hidden size), where `chunked`.
     """
     if chunked:
-        head: Any = model.get_output_embeddings()
-        chunks = (head(states) for states in _body(model, ids)[0, :-1].split(POSITIONS_AT_ONCE))
+        states = _body(model, ids)[0, :-1]
+        keep(states)
+        yield from of_states(model, states)
     else:
-        chunks = iter(model(input_ids=ids, use_cache=False).logits[0, :-1].split(POSITIONS_AT_ONCE))
-    for logits in chunks:
-        yield logits.float().log_softmax(-1)
+        for logits in model(input_ids=ids, use_cache=False).logits[0, :-1].split(POSITIONS_AT_ONCE):
+            yield logits.float().log_softmax(-1)
+
+
+@torch.inference_mode()
+def of_states(model: "PreTrainedModel", states: Tensor) -> Iterator[Tensor]:
+    """Yield the log-probabilities, float32 (positions, vocabulary), that the head makes of hidden states."""
+    head: Any = model.get_output_embeddings()
+    for some in states.split(POSITIONS_AT_ONCE):
+        yield head(some).float().log_softmax(-1)
 
 
 @torch.inference_mode()

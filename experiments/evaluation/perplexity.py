@@ -7,6 +7,7 @@ two models can be compared window by window.
 With `top_k`, the dense model's run keeps its predictions. In the same pass, the run of a compressed model
 reports `kl` (mean nats per token, a lower bound of the exact divergence), `flip_rate` (share of positions
 whose most probable token changed) and `tie_rate` (share where it is not the only one); see `divergence.py`.
+With `exact`, it reports the divergence over the whole vocabulary and its distribution; see `predictions.py`.
 """
 
 import logging
@@ -15,23 +16,27 @@ from dataclasses import dataclass
 from math import exp, inf
 from math import log as natural_logarithm
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from experiments.data.bos import Bos, advice
+from experiments.evaluation import predictions
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
-from experiments.evaluation.divergence import Distance, Reference
-from experiments.evaluation.logits import LogProbSink, head_is_plain, ignore, read_window
+from experiments.evaluation.logits import head_is_plain
+from experiments.evaluation.positions import Numbers, Positions
+from experiments.evaluation.text_pass import Compared, Kept, read_compressed, read_dense, token_nll
 from sinq.common.options import check, whole
 
 log = logging.getLogger(__name__)
+TIES = "the first of equally probable tokens counts, as in argmax"
+BLOCK, BLOCKS = 128, 512
+"""Fewest positions of a block, and about the most blocks that a row keeps."""
+MOST_TRACED = 4
+"""Most windows whose tokens a row keeps: 2,047 tokens are about 50 kB of it."""
 LARGEST_NLL = natural_logarithm(sys.float_info.max)
 """Largest NLL whose perplexity is a number, 709 nats."""
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,27 @@ class Perplexity(Evaluation):
     seqlen: int = 2048
     """Tokens of a window; at most the model's context."""
     top_k: int | None = 64
-    """Number of the dense model's most probable tokens in the divergence, at each position; null for none."""
+    """Number of the dense model's most probable tokens in the lower bound `kl`; null for none."""
+    exact: bool = False
+    """Measure the exact divergence too, with its distribution; one more product with the head."""
+    trace: int = 0
+    """Number of windows of which the row keeps the exact divergence and Δp of every token, with its id."""
     bos: Bos = Bos.first
     """The windows that begin with the token of beginning: `first`, as the tokenizer does, or `each`."""
 
     def __post_init__(self) -> None:
-        check(self, "evaluation.perplexity", windows=whole(1), seqlen=whole(2), top_k=whole(1))
+        traced = whole(0, MOST_TRACED)
+        check(self, "evaluation.perplexity", windows=whole(1), seqlen=whole(2), top_k=whole(1), trace=traced)
+        if self.trace and not self.exact:
+            raise ValueError(
+                f"evaluation.perplexity.trace is {self.trace}, which needs evaluation.perplexity.exact=true"
+            )
 
     def check(self, context: EvaluationContext) -> None:
         first = self._windows(context)[:1].to(context.device)
         with tried(self.name, context):
             head_is_plain(context.loaded.model, first)
-            window_nll(context.loaded.model, first[:, :TRIAL_TOKENS], chunked=False)
+            token_nll(context.loaded.model, first[:, :TRIAL_TOKENS], chunked=False)
         if note := self._note(context):
             log.info("evaluation.perplexity: %s", note)
 
@@ -68,17 +82,19 @@ class Perplexity(Evaluation):
 
     def measure(self, context: EvaluationContext) -> Measurement:
         chosen = self._windows(context)
-        reference = None if self.top_k is None else Reference.of(context, chosen, self.top_k)
+        kept = Kept.of(context, chosen, self.top_k, self.exact)
         chunked = head_is_plain(context.model, chosen[:1].to(context.device))
-        if reference is None:
-            samples = {"window_nll": _read(context, context.model, chosen, chunked)}
-        elif context.is_dense:
-            samples = {"window_nll": _keep(context, chosen, chunked, reference)}
-        else:
-            if not reference.exists:
-                dense_chunked = head_is_plain(context.loaded.model, chosen[:1].to(context.device))
-                _keep(context, chosen, dense_chunked, reference)
-            samples = _compare(context, chosen, chunked, reference)
+        if context.is_dense or not kept.is_there:
+            compared = Compared(read_dense(context, chosen, kept), [], [])
+        if not context.is_dense:
+            compared = read_compressed(context, chosen, chunked, kept)
+        metrics, samples = _likelihood(compared.nll)
+        for more in (_bound(compared, kept), _exact(compared, kept, self.trace)):
+            metrics, samples = metrics | more.metrics, samples | more.samples
+        return Measurement(metrics | self._facts(context, chosen, chunked), samples)
+
+    def _facts(self, context: EvaluationContext, chosen: Tensor, chunked: bool) -> dict[str, Any]:
+        """Return what was read, and how."""
         count, seqlen = chosen.shape
         facts = {
             "windows": count,
@@ -87,84 +103,70 @@ class Perplexity(Evaluation):
             "head": "chunked" if chunked else "whole",
         }
         facts |= {} if self.bos is Bos.first else {"bos": "each window"}
-        facts |= {"note": note} if (note := self._note(context)) else {}
-        return Measurement(_summary(samples, reference) | facts, samples)
+        return facts | ({"note": note} if (note := self._note(context)) else {})
 
     def against_dense(self, compressed: Measurement, dense: Measurement) -> dict[str, Any]:
         return {"dense": dense.metrics["value"]}
 
 
-def _read(
-    context: EvaluationContext,
-    model: "PreTrainedModel",
-    chosen: Tensor,
-    chunked: bool,
-    see: LogProbSink = ignore,
-) -> list[float]:
-    """Return the mean NLL of every window."""
-    label = "perplexity, dense" if model is context.loaded.model else "perplexity, compressed"
-    return [
-        window_nll(model, window[None].to(context.device), chunked, see)
-        for window in context.progress(chosen, label, len(chosen))
-    ]
+def _likelihood(nll: Numbers) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return metrics and samples of NLL (windows, positions): means of the text, of windows, of blocks."""
+    mean = float(nll.mean())
+    metrics: dict[str, Any] = {"value": exp(mean) if not mean > LARGEST_NLL else inf, "nll": mean}
+    samples: dict[str, Any] = {"window_nll": nll.mean(1).tolist()}
+    if (count := blocks_of(*nll.shape)) > 1:
+        metrics["blocks_per_window"] = count
+        samples["block_nll"] = in_blocks(nll, count)
+    return metrics, samples
 
 
-def _keep(context: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference) -> list[float]:
-    """Return the mean NLL of every window under the dense model; keep its predictions if they are not yet."""
-    if reference.exists:
-        return _read(context, context.loaded.model, chosen, chunked)
-    with reference.create() as see:
-        return _read(context, context.loaded.model, chosen, chunked, see)
+def _bound(compared: Compared, kept: Kept) -> Measurement:
+    """Return the lower bound of the divergence: windows are of one length, so means are means of windows'."""
+    if kept.bound is None or not compared.distances:
+        return Measurement({})
+    samples = {
+        "window_kl": [each.mean_kl for each in compared.distances],
+        "window_flips": [each.flip_rate for each in compared.distances],
+        "window_ties": [each.tie_rate for each in compared.distances],
+    }
+    metrics = {
+        "kl": fmean(samples["window_kl"]),
+        "kl_top_k": kept.bound.top_k,
+        "flip_rate": fmean(samples["window_flips"]),
+        "tie_rate": fmean(samples["window_ties"]),
+        "ties": TIES,
+    }
+    return Measurement(metrics, samples)
 
 
-def _compare(
-    context: EvaluationContext, chosen: Tensor, chunked: bool, reference: Reference
-) -> dict[str, list[float]]:
-    """Return the mean NLL, mean KL and flip rate of every window."""
-    names = ("window_nll", "window_kl", "window_flips", "window_ties")
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for number, window in enumerate(context.progress(chosen, "perplexity, compressed", len(chosen))):
-        distance = Distance(reference.window(number, context.device))
-        samples["window_nll"].append(
-            window_nll(context.model, window[None].to(context.device), chunked, distance.add)
-        )
-        samples["window_kl"].append(distance.mean_kl)
-        samples["window_flips"].append(distance.flip_rate)
-        samples["window_ties"].append(distance.tie_rate)
-    return samples
+def _exact(compared: Compared, kept: Kept, trace: int) -> Measurement:
+    """Return the exact divergence and its distribution."""
+    if kept.exact is None or not compared.changed:
+        return Measurement({})
+    whole = Positions.joined(compared.changed)
+    shape = compared.nll.shape
+    windows: dict[str, Any] = {
+        "window_divergence": whole.kl.reshape(shape).mean(1).tolist(),
+        "window_same_top": (1 - whole.flipped.reshape(shape)).mean(1).tolist(),
+        "window_delta_p": whole.delta_p.reshape(shape).mean(1).tolist(),
+    }
+    if trace:
+        windows["trace"] = [predictions.trace(each) for each in compared.changed[:trace]]
+    how = {"dense": "kept states" if kept.exact.plain else "run beside it", "ties": TIES}
+    return Measurement(
+        {"divergence": predictions.metrics(whole) | how}, windows | predictions.groups(whole, shape[1])
+    )
 
 
-def _summary(samples: dict[str, list[float]], reference: Reference | None) -> dict[str, Any]:
-    """Return means over tokens: windows are of one length, so these are the means of the windows' means."""
-    nll = fmean(samples["window_nll"])
-    metrics: dict[str, Any] = {"value": exp(nll) if not nll > LARGEST_NLL else inf, "nll": nll}
-    if "window_kl" in samples and reference is not None:
-        metrics |= {
-            "kl": fmean(samples["window_kl"]),
-            "kl_top_k": reference.top_k,
-            "flip_rate": fmean(samples["window_flips"]),
-            "tie_rate": fmean(samples["window_ties"]),
-            "ties": "the first of equally probable tokens counts, as in argmax",
-        }
-    return metrics
+def in_blocks(values: Numbers, count: int) -> list[float]:
+    """Return values (windows, positions) as `count` numbers for each window, whose mean is the window's.
 
-
-@torch.inference_mode()
-def window_nll(
-    model: "PreTrainedModel", ids: Tensor, chunked: bool = True, see: LogProbSink = ignore
-) -> float:
-    """Return the mean NLL in nats of the tokens of one window after the first.
-
-    Args:
-        model: any causal language model.
-        ids: the window, int64 (1, seqlen).
-        chunked: apply the head by itself to chunks of positions; valid only if `head_is_plain`.
-        see: called with the log-probabilities, float32 (positions, vocabulary), in order; may overwrite them.
+    Blocks differ by a position at most; each number is its block's sum over the mean length of blocks.
     """
-    targets, total, start = ids[0, 1:], 0.0, 0
-    for log_probabilities in read_window(model, ids, chunked):
-        wanted = targets[start : start + len(log_probabilities), None]
-        total -= log_probabilities.gather(1, wanted).double().sum().item()
-        see(log_probabilities)
-        start += len(wanted)
-    return total / len(targets)
+    length = values.shape[1] / count
+    return [float(block.sum() / length) for window in values for block in np.array_split(window, count)]
+
+
+def blocks_of(windows: int, positions: int) -> int:
+    """Return the number of blocks that each window has: of `BLOCK` positions or more, `BLOCKS` in all."""
+    return max(1, min(positions // BLOCK, BLOCKS // windows))

@@ -82,6 +82,9 @@ def _metric(key: str, heading: str, path: str, style: str, importance: int) -> M
 METRICS = (
     _metric("perplexity", "ppl", "perplexity.value", "number", 99),
     _metric("kl", "KL\nnats", "perplexity.kl", "significant", 80),
+    _metric("exact_kl", "exact\nKL", "perplexity.divergence.kl", "significant", 79),
+    _metric("kl_p99", "KL\n99 %", "perplexity.divergence.kl_p99", "significant", 35),
+    _metric("same_top", "same\ntop", "perplexity.divergence.same_top", "percent", 49),
     _metric("flips", "flips", "perplexity.flip_rate", "percent", 50),
     _metric("bits_per_weight", "bits/w", "size.bits_per_weight", "number", 70),
     _metric("model_mb", "model\nMB", "size.model_nbytes", "MB", 40),
@@ -101,7 +104,7 @@ def metrics(rows: Sequence[Row]) -> tuple[Metric, ...]:
     shown: dict[str, str] = {}
     for row in rows:
         shown = flat.tasks(row) | shown
-    every = (*METRICS[:4], *(_task(*each) for each in shown.items()), *METRICS[4:])
+    every = (*METRICS[:7], *(_task(*each) for each in shown.items()), *METRICS[7:])
     return tuple(metric for metric in every if any(metric.of(row) is not None for row in rows))
 
 

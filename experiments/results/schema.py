@@ -52,6 +52,7 @@ class Perplexity(TypedDict, total=False):
     dense: Positive | None
     kl: Number
     flip_rate: Number
+    divergence: Group
     windows: Required[int]
     windows_available: int
     seqlen: Required[int]
@@ -101,6 +102,10 @@ class Windows(TypedDict, total=False):
     window_nll: Numbers
     window_kl: Numbers
     window_flips: Numbers
+    block_nll: Numbers
+    window_divergence: Numbers
+    window_same_top: Numbers
+    window_delta_p: Numbers
 
 
 class LayerErrors(TypedDict, total=False):

@@ -34,7 +34,7 @@ from experiments import models
 from experiments.config.options import run_of
 from experiments.data.text import tokenize, windows
 from experiments.evaluation.logits import head_is_plain
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from sinq import Calibration, Context
 from sinq.kernels.cache import cache_dir
 from sinq.model.linear import WeightStore
@@ -45,7 +45,7 @@ FILE = ROOT / "tests/frozen/numbers.json"
 METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
 LORAPRUNE = ("loraprune", "loraprune_cpu")
-ONE_SIZE = ("prefix", "stat", *LORAPRUNE, "none", "mixed", *AQLM)
+ONE_SIZE = ("prefix", "stat", *LORAPRUNE, "none", "bf16", "mixed", *AQLM)
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")
@@ -99,7 +99,7 @@ def numbers(name: str, bits: int) -> dict[str, Any]:
     run.method.compress(model, Calibration(windows(of_text[0], SEQLEN, 4)), Context(run.layers))
     chosen = windows(of_text[1], SEQLEN, WINDOWS)
     plain = head_is_plain(model, chosen[:1])
-    nll = [window_nll(model, window[None], plain) for window in chosen]
+    nll = [float(token_nll(model, window[None], plain).mean()) for window in chosen]
     return {"nll": nll, "perplexity": exp(fmean(nll)), **stored(model)}
 
 

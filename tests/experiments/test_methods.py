@@ -17,7 +17,7 @@ from experiments.models.source import sparing_clone
 from sinq import Calibration, CompressionReport, Context, Layers, Method, find_targets
 from tests.conftest import ROOT, tiny_model, tiny_tokens
 
-DENSE = ("none", "prefix", "stat", "loraprune", "loraprune_cpu")
+DENSE = ("none", "bf16", "prefix", "stat", "loraprune", "loraprune_cpu")
 """Presets that compress no layer; what slices has tests of its own."""
 NAMES = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml") if file.stem not in DENSE)
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")

@@ -82,6 +82,7 @@ def test_help_is_asked_for_anywhere(words: tuple[str, ...]) -> None:
 
 INTERRUPT = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:

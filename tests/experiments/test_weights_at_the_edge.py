@@ -35,7 +35,7 @@ from tests.conftest import ROOT, tiny_model, tiny_tokens
 
 pytestmark = pytest.mark.usefixtures("hydra")
 CONF = ROOT / "conf"
-DENSE = ("none", "prefix", "stat", "loraprune", "loraprune_cpu")
+DENSE = ("none", "bf16", "prefix", "stat", "loraprune", "loraprune_cpu")
 """Presets that compress no layer; what slices has tests of its own."""
 PRESETS = sorted(file.stem for file in (CONF / "method").glob("*.yaml") if file.stem not in DENSE)
 SMALL = ("format={codebooks: 2, bits_per_codebook: 4, group: 4}", "rounds=1", "steps=2")

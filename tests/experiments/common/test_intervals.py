@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import norm, t
 
 from experiments.common.intervals import FEWEST_WINDOWS, mean_interval, paired_shares, t_quantile
 
 COUNTS, CORRELATIONS = (6, 16, 146), (0.0, 0.3, 0.5)
+BLOCKS = 15
 PAGE = Path(__file__).parents[3] / "docs" / "measurement.md"
 
 
@@ -77,6 +79,57 @@ def test_coverage_is_what_the_page_says() -> None:
     assert [int(count) for count, *_ in stated] == list(COUNTS)
     found = [float(share) for _, *shares in stated for share in shares]
     assert found == pytest.approx(list(measured.values()), abs=0.06)
+
+
+def within(windows: int, rho: float) -> float:
+    """The autoregression of blocks, `BLOCKS` in a window, whose windows' means have the correlation `rho`."""
+
+    def correlation(phi: float) -> float:
+        shared = 1 - phi**BLOCKS
+        return phi * shared**2 / (BLOCKS * (1 - phi**2) - 2 * phi * shared)
+
+    return brentq(lambda phi: correlation(phi) - rho, 1e-6, 0.9999) if rho else 0.0
+
+
+def processes(windows: int, rho: float, draws: int) -> dict[str, NDArray[np.float64]]:
+    """Draws (draws, windows · BLOCKS) of two processes: what is alike fades along a text, or is a window's.
+
+    The second one has as much that belongs to a block alone, so its windows have half the correlation.
+    """
+    n = windows * BLOCKS
+    steps = np.repeat(autoregression(draws, windows, rho), BLOCKS, axis=1)
+    alone = np.random.default_rng(7).standard_normal((draws, n)) * sqrt(BLOCKS)
+    return {"fades": autoregression(draws, n, within(windows, rho)), "steps": steps + alone}
+
+
+@pytest.mark.parametrize("windows", [4, 6, 16, 40])
+@pytest.mark.parametrize("rho", CORRELATIONS)
+def test_intervals_by_blocks_are_covered(windows: int, rho: float) -> None:
+    """Between 93 and 97 %, give or take what 4,000 draws leave open."""
+    for name, values in processes(windows, rho, 4000).items():
+        ends = np.array([mean_interval(each, BLOCKS) for each in values])
+        covered = 100 * np.mean((ends[:, 0] <= 0) & (ends[:, 1] >= 0))
+        print(windows, rho, name, covered)
+        assert 92.5 <= covered <= 97.7, name
+
+
+def test_blocks_make_intervals_narrower_and_need_fewer_windows() -> None:
+    values = processes(16, 0.3, 500)["steps"]
+    widths = [
+        np.mean([np.ptp(mean_interval(each, count)) for each in values.reshape(500, 16 * count, -1).mean(2)])
+        for count in (1, BLOCKS)
+    ]
+    assert 0.8 < widths[1] / widths[0] < 0.95
+    four = values[0, : 4 * BLOCKS]
+    assert mean_interval(four, BLOCKS) is not None
+    assert mean_interval(four[: 3 * BLOCKS], BLOCKS) is None
+    assert mean_interval(four.reshape(4, BLOCKS).mean(1)) is None
+    assert mean_interval(four[:16], 4) is None
+
+
+def test_one_block_a_window_is_the_interval_of_windows() -> None:
+    values = np.random.default_rng(3).normal(size=9)
+    assert mean_interval(values, 1) == mean_interval(values)
 
 
 @pytest.mark.parametrize("n", [8, 11, 27, 64])

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from experiments.common.cache import CHECKSUM, Entry
 from experiments.evaluation import EvaluationContext, Perplexity, divergence
 from experiments.evaluation.divergence import Expected, Reference
 from experiments.models.source import sparing_clone
-from sinq import SINQ, Grid, find_targets
+from tests.experiments.evaluation.pairs import SEQLEN, VOCABULARY, dense_runs, exact, pair, predictions
 from tests.experiments.tiny import Capped, subject
 
-VOCABULARY, SEQLEN = 96, 32
 OPTIONS = Perplexity(windows=3, seqlen=SEQLEN, top_k=VOCABULARY)
 
 
@@ -24,39 +22,6 @@ OPTIONS = Perplexity(windows=3, seqlen=SEQLEN, top_k=VOCABULARY)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SINQ_CACHE", str(tmp_path))
     return tmp_path / "reference"
-
-
-def pair(architecture: str = "llama") -> tuple[EvaluationContext, EvaluationContext]:
-    """A dense model whose predictions are far from uniform, and it in 3 bits."""
-    dense = subject(architecture)
-    for target in find_targets(dense.model):
-        getattr(target.module, target.parameter or "weight").mul_(6)
-    dense.model.get_output_embeddings().weight.mul_(6)
-    model: Any = sparing_clone(dense.model)
-    return dense, replace(dense, model=model, report=SINQ(Grid(bits=3, group_size=32)).compress(model))
-
-
-def predictions(model: Any, given: EvaluationContext) -> Tensor:
-    """Log-probabilities (windows, positions, vocabulary), float64."""
-    windows = given.tokens[: 3 * SEQLEN].reshape(3, SEQLEN)
-    return torch.stack(
-        [model(window[None], use_cache=False).logits[0, :-1].double().log_softmax(-1) for window in windows]
-    )
-
-
-def exact(given: EvaluationContext) -> tuple[Tensor, Tensor]:
-    """KL and flips of every position, (windows, positions), by definition."""
-    dense, compressed = predictions(given.loaded.model, given), predictions(given.model, given)
-    return (dense.exp() * (dense - compressed)).sum(-1), dense.argmax(-1) != compressed.argmax(-1)
-
-
-def dense_runs(given: EvaluationContext) -> list[torch.Size]:
-    """Shapes of what the dense model's body will be run on."""
-    seen: list[torch.Size] = []
-    given.loaded.model.base_model.register_forward_pre_hook(
-        lambda module, args, options: seen.append(options["input_ids"].shape), with_kwargs=True
-    )
-    return seen
 
 
 def test_with_the_whole_vocabulary_it_is_the_exact_divergence(architecture: str) -> None:

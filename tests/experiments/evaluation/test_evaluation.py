@@ -16,7 +16,7 @@ from baselines.stat import STAT
 from experiments.common.meters import peak_memory, seconds
 from experiments.evaluation import Latency, LayerError, Memory, Perplexity, Size
 from experiments.evaluation.logits import head_is_plain
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from experiments.models.source import sparing_clone
 from sinq import SINQ, Calibration, Context, Grid, Layers, Method, OnMisfit
 from sinq.kernels import Kernel, using
@@ -85,12 +85,9 @@ class TestPerplexity:
                 model(window, use_cache=False).logits[0, :-1].float(), window[0, 1:]
             ).item()
 
-        window_nll(model, windows[0])
+        token_nll(model, windows[0])
         ours, theirs = zip(
-            *(
-                (seconds(partial(window_nll, model, w), CPU), seconds(partial(plain, w), CPU))
-                for w in windows
-            ),
+            *((seconds(partial(token_nll, model, w), CPU), seconds(partial(plain, w), CPU)) for w in windows),
             strict=True,
         )
         print(f"fastest, ours / plain: {min(ours) / min(theirs):.3f}")

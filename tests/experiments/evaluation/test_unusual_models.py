@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from experiments.evaluation import EvaluationContext, Latency, Memory, Perplexity
 from experiments.evaluation.generation import decode, prefill
 from experiments.evaluation.logits import head_is_plain
-from experiments.evaluation.perplexity import window_nll
+from experiments.evaluation.text_pass import token_nll
 from experiments.models import LoadedModel
 from sinq import CompressionReport
 from sinq.common.progress import silent
@@ -41,7 +41,7 @@ def test_decoding_writes_what_the_whole_sequence_gives(name: str) -> None:
 def test_a_window_read_in_chunks_is_the_window_read_whole(name: str) -> None:
     model, window = tiny(name), tokens(1, 32)
     if head_is_plain(model, window):
-        assert window_nll(model, window) == pytest.approx(window_nll(model, window, chunked=False), rel=1e-5)
+        assert token_nll(model, window) == pytest.approx(token_nll(model, window, chunked=False), rel=1e-5)
     else:
         assert name == "gemma2"  # which caps its logits
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -14,7 +15,7 @@ from baselines.rtn import RTN
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import Perplexity
 from experiments.evaluation.divergence import Distance, Expected, divergence, flips
-from experiments.evaluation.perplexity import _summary
+from experiments.evaluation.perplexity import _likelihood
 from experiments.models.source import Pretrained
 from experiments.runs import finite
 from experiments.runs.pipeline import Execution, execute
@@ -89,9 +90,10 @@ def test_the_divergence_from_nan_is_nan_and_not_perfect(side: str) -> None:
 
 
 def test_the_perplexity_of_a_large_nll_is_infinite_and_no_error() -> None:
-    assert _summary({"window_nll": [709.0]}, None)["value"] == math.exp(709)
-    assert _summary({"window_nll": [710.0]}, None) == {"value": math.inf, "nll": 710.0}
-    assert math.isnan(_summary({"window_nll": [math.nan]}, None)["value"])
+    found = [_likelihood(np.array([[nll]]))[0] for nll in (709.0, 710.0, math.nan)]
+    assert found[0]["value"] == math.exp(709)
+    assert found[1] == {"value": math.inf, "nll": 710.0}
+    assert math.isnan(found[2]["value"])
 
 
 @pytest.mark.parametrize("kind", [Hessian, Inputs, Gradient, SquaredGradient])

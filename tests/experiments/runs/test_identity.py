@@ -9,7 +9,7 @@ import torch
 from baselines.abq import ABQ
 from baselines.aqlm import AQLM
 from baselines.awq import AWQ
-from baselines.dense import Dense
+from baselines.dense import Cast, Dense
 from baselines.gptq import GPTQ, ActOrder
 from baselines.gwq import GWQ
 from baselines.hadamard import Hadamard, ResidualHadamard
@@ -155,7 +155,7 @@ def known_runs() -> dict[str, Run]:
         "activations": Activations(SINQ(), ActivationFormat()),
         "key values": KeyValues(SINQ(), KeyValueFormat(StateFormat(4), StateFormat(4))),
         "prefix": Prefix(RTN()), "stat": STAT(RTN()), "loraprune": LoRAPrune(RTN()),
-        "spikellm": SpikeLLM(RTN()),
+        "spikellm": SpikeLLM(RTN()), "cast": Cast(),
     }  # fmt: skip
     runs = {
         name: replace(calibrated if method.needs_calibration else plain, method=method)
