@@ -96,7 +96,7 @@ class SpikeLLM(MethodWrapper):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
-        if self.needs_calibration and calibration is None:
+        if self.firing.measures and calibration is None:
             raise NotApplicable(
                 f"SpikeLLM needs calibration text to find salient channels; {PASS_CALIBRATION}"
             )

@@ -48,7 +48,8 @@ class CodedInputs:
                     block.pass_inputs()
                 search_block(block, list(made.values()), self.format.search_windows)
             yield
-            self.kept |= {name: dict(inputs.state_dict()) for name, inputs in made.items()}
+            for name, inputs in made.items():
+                self.kept[name] = {key: number.cpu() for key, number in inputs.state_dict().items()}
         finally:
             for layer in layers.values():
                 layer.inputs = None
