@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,9 +13,6 @@ from sinq.common.tensor_store import TensorStore
 from sinq.model.layer_inputs import LayerInputs
 from sinq.model.linear import CompressedLinear
 from sinq.model.targets import Layers, Target
-
-if TYPE_CHECKING:
-    from sinq.model.walk import BlockView
 
 
 class PlannedInputs(Protocol):
@@ -35,14 +32,13 @@ class PlannedInputs(Protocol):
             run: runs the dense block on all its inputs.
         """
 
-    def attached(
-        self, block: "BlockView", layers: Mapping[str, CompressedLinear]
-    ) -> AbstractContextManager[None]:
+    def attached(self, block: Any, layers: Mapping[str, CompressedLinear]) -> AbstractContextManager[None]:
         """Let the inputs of compressed layers of a block be what they will be, within the context.
 
         The numbers that they have at its end are kept for good.
 
         Args:
+            block: the `BlockView` (of a module that imports this one).
             layers: by name.
         """
 
