@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CONSTRAINTS := $(if $(shell command -v nvidia-smi 2>/dev/null),,-c constraints/cpu.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all bench gpu lint clean
+.PHONY: help setup run test test-all readers bench gpu lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,11 @@ test: $(READY)  ## the tests, without the slow ones: about 3 minutes on two idle
 	$(PYTEST) $(ARGS)
 
 test-all: $(READY)  ## all tests; some take minutes
-	$(PYTEST) -m '' $(ARGS)
+	$(PYTEST) -m 'not readers' $(ARGS)
+
+readers: $(READY)  ## exported files read by the programs they are for; pip install -e '.[readers]' has them, a missing one is a skip
+	-$(BIN)/python -m experiments.engines
+	$(BIN)/python -m pytest -m readers $(ARGS)
 
 bench: $(READY)  ## time ours against others in turn, as ratios to peers and to the floor; ARGS='--suite linear --bits 4'
 	$(BIN)/python -m experiments.bench $(ARGS)

@@ -13,8 +13,20 @@ from sinq.calibration.collect import collect
 from sinq.calibration.data import Calibration
 from sinq.calibration.sites import Site, SiteKind
 from sinq.checkpoint.folder import load, save, stored_tensors
+from sinq.checkpoint.foreign.reader import load_foreign
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.export.awq import AWQFolder
+from sinq.export.base import Exporter
+from sinq.export.bnb_nf4 import BitsAndBytesNF4
+from sinq.export.compressed_tensors import CompressedTensors
+from sinq.export.gguf import Gguf, GgufQ4K
+from sinq.export.gptq import GPTQFolder
+from sinq.export.mlx import MLX
+from sinq.export.official_sinq import OfficialSINQ
+from sinq.export.report import ExportReport
+from sinq.export.run import export
+from sinq.export.torchao import TorchAO
 from sinq.formats.activations import ActivationFormat
 from sinq.formats.additive import AdditiveTensor
 from sinq.formats.base import CompressedWeight
@@ -45,10 +57,13 @@ from sinq.model.walk import BlockView, walk
 from sinq.training.block_tuning import BlockTuning
 
 __all__ = [
+    "MLX",
     "SINQ",
+    "AWQFolder",
     "ActivationFormat",
     "Activations",
     "AdditiveTensor",
+    "BitsAndBytesNF4",
     "BlockMethod",
     "BlockTuning",
     "BlockView",
@@ -56,10 +71,16 @@ __all__ = [
     "Choice",
     "CompressedExperts",
     "CompressedLinear",
+    "CompressedTensors",
     "CompressedWeight",
     "CompressionReport",
     "Context",
     "Decision",
+    "ExportReport",
+    "Exporter",
+    "GPTQFolder",
+    "Gguf",
+    "GgufQ4K",
     "Grid",
     "Groups",
     "HalfQuadratic",
@@ -75,6 +96,7 @@ __all__ = [
     "Normalized",
     "NormalizingMethod",
     "NotApplicable",
+    "OfficialSINQ",
     "OnMisfit",
     "PartReport",
     "PreSINQ",
@@ -89,15 +111,18 @@ __all__ = [
     "SiteKind",
     "SparseOutliers",
     "StateFormat",
+    "TorchAO",
     "Tuned",
     "assign",
     "choose",
     "chosen",
     "collect",
+    "export",
     "find_targets",
     "imbalance",
     "kernel_of",
     "load",
+    "load_foreign",
     "product",
     "save",
     "sinkhorn_scales",

@@ -23,6 +23,7 @@ MAY_IMPORT = {
         "numba",
         "llvmlite",
         "triton",
+        "peft",  # sinq/transformers/lora.py, which is imported by name
     },
     "baselines": {"baselines", "sinq", "torch", "numpy", "numba", "triton"},
     "experiments": None,
@@ -87,9 +88,10 @@ def is_module(name: str) -> bool:
 
 
 ORDER = {
-    "sinq": "common formats algorithms kernels model calibration training methods checkpoint",
-    "experiments": "common results compare data models evaluation runs report track config tables "
-    "sweeps analysis bench command",
+    "sinq": "common formats algorithms kernels model calibration training methods checkpoint export "
+    "transformers sinqlinear_hf hf_io",
+    "experiments": "common results compare data models engines evaluation runs report track config export "
+    "tables sweeps analysis bench command",
 }
 """Folders (and modules) of a package; each may import what stands to its left."""
 

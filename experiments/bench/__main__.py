@@ -23,7 +23,7 @@ import torch
 
 from experiments.bench import case, listing, models, options
 from experiments.bench.peers import manager
-from experiments.bench.suites import bitplanes, decode, integer, linear, quantize, rotation
+from experiments.bench.suites import bitplanes, decode, engines, integer, linear, quantize, rotation
 from experiments.common.console import console, set_up
 from experiments.common.errors import run_cli
 from experiments.common.files import atomic_write
@@ -31,7 +31,7 @@ from experiments.runs.provenance import provenance
 from sinq import Grid
 
 QUANTIZE_BITS, INTEGER_BITS, PLANES_BITS, PRODUCT_BITS = (4,), (8, 4), (2, 3, 4, 5, 6, 8), (4, 3, 2, 8)
-"""Default bits of the suites that quantize or rotate, of `integer`, `bitplanes`, and of the others."""
+"""Default bits of `engines` and suites that quantize or rotate; of `integer`, `bitplanes`; of the others."""
 
 
 def main(words: list[str] | None = None) -> Path:
@@ -65,6 +65,10 @@ def cases(chosen: options.Options, running: manager.Peers, device: torch.device)
         elif suite == "decode":
             model = models.find(chosen.model, device)
             yield from decode.cases(model, chosen.bits or PRODUCT_BITS, chosen.group_size, device)
+        elif suite == "engines":
+            model = models.find(chosen.model, device)
+            bits = chosen.bits or QUANTIZE_BITS
+            yield from engines.cases(model, bits, chosen.group_size, chosen.threads, device)
         elif suite == "quantize-model":
             model = models.find(chosen.model, device)
             yield from (quantize.model_case(model, grid, running, device) for grid in _grids(chosen))

@@ -14,7 +14,7 @@ from experiments.bench.suites.quantize import Shape
 from sinq.formats.grid import BITS
 
 T = TypeVar("T")
-SUITES = ("quantize", "quantize-model", "linear", "integer", "bitplanes", "rotation", "decode")
+SUITES = ("quantize", "quantize-model", "linear", "integer", "bitplanes", "rotation", "decode", "engines")
 MEGABYTE = 2**20
 HELP = """Time our code and other packages alternately in one process; what counts are ratios.
 

@@ -1,6 +1,12 @@
 """Optional packages: the extra of this project that installs each, and the advice where one is missing."""
 
-EXTRAS = {"wandb": "wandb", "lm_eval": "zero-shot", "matplotlib": "report", "scipy": "analysis"}
+EXTRAS = {
+    "wandb": "wandb",
+    "lm_eval": "zero-shot",
+    "matplotlib": "report",
+    "scipy": "analysis",
+    "cffi": "readers",
+}
 """Package, as it is imported → extra of `pyproject.toml` that installs it."""
 
 

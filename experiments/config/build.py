@@ -39,6 +39,7 @@ from experiments.evaluation import (
     AttentionEntropy,
     Latency,
     LayerError,
+    LlamaCppPerplexity,
     Memory,
     Operations,
     Perplexity,
@@ -79,7 +80,7 @@ PARTS: tuple[type, ...] = (
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,
-    AttentionEntropy, StableRank, Scaling,
+    AttentionEntropy, StableRank, Scaling, LlamaCppPerplexity,
     NoLogger, WandB, HalfQuadratic, ActivationFormat, KeyValueFormat, NoSearch, Search,
 )  # fmt: skip
 OF_RUN = ("model", "text", "method", "activation", "kv", "calibration", "layers", "evaluation")
@@ -116,6 +117,8 @@ class Config(SharedOptions):
     stream: bool = False
     seed: int = 0
     force: bool = False
+    save: bool = False
+    """Keep the model in `<results_dir>/checkpoints/<run_id>`."""
     plan: bool = False
     wait: bool = False
     results_dir: str = "results"

@@ -4,6 +4,7 @@ from experiments.evaluation.attention_entropy import AttentionEntropy
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from experiments.evaluation.latency import Latency
 from experiments.evaluation.layer_error import LayerError
+from experiments.evaluation.llama_cpp import LlamaCppPerplexity
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluationContext",
     "Latency",
     "LayerError",
+    "LlamaCppPerplexity",
     "Measurement",
     "Memory",
     "Operations",

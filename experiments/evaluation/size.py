@@ -17,6 +17,16 @@ from sinq.model.cache_size import cache_nbytes_per_token
 from sinq.model.targets import linear_places, output_head
 
 
+def _whole(context: EvaluationContext) -> tuple[int, int]:
+    """Return the bytes of the whole model and of the dense one; of a foreign checkpoint, as it is stored."""
+    loaded = context.loaded
+    if loaded.foreign is not None:
+        return loaded.foreign.nbytes, loaded.foreign.dense_nbytes
+    models = context.model, loaded.model
+    whole, dense = (stored_tensors(model, loaded.stored_dtype).values() for model in models)
+    return sum(tensor.nbytes for tensor in whole), sum(tensor.nbytes for tensor in dense)
+
+
 @dataclass(frozen=True)
 class Size(Evaluation):
     """Bytes and bits per weight."""
@@ -25,8 +35,7 @@ class Size(Evaluation):
 
     def measure(self, context: EvaluationContext) -> Measurement:
         stored = context.loaded.stored_dtype
-        whole = sum(tensor.nbytes for tensor in stored_tensors(context.model, stored).values())
-        dense_whole = sum(tensor.nbytes for tensor in stored_tensors(context.loaded.model, stored).values())
+        whole, dense_whole = _whole(context)
         head = output_head(context.model)
         dense = {
             target.name: target.numel for target in linear_places(context.model) if target.module is not head

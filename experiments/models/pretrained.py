@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import experiments.models.sdgm.model  # noqa: F401 - registers the architecture
-from experiments.models.refusals import UnfitModelError, cannot_be_loaded
+from experiments.models.refusals import cannot_be_loaded
 from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
 from sinq.common.inside import exists
@@ -33,7 +33,6 @@ def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tupl
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     with _named(path):
         config = AutoConfig.from_pretrained(path, **options)
-    _refuse_quantized(path, config)
     with _named(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, **options, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
@@ -50,14 +49,6 @@ def _named(path: str) -> Iterator[None]:
         yield
     except library_errors() as error:
         raise ValueError(cannot_be_loaded(path, error)) from error
-
-
-def _refuse_quantized(path: str, config: Any) -> None:
-    if found := getattr(config, "quantization_config", None):
-        kind = found.get("quant_method") if isinstance(found, dict) else type(found).__name__
-        raise UnfitModelError(
-            f"model {path} is quantized already ({kind}); its dense model is what can be compressed"
-        )
 
 
 def _refuse_unfit(path: str, model: str, report: dict[str, Iterable[Any]]) -> None:

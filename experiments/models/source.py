@@ -25,6 +25,8 @@ from experiments.common.cache import Entry, key
 from experiments.common.network import prepare_hub
 from experiments.models import smollm2
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
+from sinq.checkpoint.foreign.formats import stated_quantization
+from sinq.checkpoint.foreign.reader import ForeignModel, load_foreign
 from sinq.common.library_errors import library_errors, reason
 from sinq.common.options import check
 
@@ -98,6 +100,11 @@ class ModelSource(ABC):
         """Return False where `identity` must first train the model here."""
         return True
 
+    @property
+    def is_quantized(self) -> bool:
+        """Return True if the checkpoint holds matrices that another project quantized."""
+        return False
+
 
 @dataclass(frozen=True)
 class SmolLM2(ModelSource):
@@ -143,6 +150,11 @@ class Pretrained(ModelSource):
         on_hub = {} if self._folder() else {"commit": commit(self.path, self.revision)}
         return self.asked() | on_hub
 
+    @property
+    def is_quantized(self) -> bool:
+        folder = self._folder() or hub_config(self.path, self.revision).parent
+        return stated_quantization(folder) is not None
+
     def _folder(self) -> Path | None:
         """Return the local folder; None for a model of the hub."""
         folder = Path(self.path).expanduser()
@@ -154,12 +166,26 @@ class Pretrained(ModelSource):
         return folder if folder.is_dir() else None
 
 
-@lru_cache(maxsize=64)
 def commit(path: str, revision: str | None) -> str:
     """Return the commit that a revision of a hub's model means, the same for the life of this process.
 
-    It is read from the path of `config.json` in the hub's cache. With a network the hub is asked; without
-    one it is the commit of the files in the cache.
+    It is read from the path of `config.json` in the hub's cache.
+
+    Raises:
+        ValueError: as for `hub_config`.
+    """
+    config = hub_config(path, revision)
+    name = config.parent.name
+    if not re.fullmatch("[0-9a-f]{40}", name):
+        raise ValueError(f"model {path} has no commit: its file is {config}; give a local folder instead")
+    return name
+
+
+@lru_cache(maxsize=64)
+def hub_config(path: str, revision: str | None) -> Path:
+    """Return the `config.json` of a hub's model in the hub's cache.
+
+    With a network the hub is asked; without one it is that of the files in the cache.
 
     Raises:
         ValueError: the hub has no such model, or it cannot be asked and the cache has none.
@@ -169,7 +195,7 @@ def commit(path: str, revision: str | None) -> str:
 
     prepare_hub()
     try:
-        config = Path(hf_hub_download(path, "config.json", revision=revision))
+        return Path(hf_hub_download(path, "config.json", revision=revision))
     except HFValidationError as error:
         raise ValueError(
             f"model.path={path} is not possible: there is no such folder here,"
@@ -177,10 +203,6 @@ def commit(path: str, revision: str | None) -> str:
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(cannot_be_loaded(path, error)) from error
-    name = config.parent.name
-    if not re.fullmatch("[0-9a-f]{40}", name):
-        raise ValueError(f"model {path} has no commit: its file is {config}; give a local folder instead")
-    return name
 
 
 def fingerprint(folder: Path) -> str:
@@ -212,7 +234,7 @@ def _file_hash(file: Path) -> str:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A dense model in memory."""
+    """A model in memory: dense, or as another project quantized it."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -222,6 +244,8 @@ class LoadedModel:
     """The hub's commit of the files; None for a local folder."""
     identity: Mapping[str, str | None] = field(default_factory=lambda: {"unknown": uuid4().hex})
     """Identifying facts (`ModelSource.identity`); a model made by hand gets a unique one."""
+    foreign: "ForeignModel | None" = None
+    """The checkpoint, with a report of its matrices, where another project quantized it."""
 
     @property
     def context(self) -> int:
@@ -266,15 +290,19 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
     Code that comes with a model is never run.
 
     Raises:
-        ValueError: it cannot be loaded, is quantized already, or reads later tokens; the message says why and
-            what to do.
+        ValueError: it cannot be loaded, or reads later tokens; the message says why and what to do.
     """
     from transformers import AutoTokenizer
 
     from experiments.models.pretrained import load_pretrained
 
     path, revision = source.location()
-    config, model = load_pretrained(path, revision, source.dtype.on(device))
+    foreign = load_foreign(source.folder(), dtype=source.dtype.on(device)) if source.is_quantized else None
+    if foreign is None:
+        config, model = load_pretrained(path, revision, source.dtype.on(device))
+        dtype: Any = config.dtype or torch.float32
+    else:
+        model, dtype = foreign.model, foreign.stored_dtype
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except library_errors() as error:
@@ -286,8 +314,7 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
             f"model {path} ({type(model).__name__}) is an encoder: its predictions depend on later tokens,"
             " so it has no perplexity; give a causal language model"
         )
-    dtype: Any = config.dtype or torch.float32
-    return LoadedModel(model, tokenizer, dtype, revision, source.identity())
+    return LoadedModel(model, tokenizer, dtype, revision, source.identity(), foreign)
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ def figures(runs: list[tuple[str, str, dict[str, Layers]]]) -> list[HeatMaps]:
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
     """Map metrics to the layers' values, from a run's table and from the row itself."""
     found = {
-        key: dict(zip(map(str, table["name"]), table[key].tolist(), strict=True))
+        key: dict(zip(map(str, table["name"]), table[key].astype(float).tolist(), strict=True))
         for key in ("relative_error", "imbalance_after")
         if key in table
     }

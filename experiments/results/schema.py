@@ -96,6 +96,7 @@ class Metrics(TypedDict, total=False):
     attention_entropy: Group
     stable_rank: Group
     scaling: Group
+    llama_cpp: Group
 
 
 class Windows(TypedDict, total=False):

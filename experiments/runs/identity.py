@@ -32,6 +32,8 @@ def identity(run: Run) -> dict[str, Any]:
     }
     if run.method.changes_model:
         parts |= {"layers": described(run.layers), "kernel": run.kernel.value, "stream": run.stream}
+    elif run.model.is_quantized:
+        parts["kernel"] = run.kernel.value
     if run.method.needs_calibration:
         parts["calibration"] = run.calibration.identity()
     return parts

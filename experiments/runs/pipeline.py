@@ -22,9 +22,10 @@ from experiments.common.meters import peak_memory
 from experiments.common.tensor_folder import training_states
 from experiments.data.text import tokenize
 from experiments.evaluation import EvaluationContext, Measurement
+from experiments.models.refusals import UnfitModelError
 from experiments.results import record
 from experiments.results.record import Row
-from experiments.runs import finite
+from experiments.runs import finite, kept
 from experiments.runs.claims import claim
 from experiments.runs.cost import Cost
 from experiments.runs.failures import explained, failure
@@ -34,6 +35,7 @@ from experiments.runs.portable import portable
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
 from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq.checkpoint.foreign.formats import stated_quantization
 from sinq.checkpoint.journal import JournalError
 from sinq.common.named import name_of
 from sinq.common.progress import Progress, silent
@@ -51,6 +53,8 @@ class Execution:
     force: bool = False
     """Repeat finished runs."""
     progress: Progress = silent
+    save: bool = False
+    """Keep the model in `<results_dir>/checkpoints/<run_id>`; a finished run without one is repeated."""
     wait: bool = True
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
 
@@ -78,11 +82,11 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
     """
     parts = identity(run)
     name = run_id(parts)
-    if (found := _finished(setting, name)) and not setting.force:
+    if (found := _finished(setting, name)) and not _repeats(setting, name):
         return found
     with claim(setting.results_dir, name, setting.wait):
         found = _finished(setting, name)  # another process may have finished it meanwhile
-        if found and not setting.force:
+        if found and not _repeats(setting, name):
             return found
         row = {
             "run_id": name,
@@ -102,6 +106,11 @@ def execute(run: Run, setting: Execution, config: Mapping[str, Any] | None = Non
 def _finished(setting: Execution, name: str) -> Row | None:
     found = record.find(setting.results_dir, name)
     return found if found and found["status"] == record.FINISHED else None
+
+
+def _repeats(setting: Execution, name: str) -> bool:
+    """Return True if a run is carried out though it is finished."""
+    return setting.force or (setting.save and kept.is_missing(setting.results_dir, name))
 
 
 def _attempt(run: Run, row: Row, setting: Execution, keep: bool) -> tuple[Row, pd.DataFrame]:
@@ -143,10 +152,12 @@ def label(run: Run) -> str:
 def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, pd.DataFrame]:
     """Carry a run out; return its finished row and the table of its layers."""
     device = run.torch_device
+    _refuse_quantized(run)
     loaded = models.load(run.model, device)
     passage = run.text.evaluation()
     tokens = tokenize(passage, loaded.tokenizer, loaded.tokenizer_hash)
-    context = EvaluationContext(loaded.model, loaded, tokens, CompressionReport(), device, setting.progress)
+    report = loaded.foreign.report if loaded.foreign else CompressionReport()
+    context = EvaluationContext(loaded.model, loaded, tokens, report, device, setting.progress)
     loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
         evaluation.check(context)
@@ -159,8 +170,13 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
                 context = _stream(run, context, setting, row["run_id"])
             else:
                 context = _compress(run, context, setting, calibration, row["run_id"])
-        compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
+    folder = kept.model_folder(setting.results_dir, row["run_id"])
+    if setting.save and not run.stream:
+        kept.keep(context, folder)
+    if run.method.changes_model:
         dense_row = _measure_dense(run, setting, row["config"])
+    if loaded.foreign is not None or run.method.changes_model:
+        compression = {"compression": _compression_metrics(context) | _training_metrics(context)}
     measured: dict[str, Measurement] = {}
     failed: list[Exception] = []
     for key, evaluation in run.evaluation.items():
@@ -175,6 +191,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     layers = pd.DataFrame([part.as_row() for part in context.report.parts])
     finished = {
         "status": record.FINISHED,
+        "name": loaded.foreign.report.method if loaded.foreign else row["name"],
         "dense_run_id": dense_row["run_id"] if dense_row else None,
         "metrics": compression | _metrics(run, measured, dense_row),
         "samples": _samples(measured, context),
@@ -184,7 +201,20 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     }
     if failed:
         raise IncompleteError(failed[0], finished)
+    if setting.save or run.stream:
+        kept.write_card(context, folder, row | finished)
     return row | finished, layers
+
+
+def _refuse_quantized(run: Run) -> None:
+    """Raise `UnfitModelError` if a method would compress what another project has quantized."""
+    if run.method.changes_model and run.model.is_quantized:
+        folder = run.model.folder()
+        kind = (stated_quantization(folder) or {}).get("quant_method")
+        raise UnfitModelError(
+            f"model {folder} is quantized already ({kind}); its dense model is what can be compressed,"
+            " and method=none measures it as it is"
+        )
 
 
 def _metrics(run: Run, measured: Mapping[str, Measurement], dense_row: Row | None) -> dict[str, Any]:
@@ -204,7 +234,7 @@ def _measure_dense(run: Run, setting: Execution, config: Mapping[str, Any] | Non
     as_config = None if config is None else {**config, "method": {"schema": "Dense"}}
     return execute(
         replace(run, method=Dense(), choices={**run.choices, "method": "none"}),
-        replace(setting, force=False, wait=True),
+        replace(setting, force=False, save=False, wait=True),
         as_config,
     )
 
@@ -232,7 +262,7 @@ def _stream(run: Run, context: EvaluationContext, setting: Execution, name: str)
 
     The files stay, so a run that fails later, or is killed here, resumes from them.
     """
-    folder = setting.results_dir / "checkpoints" / name
+    folder = kept.model_folder(setting.results_dir, name)
     if setting.force and folder.exists():
         shutil.rmtree(folder)
     device = context.device
@@ -266,7 +296,7 @@ def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:
         "seconds_statistics": report.seconds_statistics,
         "seconds_compile": report.seconds_compile,
         "relative_error_mean": report.relative_error_mean,
-    }
+    } | ({"stated": dict(context.loaded.foreign.stated)} if context.loaded.foreign else {})
 
 
 def _training_metrics(context: EvaluationContext) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from experiments.results.notes import once
 from experiments.results.paths import as_json
 from experiments.results.record import Row
 from experiments.runs.identity import identity, run_id
+from experiments.runs.kept import is_missing
 from experiments.runs.pipeline import label
 
 HERE = ("basic", "joblib", "submitit_local", "ray_local")
@@ -105,7 +106,8 @@ def _item(config: DictConfig, results_dir: Path, costs: "_Costs", above: Mapping
         return Item(overrides, state, reason=explain(error))
     if name in above:
         return Item(overrides, State.repeated, label(run), name, f"of {above[name]}")
-    if row and row["status"] == record.FINISHED and not config.force:
+    repeats = config.force or (config.save and is_missing(results_dir, name))
+    if row and row["status"] == record.FINISHED and not repeats:
         return Item(overrides, State.found, label(run), name)
     return Item(overrides, State.to_do, label(run), name, estimate=costs.of(parts))
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+QUANT_METHOD = "sinq-harness"
+"""Name under which transformers looks for the reader of a folder with edits (`sinq/transformers/`)."""
 COUNT = re.compile(r"(^|_)(?<!per_)(layers?|blocks?|depth)$")
 """Pattern of an option that counts parts which each have tensors."""
 FEW = 1000
@@ -130,10 +132,16 @@ def at_most(most: int) -> Iterator[None]:
         handle.remove()
 
 
-def write_config(config: "PretrainedConfig", dtype: torch.dtype, path: Path) -> None:
-    """Write the architecture, and the dtype of tensors that are not compressed."""
+def write_config(config: "PretrainedConfig", dtype: torch.dtype, edited: bool, path: Path) -> None:
+    """Write the architecture, and the dtype of tensors that are not compressed.
+
+    Args:
+        edited: whether the model has edits, so that transformers alone would not build it.
+    """
     copied = type(config).from_dict(config.to_dict())
     copied.dtype = dtype
+    if edited:
+        copied.quantization_config = {"quant_method": QUANT_METHOD}
     copied.to_json_file(path)
 
 

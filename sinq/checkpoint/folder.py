@@ -4,6 +4,7 @@
       config.json          the model's own Hugging Face configuration (the architecture)
       generation_config.json   the settings by which it generates
       sinq.json            the edits made to it, in order (`layout.py`), and a checksum of each tensor
+      README.md            a model card, for people
       model.safetensors    every stored tensor once; those of a compressed layer are `<layer>.weight.<tensor>`
 
 `stream.py` writes the same, with the tensors in several files as Hugging Face does:
@@ -20,7 +21,7 @@ types and shapes of all tensors are compared with it. `sinq.json` is written las
 folder that was half overwritten is not loaded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import (
     CONFIG,
     GENERATION,
@@ -42,11 +44,11 @@ from sinq.checkpoint.configuration import (
 from sinq.checkpoint.layout import LAYOUT, checksum, read_layout, write_layout
 from sinq.checkpoint.weight_files import INDEX, LISTED, TENSORS, all_tensors, unfit
 from sinq.common.atomic_files import replacing
-from sinq.model.edits import architecture, edits, tensor_identity, unexplained
+from sinq.model.edits import Edit, architecture, edits, tensor_identity, unexplained
 from sinq.model.stored import StoredNumbers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -72,11 +74,20 @@ def stored_tensors(model: nn.Module, dense_dtype: torch.dtype | None = None) -> 
     return tensors
 
 
-def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype | None = None) -> None:
+def save(
+    model: "PreTrainedModel",
+    folder: str | Path,
+    dense_dtype: torch.dtype | None = None,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model with its edits to a folder, which is made if missing.
 
     Args:
         dense_dtype: see `stored_tensors`.
+        tokenizer: written beside, with its chat template.
+        about: facts for the model card, `README.md`, beside those that are in the model (`card.py`).
 
     Raises:
         ValueError: the model has something that `load` could not restore (a hook, a shape, a module), named
@@ -95,11 +106,14 @@ def save(model: "PreTrainedModel", folder: str | Path, dense_dtype: torch.dtype 
             f"{folder} holds a model in several files ({INDEX}); save to another folder, or delete it first"
         )
     tensors = stored_tensors(model, dense_dtype)
-    with replacing_all(folder, (CONFIG, GENERATION, TENSORS), last=LAYOUT) as paths:
+    with replacing_all(folder, (CONFIG, GENERATION, TENSORS, CARD), last=LAYOUT) as paths:
         checksums = write_tensors(tensors, paths[TENSORS])
-        write_config(model.config, dense_dtype or model.dtype, paths[CONFIG])
+        write_config(model.config, dense_dtype or model.dtype, bool(edits(model)), paths[CONFIG])
         write_generation(model, paths[GENERATION])
+        paths[CARD].write_text(model_card(model, tensors, about or {}))
         write_layout(edits(model), checksums, paths[LAYOUT])
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -149,7 +163,26 @@ def load(
         expected = without_weights(config, dtype or config.dtype, changes, len(tensors))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{layout.path}: {error}") from error
-    _refuse_unfit(expected, tensors, folder)
+    require_tensors(expected, tensors, folder)
+    return assemble(config, settings, changes, tensors, folder, device, dtype)
+
+
+def assemble(
+    config: "PretrainedConfig",
+    settings: "GenerationConfig | None",
+    changes: Sequence[Edit],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> "PreTrainedModel":
+    """Return the model of a configuration with edits, holding tensors that fit it, for inference.
+
+    Args:
+        tensors: by their names in the edited model; see `require_tensors`.
+        folder: for messages.
+        dtype: as for `load`.
+    """
     model = architecture(config, dtype or config.dtype, changes)
     _fill(model, tensors, folder)
     if settings is not None:
@@ -174,7 +207,7 @@ class _Names:
         return cls(tensors, frozenset(name for name in tensors if name.rpartition(".")[0] in stores))
 
 
-def _refuse_unfit(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+def require_tensors(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Raise `ValueError` if tensors are not those of a model: one name for each, types and shapes.
 
     A dense tensor may have any type: it is cast.

@@ -103,7 +103,7 @@ def require_fit(folder: Path) -> None:
         ValueError: see `shape_of`; a file is damaged; or shapes differ.
     """
     model, stored = shape_of(folder), stored_shapes(folder)
-    found, _ = _match(model, stored)
+    found, _ = match(model, stored)
     if misshapen := _misshapen(model, found, stored):
         raise ValueError(unfit(folder, type(model).__name__, (), (), misshapen))
 
@@ -130,7 +130,7 @@ def _first_dtype(stored: Mapping[str, Header], folder: Path) -> torch.dtype:
     raise ValueError(f"{folder} has no floating-point tensor")
 
 
-def _match(model: "PreTrainedModel", stored: Iterable[str]) -> tuple[dict[str, StoredTensor], list[str]]:
+def match(model: "PreTrainedModel", stored: Iterable[str]) -> tuple[dict[str, StoredTensor], list[str]]:
     """Return the source of each of a model's tensors, and the stored names that the model does not use."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -181,7 +181,7 @@ class Source:
         self._model = model
         self._files = tensor_files(folder)
         self._expected = model.state_dict(keep_vars=True)
-        self._stored, unknown = _match(model, self._files)
+        self._stored, unknown = match(model, self._files)
         read = {id(self._expected[name]) for name in self._stored}
         missing = [name for name, tensor in self._expected.items() if id(tensor) not in read]
         misshapen = _misshapen(model, self._stored, stored_shapes(folder))
@@ -226,7 +226,8 @@ class Source:
         """Return a tensor of the model, given a function from stored names to stored tensors."""
         stored = self._stored[name]
         tensors = [get(key) for key in stored.keys]
-        tensor = tensors[0] if stored.conversion is None else self._convert(name, stored, tensors)
+        fusing = stored.conversion is not None
+        tensor = fused(self._model, name, stored, tensors) if fusing else tensors[0]
         if tensor.shape != self._expected[name].shape:
             wanted, shape = list(self._expected[name].shape), list(tensor.shape)
             raise ValueError(
@@ -234,15 +235,20 @@ class Source:
             )
         return tensor
 
-    def _convert(self, name: str, stored: StoredTensor, tensors: list[Tensor]) -> Tensor:
-        """Fuse stored tensors into one of the model, by transformers' conversion."""
-        conversion = copy.deepcopy(stored.conversion)
-        assert conversion is not None
-        for key, pattern, tensor in zip(stored.keys, stored.patterns, tensors, strict=True):
-            conversion.add_tensor(name, key, pattern, tensor)  # type: ignore[arg-type]
-        try:
-            return conversion.convert(name, model=self._model, config=self._model.config)[name]
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} cannot be made of {len(tensors)} tensors like {stored.keys[0]}: {error}"
-            ) from error
+
+def fused(model: "PreTrainedModel", name: str, stored: StoredTensor, tensors: list[Tensor]) -> Tensor:
+    """Return the tensor of a model that stored tensors are fused into, by transformers' conversion.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    conversion = copy.deepcopy(stored.conversion)
+    assert conversion is not None
+    for key, pattern, tensor in zip(stored.keys, stored.patterns, tensors, strict=True):
+        conversion.add_tensor(name, key, pattern, tensor)  # type: ignore[arg-type]
+    try:
+        return conversion.convert(name, model=model, config=model.config)[name]
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} cannot be made of {len(tensors)} tensors like {stored.keys[0]}: {error}"
+        ) from error

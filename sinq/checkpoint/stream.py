@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
-from sinq.checkpoint.folder import replacing_all, write_tensors
+from sinq.checkpoint.folder import replacing_all, stored_tensors, write_tensors
 from sinq.checkpoint.huggingface import Source, TensorReader, shape_of
 from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
@@ -41,14 +42,13 @@ from sinq.common.atomic_files import replacing
 from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.inside import regular_file
 from sinq.common.named import described
-from sinq.formats.base import CompressedWeight
 from sinq.kernels import chosen
 from sinq.methods.base import LayerMethod, Method
 from sinq.methods.block_loop import quantize_matrices
 from sinq.methods.plan import LayerPlan, require_usable
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit_as_json, edit_from_json
+from sinq.model.edits import edit, edit_as_json, edit_from_json
 from sinq.model.targets import Layers
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ def stream(
     device = torch.device(context.device or "cpu")
     model = shape_of(source)
     plan = _layer_method(method).plan(model, None, context)
-    weights, small = Source(source, model), _small_files(source)
+    if plan.together:
+        layers = " and ".join(plan.together[0][:2])
+        raise NotApplicable(f"stream quantizes one layer at a time, and {layers} go together; {USE_COMPRESS}")
+    weights, small = Source(source, model), small_files(source)
     identity = _identity(source, method, context.layers, device)
     done = {
         name: shard for name, shard in resume(target, identity).items() if _is_whole(target / name, shard)
@@ -153,7 +156,7 @@ def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
         names: name in the source of every tensor by its name in the model.
     """
     by_name = {layer.target.tensor_name: layer for layer in plans}
-    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: _block(pair[0]))]
+    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: block_of(pair[0]))]
     return [
         Shard(
             f"model-{k:05d}-of-{len(groups):05d}.safetensors",
@@ -164,7 +167,8 @@ def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
     ]
 
 
-def _block(name: str) -> str:
+def block_of(name: str) -> str:
+    """Return the decoder block of a tensor, or the name of one outside the blocks."""
     match = BLOCK.match(name)
     return match[0] if match else name
 
@@ -183,9 +187,8 @@ def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) 
             _quantize(layer, key, matrix, device) for key, matrix in layer.target.split(tensor).items()
         ]
         values = [value for value, _ in quantized]
-        experts = layer.target.parameter is not None
         changes.append(edit_as_json(layer.target.edit(values)))
-        tensors |= _named_tensors(layer.target.name, values, experts)
+        tensors |= layer.target.stored_tensors(values)
         reports += [asdict(report) for _, report in quantized]
     with replacing(target / shard.file) as scratch:
         checksums = write_tensors(tensors, scratch)
@@ -200,13 +203,6 @@ def _is_whole(path: Path, shard: FinishedShard) -> bool:
         return False
 
 
-def _named_tensors(layer: str, values: list[CompressedWeight], experts: bool) -> dict[str, torch.Tensor]:
-    """Return the tensors of a layer's values under the names that its modules give them."""
-    stores = [f"{layer}.{index}" for index in range(len(values))] if experts else [f"{layer}.weight"]
-    pairs = zip(stores, values, strict=True)
-    return {f"{store}.{key}": tensor for store, value in pairs for key, tensor in value.state_dict().items()}
-
-
 def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:
     """Return the compressed weight and the report of a matrix (out, in)."""
     require_usable(name, matrix)
@@ -214,7 +210,7 @@ def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.d
     return quantized
 
 
-def _small_files(source: Path) -> list[Path]:
+def small_files(source: Path) -> list[Path]:
     """Return the tokenizer's files and the like, which are copied.
 
     Raises:
@@ -231,8 +227,11 @@ def _finish(target: Path, model: "PreTrainedModel", done: dict[str, FinishedShar
     index = {"metadata": {"total_size": sum(shard.nbytes for shard in done.values())}, "weight_map": files}
     changes = [edit_from_json(change) for shard in done.values() for change in shard.edits]
     checksums = {name: number for shard in done.values() for name, number in shard.tensors.items()}
-    with replacing_all(target, (CONFIG, GENERATION, INDEX), last=LAYOUT) as paths:
-        write_config(model.config, model.dtype, paths[CONFIG])
+    for change in changes:  # of the model without weights, whose values then say what is stored
+        edit(model, change)
+    with replacing_all(target, (CONFIG, GENERATION, INDEX, CARD), last=LAYOUT) as paths:
+        write_config(model.config, model.dtype, bool(changes), paths[CONFIG])
         write_generation(model, paths[GENERATION])
         paths[INDEX].write_text(json.dumps(index, indent=1))
+        paths[CARD].write_text(model_card(model, stored_tensors(model), {}))
         write_layout(changes, checksums, paths[LAYOUT])

@@ -1,9 +1,10 @@
-"""Atomic file replacement: a file is written beside its final path, made durable, then renamed."""
+"""Atomic files and folders: written beside the final path, made durable, then renamed."""
 
 import os
 import platform
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,30 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yield an empty scratch folder that is renamed to `folder` when the block succeeds, else deleted.
+
+    Raises:
+        FileExistsError: the folder has something in it, or is a file.
+    """
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there, and not empty; give a new folder, or delete it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    around = tempfile.TemporaryDirectory(dir=folder.parent, prefix=scratch_prefix(folder), suffix=SCRATCH)
+    with around as scratch:
+        made = Path(scratch) / "folder"
+        made.mkdir()  # who may read it is the umask's to say; a temporary folder is its owner's alone
+        mode = S_IMODE(made.stat().st_mode) & 0o666
+        yield made
+        for path in sorted(made.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)  # safetensors makes files for their owner alone
+            _flush(path)
+        os.replace(made, folder)
+        _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:

@@ -50,6 +50,21 @@ def named(root: type[T], name: str) -> type[T]:
     Raises:
         ValueError: no class has the name; the message lists the known names.
     """
+    known = _known(root)
+    if name not in known:
+        raise ValueError(
+            f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def names(root: type[Named]) -> list[str]:
+    """Return the names of the imported subclasses of `root`, sorted."""
+    return sorted(_known(root))
+
+
+def _known(root: type[T]) -> dict[str, type[T]]:
+    """Return the imported subclasses of `root` by name."""
     known: dict[str, type[T]] = {}
     for found in _below(root):
         declared = found.__dict__.get("name")
@@ -57,11 +72,7 @@ def named(root: type[T], name: str) -> type[T]:
         refused = declared in known and _path(known[declared]) != _path(found)
         if isinstance(declared, str) and not refused:
             known[declared] = found
-    if name not in known:
-        raise ValueError(
-            f"{name!r} is not the name of a known {root.__name__}; known are {', '.join(sorted(known))}"
-        )
-    return known[name]
+    return known
 
 
 def name_of(value: Named) -> str:

@@ -73,7 +73,7 @@ def compress_layers(
     compiling = warm_up(plan.steps, device)
     work: Iterable[tuple[Group, Statistic | None]]
     if calibration is None or plan.steps[0].method.statistic is None:
-        groups = [[layer] for layer in plan.steps]
+        groups = plan.groups()
         work = [(group, None) for group in groups]
     else:
         groups = _groups(model, plan.steps, calibration.tokens, running)

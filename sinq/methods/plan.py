@@ -65,6 +65,16 @@ class Plan:
     """Names of the layers left dense because the format does not fit them."""
     left_dense: Mapping[str, str] = field(default_factory=dict)
     """Reasons why other layers stay dense, by name (`model/unfit.py`)."""
+    together: tuple[tuple[str, ...], ...] = ()
+    """Names of layers that a method without statistics compresses together, so that they share numbers."""
+
+    def groups(self) -> list[list[LayerPlan]]:
+        """Return the plans of layers that are compressed together, in the order of each first one."""
+        first = {name: names[0] for names in self.together for name in names}
+        groups: dict[str, list[LayerPlan]] = {}
+        for step in self.steps:
+            groups.setdefault(first.get(step.target.name, step.target.name), []).append(step)
+        return list(groups.values())
 
     def with_bits(self, bits: Mapping[str, int]) -> "Plan":
         """Return this plan with other numbers of bits for the named targets."""

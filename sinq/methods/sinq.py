@@ -17,11 +17,12 @@ from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number
 from sinq.formats.grid import Grid, Levels
 from sinq.kernels import sinkhorn_scales
-from sinq.methods.scalar import Groups, Normalized, ScalarMethod
+from sinq.methods.scalar import Groups, Normalized
+from sinq.methods.shared_columns import SharesColumns
 
 
 @dataclass(frozen=True)
-class SINQ(ScalarMethod):
+class SINQ(SharesColumns):
     """Sinkhorn-Normalized Quantization: balance row and column deviations, then round to nearest.
 
     Source: arXiv 2509.22944.
@@ -41,6 +42,10 @@ class SINQ(ScalarMethod):
     refinement: HalfQuadratic | None = None
     """HQQ's refinement of the zero-points of the normalized matrix."""
 
+    shared_columns: bool = False
+    """Find one t for matrices with the same inputs, and for query heads of one kv head, so that the layer
+    before can take it (`shared_columns.py`). The paper has a t for each matrix."""
+
     def __post_init__(self) -> None:
         check(self, kurtosis_gate=number(above=0))
         grid = self.grid
@@ -51,8 +56,16 @@ class SINQ(ScalarMethod):
                 "refinement moves zero-points by fractions:"
                 " it needs uniform levels, symmetric=false and auxiliary_bits=16 or 32"
             )
+        self.require_shareable()
+        if self.shared_columns and not (self.refinement is None and self.kurtosis_gate is None):
+            raise NotApplicable("shared_columns=true needs kurtosis_gate=null and refinement=null")
+
+    def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
+        """Return Sinkhorn's column scales of a matrix (out, in), (out / tile rows, in)."""
+        return sinkhorn_scales(weight, tile, self.sinkhorn)[1]
 
     def normalize(self, weight: Tensor) -> Normalized:
+        self.refuse_alone()
         if self.kurtosis_gate is not None:
             measured = kurtosis(weight, 0.0 if self.sinkhorn.relative_floors else 1e-6)
             if measured > self.kurtosis_gate:

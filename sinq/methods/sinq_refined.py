@@ -39,14 +39,15 @@ from sinq.common.errors import NotApplicable
 from sinq.common.options import check, number, whole
 from sinq.formats.grid import Grid
 from sinq.kernels import column_magnitudes
-from sinq.methods.scalar import Groups, Normalized, ScalarMethod
+from sinq.methods.scalar import Groups, Normalized
+from sinq.methods.shared_columns import SharesColumns
 
 EXPONENTS = (0.1, 8.0)
 """Smallest and largest exponent of a magnitude, which may be 2^10 from 1: float32 ends at 2^128."""
 
 
 @dataclass(frozen=True)
-class SINQRefined(ScalarMethod):
+class SINQRefined(SharesColumns):
     """SINQ's format with column scales from mean magnitudes and group scales solved for.
 
     Raises:
@@ -70,6 +71,9 @@ class SINQRefined(ScalarMethod):
 
     null: 1 − 2.5·2^(−1.5·bits) (0.69 at 2 bits, 0.96 at 4).
     """
+    shared_columns: bool = False
+    """Find one t for matrices with the same inputs, and for query heads of one kv head, so that the layer
+    before can take it (`shared_columns.py`)."""
 
     def __post_init__(self) -> None:
         check(
@@ -85,8 +89,14 @@ class SINQRefined(ScalarMethod):
                 "SINQRefined solves for fractional zero-points:"
                 " it needs symmetric=false and auxiliary_bits=16 or 32"
             )
+        self.require_shareable()
+
+    def columns(self, weight: Tensor, tile: tuple[int, int]) -> Tensor:
+        """Return column scales of mean magnitudes of a matrix (out, in), (out / tile rows, in)."""
+        return column_magnitudes(weight, tile, self.norm, self.passes)
 
     def normalize(self, weight: Tensor) -> Normalized:
+        self.refuse_alone()
         tile = self.grid.tile((weight.shape[0], weight.shape[1]))
         return Normalized(weight, col_scale=column_magnitudes(weight, tile, self.norm, self.passes))
 

@@ -49,6 +49,11 @@ class Edit(Named, ABC):
 def edit(model: nn.Module, change: Edit) -> None:
     """Apply a change to a model, and record it in the model."""
     change.apply(model)
+    record(model, change)
+
+
+def record(model: nn.Module, change: Edit) -> None:
+    """Remember a change that was made to a model, such that `apply` would make it."""
     setattr(model, REMEMBERED, (*edits(model), change))
 
 

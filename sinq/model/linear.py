@@ -91,9 +91,16 @@ class WeightStore(StoredNumbers):
         self.hold(self.value.with_tensors(tensors))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        had_numbers = not any(tensor.is_meta for tensor in self.buffers())
         super()._apply(fn, recurse)
         self.dtype = fn(torch.zeros(1, dtype=self.dtype)).dtype
+        if had_numbers:
+            self.settle()
         return self
+
+    def settle(self) -> None:
+        """Make the value of the present buffers now; a compiler takes the value as it finds it."""
+        self.hold(self.value)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]

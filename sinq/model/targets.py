@@ -112,6 +112,15 @@ class Target:
         rows, columns = next(iter(self.matrices().values())).shape
         return rows, columns
 
+    def stored_tensors(self, weights: Sequence[CompressedWeight]) -> dict[str, Tensor]:
+        """Return the tensors of compressed weights under the names that they have in the model's state."""
+        experts = self.parameter is not None
+        stores = [f"{self.name}.{k}" for k in range(len(weights))] if experts else [f"{self.name}.weight"]
+        pairs = zip(stores, weights, strict=True)
+        return {
+            f"{store}.{key}": tensor for store, value in pairs for key, tensor in value.state_dict().items()
+        }
+
     def edit(self, weights: Sequence[CompressedWeight]) -> Edit:
         """Return the edit that replaces the matrices by compressed weights, in the order of `matrices`."""
         others = self.names[1:] if self.parameter is None else ()

@@ -47,7 +47,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "rows"
 
 
-@pytest.mark.parametrize("command", [*READERS, "bench", "track"])
+@pytest.mark.parametrize("command", [*READERS, "bench", "track", "export"])
 def test_help_says_what_a_command_does_by_an_example(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

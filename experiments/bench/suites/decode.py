@@ -36,7 +36,7 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
 
     Groups that do not divide a layer are made smaller.
     """
-    half: PreTrainedModel = copy.deepcopy(model.dense).to(torch.bfloat16)  # type: ignore[arg-type]
+    half = halved(model.dense)
     variants = {BASELINE: model.dense, "dense bf16": half}
     variants |= {
         f"SINQ {count} bits": compressed(half, Grid(bits=count, group_size=group_size)) for count in bits
@@ -45,13 +45,18 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocabulary, (1, PREFILL_TOKENS), generator=generator).to(device)
     short = prompt[:, :PROMPT_TOKENS]
-    prefills = [_prefill(name, variant, prompt, device) for name, variant in variants.items()]
-    decodes = [_decode(name, variant, short, device) for name, variant in variants.items()]
+    prefills = [prefill_of(name, variant, prompt, device) for name, variant in variants.items()]
+    decodes = [decode_of(name, variant, short, DECODE_TOKENS, device) for name, variant in variants.items()]
     named = (
         (f"prefill of {PREFILL_TOKENS} tokens, {model.name}", prefills, PREFILL_TOKENS),
         (f"decode of {DECODE_TOKENS} tokens, {model.name}", decodes, DECODE_TOKENS),
     )
     return [Case("decode", name, contenders, BASELINE, tokens=tokens) for name, contenders, tokens in named]
+
+
+def halved(dense: "PreTrainedModel") -> "PreTrainedModel":
+    """Return a copy in bf16."""
+    return copy.deepcopy(dense).to(torch.bfloat16)  # type: ignore[arg-type]
 
 
 def compressed(dense: "PreTrainedModel", grid: Grid) -> "PreTrainedModel":
@@ -61,16 +66,30 @@ def compressed(dense: "PreTrainedModel", grid: Grid) -> "PreTrainedModel":
     return model  # type: ignore[return-value]
 
 
-def _prefill(name: str, model: "PreTrainedModel", prompt: Tensor, device: torch.device) -> Implementation:
+def prefill_of(
+    name: str, model: "PreTrainedModel", prompt: Tensor, device: torch.device, peer: str | None = None
+) -> Implementation:
+    """Return prefill of a prompt (1, tokens) by a model."""
+
     def run() -> float:
         return seconds(lambda: prefill(model, prompt), device)
 
-    return Implementation(name, run, model_nbytes(model), kernel(model), is_peer=name.startswith("dense"))
+    is_peer = name.startswith("dense")
+    return Implementation(name, run, model_nbytes(model), kernel(model), peer, is_peer)
 
 
-def _decode(name: str, model: "PreTrainedModel", prompt: Tensor, device: torch.device) -> Implementation:
+def decode_of(
+    name: str,
+    model: "PreTrainedModel",
+    prompt: Tensor,
+    tokens: int,
+    device: torch.device,
+    peer: str | None = None,
+) -> Implementation:
+    """Return decoding `tokens` after a prompt (1, tokens) by a model."""
+
     def run() -> float:
-        return phase_seconds(model, prompt, DECODE_TOKENS, device)[1]
+        return phase_seconds(model, prompt, tokens, device)[1]
 
-    nbytes = DECODE_TOKENS * model_nbytes(model)
-    return Implementation(name, run, nbytes, kernel(model), is_peer=name.startswith("dense"))
+    is_peer = name.startswith("dense")
+    return Implementation(name, run, tokens * model_nbytes(model), kernel(model), peer, is_peer)

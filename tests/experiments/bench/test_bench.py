@@ -18,7 +18,7 @@ from experiments.bench import __main__ as bench
 from experiments.bench import floor, listing, models, options
 from experiments.bench.case import Case, run
 from experiments.bench.peers import manager
-from experiments.bench.suites import bitplanes, decode, integer, linear, quantize, rotation
+from experiments.bench.suites import bitplanes, decode, engines, integer, linear, quantize, rotation
 from experiments.bench.timing import Implementation, PeerError, Skipped, clocked, measure
 from experiments.evaluation.generation import phase_seconds
 from sinq import SINQ, CompressedLinear, Grid, Kernel, using
@@ -270,6 +270,35 @@ class TestContenders:
         assert (first, second) == pytest.approx((0.2, 0.1))
 
 
+class TestEngines:
+    def test_llama_cpp_is_listed_with_the_reason_where_it_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engines.library, "missing", lambda: "not here")
+        model = models.Named("tiny", tiny_model("llama"))
+        for phase in engines.cases(model, (4,), 32, 1, CPU):
+            assert phase.absent == [Skipped("llama.cpp", "not here")]
+            assert [one.name for one in phase.contenders] == ["dense fp32", "dense bf16", "SINQ 4 bits"]
+
+    @pytest.mark.readers
+    @pytest.mark.skipif(engines.library.missing() is not None, reason=str(engines.library.missing()))
+    def test_llama_cpp_takes_part_at_every_number_of_bits(self) -> None:
+        model = models.Named("tiny", tiny_model("llama"))
+        for phase in engines.cases(model, (4, 8), 32, 1, CPU):
+            ours, theirs = phase.contenders[2], phase.contenders[-2]
+            assert [one.name for one in phase.contenders[-2:]] == ["llama.cpp 4 bits", "llama.cpp 8 bits"]
+            assert (ours.peer, theirs.is_peer) == (theirs.name, True)
+            assert all(one.seconds() > 0 for one in phase.contenders)
+
+    @pytest.mark.readers
+    @pytest.mark.skipif(engines.library.missing() is not None, reason=str(engines.library.missing()))
+    def test_a_model_that_llama_cpp_does_not_know_is_named(self) -> None:
+        phase = next(engines.cases(models.Named("tiny", tiny_model("opt")), (4,), 32, 1, CPU))
+        (absent,) = phase.absent
+        assert absent.name == "llama.cpp 4 bits"
+        assert "opt is not written here" in absent.reason
+
+
 class TestRotation:
     @pytest.mark.parametrize("batch", [1, 20])
     def test_a_layer_is_set_against_the_same_without_rotation(self, batch: int) -> None:
@@ -403,7 +432,7 @@ class TestCommandLine:
         [
             (
                 "--suite speed",
-                "choose from quantize, quantize-model, linear, integer, bitplanes, rotation, decode",
+                "choose from quantize, quantize-model, linear, integer, bitplanes, rotation, decode, engines",
             ),
             ("--bits 4,7", "7 is not possible; choose from 2, 3, 4, 5, 6, 8"),
             ("--bits four", "'four' is not possible; it must be a whole number"),

@@ -96,6 +96,7 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     *(("*", f"*sinkhorn.{option}", value, source) for option, value, source in SINKHORN),
     ("*", "*kurtosis_gate", None, "arXiv 2509.22944v4: no gate"),
     ("*", "*refinement", None, "arXiv 2509.22944v4: round to nearest"),
+    ("*", "*shared_columns", False, "arXiv 2509.22944v4: a second scale for each matrix"),
     *(("*", f"*refinement.{option}", value, source) for option, value, source in HALF_QUADRATIC),
     ("hqq", "refinement.early_stop", True, HQQ_CODE), ("hqq", "refinement.reround", True, HQQ_CODE),
     ("hqq", "round_zero", None, f"{HQQ_CONFIG}: true at 4 bits, else false, which null stands for"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, PreTrainedModel
 
-from experiments.models.source import LoadedModel, Pretrained, commit, load, reads_ahead
+from experiments.models.source import LoadedModel, Pretrained, hub_config, load, reads_ahead
 from tests.conftest import CONFIGS, SMALL, tiny_model, tiny_tokenizer
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -27,7 +27,7 @@ def point(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def move(name: str) -> None:
         (repository / "refs/main").write_text(name)
-        commit.cache_clear()
+        hub_config.cache_clear()
 
     move(COMMITS[0])
     return move

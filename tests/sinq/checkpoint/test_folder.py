@@ -369,7 +369,7 @@ def test_save_and_stream_write_the_same_settings(tmp_path: Path) -> None:
     sinq.stream(tmp_path / "dense", tmp_path / "streamed", METHOD)
     for name in ("saved", "streamed"):
         assert sinq.load(tmp_path / name).generation_config.eos_token_id == [2, 7, 9]
-    beside = {"config.json", "generation_config.json", "sinq.json"}
+    beside = {"config.json", "generation_config.json", "sinq.json", "README.md"}
     saved, streamed = ({file.name for file in (tmp_path / name).iterdir()} for name in ("saved", "streamed"))
     assert saved == beside | {"model.safetensors"}
     assert {name for name in streamed if "model" not in name} == beside | {"stream.json"}

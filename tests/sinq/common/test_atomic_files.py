@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sinq.common.atomic_files import replacing
+from sinq.common.atomic_files import making, replacing
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -63,3 +63,23 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path / "file")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_folder_has_the_umask_and_comes_whole_or_not_at_all(umask: int, tmp_path: Path) -> None:
+    with making(tmp_path / "inner/folder") as scratch:
+        write_tensors(scratch / "file")
+        assert not (tmp_path / "inner/folder").exists()
+    found = tmp_path / "inner/folder"
+    assert stat.S_IMODE(found.stat().st_mode) == 0o777 & ~umask
+    assert stat.S_IMODE((found / "file").stat().st_mode) == 0o666 & ~umask
+
+    def fail() -> None:
+        with making(tmp_path / "other") as scratch:
+            write_text(scratch / "file")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fail()
+    with pytest.raises(FileExistsError, match="not empty"), making(found):
+        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inner"]

@@ -1,0 +1,1 @@
+"""Compressed models of rows and folders, written in other projects' formats."""
