@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from baselines.abq.losses import attention_divergence, correction
 from baselines.omniquant.student import Layer, Student
 from baselines.omniquant.trainer import BlockTrainer, Learning, Peak
-from sinq import ActivationFormat, NotApplicable
+from sinq import NotApplicable
 from sinq.methods.plan import LayerPlan
 from sinq.model.attention_probabilities import Probabilities
 from sinq.model.blocks import HiddenStates, find_blocks
+from sinq.model.context import PlannedInputs
 from sinq.model.decoder import Block
 from sinq.model.walk import BlockView
 
@@ -54,7 +55,7 @@ class ABQTrainer(BlockTrainer):
     """Attention probabilities of the dense block behind dense blocks, (1, queries, keys)."""
 
     def __init__(
-        self, method: LearningABQ, blocks: Mapping[nn.Module, Block], inputs: ActivationFormat | None
+        self, method: LearningABQ, blocks: Mapping[nn.Module, Block], inputs: PlannedInputs | None
     ) -> None:
         super().__init__(method, blocks, inputs)
         self.method = method

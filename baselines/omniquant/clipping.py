@@ -12,9 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from baselines.omniquant.rounding import round_through
 from sinq import CompressedWeight, Grid
-from sinq.formats.rounding import by_group, centre, choose_within, positions
+from sinq.formats.rounding import by_group, centre, choose_within, positions, round_through
 from sinq.formats.scalar import QuantizedTensor
 
 START = 4.0

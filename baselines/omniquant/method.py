@@ -8,10 +8,10 @@ X are hidden states behind dense blocks, X_q those behind the rounded ones (`tra
 gradient straight through (`rounding.py`). Nothing learned remains: clipping becomes scales and zeros of RTN's
 grid, and scales of channels are folded into the weights, so that size and speed are RTN's.
 
-Inputs of layers are rounded by `activation=…` around the method, which trains with rounded inputs then. The
-sequence, the rates, AdamW without decay, batches of one window in the order of the text, and 20 epochs are
-those of the official code and its scripts, which take 128 × 2048 tokens of WikiText-2 train: the domain of
-their evaluation.
+Inputs of layers are rounded by `activation=…` around the method, or fire (SpikeLLM), and it trains with such
+inputs then. The sequence, the rates, AdamW without decay, batches of one window in the order of the text, and
+20 epochs are those of the official code and its scripts, which take 128 × 2048 tokens of WikiText-2 train:
+the domain of their evaluation.
 
 Choices and differences:
 

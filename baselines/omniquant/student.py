@@ -7,20 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.rounding import rounding_inputs
 from baselines.omniquant.transformation import Transformation
-from sinq import ActivationFormat, Decision, PartReport
-from sinq.methods.plan import LayerPlan
+from sinq import Decision, PartReport
+from sinq.methods.plan import LayerPlan, naming
 from sinq.methods.report import describe
-from sinq.model.activations import ActivationQuantizer
 from sinq.model.conv1d import is_conv1d
 from sinq.model.decoder import ParameterRef
-from sinq.model.linear import CompressedLinear
+from sinq.model.layer_inputs import LayerInputs
 from sinq.model.walk import BlockView
 from sinq.training.substitution import computing_with
 
@@ -65,8 +65,8 @@ class Student:
     block: BlockView
     layers: Sequence[Layer]
     transformation: Transformation | None
-    inputs: ActivationFormat | None
-    """The way inputs of the layers are rounded; None where they are not."""
+    inputs: Mapping[nn.Module, LayerInputs]
+    """What rounds the inputs of the layers, by module of the dense layer; empty where nothing does."""
 
     def changed(self) -> dict[ParameterRef, Tensor]:
         """Return the parameters under the transformation, not rounded, float32."""
@@ -77,11 +77,7 @@ class Student:
         """Let the block compute with rounded weights and inputs within the context, in float32."""
         changed, device = self.changed(), self.block.device
         rounded = {layer.parameter: layer.rounded(changed, device) for layer in self.layers}
-        modules = [layer.plan.target.module for layer in self.layers]
-        with (
-            computing_with(self.block.module, changed | rounded),
-            rounding_inputs(modules, self.inputs),
-        ):
+        with computing_with(self.block.module, changed | rounded), rounding_inputs(self.inputs):
             yield
 
     def run(self, window: int) -> Tensor:
@@ -104,7 +100,8 @@ class Student:
         reports = []
         for layer in self.layers:
             target, weight = layer.plan.target, layer.weight(changed, device)
-            value = layer.clipping.store(layer.matrix(weight))
+            with naming([target.name]):
+                value = layer.clipping.store(layer.matrix(weight))
             decisions = (*layer.plan.decisions, decision)
             reports.append(describe(target.name, weight, value, share * weight.numel(), decisions))
             target.replace(model, [value])
@@ -113,12 +110,12 @@ class Student:
     @contextmanager
     def rounding(self) -> Iterator[None]:
         """Round what goes into the stored layers within the context, as will be done to the whole model."""
-        stored = [self.block.model.get_submodule(layer.plan.target.name) for layer in self.layers]
-        layers = [module for module in stored if isinstance(module, CompressedLinear)]
+        stored: list[Any] = []  # CompressedLinear
         try:
-            for layer in layers:
-                layer.inputs = None if self.inputs is None else ActivationQuantizer(self.inputs)
+            for target in (layer.plan.target for layer in self.layers):
+                stored.append(self.block.model.get_submodule(target.name))
+                stored[-1].inputs = self.inputs.get(target.module)
             yield
         finally:
-            for layer in layers:
+            for layer in stored:
                 layer.inputs = None

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from baselines.omniquant.clipping import Clipping
 from baselines.omniquant.student import Layer, Student
 from baselines.omniquant.transformation import Transformation, smoothed, transformation
-from sinq import ActivationFormat, Decision, PartReport, SiteKind
+from sinq import Decision, PartReport, SiteKind
 from sinq.calibration.collect import watching
 from sinq.common.timing import timed
 from sinq.methods.plan import LayerPlan
 from sinq.model.blocks import HiddenStates
+from sinq.model.context import PlannedInputs
 from sinq.model.decoder import Block
+from sinq.model.layer_inputs import LayerInputs
 from sinq.model.walk import BlockView
 from sinq.training.passes import passes
 
@@ -69,11 +71,11 @@ class BlockTrainer:
     Args:
         method: the options.
         blocks: connections of each block, by its module; empty if the method needs none.
-        inputs: the way inputs of the layers are rounded; None where they are not.
+        inputs: what will be done to the inputs of the layers; None for nothing.
     """
 
     def __init__(
-        self, method: Learning, blocks: Mapping[nn.Module, Block], inputs: ActivationFormat | None
+        self, method: Learning, blocks: Mapping[nn.Module, Block], inputs: PlannedInputs | None
     ) -> None:
         self.method, self.blocks, self.inputs = method, blocks, inputs
         self.dense: HiddenStates | None = None
@@ -131,7 +133,12 @@ class BlockTrainer:
 
     def _student(self, block: BlockView, peaks: Mapping[nn.Module, Tensor]) -> Student:
         layers = [self.layer(plan, block) for plan in block.steps]
-        return Student(block, layers, self._transformation(block, peaks), self.inputs)
+        return Student(block, layers, self._transformation(block, peaks), self._inputs(block))
+
+    def _inputs(self, block: BlockView) -> Mapping[nn.Module, LayerInputs]:
+        if self.inputs is None:
+            return {}
+        return self.inputs.of_block([plan.target for plan in block.steps], block.pass_inputs, block.device)
 
     def _transformation(self, block: BlockView, peaks: Mapping[nn.Module, Tensor]) -> Transformation | None:
         if not self.method.transformation:

@@ -180,11 +180,19 @@ class KeyValueFormat:
     rotate: bool = False
     """Round keys after a Hadamard transform of each head, which no product of queries and keys sees (QuaRot,
     arXiv 2404.00456; R3 of SpinQuant, arXiv 2405.16406)."""
+    search_attention: bool = False
+    """Search scales of keys by the squared error of attention's probabilities, not by that of the keys
+    (PrefixQuant, arXiv 2410.05265)."""
 
     def __post_init__(self) -> None:
         check(self, "kv", window=whole(0))
         if self.rotate and not self.keys.rounds:
             raise NotApplicable("kv.rotate=true is not possible with kv.keys.bits=16: nothing is rounded")
+        if self.search_attention and not self.keys.search:
+            raise NotApplicable(
+                "kv.search_attention=true is not possible with kv.keys.search=false: no scale of keys is"
+                " searched; use kv.keys.search=true"
+            )
         if self.rotate and self.keys.fires:
             raise NotApplicable(
                 f"kv.rotate=true is not possible with kv.keys.steps={self.keys.steps}: behind a rotation no"
@@ -208,7 +216,7 @@ class KeyValueFormat:
         """A short label for people: "KV4", "KV4 rotated", "K2 channel g32 V2 g32, last 128 dense"."""
         same = self.keys.label == self.values.label
         label = f"KV{self.keys.label}" if same else f"K{self.keys.label} V{self.values.label}"
-        rotated = " rotated" if self.rotate else ""
+        rotated = (" by attention" if self.search_attention else "") + (" rotated" if self.rotate else "")
         return label + rotated + (f", last {self.window} dense" if self.window else "")
 
     def rounded(self, count: int) -> int:
@@ -226,7 +234,8 @@ class KeyValueFormat:
     def as_json(self) -> dict[str, Any]:
         """Return the options as plain JSON values; `from_json` is the inverse."""
         states = {name: _as_json(getattr(self, name)) for name in ("keys", "values")}
-        return states | {"window": self.window, "rotate": self.rotate}
+        plain = {"window": self.window, "rotate": self.rotate, "search_attention": self.search_attention}
+        return states | plain
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> Self:

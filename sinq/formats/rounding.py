@@ -28,6 +28,11 @@ TABLE_ZERO_STEP = 1 / 64
 """Resolution of a table's zero-point in one byte: −2 … 1.98."""
 
 
+def round_through(x: Tensor) -> Tensor:
+    """Return x rounded to whole numbers, with the gradient of x: as if it were not rounded."""
+    return x + (x.round() - x).detach()
+
+
 def by_group(matrix: Tensor, group_size: int) -> Tensor:
     """Return a matrix (out, in) as groups, (out, in / group_size, group_size).
 

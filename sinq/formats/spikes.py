@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sinq.common.options import check, whole
 from sinq.common.reading import options as typed_options
+from sinq.formats.rounding import round_through
 
 LARGEST_BITS, LONGEST = 8, 64
 
@@ -105,6 +106,20 @@ class NeuronFormat:
         zero = torch.round(-low / scale)
         charge = (x / scale + (zero - half)).round_().clamp_(-half, most - half) + half
         return SpikeTrain(fire(charge, self.levels, steps), scale, zero, self.levels if self.binary else 0)
+
+    def through(self, x: Tensor, low: Tensor, high: Tensor, steps: Tensor) -> Tensor:
+        """Return what the spikes of inputs stand for, float32 (..., channels), to be trained through.
+
+        The sum of spikes is the clamped code, so the gradient is that of rounding, and firing has none of its
+        own. The arguments are those of `charged`, with the steps of each channel, (channels,).
+        """
+        most = steps * (self.levels - 1)
+        scale = (high - low) * (1 / most)
+        scale = torch.where(scale == 0, 1.0, scale)
+        zero = torch.round(-low / scale)
+        most = most.to(scale)
+        codes = round_through(x / scale + zero).clamp(torch.zeros_like(most), most)
+        return (codes - zero) * scale
 
     @classmethod
     def from_json(cls, options: Any) -> "NeuronFormat":

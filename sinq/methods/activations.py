@@ -6,7 +6,7 @@ codes see (`model/activations.py`). A method that trains knows of it from its co
 inputs (OmniQuant).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,14 +20,16 @@ from sinq.formats.activations import ActivationFormat
 from sinq.formats.grid import Grid
 from sinq.kernels.integer import Products
 from sinq.methods.base import Method
+from sinq.methods.coded_inputs import CodedInputs
 from sinq.methods.report import CompressionReport
 from sinq.methods.searched_scales import search_scales
 from sinq.methods.wrapper import MethodWrapper, require_once
+from sinq.model.activations import ActivationQuantizer
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
 from sinq.model.linear import CompressedLinear
-from sinq.model.rounded_inputs import RoundInputs, quantizers, watching_extremes
+from sinq.model.rounded_inputs import RoundInputs, static_quantizers, watching_extremes
 from sinq.model.targets import Target, select
 from sinq.model.walk import walk
 
@@ -101,14 +103,22 @@ class Activations(MethodWrapper):
         self.check_given(model, calibration)
         self._require_fit(model, calibration, context)
         self.check_running(model, calibration)
-        report = self.inner.compress(model, calibration, replace(context, inputs=self.inputs))
+        planned = CodedInputs(self.inputs)
+        report = self.inner.compress(model, calibration, replace(context, inputs=planned))
         for name in compressed_layers(model):
             edit(model, RoundInputs(name, self.inputs.as_json(), self.products.name))
-        clock = Clock()
-        if self.inputs.static and calibration is not None:
-            settle(model, calibration, context, clock)
+        clock, waiting = Clock(), {}
+        for name, quantizer in static_quantizers(model).items():
+            layer = name.removesuffix(".inputs")
+            if layer in planned.kept:
+                quantizer.take(planned.kept[layer])
+            else:
+                waiting[name] = quantizer
+        if waiting and calibration is not None:
+            settle(model, waiting, calibration, context, clock)
             if self.inputs.search_windows:
-                search_scales(model, calibration.tokens[: self.inputs.search_windows], context, clock)
+                tokens = calibration.tokens[: self.inputs.search_windows]
+                search_scales(model, list(waiting.values()), tokens, context, clock)
         return replace(
             report, seconds_statistics=report.seconds_statistics + clock.seconds, method=self.label
         )
@@ -144,17 +154,23 @@ def compressed_layers(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def settle(model: nn.Module, calibration: Calibration, context: Context, clock: Clock) -> None:
+def settle(
+    model: nn.Module,
+    static: Mapping[str, ActivationQuantizer],
+    calibration: Calibration,
+    context: Context,
+    clock: Clock,
+) -> None:
     """Set the static scales of a model's activation quantizers from text, one block on the device at a time.
 
     Args:
         clock: the time of running the model is added to it.
     """
     inside = {module for block in find_blocks(model) for module in block.modules()}
-    with watching_extremes(model):
+    with watching_extremes(static):
         for block in walk(model, calibration.tokens, context, clock=clock):
             block.advance()  # also the last, whose outputs no block needs
-        if any(quantizer not in inside for quantizer in quantizers(model).values()):
+        if any(quantizer not in inside for quantizer in static.values()):
             with timed(next(model.parameters()).device, clock):
                 for window in calibration.tokens:
                     run_model(model, window)

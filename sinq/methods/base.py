@@ -24,7 +24,7 @@ from sinq.common.named import Named
 from sinq.common.options import check
 from sinq.formats.base import CompressedWeight, Format, Incompatibility
 from sinq.formats.grid import Grid
-from sinq.methods.block_loop import compress_blocks, compress_group, compress_layers
+from sinq.methods.block_loop import CompressesBlocks, compress_blocks, compress_group, compress_layers
 from sinq.methods.construction import check_arguments
 from sinq.methods.layer_statistics import collect_in_block, groups_in_block, seen_in_blocks
 from sinq.methods.plan import Plan, plan_layers
@@ -183,7 +183,11 @@ class BlockMethod(Method):
                 " which calibration.sequential=false never runs;"
                 " use calibration.sequential=true, or a method of single layers"
             )
-        return compress_blocks(model, self, plan, calibration, context)
+        return compress_blocks(model, self.of_run(context), plan, calibration, context)
+
+    def of_run(self, context: Context) -> CompressesBlocks:
+        """Return what compresses the blocks of one run: the method, unless something is kept between them."""
+        return self
 
 
 class LayerMethod(BlockMethod):

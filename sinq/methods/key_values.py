@@ -5,7 +5,8 @@ behind everything that the inner method did, its rounded activations among them.
 `model/key_values.py`, the format in `formats/key_values.py`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from sinq.model.context import Context
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import RoundKeyValues, key_value_stores, static_stores, watching
 from sinq.model.key_values import KeyValueStore
+from sinq.model.searched_keys import SearchedKeys
 from sinq.model.seen_attention import SeenAttention
 from sinq.model.walk import walk
 
@@ -120,10 +122,35 @@ def settle(model: nn.Module, calibration: Calibration, context: Context, clock: 
         except ValueError as error:
             raise ValueError(f"{name}: {error} on the calibration text") from error
     searched = [store for store in stores.values() if store.begin_search()]
-    if searched:
-        _watch(model, searched, calibration, context, clock)
-        for store in searched:
-            store.end_search()
+    if not searched:
+        return
+    for block in walk(model, calibration.tokens, context, clock=clock):
+        inside = [part for part in block.module.modules() if part in searched]
+        with watching(searched), _attention_seen(inside):
+            block.advance()
+    for store in searched:
+        store.end_search()
+
+
+@contextmanager
+def _attention_seen(stores: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the stores of a block that search by attention see it within the context.
+
+    Raises:
+        NotApplicable: there was none to see.
+    """
+    with ExitStack() as stack:
+        modes = [
+            stack.enter_context(SearchedKeys(store))
+            for store in stores
+            if isinstance(store, KeyValueStore) and store.searches_attention
+        ]
+        yield
+    if not all(mode.seen for mode in modes):
+        raise NotApplicable(
+            "kv.search_attention=true is not possible with this model's attention, which does not call"
+            " torch's scaled_dot_product_attention; load it with attn_implementation='sdpa'"
+        )
 
 
 @torch.no_grad()

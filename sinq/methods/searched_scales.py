@@ -6,7 +6,7 @@ that of unrounded inputs: first 0.25 to 0.95 in 8 steps and the whole range, the
 Layers of a block are searched one after the other, each with the scales found before it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from sinq.common.timing import Clock
 from sinq.model.activations import ActivationQuantizer
 from sinq.model.context import Context
-from sinq.model.rounded_inputs import static_quantizers
 from sinq.model.walk import BlockView, walk
 
 COARSE = (*torch.linspace(0.25, 0.95, 8).tolist(), 1.0)
@@ -23,20 +22,31 @@ FINE = torch.linspace(-0.05, 0.05, 10).tolist()
 
 
 @torch.no_grad()
-def search_scales(model: nn.Module, tokens: Tensor, context: Context, clock: Clock) -> None:
-    """Narrow the static scales of a model's activation quantizers, block by block.
+def search_scales(
+    model: nn.Module,
+    static: Collection[ActivationQuantizer],
+    tokens: Tensor,
+    context: Context,
+    clock: Clock,
+) -> None:
+    """Narrow static scales of a model's activation quantizers, block by block.
 
     Args:
         tokens: ids (windows, seqlen) to search on; each block gets inputs from rounded blocks before it.
         clock: the time of running the model is added to it.
     """
-    static = set(static_quantizers(model).values())
     for block in walk(model, tokens, context, clock=clock):
         inside = [part for part in block.module.modules() if part in static]
-        with _unrounded(inside):
-            targets = _outputs(block)
-        for quantizer in inside:
-            _search(quantizer, block, targets)
+        search_block(block, [part for part in inside if isinstance(part, ActivationQuantizer)], len(tokens))
+
+
+@torch.no_grad()
+def search_block(block: BlockView, static: Sequence[ActivationQuantizer], windows: int) -> None:
+    """Narrow the static scales of a block's quantizers, one after the other, on its first windows."""
+    with _unrounded(static):
+        targets = _outputs(block, windows)
+    for quantizer in static:
+        _search(quantizer, block, targets)
 
 
 def _search(quantizer: ActivationQuantizer, block: BlockView, targets: Sequence[Tensor]) -> None:
@@ -45,7 +55,7 @@ def _search(quantizer: ActivationQuantizer, block: BlockView, targets: Sequence[
 
     def error(share: float) -> float:
         quantizer.get_buffer("scale").copy_(whole * share)
-        pairs = zip(_outputs(block), targets, strict=True)
+        pairs = zip(_outputs(block, len(targets)), targets, strict=True)
         return sum((found - target).float().square().sum().item() for found, target in pairs)
 
     coarse = min(COARSE, key=error)
@@ -53,8 +63,8 @@ def _search(quantizer: ActivationQuantizer, block: BlockView, targets: Sequence[
     quantizer.get_buffer("scale").copy_(whole * best)
 
 
-def _outputs(block: BlockView) -> list[Tensor]:
-    return [block.run(states, window) for window, states in enumerate(block.inputs)]
+def _outputs(block: BlockView, windows: int) -> list[Tensor]:
+    return [block.run(block.inputs[window], window) for window in range(windows)]
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Tuning as a method around another: each block is tuned after the inner method has compressed it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sinq.calibration.data import Calibration
@@ -14,8 +16,10 @@ from sinq.formats.base import CompressedWeight, Format
 from sinq.methods.base import BlockMethod
 from sinq.methods.plan import Plan
 from sinq.methods.report import Decision, PartReport, describe, measured
-from sinq.model.context import Context
+from sinq.model.blocks import HiddenStates
+from sinq.model.context import Context, PlannedInputs
 from sinq.model.experts import CompressedExperts
+from sinq.model.linear import CompressedLinear
 from sinq.model.walk import BlockView
 from sinq.training.block_tuning import BlockTuning
 
@@ -32,6 +36,12 @@ class Tuned(BlockMethod):
 
     inner: BlockMethod
     tuning: BlockTuning = field(default_factory=BlockTuning)
+    dense_inputs: bool = False
+    """Tune towards what the dense block makes of inputs behind dense blocks (PrefixQuant), not of inputs
+    behind compressed ones (AQLM)."""
+    round_inputs: bool = False
+    """Tune behind inputs that are rounded as a method around this one says, with their static scales and
+    zeros among what is trained."""
 
     def __post_init__(self) -> None:
         check(self, "method")
@@ -58,13 +68,31 @@ class Tuned(BlockMethod):
     def plan(self, model: nn.Module, calibration: Calibration | None, context: Context) -> Plan:
         return self.inner.plan(model, calibration, context)
 
+    def of_run(self, context: Context) -> "TunedBlocks":
+        return TunedBlocks(self, context.inputs if self.round_inputs else None)
+
     def compress_block(self, block: BlockView) -> list[PartReport]:
-        targets, dense = block.outputs(), _dense(block)  # before anything is compressed
-        reports = self.inner.compress_block(block)
+        return TunedBlocks(self, None).compress_block(block)
+
+
+class TunedBlocks:
+    """Compression and tuning of the blocks of one run, in their order."""
+
+    def __init__(self, method: Tuned, inputs: PlannedInputs | None) -> None:
+        self.method, self.inputs = method, inputs
+        self.dense: HiddenStates | None = None
+        """Inputs of the next block behind dense blocks; None for those of the text."""
+
+    def compress_block(self, block: BlockView) -> list[PartReport]:
+        targets, dense = self._targets(block), _dense(block)  # before anything is compressed
+        reports = self.method.inner.compress_block(block)
         if not reports:
             return []
-        with timed(block.device) as clock:
-            result = self.tuning.tune(block, targets)
+        with self._inputs(block):
+            with timed(block.device) as clock:
+                result = self.method.tuning.tune(block, targets)
+            if self.inputs is not None:
+                block.advance()
         improved = Decision("block_tuned", result.after / result.before)
         decision = improved if result.epoch else Decision("tuning_kept_start", 1.0)
         share = clock.seconds / max(1, sum(report.dense_parameters for report in reports))
@@ -73,6 +101,24 @@ class Tuned(BlockMethod):
             _after_tuning(report, dense.get(report.name), compressed.get(report.name), share, decision)
             for report in reports
         ]
+
+    def _targets(self, block: BlockView) -> HiddenStates:
+        """Return what the dense block should be replaced by on each window."""
+        if not self.method.dense_inputs:
+            return block.outputs()
+        inputs = block.inputs if self.dense is None else self.dense
+        with torch.no_grad(), timed(block.device, block.clock):
+            self.dense = inputs.through(block.run)
+        if inputs is not block.inputs:
+            inputs.close()
+        return self.dense
+
+    def _inputs(self, block: BlockView) -> AbstractContextManager[None]:
+        if self.inputs is None:
+            return nullcontext()
+        modules = {layer.target.name: block.model.get_submodule(layer.target.name) for layer in block.steps}
+        layers = {name: part for name, part in modules.items() if isinstance(part, CompressedLinear)}
+        return self.inputs.attached(block, layers)
 
 
 def _dense(block: BlockView) -> dict[str, Tensor]:

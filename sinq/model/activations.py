@@ -19,6 +19,7 @@ from sinq.formats.activations import ActivationFormat, QuantizedActivations
 from sinq.formats.base import CompressedWeight
 from sinq.formats.bitplanes import set_bits
 from sinq.formats.checks import require_finite, require_names, require_tensor
+from sinq.formats.rounding import round_through
 from sinq.formats.scalar import QuantizedTensor
 from sinq.kernels.activations import quantize
 from sinq.kernels.integer import Products, integer_kernel_of, integer_product, multiplies_integers
@@ -56,14 +57,26 @@ class ActivationQuantizer(LayerInputs):
                 self.register_buffer("zero", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x after rounding, in its dtype. The gradient passes as if nothing were rounded."""
+        """Return x after rounding, in its dtype.
+
+        The gradient passes as if nothing were rounded, and where static numbers are trained, to them.
+        """
         if self.watches:
             self._note(*self.format.extremes(x.detach()))
             return x
         if not self.rounds:
             return x
+        if any(number.requires_grad for number in self.buffers()):
+            return self.through(x)
         rounded = self.quantize(x).dequantize(x.dtype)
         return x + (rounded - x).detach() if x.requires_grad else rounded
+
+    def through(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale, zero = self._scales() or self.format.scales(*self.format.extremes(wide))
+        half = 2 ** (self.format.bits - 1)
+        codes = round_through(self.format.grouped(wide) / scale + zero).clamp(-half, half - 1)
+        return ((codes - zero) * scale).reshape(x.shape).to(x.dtype)
 
     def quantize(self, x: Tensor) -> QuantizedActivations:
         """Return x as codes; no gradient flows through it."""

@@ -54,6 +54,11 @@ class KeyValueStore(StoredNumbers):
         """The present format: nothing is rounded while extremes are noted."""
         return KeyValueFormat() if self.watches else self._format
 
+    @property
+    def searches_attention(self) -> bool:
+        """True if scales of keys are searched by what attention makes of them."""
+        return self._format.search_attention
+
     def round_by(self, format: KeyValueFormat) -> None:
         """Round keys and values from now on; static scales are not known yet."""
         self._format = format
@@ -127,7 +132,8 @@ class KeyValueStore(StoredNumbers):
             return
         keys = rotated(keys, self._rotation(keys)) if self._format.rotate else keys
         if self._errors:
-            self._add_errors({"key": keys, "value": values})
+            by_states = {"value": values} if self._format.search_attention else {"key": keys, "value": values}
+            self._add_errors(by_states)
             return
         for index, states in enumerate((keys, values)):
             low, high = states.detach().float().transpose(0, 1).flatten(1).aminmax(dim=1)
@@ -169,12 +175,27 @@ class KeyValueStore(StoredNumbers):
 
     def _add_errors(self, seen: Mapping[str, Tensor]) -> None:
         formats = dict(self._static())
-        for name, errors in self._errors.items():
-            scale, zero = self._static_numbers(name) or (torch.ones(()), torch.zeros(()))
+        for name in self._errors.keys() & seen.keys():
             for index, share in enumerate(SHARES):
-                stored = StoredStates.of(formats[name], seen[name], (scale * share, zero))
-                off = stored.read(torch.float32, (scale * share, zero)) - seen[name].float()
-                errors[index] += off.square().sum((0, 2, 3)).cpu()
+                off = self._narrowed(name, formats[name], seen[name], share) - seen[name].float()
+                self.add_error(name, index, off.square().sum((0, 2, 3)))
+
+    def add_error(self, name: str, index: int, errors: Tensor) -> None:
+        """Add errors of "key" or "value" at one of `SHARES`, (heads,)."""
+        self._errors[name][index] += errors.cpu()
+
+    def rounded_keys(self, keys: Tensor, share: float) -> Tensor:
+        """Return keys (batch, heads, tokens, width), float32, rounded with a share of the static scales."""
+        if not self._format.rotate:
+            return self._narrowed("key", self._format.keys, keys, share)
+        turned = rotated(keys, self._rotation(keys))
+        found = self._narrowed("key", self._format.keys, turned, share)
+        return rotated(found, self._rotation(keys), back=True)
+
+    def _narrowed(self, name: str, format: StateFormat, states: Tensor, share: float) -> Tensor:
+        scale, zero = self._static_numbers(name) or (torch.ones(()), torch.zeros(()))
+        numbers = scale * share, zero
+        return StoredStates.of(format, states, numbers).read(torch.float32, numbers)
 
     def layer_in(self, cache: Any, index: int) -> KeyValueLayer:
         """Return this module's layer of a cache of transformers; put one there, or make one if it is None.

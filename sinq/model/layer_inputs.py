@@ -48,6 +48,14 @@ class LayerInputs(StoredNumbers):
     """False while inputs pass as they are."""
 
     @abstractmethod
+    def through(self, x: Tensor) -> Tensor:
+        """Return x (..., in) after rounding, in its dtype, to be trained through.
+
+        The gradient passes the step of rounding alone: what sets a range moves its scale, and what is cut
+        moves nothing.
+        """
+
+    @abstractmethod
     def multiply(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return rounded x (..., in) times the matrix, plus a bias, (..., out) in the dtype of x."""
 

@@ -53,13 +53,15 @@ def static_quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
 
 
 @contextmanager
-def watching_extremes(model: nn.Module) -> Iterator[None]:
-    """Let a model's static quantizers note extremes within the context; at its end, set their scales.
+def watching_extremes(static: Mapping[str, ActivationQuantizer]) -> Iterator[None]:
+    """Let static quantizers note extremes within the context; at its end, set their scales.
+
+    Args:
+        static: by name, or by that of their layer.
 
     Raises:
         ValueError: a layer saw no inputs, or some that are not finite; the message names it.
     """
-    static = static_quantizers(model)
     for quantizer in static.values():
         quantizer.watches = True
     try:

@@ -75,6 +75,12 @@ class SpikingInputs(LayerInputs):
         rounded = fired.to(x.dtype)
         return x + (rounded - x).detach() if x.requires_grad else rounded
 
+    def through(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        low, high = wide.aminmax(dim=-1, keepdim=True)
+        steps = torch.where(self.mask(), self.format.steps, 1)
+        return self.format.through(wide, low.clamp_max(0), high.clamp_min(0), steps).to(x.dtype)
+
     def multiply(self, core: CompressedWeight, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self.rounds:
             return product(core, x, bias)

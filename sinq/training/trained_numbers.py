@@ -1,5 +1,7 @@
 """Trainable numbers of a compressed block: numbers stored beside codes, and parameters of one dimension.
 
+Static scales and zeros of rounded inputs are among them.
+
 Each is a float32 leaf for the optimizer. `TrainedNumbers.computing` lets the block compute with given
 numbers, and `TrainedNumbers.store` puts them into the block. Tensors the block had before are never written
 to: a dense model may share them.
@@ -11,6 +13,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from sinq.formats.rounding import round_through
+from sinq.model.activations import LARGEST_ZERO, ActivationQuantizer
 from sinq.model.linear import WeightStore
 
 
@@ -50,6 +54,32 @@ class ValueNumbers:
         self._module.hold(self._value.with_tensors(numbers))
 
 
+class InputNumbers:
+    """Static scale of a layer's rounded inputs, and its zero, which is rounded wherever it is used."""
+
+    def __init__(self, module: ActivationQuantizer) -> None:
+        self._module = module
+        self.stored: dict[str, Tensor] = dict(module.named_buffers())
+
+    def compute_with(self, numbers: dict[str, Tensor]) -> None:
+        for name, number in self._whole(numbers).items():
+            self._module.register_buffer(name, number)
+
+    def restore(self) -> None:
+        for name, number in self.stored.items():
+            self._module.register_buffer(name, number)
+
+    def store(self, numbers: dict[str, Tensor]) -> None:
+        self._module.take(self._whole(numbers))
+
+    @staticmethod
+    def _whole(numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the numbers with a zero that is a signed byte; the gradient passes."""
+        if "zero" not in numbers:
+            return numbers
+        return numbers | {"zero": round_through(numbers["zero"]).clamp(-LARGEST_ZERO, LARGEST_ZERO - 1)}
+
+
 class ParameterNumbers:
     """Gains and biases of an ordinary module: its parameters of one dimension.
 
@@ -82,6 +112,7 @@ class TrainedNumbers:
         modules = list(block.modules())
         self._owners: list[Owner] = [ValueNumbers(m) for m in modules if isinstance(m, WeightStore)]
         self._owners += [ParameterNumbers(m) for m in modules if not isinstance(m, WeightStore)]
+        self._owners += [InputNumbers(m) for m in modules if isinstance(m, ActivationQuantizer)]
         self._stored = [number for owner in self._owners for number in owner.stored.values()]
         self.leaves = [number.detach().float().clone().requires_grad_() for number in self._stored]
 

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from baselines.hadamard import Hadamard, ResidualHadamard
 from baselines.omniquant import OmniQuant
 from baselines.omniquant.clipping import Clipping
-from baselines.omniquant.rounding import rounded_inputs
 from baselines.omniquant.trainer import BlockTrainer
 from baselines.omniquant.transformation import Transformation, smoothed, transformation
 from baselines.rtn import RTN
@@ -26,6 +25,7 @@ from sinq import ActivationFormat, Activations, Calibration, Context, Grid, Laye
 from sinq.formats.activations import Per
 from sinq.formats.grid import Levels
 from sinq.formats.scalar import QuantizedTensor
+from sinq.methods.coded_inputs import CodedInputs
 from sinq.model.activations import ActivationQuantizer
 from sinq.model.decoder import decoder
 from sinq.model.edits import edits
@@ -205,7 +205,7 @@ def test_gradients_of_clipping_are_those_of_the_scale() -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_inputs_are_rounded_as_they_will_be(format: ActivationFormat) -> None:
     x = torch.randn(2, 5, 32, requires_grad=True)
-    found = rounded_inputs(x, format)
+    found = ActivationQuantizer(format).through(x)
     torch.testing.assert_close(found, ActivationQuantizer(format)(x.detach()))
     (found * torch.randn(x.shape)).sum().backward()
     assert x.grad is not None
@@ -214,7 +214,7 @@ def test_inputs_are_rounded_as_they_will_be(format: ActivationFormat) -> None:
 
 def test_the_gradient_of_rounded_inputs_reaches_the_scale() -> None:
     x = torch.tensor([[0.3, -0.2, 1.0, 0.55]], requires_grad=True)
-    rounded_inputs(x, ActivationFormat(3)).sum().backward()
+    ActivationQuantizer(ActivationFormat(3)).through(x).sum().backward()
     assert x.grad is not None
     assert not torch.allclose(x.grad, torch.ones(1, 4))
     assert torch.allclose(x.grad[0, :2], torch.ones(2))  # not the largest: straight through
@@ -277,7 +277,7 @@ def test_rounded_inputs_are_one_edit_for_each_layer() -> None:
 
 def test_nothing_is_left_of_rounded_inputs_without_them_around() -> None:
     model = tiny_model("llama")
-    SHORT.compress(model, TEXT, Context(inputs=A4))
+    SHORT.compress(model, TEXT, Context(inputs=CodedInputs(A4)))
     assert not any(isinstance(m, ActivationQuantizer) for m in model.modules())
 
 

@@ -14,7 +14,7 @@ from baselines.dense import Dense
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from baselines.spikellm import SpikeLLM
-from baselines.spikellm.method import Salience, spiking_layers
+from baselines.spikellm.channels import Salience, spiking_layers
 from sinq import SINQ, ActivationFormat, Activations, Calibration, CompressedLinear, Grid, NotApplicable
 from sinq.algorithms.saliency import drawn, first_order, largest, salient_count
 from sinq.formats.spikes import NeuronFormat

@@ -57,7 +57,9 @@ EXTRA = {
     "hadamard": ("layers.exclude=[lm_head,down_proj]",),  # there is no Hadamard matrix for its 172 inputs
     "quarot": ("method.down=false",),  # the same
     "mixed": ("budget.bits_per_weight=5",),
-    **dict.fromkeys(("omniquant", "omniquant_cpu", "abq", "abq_cpu"), ("method.epochs=2",)),
+    **dict.fromkeys(("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu"), ("method.epochs=2",)),
+    "spikellm": ("method.inner.epochs=2",),
+    "prefixquant_tuned": ("method.inner.tuning.epochs=2",),
     "aqlm_untuned": UNTUNED,
     **dict.fromkeys(LORAPRUNE, FEW_STEPS),
     **dict.fromkeys(SEA, ("method.training.steps=2", "method.training.batch=1")),
@@ -74,7 +76,7 @@ TOLERANCES = {
     "stat": (0, 0.1),
     **dict.fromkeys((*LORAPRUNE, *SEA), (0, 0.1)),
     "mgptq": (0.01, 0.1),
-    "prefixquant": (0, 0.25),
+    **dict.fromkeys(("prefixquant", "prefixquant_tuned"), (0, 0.25)),
     "mgptq 2": (0.01, 1.0),
     "sinq_free 2": (0, 0.1),
 }

@@ -44,7 +44,9 @@ QUICK = {
     "aqlm_untuned": tuple(f"method.{option}" for option in SMALL),
     **dict.fromkeys(("aqlm", "aqlm_1x16", "aqlm_cpu"), TUNED),
     "mgptq": ("method.training.steps=3",),
-    **dict.fromkeys(("omniquant", "omniquant_cpu", "abq", "abq_cpu"), ("method.epochs=1",)),
+    **dict.fromkeys(("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu"), ("method.epochs=1",)),
+    "spikellm": ("method.inner.epochs=1",),
+    "prefixquant_tuned": ("method.inner.tuning.epochs=1",),
     "quarot": ("method.down=false",),  # its layer is left out
     "mixed": ("budget.bits_per_weight=6", "method.tokens=8", "method.probes=[3]"),
 }

@@ -184,7 +184,7 @@ def test_keys_and_values_are_rounded_around_any_method() -> None:
 def test_prefixquant_names_the_formats_it_is_meant_for() -> None:
     found = built("method=prefixquant", "calibration=sotu")
     assert (found.choices["activation"], found.choices["kv"]) == ("a4_searched", "kv4_searched")
-    assert label(found) == "prefixquant W4A4 static, searched, weights g64 KV4 static, searched"
+    assert label(found) == "prefixquant W4A4 static, searched, weights g64 KV4 static, searched by attention"
     other = built("method=prefixquant", "activation=a8_token", "kv=none", "calibration=sotu").method
     assert isinstance(other, Activations)
     assert isinstance(other.inner, Prefix)

@@ -42,7 +42,9 @@ SEA_CODE = "gmlwns2000/sea-attention, src/models/perlin_attention/attention.py a
 LORAPRUNE = "aim-uofa/LoRAPrune 4da5272, script/prune.sh and loraprune/utils.py, trainer.py"
 LORAPRUNE_PAPER = "arXiv 2305.18403v5, section 4.1: batch, learning rate, cosine"
 TORCH_ADAMW = "torch.optim.AdamW and transformers.TrainingArguments: defaults"
+SPIKELLM_RATES = "SpikeLLM release, arun.sh: --let_lr 1e-3 --alpha 0.75"
 SPIKELLM = "SpikeLLM release, arun.sh: --wbits 4 --abits 4 --addbit 1 --low_p .9 (T = 2, 10 %)"
+PREFIXQUANT_TUNED = "arXiv 2410.05265, fine-tuning of W4A4KV4: rate of scales 5e-5, batches of 4, 20 epochs"
 PREFIXQUANT = "ChenMnZ/PrefixQuant, utils/stat_utils.py: get_prefixed_tokens, outlier_threshold 64"
 OMNIQUANT = "OpenGVLab/OmniQuant 147d4da, main.py: defaults, with --lwc and --let"
 ABQ_CODE = "bytedance/ABQ-LLM 0392c36, algorithm/main.py, quantize/abq_llm.py: defaults, --lwc --let"
@@ -121,6 +123,14 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("bf16", "dtype", "bfloat16", "here: the format in which most models are published"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
     ("prefix*", "tokens", [], PREFIXQUANT),
+    ("prefixquant_tuned", "inner.tuning.epochs", 20, PREFIXQUANT_TUNED),
+    ("prefixquant_tuned", "inner.tuning.learning_rate", 5e-5, PREFIXQUANT_TUNED),
+    ("prefixquant_tuned", "inner.tuning.betas", [0.9, 0.999], TORCH_ADAMW),
+    ("prefixquant_tuned", "inner.tuning.batch", 4, PREFIXQUANT_TUNED),
+    ("prefixquant_tuned", "inner.tuning.validation", 0.125, "here: 64 of 512 windows, as in AQLM"),
+    ("prefixquant_tuned", "inner.tuning.patience", 20, "here: all epochs, of which the best is kept"),
+    ("prefixquant_tuned", "*_inputs", True, PREFIXQUANT_TUNED),
+    ("aqlm*", "*_inputs", False, AQLM_CODE),
     ("stat", "target", 0.8, f"{STAT}: --mu 0.8"), ("stat", "chunk", 1, STAT),
     ("stat", "context", None, f"{STAT}: attention counts over the 2048 tokens of a window"),
     ("stat", "selection", "pivots", STAT), ("stat", "correction", "interpolation", STAT),
@@ -164,16 +174,22 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("sea*", "training.precision", "auto", "here: bfloat16; the code: float16"),
     ("sea", "training.gradient_checkpointing", True, OURS),
     *(("sea_cpu", name, value, OURS) for name, value in SEA_CPU),
-    ("spikellm", "neurons.bits", 4, SPIKELLM), ("spikellm", "neurons.steps", 2, SPIKELLM),
-    ("spikellm", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
-    ("spikellm", "share", 0.1, SPIKELLM),
-    ("spikellm", "salience", "first_order", "SpikeLLM release, add_batch: S = (x WᵀW) ∘ x"),
+    ("spikellm*", "neurons.bits", 4, SPIKELLM), ("spikellm*", "neurons.steps", 2, SPIKELLM),
+    ("spikellm*", "neurons.binary", False, "here: the same numbers in 15 times the passes"),
+    ("spikellm*", "share", 0.1, SPIKELLM),
+    ("spikellm*", "salience", "first_order", "SpikeLLM release, add_batch: S = (x WᵀW) ∘ x"),
     ("smoothquant", "alpha", 0.5, SMOOTHQUANT), ("smoothquant", "down", False, SMOOTHQUANT),
     ("smoothquant", "output", False, SMOOTHQUANT),
     *(("omniquant*", option, value, OMNIQUANT) for option, value in LEARNED),
     ("omniquant*", "down", False, OMNIQUANT),
-    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq")),
-    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq")),
+    *((preset, "epochs", 20, SCRIPTS) for preset in ("omniquant", "abq", "omniquant_w4a4")),
+    *((preset, "relative_loss", False, OURS) for preset in ("omniquant", "abq", "omniquant_w4a4")),
+    *(("spikellm", f"inner.{option}", value, OMNIQUANT) for option, value in LEARNED if value in (1, 1e-2)),
+    ("spikellm", "inner.down", False, SPIKELLM_RATES), ("spikellm", "inner.epochs", 20, SPIKELLM_RATES),
+    ("spikellm", "inner.relative_loss", False, OURS), ("spikellm", "inner.alpha", 0.75, SPIKELLM_RATES),
+    ("spikellm", "inner.transformation_rate", 1e-3, SPIKELLM_RATES),
+    ("omniquant_w4a4", "alpha", 0.75, SPIKELLM_RATES),
+    ("omniquant_w4a4", "transformation_rate", 1e-3, SPIKELLM_RATES),
     *(("abq*", option, value, ABQ_CODE) for option, value in LEARNED), ("abq*", "down", True, ABQ_CODE),
     ("abq*", "compensated", [3, 4], ABQ_CODE), ("abq*", "compensation_rate", 1e-2, ABQ_CODE),
     ("abq*", "levels", 0, ABQ_PAPER), ("abq*", "repacked", False, OURS),

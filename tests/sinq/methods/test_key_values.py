@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
 import sinq
 from baselines.dense import Dense
 from baselines.gptq import GPTQ
+from baselines.prefixquant import Prefix
 from baselines.rtn import RTN
 from sinq import (
     SINQ,
@@ -143,6 +146,63 @@ def test_a_searched_scale_has_the_least_error_of_its_head() -> None:
             found = head_errors(x, new.get_buffer(f"{name}_scale").view(-1, 1, 1), zero)
             assert (found <= torch.stack(errors).amin(0) * (1 + 1e-5)).all()
             assert (found < errors[0]).any()
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_keys_searched_by_attention_have_the_least_error_of_its_probabilities(
+    prefix: bool, rotate: bool
+) -> None:
+    """Of the first block, against every share in float64, with each head's queries and a dense prefix."""
+    whole, searched = StateFormat(3, Sharing.head), StateFormat(3, Sharing.head, search=True)
+    inner = Prefix(Dense(), tokens=(5, 1)) if prefix else Dense()
+    dense, before, model = tiny_model("llama"), tiny_model("llama"), tiny_model("llama")
+    KeyValues(inner, KeyValueFormat(whole, whole, rotate=rotate)).compress(before, TEXT)
+    KeyValues(inner, KeyValueFormat(searched, whole, rotate=rotate, search_attention=True)).compress(
+        model, TEXT
+    )
+    if prefix:
+        inner.compress(dense, TEXT)
+    seen: list[tuple[Tensor, ...]] = []
+    plain = nn.functional.scaled_dot_product_attention
+
+    class See(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is plain:
+                seen.append(tuple(each.double() for each in args[:2]))
+            return func(*args, **(kwargs or {}))
+
+    with See(), torch.no_grad():
+        dense(TOKENS)
+    query, key = seen[0]
+    old, new = (next(iter(key_value_stores(each).values())) for each in (before, model))
+    kept, heads = (2 if prefix else 0), old.heads
+    key = key[:, :: key.shape[1] // heads]
+    matrix = scipy.linalg.hadamard(key.shape[-1]) / key.shape[-1] ** 0.5 if rotate else np.eye(key.shape[-1])
+    turn = torch.tensor(matrix, dtype=torch.float64)
+    scale, zero = (old.get_buffer(f"key_{what}").double().view(-1, 1, 1) for what in ("scale", "zero"))
+
+    def probabilities(keys: Tensor) -> Tensor:
+        shared = keys.repeat_interleave(query.shape[1] // heads, 1)
+        scores = query @ shared.mT / query.shape[-1] ** 0.5
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1 + kept)
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+
+    def errors(scale: Tensor) -> Tensor:
+        text = key[:, :, kept:] @ turn
+        rounded = (((text / scale + zero).round().clamp(-4, 3) - zero) * scale) @ turn.T
+        off = probabilities(torch.cat([key[:, :, :kept], rounded], 2)) - probabilities(key)
+        return off.square().sum((0, 2, 3)).reshape(heads, -1).sum(1)
+
+    every = torch.stack([errors(scale * (1 - step / 20)) for step in range(10)])
+    found = errors(new.get_buffer("key_scale").double().view(-1, 1, 1))
+    assert (found <= every.amin(0) * (1 + 1e-4)).all()
+    assert (found < every.amax(0)).all()
+
+
+def test_a_search_by_attention_is_refused_where_nothing_is_searched() -> None:
+    with pytest.raises(NotApplicable, match=r"kv\.keys\.search=false"):
+        KeyValueFormat(StateFormat(3, Sharing.head), search_attention=True)
 
 
 def head_errors(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
