@@ -52,6 +52,7 @@ class Perplexity(TypedDict, total=False):
     dense: Positive | None
     kl: Number
     flip_rate: Number
+    blocks_per_window: int
     divergence: Group
     windows: Required[int]
     windows_available: int
@@ -263,11 +264,15 @@ def checked(row: Any, migrations: Mapping[int, Migration] = MIGRATIONS, schema: 
 
 
 def _check_windows(row: Row) -> None:
-    """Raise `RowError` where a list of values by window has not as many values as there were windows."""
-    windows = row["metrics"].get("perplexity", {}).get("windows")
+    """Raise `RowError` where a list of values by window, or by block, has not as many as there were."""
+    perplexity = row["metrics"].get("perplexity", {})
+    windows, blocks = perplexity.get("windows"), perplexity.get("blocks_per_window", 1)
     for name, values in row.get("samples", {}).get("perplexity", {}).items():
-        if isinstance(values, list) and windows is not None and len(values) != windows:
-            raise RowError(f"samples.perplexity.{name} has {len(values)} values for {windows} windows")
+        parts = {"window": 1, "block": blocks}.get(name.partition("_")[0])
+        if None in (parts, windows) or len(values) == windows * parts:
+            continue
+        each = "" if parts == 1 else f" of {parts} blocks"
+        raise RowError(f"samples.perplexity.{name} has {len(values)} values for {windows} windows{each}")
 
 
 def migrated(row: Row, migrations: Mapping[int, Migration] = MIGRATIONS, schema: int = SCHEMA) -> Row:

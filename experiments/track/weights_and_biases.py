@@ -184,7 +184,8 @@ def _tables(row: Row, layers: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
     """Return the tables of a run, by name: one row per layer, and per window of text."""
     import pandas as pd
 
-    windows = pd.DataFrame(row.get("samples", {}).get("perplexity", {}))
+    samples = row.get("samples", {}).get("perplexity", {})
+    windows = pd.DataFrame({name: each for name, each in samples.items() if name.startswith("window_")})
     tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
     return {name: table for name, table in tables.items() if len(table)}
 

@@ -16,6 +16,7 @@ from baselines.dense import Dense
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments import models
+from experiments.compare.paired import compare
 from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import (
     Evaluation,
@@ -30,9 +31,11 @@ from experiments.evaluation import (
 from experiments.models.source import Pretrained
 from experiments.results import record
 from experiments.results.names import distinct_names
+from experiments.results.schema import checked
 from experiments.runs.identity import identity, run_id
 from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
+from experiments.track.weights_and_biases import WandB
 from sinq import SINQ, CompressedLinear, Grid, Kernel, Layers, NotApplicable, OnMisfit, Sinkhorn
 from tests.damage import DAMAGES
 
@@ -69,6 +72,38 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 @pytest.fixture
 def setting(tmp_path: Path) -> Execution:
     return Execution(tmp_path / "results")
+
+
+def test_a_row_with_blocks_and_the_exact_divergence_is_read_compared_and_logged(
+    run: Run, setting: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of windows, blocks and tokens lie side by side, and each reader takes its own."""
+    monkeypatch.setattr("experiments.evaluation.perplexity.BLOCK", 4)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    measured = {"perplexity": Perplexity(windows=4, seqlen=33, exact=True, trace=1)}
+    logged = replace(setting, logger=WandB())
+    rows = [
+        execute(replace(run, method=method, evaluation=measured), logged)
+        for method in (run.method, RTN(Grid(group_size=32)))
+    ]
+    assert rows[0]["metrics"]["perplexity"]["blocks_per_window"] == 8
+    found, unreadable = record.read(setting.results_dir)
+    assert not unreadable
+    assert {row["run_id"] for row in rows} <= {row["run_id"] for row in found}
+    assert len(list(setting.results_dir.glob("wandb/offline-run-*"))) == 3  # the dense model too
+    assert compare(*rows).interval is not None  # of four windows
+    for row in rows:
+        del row["samples"]["perplexity"]["block_nll"]
+    assert compare(*rows).interval is None
+
+
+@pytest.mark.parametrize(("name", "count"), [("window_kl", 3), ("block_nll", 2)])
+def test_samples_of_another_number_are_no_row(run: Run, setting: Execution, name: str, count: int) -> None:
+    row = execute(run, setting) | {"schema": record.SCHEMA}
+    row["samples"]["perplexity"][name] = [0.5] * count
+    row["metrics"]["perplexity"]["blocks_per_window"] = 2
+    with pytest.raises(record.RowError, match=f"samples.perplexity.{name} has {count} values for 2 windows"):
+        checked(row)
 
 
 def test_a_row_has_metrics_samples_protocol_and_provenance(run: Run, setting: Execution) -> None:
