@@ -35,6 +35,7 @@ from experiments.runs.portable import portable
 from experiments.runs.provenance import protocol, provenance
 from experiments.runs.run import Run
 from sinq import Calibration, CompressionReport, Context, NotApplicable, chosen, load, stream, using
+from sinq.checkpoint.configuration import QUANT_METHOD
 from sinq.checkpoint.foreign.formats import stated_quantization
 from sinq.checkpoint.journal import JournalError
 from sinq.common.named import name_of
@@ -207,10 +208,17 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
 
 
 def _refuse_quantized(run: Run) -> None:
-    """Raise `UnfitModelError` if a method would compress what another project has quantized."""
-    if run.method.changes_model and run.model.is_quantized:
-        folder = run.model.folder()
-        kind = (stated_quantization(folder) or {}).get("quant_method")
+    """Raise `UnfitModelError` for a model that is compressed already: by this project, or before a method."""
+    if not run.model.is_quantized:
+        return
+    folder = run.model.folder()
+    kind = (stated_quantization(folder) or {}).get("quant_method")
+    if kind == QUANT_METHOD:
+        raise UnfitModelError(
+            f"model {folder} was written by sinq.save; its row is that of the run that made it, and"
+            " experiments.perplexity measures what sinq.load returns"
+        )
+    if run.method.changes_model:
         raise UnfitModelError(
             f"model {folder} is quantized already ({kind}); its dense model is what can be compressed,"
             " and method=none measures it as it is"

@@ -97,4 +97,7 @@ def _official(folder: Path, rest: tuple[Any, ...], options: Mapping[str, Any]) -
             " load it with dtype and device_map=<one device>, save it by save_pretrained, and load that"
         )
     target = f"cuda:{places[0]}" if isinstance(places[0], int) else places[0]
-    return load_foreign(folder, target, None if dtype == "auto" else dtype).model
+    model = load_foreign(folder, target, None if dtype == "auto" else dtype).model
+    if attention := getattr(options.get("config"), "_attn_implementation", None):
+        model.set_attn_implementation(attention)
+    return model

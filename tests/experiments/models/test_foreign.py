@@ -20,7 +20,7 @@ from experiments.results.record import Row
 from experiments.runs.identity import identity
 from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
-from sinq import Grid, Kernel
+from sinq import Grid, Kernel, Method, save
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.sinq.checkpoint.foreign.writers import KINDS, write
 
@@ -73,6 +73,16 @@ def test_its_layers_have_sizes_and_no_errors(row: Row, tmp_path: Path) -> None:
 def test_a_method_refuses_it_before_it_is_loaded(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UnfitModelError, match=r"quantized already \(gptq\).*method=none measures it"):
         execute(replace(run, method=RTN(Grid(group_size=32))), Execution(tmp_path / "results"))
+
+
+@pytest.mark.parametrize("method", [Dense(), RTN(Grid(group_size=32))], ids=["none", "rtn"])
+def test_a_folder_of_ours_is_no_model_to_measure(run: Run, tmp_path: Path, method: Method) -> None:
+    model = tiny_model("llama")
+    RTN(Grid(group_size=32)).compress(model)
+    save(model, tmp_path / "ours")
+    ours = replace(run, model=replace(run.model, path=str(tmp_path / "ours")), method=method)
+    with pytest.raises(UnfitModelError, match=r"was written by sinq.save; its row is that of the run"):
+        execute(ours, Execution(tmp_path / "results"))
 
 
 def test_a_format_that_is_not_read_is_named(run: Run, tmp_path: Path) -> None:

@@ -147,6 +147,12 @@ def test_folders_of_the_official_package_are_read(stated: bool, tmp_path: Path) 
     require_same(AutoModelForCausalLM.from_pretrained(tmp_path / "ours"), model)
 
 
+def test_official_folders_take_an_implementation_of_attention(tmp_path: Path) -> None:
+    official(tmp_path, stated=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+
+
 def test_options_that_official_folders_do_not_take_are_named(tmp_path: Path) -> None:
     official(tmp_path, stated=True)
     for option in ({"device_map": "auto"}, {"max_memory": {0: "1GB"}}):
