@@ -63,9 +63,12 @@ def decode(
 
 def call(model: "PreTrainedModel", ids: Tensor, **options: Any) -> Any:
     """Return the output of a model that may use its cache, for the last position if it can tell."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
-    return model(input_ids=ids, use_cache=True, **options)
+    return model(input_ids=ids, use_cache=True, **options, **last_logits(model))
+
+
+def last_logits(model: "PreTrainedModel") -> dict[str, int]:
+    """Return the options of a model's forward that ask for the logits of the last position alone."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _cache(model: "PreTrainedModel", output: Any) -> dict[str, Any]:
