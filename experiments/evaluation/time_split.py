@@ -16,10 +16,14 @@ from torch import nn
 
 from sinq.common.errors import NotApplicable
 from sinq.model.attention import attentions
+from sinq.model.experts import CompressedExperts
+from sinq.model.linear import CompressedLinear
 from sinq.model.targets import linear_places, output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+COMPRESSED = (CompressedLinear, CompressedExperts)
 
 
 class _Clock:
@@ -58,6 +62,7 @@ def time_split(model: "PreTrainedModel", work: Callable[[], object]) -> dict[str
 def _parts(model: "PreTrainedModel") -> dict[nn.Module, str]:
     """Return the part of each module that is timed; experts count as linear layers."""
     parts = {target.module: "linear" for target in linear_places(model)}
+    parts |= {each: "linear" for each in model.modules() if isinstance(each, COMPRESSED)}
     with suppress(NotApplicable):  # attention that is not found counts as the rest
         parts |= dict.fromkeys(attentions(model).values(), "attention")
     head = output_head(model)

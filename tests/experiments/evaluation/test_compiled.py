@@ -121,5 +121,6 @@ def test_a_row_says_where_decoding_spends_its_time() -> None:
     split = Latency(8, 2, rounds=1).measure(compressed()).metrics["decode_split"]
     assert split.keys() == {"dense", "compressed"}
     for shares in split.values():
+        assert shares.keys() == {"linear", "attention", "head", "rest"}
         assert sum(shares.values()) == pytest.approx(1)
         assert all(0 < share < 1 for share in shares.values())
