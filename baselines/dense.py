@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sinq import Calibration, CompressionReport, Context, Method, NotApplicable
 from sinq.calibration.data import check_calibration
+from sinq.model.targets import select
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Cast(Method):
         context: Context = Context(),
     ) -> CompressionReport:
         self.check_given(model, calibration)
+        select(model, context.layers)  # refuses a model that is compressed already
         dtype = getattr(torch, self.dtype.value)
         largest = torch.finfo(dtype).max
         stored = set(model.state_dict(keep_vars=True).values())

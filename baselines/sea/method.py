@@ -135,9 +135,7 @@ class SEA(Method):
                 f"method.blocks={self.blocks} is not possible; it must be a multiple of {SHRINK}"
             )
         if self.form is Form.dense and not self.base_share:
-            raise ValueError(
-                "method.form=dense with method.base_share=0 has nothing to train; use method=none"
-            )
+            raise ValueError("form=dense with base_share=0 has nothing to train; it is the dense model")
 
     @property
     def label(self) -> str:

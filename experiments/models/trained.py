@@ -45,6 +45,8 @@ from sinq.training.trainer import NoCompanion, Precision, Trainer, Training
 
 log = logging.getLogger(__name__)
 
+FEW = 12
+"""Checkpoints that a message lists one by one."""
 TRAINING = Training(
     steps=1000,
     batch=8,
@@ -110,7 +112,7 @@ class Trained(ModelSource):
         if self.step is not None and self.step not in self.checkpoints:
             raise ValueError(
                 f"model.step={self.step} is not possible: the training keeps the steps"
-                f" {', '.join(map(str, self.checkpoints))}; choose one, or another model.checkpoint_every"
+                f" {_listed(self.checkpoints)}; choose one, or another model.checkpoint_every"
             )
 
     @property
@@ -230,3 +232,10 @@ def _copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    """Return steps for a message: all of a few; of many, which are equally far apart, the first and the last."""
+    if len(steps) <= FEW:
+        return ", ".join(map(str, steps))
+    return f"{', '.join(map(str, steps[:3]))}, … {', '.join(map(str, steps[-2:]))}"

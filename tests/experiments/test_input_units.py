@@ -21,6 +21,7 @@ from baselines.mgptq import MGPTQ
 from baselines.mixed import Mixed
 from baselines.omniquant import OmniQuant
 from baselines.rtn import RTN
+from baselines.sea import SEA
 from experiments.config.build import method_classes
 from sinq import SINQ, LayerMethod, NotApplicable, Tuned
 from sinq.calibration.statistics import Gradient, InputStatistic, Statistic
@@ -35,7 +36,7 @@ QUICK: dict[type, dict[str, Any]] = {
     AQLM: {"format": Codebooks(2, 4, 4), "rounds": 2, "steps": 3},
     MGPTQ: {"training": dataclasses.replace(MGPTQ().training, steps=8)},
 }
-WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing, OmniQuant)
+WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing, OmniQuant, SEA)
 """Methods that look at text, but are given no statistic of a layer: around others, or trained."""
 
 

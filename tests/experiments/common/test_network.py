@@ -13,7 +13,7 @@ from experiments.common import network
 from experiments.common.network import prepare_hub, unreachable
 from experiments.data.corpora import WikiText2
 from experiments.data.text import _read_hub
-from experiments.models.source import commit
+from experiments.models.source import commit, hub_config
 from tests.silence import silence
 
 
@@ -22,7 +22,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(network, "SECONDS", 1.0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    caches = (unreachable, prepare_hub, _read_hub, commit)
+    caches = (unreachable, prepare_hub, _read_hub, hub_config)
     for each in caches:
         each.cache_clear()
     yield

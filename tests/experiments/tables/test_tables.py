@@ -490,12 +490,12 @@ def test_unknown_tables_and_conditions_are_explained() -> None:
         table(line("sinq"), columns=[Column("Δ", against="hqq")])
     with pytest.raises(
         ValueError,
-        match="table=table99 does not exist; choose one of abq, activations, feedback, smoke, smollm2",
+        match="table=table99 does not exist; choose one of abq, activations, feedback, sdgm, smoke, smollm2",
     ):
         spec.load("table99")
     with pytest.raises(
         ValueError,
-        match="table is missing; give table=<name>, one of abq, activations, feedback, smoke, smollm2",
+        match="table is missing; give table=<name>, one of abq, activations, feedback, sdgm, smoke, smollm2",
     ):
         grids(config(table=""), [])
     with pytest.raises(ValueError, match="table=table99 does not exist"):  # also where runs need no table
