@@ -235,7 +235,7 @@ def _put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None
 
 
 def _listed(steps: tuple[int, ...]) -> str:
-    """Return steps for a message: all of a few; of many, which are equally far apart, the first and the last."""
+    """Return steps for a message: all of a few; of many, equally far apart, the first and the last."""
     if len(steps) <= FEW:
         return ", ".join(map(str, steps))
     return f"{', '.join(map(str, steps[:3]))}, … {', '.join(map(str, steps[-2:]))}"

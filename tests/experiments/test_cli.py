@@ -150,11 +150,11 @@ def test_what_makes_no_sense_is_listed_and_fails_nothing(run: Callable[..., Fork
         (["table=table1"], "error: table=table1 is filled by a sweep; add experiment=paper"),
         (
             ["experiment=paper"],
-            "error: table is missing; give table=<name>, one of abq, activations, feedback, sdgm, smoke, smollm2, ",
+            "error: table is missing; give table=<name>, one of abq, activations, feedback, sdgm, smoke, ",
         ),
         (
             ["experiment=paper", "table=table0"],
-            "error: table=table0 does not exist; choose one of abq, activations, feedback, sdgm, smoke, smollm2, ",
+            "error: table=table0 does not exist; choose one of abq, activations, feedback, sdgm, smoke, ",
         ),
         (["group_size=48"], "error: group_size=48 does not divide 14 layers"),
     ],

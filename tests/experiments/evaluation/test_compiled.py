@@ -99,6 +99,7 @@ def slowed(module: nn.Module, seconds: float) -> None:
 @pytest.mark.parametrize("part", ["linear", "attention", "head", "rest"])
 def test_the_slow_part_is_found(part: str) -> None:
     model: Any = subject().model
+    model(torch.arange(4)[None], use_cache=False)  # first calls are slow anywhere
     block = model.model.layers[0]
     slowed(
         {
@@ -107,7 +108,7 @@ def test_the_slow_part_is_found(part: str) -> None:
             "head": model.lm_head,
             "rest": block.input_layernorm,
         }[part],
-        0.2,
+        0.3,
     )
     hooks = len(block.self_attn._forward_hooks)
     shares = time_split(model, lambda: model(torch.arange(4)[None], use_cache=False))
