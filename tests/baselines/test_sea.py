@@ -248,7 +248,7 @@ def test_a_trained_model_is_stored_and_loaded(tmp_path: Path) -> None:
         ({"blocks": 10}, r"method\.blocks=10 is not possible; it must be a multiple of 4"),
         ({"fraction": 0.0}, r"method\.fraction=0"),
         ({"jitter": 1.5}, r"method\.jitter=1.5"),
-        ({"form": Form.dense, "base_share": 0.0}, "nothing to train; use method=none"),
+        ({"form": Form.dense, "base_share": 0.0}, "nothing to train; it is the dense model"),
         ({"losses": {"hidden": 1}}, "losses"),
     ],
 )
