@@ -65,8 +65,14 @@ def flips(compressed: Tensor, dense: Expected) -> tuple[Tensor, Tensor]:
     highest = compressed.gather(1, token)
     defined = ~(highest.isnan()[:, 0] | dense.log_probabilities.isnan().any(-1))
     changed = (token != dense.tokens[:, :1])[:, 0]
-    either = dense.tied | ((compressed == highest).sum(-1) > 1)
+    either = dense.tied | tied(compressed)
     return changed.double().where(defined, torch.nan), either.double().where(defined, torch.nan)
+
+
+def tied(log_probabilities: Tensor) -> Tensor:
+    """Return whether another token is as probable as the most probable one, bool (positions,)."""
+    first, *second = log_probabilities.topk(min(2, log_probabilities.shape[-1])).values.unbind(-1)
+    return first == second[0] if second else torch.zeros_like(first, dtype=torch.bool)
 
 
 def divergence(compressed: Tensor, dense: Expected) -> Tensor:
@@ -200,11 +206,11 @@ class Reference:
 def _write(file: IO[bytes], log_probabilities: Tensor, dtype: "np.dtype[Any]") -> None:
     """Append one record per position; `log_probabilities` are overwritten."""
     kept, tokens = log_probabilities.topk(dtype["tokens"].shape[0])
-    tied = (log_probabilities == kept[:, :1]).sum(-1) > 1
+    also = tied(log_probabilities)
     tokens = _first_in_front(tokens, log_probabilities)
     others = log_probabilities.exp_().scatter_(1, tokens, 0).sum(-1)
     block = np.empty(len(tokens), dtype)
-    columns = {"tokens": tokens, "log_probabilities": kept, "others": others, "tied": tied}
+    columns = {"tokens": tokens, "log_probabilities": kept, "others": others, "tied": also}
     for name, value in columns.items():
         block[name] = value.cpu().numpy()
     file.write(block.tobytes())

@@ -15,7 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-POSITIONS_AT_ONCE = 256
+POSITIONS_AT_ONCE = 128
+"""Few enough that arrays of so many by 50,000 words are reused by the allocator, not mapped anew each time."""
 PROBE_TOKENS = 8
 
 Sink = Callable[[Tensor], None]

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.evaluation.divergence import Expected, flips
+from experiments.evaluation.divergence import Expected, flips, tied
 
 Numbers = NDArray[np.float64]
 IMPOSSIBLE = -1e4
-"""Log-probability that stands for −∞, in nats: exp of it is 0, and 0 times a finite number is 0."""
+"""Log-probability that stands for −∞, and the difference for ∞, in nats: numbers that 0 times is 0."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,14 @@ def changes(dense: Tensor, compressed: Tensor, targets: Tensor) -> Positions:
     """
     right = [each.gather(1, targets[:, None])[:, 0].double().exp() for each in (dense, compressed)]
     top, tokens = dense.max(-1, keepdim=True)
-    expected = Expected(tokens, top.double(), (dense == top).sum(-1) > 1)
-    flipped, tied = flips(compressed, expected)
-    columns = (divergence(dense, compressed), right[1] - right[0], top[:, 0].double().exp(), flipped, tied)
-    kl, delta_p, confidence, flipped_, tied_ = (column.cpu().numpy() for column in columns)
-    return Positions(kl, delta_p, confidence, flipped_, tied_, targets.cpu().numpy())
+    changed, ties = flips(compressed, Expected(tokens, top.double(), tied(dense)))
+    confidence, delta = top[:, 0].double().exp(), right[1] - right[0]
+    columns = (divergence(dense, compressed), delta, confidence, changed, ties, targets)
+    return Positions(*(column.cpu().numpy() for column in columns))
 
 
 def divergence(dense: Tensor, compressed: Tensor) -> Tensor:
     """Return KL(dense ‖ compressed), float64 (positions,); `dense` is overwritten."""
-    logarithms, others = dense.clamp_min_(IMPOSSIBLE), compressed.clamp_min(IMPOSSIBLE)
-    difference = logarithms - others
-    return torch.linalg.vecdot(logarithms.exp_(), difference).double()
+    probabilities = dense.clamp_min_(IMPOSSIBLE).exp()
+    difference = dense.sub_(compressed).clamp_max_(-IMPOSSIBLE)
+    return torch.einsum("pv,pv->p", probabilities, difference).double()
