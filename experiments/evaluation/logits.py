@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POSITIONS_AT_ONCE = 128
-"""Few enough that arrays of so many by 50,000 words are reused by the allocator, not mapped anew each time."""
+"""Few enough that arrays of so many by 50,000 words are reused by the allocator, not mapped anew."""
 PROBE_TOKENS = 8
 
 Sink = Callable[[Tensor], None]
