@@ -6,21 +6,21 @@
 A crash of the library is an `EngineError` of one line.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from subprocess import PIPE
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.common.conversation import Conversation
 from experiments.engines import library
 
 
@@ -56,7 +56,8 @@ class LlamaCpp:
             subprocess.Popen(self.command, stdin=PIPE, stdout=PIPE, stderr=self.errors, text=True, env=paths)
         )
         try:
-            facts = self._answer()
+            self.talk = Conversation("llama.cpp's process", self.process, self.errors, EngineError)
+            facts = self.talk.answer()
         except BaseException:
             self.stack.close()
             raise
@@ -72,43 +73,22 @@ class LlamaCpp:
     def logits(self, ids: Tensor) -> Tensor:
         """Return the logits after each of the ids, float32 (tokens, vocabulary)."""
         file = self.scratch / "logits.npy"
-        self._ask(do="logits", ids=ids.tolist(), file=str(file))
+        self.talk.ask(do="logits", ids=ids.tolist(), file=str(file))
         return torch.from_numpy(np.load(file))
 
     def nll(self, ids: Tensor) -> float:
         """Return the mean negative log-likelihood of ids (tokens,) after the first, nats."""
-        return float(self._ask(do="nll", ids=ids.tolist())["value"])
+        return float(self.talk.ask(do="nll", ids=ids.tolist())["value"])
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a text by the file's own tokenizer, special tokens in it included."""
-        return list(self._ask(do="tokens", text=text)["value"])
+        return list(self.talk.ask(do="tokens", text=text)["value"])
 
     def greedy(self, ids: Tensor, count: int) -> list[int]:
         """Return the `count` most probable ids that follow."""
-        return list(self._ask(do="greedy", ids=ids.tolist(), count=count)["value"])
+        return list(self.talk.ask(do="greedy", ids=ids.tolist(), count=count)["value"])
 
     def phase_seconds(self, ids: Tensor, count: int) -> tuple[float, float]:
         """Return the seconds of prefill of the ids, and of decoding `count` more."""
-        prefill, decode = self._ask(do="seconds", ids=ids.tolist(), count=count)["value"]
+        prefill, decode = self.talk.ask(do="seconds", ids=ids.tolist(), count=count)["value"]
         return prefill, decode
-
-    def _ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # of a process that ended; `_answer` says so
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise EngineError(f"llama.cpp's process ended with {self.process.wait()}: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise EngineError(answer["error"])
-        return answer
-
-    def _last_words(self) -> str:
-        self.errors.seek(0)
-        return (self.errors.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]

@@ -15,7 +15,6 @@ The last two take a minute and more for a matrix on a CPU. Not covered: gptqmode
 absent.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -24,13 +23,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from experiments.bench.peers.worker import PEERS
 from experiments.bench.timing import Implementation, PeerError, Skipped
+from experiments.common.conversation import Conversation
 
 WORKER = Path(__file__).with_name("worker.py")
 NO_WORKER = {"gptqmodel": "no worker is written for it: it quantizes whole models only, from their files"}
@@ -45,39 +45,19 @@ class Worker:
     """
 
     def __init__(self, peer: str, process: "subprocess.Popen[str]", errors: IO[bytes], scratch: Path) -> None:
-        self.peer, self.process, self.errors, self.scratch = peer, process, errors, scratch
-        self.version: str = self._answer()["version"]
+        self.peer, self.scratch = peer, scratch
+        self.talk = Conversation("its process", process, errors, PeerError)
+        self.version: str = self.talk.answer()["version"]
 
     def prepare(self, weights: Sequence[Tensor], bits: int, group_size: int) -> None:
         """Send the matrices for `seconds` to the peer."""
         file = self.scratch / f"{self.peer}.pt"
         torch.save([weight.detach().float().contiguous() for weight in weights], file)
-        self._ask({"file": str(file), "bits": bits, "group_size": group_size})
+        self.talk.ask(file=str(file), bits=bits, group_size=group_size)
 
     def seconds(self) -> float:
         """Let the peer quantize all matrices once; return the seconds it reports."""
-        return float(self._ask({})["seconds"])
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        if self.process.poll() is None:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise PeerError(f"its process ended; last words: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise PeerError(answer["error"])
-        return answer
-
-    def _last_words(self) -> str:
-        self.errors.seek(0)
-        return (self.errors.read().decode(errors="replace").strip().splitlines() or ["none"])[-1]
+        return float(self.talk.ask()["seconds"])
 
 
 @dataclass(frozen=True)

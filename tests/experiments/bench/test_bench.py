@@ -349,7 +349,7 @@ class TestPeers:
             running.contenders({"hqq"}, [torch.ones(4, 32)], 3, 32, 77)
             (_, failed) = measure([theirs], 1)
         assert failed[0].reason == "AssertionError: (3, 32, torch.Size([4, 32]))"
-        assert running.workers[0].process.poll() == 0
+        assert running.workers[0].talk.process.poll() == 0
         assert {one.name for one in absent} == {
             "asinq package",
             "autoawq package",

@@ -2,26 +2,20 @@
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.analysis.joma import study
+from tests.experiments.analysis.command import command
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["joma", *arguments])
     monkeypatch.setattr(study, "RATES", (0.1,))
     monkeypatch.setattr(study, "FIGURE_STEPS", 100)
-    try:
-        runpy.run_module("experiments.analysis.joma", run_name="__main__", alter_sys=False)
-    except SystemExit as done:
-        return done.code
-    return 0
+    return command(monkeypatch, "joma", *arguments)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv"])

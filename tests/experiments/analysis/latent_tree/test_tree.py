@@ -1,10 +1,7 @@
 """Texts of a tree by counting, correlations by numpy, and a training that finds the latents."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +16,7 @@ from experiments.analysis.latent_tree.learned import (
 from experiments.analysis.latent_tree.tree import Tree
 from sinq.model.blocks import find_blocks
 from sinq.training.trainer import Precision, Training
+from tests.experiments.analysis.command import command
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
 SMALL = Tree(classes=3, upper=2, children=2, length=12, flip=0.1)
@@ -84,26 +82,17 @@ def test_training_tells_classes_and_follows_latents() -> None:
     assert after["upper", 1] > before["upper", 1] + 0.05
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["latent_tree", *map(str, arguments)])
-    try:
-        runpy.run_module("experiments.analysis.latent_tree", run_name="__main__", alter_sys=False)
-    except SystemExit as done:
-        return done.code
-    return 0
-
-
 def test_the_command_prints_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--steps", 1, "--width", 8, "--out", tmp_path / "t.json")
-    assert run(monkeypatch, *words) == 0
+    assert command(monkeypatch, "latent_tree", *words) == 0
     assert "of classes are told" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "t.json").read_text())
     assert len(found["levels"]) == 4
-    assert run(monkeypatch, "--seeds", 0) == 1
+    assert command(monkeypatch, "latent_tree", "--seeds", 0) == 1
     assert "--seeds 0 is not possible" in " ".join(capsys.readouterr().out.split())
-    assert run(monkeypatch, "--out", "t.csv") == 1
+    assert command(monkeypatch, "latent_tree", "--out", "t.csv") == 1
 
 
 def test_options_out_of_range_are_refused() -> None:

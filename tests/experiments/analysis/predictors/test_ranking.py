@@ -2,10 +2,7 @@
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +21,7 @@ from experiments.analysis.predictors.ranking import (
     spearman,
 )
 from experiments.results.record import Row
+from tests.experiments.analysis.command import command
 from tests.experiments.rows import finished, store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # by runpy
@@ -131,22 +129,13 @@ def test_a_row_without_a_measurement_is_refused(lacking: str) -> None:
         layer_table(row, dense)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["predictors", *map(str, arguments)])
-    try:
-        runpy.run_module("experiments.analysis.predictors", run_name="__main__", alter_sys=False)
-    except SystemExit as done:
-        return done.code
-    return 0
-
-
 def test_the_command_prints_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row, dense = made()
     store(tmp_path, row, dense)
     words = ("method=sinq,bits=3", "--results", tmp_path, "--out")
-    assert run(monkeypatch, *words, tmp_path / "p.json") == 0
+    assert command(monkeypatch, "predictors", *words, tmp_path / "p.json") == 0
     said = capsys.readouterr().out
     assert "sinq 3-bit g64, m on t" in said
     assert "+1.00 (+1.00 … +1.00)" in said
@@ -154,7 +143,7 @@ def test_the_command_prints_and_writes(
     expected = layer_table(row, dense)
     assert written["layers"] == expected.to_dict("index")
     assert len(written["correlations"]) == 4 * len(PREDICTORS)
-    assert run(monkeypatch, *words, tmp_path / "p.csv") == 0
+    assert command(monkeypatch, "predictors", *words, tmp_path / "p.csv") == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "p.csv", index_col="name"), expected)
 
 
@@ -175,7 +164,7 @@ def test_wrong_words_are_one_line(
 ) -> None:
     stored = [finished("none", text="u"), finished("sinq", 3), finished("rtn")]
     store(tmp_path, *stored)
-    assert run(monkeypatch, *words, "--results", tmp_path) == 1
+    assert command(monkeypatch, "predictors", *words, "--results", tmp_path) == 1
     said = capsys.readouterr().out
     assert message in said
     assert said.count("\n") == 1

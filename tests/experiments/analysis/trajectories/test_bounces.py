@@ -1,16 +1,14 @@
 """Drop and rebound of made trainings by hand, their verdicts, and the command."""
 
 import csv
-import runpy
-import sys
 from pathlib import Path
 from statistics import stdev
-from typing import Any
 
 import pytest
 
 from experiments.analysis.trajectories.bounces import ENTROPY, RANK, lines
 from experiments.results.trajectories import trajectories
+from tests.experiments.analysis.command import command
 from tests.experiments.checkpoints import checkpoint, course
 from tests.experiments.rows import finished, store
 
@@ -64,34 +62,25 @@ def test_of_stable_ranks_the_lower_matrices_count() -> None:
     assert (line.layer, line.minimum, line.step) == ("a.0.fc1", 5.0, 1)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["trajectories", *map(str, arguments)])
-    try:
-        runpy.run_module("experiments.analysis.trajectories", run_name="__main__", alter_sys=False)
-    except SystemExit as done:
-        return done.code
-    return 0
-
-
 def test_the_command_prints_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store(tmp_path, *course({0: 2.5, 10: 1.0, 60: 1.3}))
-    assert run(monkeypatch, "--results", tmp_path, "--out", tmp_path / "t.csv") == 0
+    assert command(monkeypatch, "trajectories", "--results", tmp_path, "--out", tmp_path / "t.csv") == 0
     assert "drop and rebound" in " ".join(capsys.readouterr().out.split())
     with (tmp_path / "t.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert (line["quantity"], line["minimum"], line["verdict"]) == (
         "entropy", "1.0", "drop and rebound (one seed)",
     )  # fmt: skip
-    assert run(monkeypatch, "--results", tmp_path, "--out", "t.txt") == 1
+    assert command(monkeypatch, "trajectories", "--results", tmp_path, "--out", "t.txt") == 1
 
 
 def test_a_folder_without_trainings_says_how_to_make_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store(tmp_path, finished("none"), *course({0: 2.5, 10: 1.0}))
-    assert run(monkeypatch, "--results", tmp_path) == 1
+    assert command(monkeypatch, "trajectories", "--results", tmp_path) == 1
     assert "has no training with 3 steps or more; measure some with" in " ".join(
         capsys.readouterr().out.split()
     )
