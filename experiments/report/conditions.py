@@ -16,15 +16,15 @@ def about(group: Group) -> Facts:
     protocol = first["protocol"]
     return {
         "runs": f"{len(rows)}, {_when(rows)}",
-        "model": _pairs(first["identity"]["model"]),
+        "model": pairs(first["identity"]["model"]),
         "text": (
             f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens,"
             f" fingerprint {protocol['fingerprint']}"
         ),
         "protocol": _protocol(first),
-        "code": _several(_commit(row) for row in rows),
-        "machine": _several(_machine(row) for row in rows),
-        "packages": _several(_pairs(get_path(row, "provenance.packages") or {}) for row in rows),
+        "code": _several(commit(row) for row in rows),
+        "machine": _several(machine(row) for row in rows),
+        "packages": _several(pairs(get_path(row, "provenance.packages") or {}) for row in rows),
     }
 
 
@@ -37,12 +37,14 @@ def _protocol(row: dict[str, Any]) -> str:
     )
 
 
-def _commit(row: dict[str, Any]) -> str:
+def commit(row: dict[str, Any]) -> str:
+    """Return the commit of the code that made a row, and whether files differed from it."""
     code = get_path(row, "provenance.code") or {}
     return f"{(code.get('commit') or 'unknown')[:10]}{' with changes' if code.get('changed') else ''}"
 
 
-def _machine(row: dict[str, Any]) -> str:
+def machine(row: dict[str, Any]) -> str:
+    """Return device, threads and platform of a run."""
     provenance = row.get("provenance", {})
     threads = f"{provenance.get('torch_threads', '?')} of {provenance.get('cpu_count', '?')} threads"
     return f"{provenance.get('device', 'unknown')}, {threads}, {provenance.get('platform', '')}"
@@ -53,7 +55,8 @@ def _when(rows: list[dict[str, Any]]) -> str:
     return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown"
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def pairs(values: dict[str, Any]) -> str:
+    """Return names and values in one line, long values (hashes) cut."""
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in values.items() if value is not None)
 
 

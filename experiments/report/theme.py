@@ -59,3 +59,13 @@ class Theme:
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#59636e", "#e4e8ec", METHODS)
 DARK = Theme("dark", "#0d1117", "#e6edf3", "#9198a1", "#262c36", METHODS_ON_DARK)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def rules() -> str:
+    """Return both themes' colours as variables of a style sheet, the light ones also for print."""
+
+    def variables(theme: Theme) -> str:
+        named = {"paper": theme.background, "ink": theme.ink, "pale": theme.faint, "grid": theme.grid}
+        return ":root{" + "".join(f"--{name}:{colour};" for name, colour in named.items()) + "}"
+
+    return f"{variables(LIGHT)}\n@media screen and (prefers-color-scheme: dark){{{variables(DARK)}}}\n"
