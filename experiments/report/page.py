@@ -14,12 +14,14 @@ from markupsafe import Markup
 from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
 from experiments.compare.query import matching
-from experiments.report import forest, page_data
+from experiments.report import page_data
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
 from experiments.report.figure import Figure
-from experiments.report.figures import pareto
+from experiments.report.figures import trainings
+from experiments.report.figures.all import figures_of
 from experiments.report.figures.series import Series, series
+from experiments.report.reference import counterparts, reference
 from experiments.report.run_table import Table, table
 from experiments.report.theme import THEMES, rules
 from experiments.results import listing, record
@@ -90,20 +92,22 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
         )
     rows = chosen(rows, only)
     found_groups = groups(rows)
-    if against and not any(forest.reference(group, against) for group in found_groups):
+    if against and not any(reference(group, against) for group in found_groups):
         entries = [entry for group in found_groups for entry in group.entries]
         known = sorted({entry.row["choices"].get("method", entry.row["name"]) for entry in entries})
         raise ValueError(
             f"--against {against} names no finished run;"
             f" give a run id, a run's name or one of: {', '.join(known)}"
         )
-    _, damaged = _layers(rows, results_dir)
-    compared = {group.key: forest.counterparts(group, against) for group in found_groups}
+    tables, damaged = _layers(rows, results_dir)
+    compared = {group.key: counterparts(group, against) for group in found_groups}
     looks = series(found_groups)
-    sections = tuple(_section(group, looks, compared[group.key]) for group in found_groups)
+    sections = tuple(
+        _section(group, looks, tables, compared[group.key], against) for group in found_groups
+    )
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
-    over_steps = ()
+    over_steps = tuple(trainings.over_steps(rows))
     return Report(sections, table(found_groups, by_run), failed, unreadable | damaged, over_steps)
 
 
@@ -151,8 +155,16 @@ def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
     return [row for row in rows if row["run_id"] in matched | dense]
 
 
-def _section(group: Group, looks: Series, found: Counterparts | None) -> Section:
-    return Section(group, about(group), tuple(pareto.figures(group, looks)), found.notes if found else ())
+def _section(
+    group: Group,
+    looks: Series,
+    tables: Mapping[str, pd.DataFrame],
+    found: Counterparts | None,
+    against: str | None,
+) -> Section:
+    compared = _by_run(group, {group.key: found})
+    figures = figures_of(group, looks, tables, compared, reference(group, against))
+    return Section(group, about(group), figures, found.notes if found else ())
 
 
 def html(report: Report) -> str:

@@ -31,12 +31,13 @@ class Theme:
         """The Vega-Lite configuration."""
         words = {"labelColor": self.ink, "titleColor": self.ink, "labelFontSize": 11, "titleFontSize": 12}
         axis = words | {"gridColor": self.grid, "domainColor": self.faint, "tickColor": self.faint}
+        symbols = {"symbolSize": 110, "symbolBaseFillColor": self.ink, "symbolBaseStrokeColor": self.ink}
         return {
             "background": self.background,
             "font": FONT,
             "view": {"stroke": None},
             "axis": axis | {"titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": "greedy"},
-            "legend": words | {"orient": "bottom", "titleFontWeight": "normal", "symbolSize": 110},
+            "legend": words | {"orient": "bottom", "titleFontWeight": "normal", **symbols},
             "title": {"color": self.ink, "anchor": "start", "fontSize": 14, "offset": 12},
             "range": {"category": list(self.methods), "heatmap": {"scheme": "viridis"}},
             "style": self._styles(),
