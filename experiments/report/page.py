@@ -102,9 +102,7 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
     tables, damaged = _layers(rows, results_dir)
     compared = {group.key: counterparts(group, against) for group in found_groups}
     looks = series(found_groups)
-    sections = tuple(
-        _section(group, looks, tables, compared[group.key], against) for group in found_groups
-    )
+    sections = tuple(_section(group, looks, tables, compared[group.key], against) for group in found_groups)
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
     over_steps = tuple(trainings.over_steps(rows))
