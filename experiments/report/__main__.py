@@ -17,6 +17,7 @@ HELP = """All rows of a results folder as one HTML page that needs no network, a
     python -m experiments.report --results other/folder --out report.html --against rtn
     python -m experiments.report --figures paper/ --format svg --theme both
     python -m experiments.report --only method=sinq --only method=rtn,group_size=64
+    python -m experiments.report anna=results bob=/shared/results --title "3 bits" --group-by model
 """
 
 
@@ -24,13 +25,17 @@ def main() -> None:
     """Write the page, and the figures where `--figures` is given."""
     options = _parse()
     from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
+    from experiments.report.folders import Folder, merge
 
     kinds = kinds_of(options.format)
-    report = page.collect(options.results, options.against, options.only)
+    folders = [Folder.of(words) for words in options.folders or [str(options.results)]]
+    merged = merge(folders)
+    report = page.report_on(merged, options.against, options.only, options.title)
     for name, reason in report.unreadable.items():
-        file = options.results / "runs" / name
-        console.print(f"cannot be read: {file}: {reason}", markup=False, soft_wrap=True)
-    out = options.out or options.results / "report.html"
+        console.print(f"cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    out = options.out or folders[0].path / "report.html"
     with atomic_write(out) as page_file:
         page_file.write(page.html(report).encode())
     console.print(f"{len(report.table.records)} runs: {out}", markup=False, soft_wrap=True)
@@ -46,8 +51,15 @@ def _parse() -> argparse.Namespace:
         prog="python -m experiments.report", description=HELP, formatter_class=how
     )
     add = parser.add_argument
+    add(
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        help="results folders of several people, folder or name=folder; default: that of --results",
+    )
     add("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
-    add("--out", metavar="FILE", type=Path, help="the page; default: <results>/report.html")
+    add("--out", metavar="FILE", type=Path, help="the page; default: report.html in the first folder")
+    add("--title", default="", help="title of the page; default: what was run")
     add(
         "--against",
         metavar="NAME",

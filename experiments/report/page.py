@@ -18,6 +18,7 @@ from experiments.report.colours import rules
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
 from experiments.report.figures import Figure
+from experiments.report.folders import Folder, Merged, merge
 from experiments.report.render_svg import draw
 from experiments.report.run_table import Table, table
 from experiments.results import listing, record
@@ -48,10 +49,16 @@ class Report:
     unreadable: dict[str, str]
     over_steps: tuple[Figure, ...] = ()
     """Curves of checkpoints, which are models of their own and stand in groups of their own."""
+    heading: str = ""
+    """Title that was asked for."""
+    notes: tuple[str, ...] = ()
+    """Lines on how folders were merged."""
 
     @property
     def title(self) -> str:
-        """Title of the page: what was run, how often, by which code, and when."""
+        """Title of the page: as asked for, or what was run, how often, by which code, and when."""
+        if self.heading:
+            return self.heading
         return " – ".join(["SINQ harness", headline([entry.row for entry in self._entries])])
 
     @property
@@ -60,28 +67,28 @@ class Report:
 
 
 def collect(results_dir: Path, against: str | None = None, only: Sequence[str] = ()) -> Report:
-    """Return the report on a results folder.
+    """Return the report on a results folder; see `report_on`."""
+    return report_on(merge([Folder(results_dir, results_dir.name)]), against, only)
+
+
+def report_on(
+    merged: Merged,
+    against: str | None = None,
+    only: Sequence[str] = (),
+    heading: str = "",
+) -> Report:
+    """Return the report on the rows of results folders.
 
     Args:
         against: method, name or id of the runs that others are compared with.
         only: queries such as `method=sinq,bits=4`. Compressed runs that match none are left out; no query, no
             restriction.
+        heading: title of the page; by default what was run.
 
     Raises:
-        ValueError: the folder has no rows, no row is called `against`, or no run matches a query.
+        ValueError: no row is called `against`, or no run matches a query.
     """
-    rows, unreadable = record.read(results_dir)
-    if not rows:
-        found = (
-            f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}"
-            if unreadable
-            else ""
-        )
-        raise ValueError(
-            f"{results_dir / 'runs'} has no rows;"
-            f" make some with python run.py results_dir={results_dir}{found}"
-        )
-    rows = chosen(rows, only)
+    rows = chosen(list(merged.rows), only)
     found_groups = groups(rows)
     if against and not any(forest.reference(group, against) for group in found_groups):
         entries = [entry for group in found_groups for entry in group.entries]
@@ -90,23 +97,27 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
             f"--against {against} names no finished run;"
             f" give a run id, a run's name or one of: {', '.join(known)}"
         )
-    tables, damaged = _layers(rows, results_dir)
+    tables, damaged = _layers(rows, merged)
     compared = {group.key: forest.counterparts(group, against) for group in found_groups}
     sections = tuple(_section(group, tables, compared[group.key], against) for group in found_groups)
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
     over_steps = tuple(trainings.over_steps(rows))
-    return Report(sections, table(found_groups, by_run), failed, unreadable | damaged, over_steps)
+    unreadable = {**merged.unreadable, **damaged}
+    return Report(
+        sections, table(found_groups, by_run), failed, unreadable, over_steps, heading, merged.notes
+    )
 
 
-def _layers(rows: list[Row], results_dir: Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+def _layers(rows: list[Row], merged: Merged) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Return the tables of layers by run id, and the damaged ones by file name with the reason."""
     tables, damaged = {}, {}
     for row in rows:
         try:
-            tables[row["run_id"]] = record.read_layers(results_dir, row["run_id"])
+            tables[row["run_id"]] = merged.layers(row["run_id"])
         except record.RowError as error:
-            file = record.layers_path(results_dir, row["run_id"])
+            folder, run_id = merged.sources[row["run_id"]]
+            file = record.layers_path(folder.path, run_id)
             damaged[file.name] = str(error).removeprefix(f"{file} ")
     return tables, damaged
 
