@@ -1,6 +1,7 @@
 """The command: `python -m experiments.report`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from experiments.common.files import atomic_write
 
 if TYPE_CHECKING:
     from experiments.report.page import Report
+    from experiments.report.versions import Versions
 
 HELP = """All rows of a results folder as one HTML page that needs no network, and its figures for a paper.
 
@@ -26,11 +28,14 @@ def main() -> None:
     options = _parse()
     from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
     from experiments.report.folders import Folder, merge
+    from experiments.report.leaderboard import GROUP_BY, leaderboard
 
     kinds = kinds_of(options.format)
     folders = [Folder.of(words) for words in options.folders or [str(options.results)]]
     merged = merge(folders)
-    report = page.report_on(merged, options.against, options.only, options.title)
+    keys = options.group_by.split(",") if options.group_by else None
+    boards = partial(leaderboard, keys=keys or GROUP_BY, code=code()) if keys or len(folders) > 1 else None
+    report = page.report_on(merged, options.against, options.only, options.title, boards)
     for name, reason in report.unreadable.items():
         console.print(f"cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
     for note in report.notes:
@@ -60,6 +65,11 @@ def _parse() -> argparse.Namespace:
     add("--results", metavar="FOLDER", default="results", type=Path, help="default: results")
     add("--out", metavar="FILE", type=Path, help="the page; default: report.html in the first folder")
     add("--title", default="", help="title of the page; default: what was run")
+    add(
+        "--group-by",
+        metavar="KEYS",
+        help="a leaderboard for each model,text (the default for several folders), or other keys",
+    )
     add(
         "--against",
         metavar="NAME",
@@ -128,6 +138,15 @@ def figures(
             figure, folder / _stem(group, figure.key, theme), THEMES[theme], kinds
         )
     ]
+
+
+def code() -> "Versions":
+    """Return the versions of this code's methods and evaluations."""
+    from experiments.config.build import method_classes
+    from experiments.report import versions
+
+    method_classes()  # imports them
+    return versions.of_code()
 
 
 def _stem(group: str, figure: str, theme: str) -> str:

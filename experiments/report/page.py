@@ -1,6 +1,6 @@
 """The page: figures, table and conditions in one HTML file that contains its style and script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,12 +19,15 @@ from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
 from experiments.report.figures import Figure
 from experiments.report.folders import Folder, Merged, merge
+from experiments.report.leaderboard import Leaderboard
 from experiments.report.render_svg import draw
 from experiments.report.run_table import Table, table
 from experiments.results import listing, record
 from experiments.results.names import subject
 from experiments.results.paths import get_path
 from experiments.results.record import FINISHED, Row
+
+Boards = Callable[[Sequence[Row]], Leaderboard]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Report:
     """Title that was asked for."""
     notes: tuple[str, ...] = ()
     """Lines on how folders were merged."""
+    leaderboard: Leaderboard | None = None
 
     @property
     def title(self) -> str:
@@ -76,6 +80,7 @@ def report_on(
     against: str | None = None,
     only: Sequence[str] = (),
     heading: str = "",
+    boards: Boards | None = None,
 ) -> Report:
     """Return the report on the rows of results folders.
 
@@ -84,6 +89,7 @@ def report_on(
         only: queries such as `method=sinq,bits=4`. Compressed runs that match none are left out; no query, no
             restriction.
         heading: title of the page; by default what was run.
+        boards: makes a leaderboard of the chosen rows; None for no leaderboard.
 
     Raises:
         ValueError: no row is called `against`, or no run matches a query.
@@ -105,8 +111,9 @@ def report_on(
     over_steps = tuple(trainings.over_steps(rows))
     unreadable = {**merged.unreadable, **damaged}
     return Report(
-        sections, table(found_groups, by_run), failed, unreadable, over_steps, heading, merged.notes
-    )
+        sections, table(found_groups, by_run), failed, unreadable, over_steps,
+        heading, merged.notes, boards(rows) if boards else None,
+    )  # fmt: skip
 
 
 def _layers(rows: list[Row], merged: Merged) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
