@@ -53,7 +53,7 @@ def measured(chosen: options.Options) -> list[dict[str, Any]]:
     with manager.started(dict(chosen.peers), chosen.threads) as running:
         for each in cases(chosen, running, device):
             results.append(case.run(each, chosen.rounds, device, chosen.copied * options.MEGABYTE))
-            console.print(listing.terminal(results[-1]))
+            listing.show(results[-1], console)
     return results
 
 
