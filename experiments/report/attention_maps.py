@@ -7,7 +7,7 @@ are groups of keys, of the true attention on the left and the estimated one on t
 from typing import Any
 
 from experiments.report.comparable import Group
-from experiments.report.figures import HeatMap, HeatMaps
+from experiments.report.drawn import HeatMap, HeatMaps
 from experiments.results.paths import get_path
 
 LOWEST = 1e-3

@@ -1,7 +1,7 @@
 """Duration of compression: statistics and quantizing apart, loading and compiling left out."""
 
 from experiments.report.comparable import Entry, Group
-from experiments.report.figures import Bar, Bars
+from experiments.report.drawn import Bar, Bars
 
 PARTS = ("statistics", "quantizing")
 

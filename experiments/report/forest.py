@@ -7,7 +7,7 @@ from experiments.common.intervals import FEWEST_WINDOWS
 from experiments.compare.counterpart import Counterparts, compared
 from experiments.compare.paired import Comparison, Verdict
 from experiments.report.comparable import Entry, Group
-from experiments.report.figures import Intervals, Item
+from experiments.report.drawn import Intervals, Item
 from experiments.results.speed import Pair, pair, rate
 
 USUAL = ("sinq", "none")

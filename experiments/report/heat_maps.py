@@ -12,7 +12,7 @@ from statistics import fmean
 import pandas as pd
 
 from experiments.report.comparable import Group
-from experiments.report.figures import HeatMap, HeatMaps
+from experiments.report.drawn import HeatMap, HeatMaps
 from experiments.results.paths import get_path
 from experiments.results.record import Row
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from experiments.report.figures import HeatMap, HeatMaps
+from experiments.report.drawn import HeatMap, HeatMaps
 from experiments.report.scale import Scale
 
 WORDS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/."

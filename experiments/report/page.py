@@ -13,11 +13,21 @@ from markupsafe import Markup
 from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
 from experiments.compare.query import matching
-from experiments.report import attention_maps, durations, forest, heat_maps, pareto, trainings, zero_shot
+from experiments.report import (
+    attention_maps,
+    durations,
+    forest,
+    heat_maps,
+    trainings,
+    zero_shot,
+)
+from experiments.report import (
+    old_pareto as pareto,
+)
 from experiments.report.colours import rules
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
-from experiments.report.figures import Figure
+from experiments.report.drawn import Figure
 from experiments.report.folders import Folder, Merged, merge
 from experiments.report.leaderboard import Leaderboard
 from experiments.report.render_svg import draw

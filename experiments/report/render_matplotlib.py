@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from experiments.common.files import atomic_write
 from experiments.report.colours import HEAT, LIGHT, Theme, look
-from experiments.report.figures import Bars, Chart, HeatMaps, Intervals, Line
+from experiments.report.drawn import Bars, Chart, HeatMaps, Intervals, Line
 from experiments.report.scale import Scale, around, number
 
 KINDS = ("png", "pdf", "svg")

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from experiments.report import svg
 from experiments.report.colours import LEVELS
-from experiments.report.figures import Bars, Chart, HeatMaps, Intervals, Item, Line, Point
+from experiments.report.drawn import Bars, Chart, HeatMaps, Intervals, Item, Line, Point
 from experiments.report.packed_maps import packed
 from experiments.report.scale import Scale, around, number
 from experiments.report.svg import tag

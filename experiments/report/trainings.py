@@ -5,7 +5,7 @@ from math import isfinite
 from statistics import fmean
 
 from experiments.report.comparable import Group
-from experiments.report.figures import Chart, Line, Point
+from experiments.report.drawn import Chart, Line, Point
 from experiments.results.paths import get_path
 from experiments.results.record import Row
 from experiments.results.trajectories import Trajectory, trajectories

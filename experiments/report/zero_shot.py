@@ -1,7 +1,7 @@
 """Accuracies on zero-shot tasks, with lm-eval's standard error, one figure for each task."""
 
 from experiments.report.comparable import Entry, Group
-from experiments.report.figures import Intervals, Item
+from experiments.report.drawn import Intervals, Item
 from experiments.results import flat
 from experiments.results.paths import get_path
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.report import attention_maps
 from experiments.report.comparable import groups
-from experiments.report.figures import HeatMaps
+from experiments.report.drawn import HeatMaps
 from experiments.report.render_svg import draw
 from tests.experiments.rows import finished
 

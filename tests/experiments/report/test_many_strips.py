@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.report.figures import Bar, Bars, Intervals, Item
+from experiments.report.drawn import Bar, Bars, Intervals, Item
 from experiments.report.render_svg import MOST_STRIPS, draw
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report.figures import HeatMap, HeatMaps
+from experiments.report.drawn import HeatMap, HeatMaps
 from experiments.report.packed_maps import STEPS, packed
 from experiments.report.render_svg import draw
 from experiments.report.scale import Scale

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from experiments.report import forest as forests
-from experiments.report import heat_maps, pareto, render_matplotlib, render_svg
+from experiments.report import heat_maps, render_matplotlib, render_svg
+from experiments.report import old_pareto as pareto
 from experiments.report.__main__ import figures, kinds_of
 from experiments.report.colours import DARK, LIGHT, look
 from experiments.report.comparable import groups
-from experiments.report.figures import (
+from experiments.report.drawn import (
     Bar,
     Bars,
     Chart,

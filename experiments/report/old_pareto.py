@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import isfinite
 
 from experiments.report.comparable import Entry, Group
-from experiments.report.figures import Chart, Line, Point
+from experiments.report.drawn import Chart, Line, Point
 from experiments.results.paths import get_path
 
 SIZES: tuple[tuple[str, str, str, float], ...] = (

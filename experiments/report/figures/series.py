@@ -1,0 +1,136 @@
+"""Looks of runs, the same in all figures of a report: a colour for each method, a shape for each group size.
+
+Both legends switch series on a click. The run that a reader picked has a ring.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import altair as alt
+
+from experiments.report.comparable import Entry, Group
+from experiments.report.figure import Rows, Spec
+from experiments.report.theme import METHODS
+from experiments.results import flat
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+NO_GROUP = "none"
+ROWS = alt.NamedData("rows")
+IS_RUN, IS_REFERENCE = "isValid(datum.run)", "!isValid(datum.run)"
+PICKED = "picked !== '' && datum.run === picked"
+ZOOM = "wheel![event.shiftKey || event.ctrlKey]"
+"""The wheel alone scrolls the page."""
+COLUMN = 170
+"""Pixels of a column of a legend."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Methods and group sizes of a report, in the order of their colours and shapes."""
+
+    methods: tuple[str, ...]
+    sizes: tuple[str, ...]
+
+    def color(self, rows: Rows) -> alt.Color:
+        """Return the colour of a run's method, with a legend of the methods in `rows`."""
+        return alt.Color("method:N", scale=self._scale("category"), legend=self._legend("method", rows))
+
+    def mark(self, rows: Rows) -> dict[str, Any]:
+        """Return shape, outline and fill of a mark: methods after the last colour are hollow."""
+        laps = [0.12 if self.is_hollow(method) else 1 for method in self.methods]
+        return {
+            "shape": self.shape(rows),
+            "stroke": alt.Stroke(
+                "method:N", scale=self._scale("category"), legend=self._legend("method", rows)
+            ),
+            "fillOpacity": alt.FillOpacity(
+                "method:N", scale=self._scale(laps, type="ordinal"), legend=self._legend("method", rows)
+            ),
+        }
+
+    def is_hollow(self, method: str) -> bool:
+        """True for a method whose colour another one has."""
+        return self.methods.index(method) >= len(METHODS)
+
+    def shape(self, rows: Rows) -> alt.Shape:
+        """Return the shape of a run's group size; a legend only where there are several."""
+        shapes = [SHAPES[number % len(SHAPES)] for number in range(len(self.sizes))]
+        scale = alt.Scale(domain=list(self.sizes), range=shapes)
+        several = len({row["group"] for row in rows if "run" in row}) > 1
+        return alt.Shape("group:N", scale=scale, legend=self._legend("group", rows) if several else None)
+
+    def _scale(self, of_methods: Any, **how: Any) -> alt.Scale:
+        return alt.Scale(domain=list(self.methods), range=of_methods, **how)
+
+    def _legend(self, field: str, rows: Rows) -> alt.Legend:
+        """Return a legend of the values that occur, in as many columns as the figure is wide enough for."""
+        known = self.methods if field == "method" else self.sizes
+        found = {row[field] for row in rows if "run" in row}
+        hollow = json.dumps([method for method in self.methods if self.is_hollow(method)])
+        return alt.Legend(
+            title="group size" if field == "group" else field,
+            values=[each for each in known if each in found],
+            columns=alt.ExprRef(f"max(1, floor(width / {COLUMN}))"),
+            labelExpr=f"datum.label + (indexof({hollow}, datum.label) < 0 ? '' : ' (hollow)')",
+        )
+
+
+def series(groups: Iterable[Group]) -> Series:
+    """Return the methods of all groups in order of appearance, dense ones last, and the sizes, ascending."""
+    entries = sorted((entry for group in groups for entry in group.entries), key=lambda each: each.is_dense)
+    methods = dict.fromkeys(method_of(entry) for entry in entries)
+    sizes = {size_of(entry) for entry in entries}
+    return Series(tuple(methods), tuple(sorted(sizes, key=lambda size: (size == NO_GROUP, len(size), size))))
+
+
+def method_of(entry: Entry) -> str:
+    """Return the name of a run's method, as it was chosen."""
+    return str(entry.row["choices"].get("method", entry.row["name"]))
+
+
+def size_of(entry: Entry) -> str:
+    """Return a run's group size in words."""
+    size = flat.facts(entry.row)["group_size"]
+    return NO_GROUP if size is None else str(size)
+
+
+def facts(entry: Entry, series: Series) -> dict[str, Any]:
+    """Return the fields that every row of a run has."""
+    method = method_of(entry)
+    return {
+        "run": entry.row["run_id"], "name": entry.name, "method": method, "group": size_of(entry),
+        "bits": entry.bits, "family": entry.family, "hollow": series.is_hollow(method),
+    }  # fmt: skip
+
+
+SHOWN_METHODS = alt.selection_point(name="shown_methods", fields=["method"], bind="legend")
+SHOWN_GROUPS = alt.selection_point(name="shown_groups", fields=["group"], bind="legend")
+RUN_PICKED = alt.param(name="picked", value="")
+
+
+def zoomed(*axes: Literal["x", "y"]) -> alt.Parameter:
+    """Return the parameter by which a reader zooms into axes."""
+    return alt.selection_interval(name="zoom", bind="scales", encodings=[*axes], zoom=ZOOM)
+
+
+def faded(opacity: float = 1.0) -> Any:
+    """Return the opacity of a mark whose series the legends show, or not."""
+    return alt.when(SHOWN_METHODS & SHOWN_GROUPS).then(alt.value(opacity)).otherwise(alt.value(0.08))
+
+
+def ring(chart: alt.Chart, size: int = 420) -> alt.Chart:
+    """Return the ring around the picked run, at the position that `chart` encodes."""
+    return chart.transform_filter(PICKED).mark_point(style="picked", size=size, clip=True)
+
+
+def layered(*layers: alt.Chart) -> alt.LayerChart:
+    """Return charts over each other that share their axes and the figure's rows."""
+    return alt.LayerChart(layer=list(layers), data=ROWS)
+
+
+def spec_of(chart: alt.LayerChart, description: str, **properties: Any) -> Spec:
+    """Return the specification of a chart, without the configuration that Altair adds."""
+    whole = chart.add_params(RUN_PICKED).properties(description=description, **properties)
+    return {name: value for name, value in whole.to_dict().items() if name != "config"}
