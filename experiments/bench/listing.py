@@ -25,8 +25,8 @@ def show(case: Result, console: Console) -> None:
     """Print a case as a table that fits the console, and the references of its ratios."""
     cells = list(zip(*rows(case), strict=True))
     columns = [
-        Column(name, cells[number], IMPORTANCE[name], right=number > 1, wraps=number < 2)
-        for number, name in enumerate(_columns(case))
+        Column(name, cells[k], IMPORTANCE[name], right=k > 1, wraps=k < 2)
+        for k, name in enumerate(_columns(case))
     ]
     fitted.show(console, columns, heading(case), "all columns: bench.md in the folder written to")
     for line in footing(case):
@@ -93,10 +93,10 @@ def _cells(result: Result) -> dict[str, str]:
         result["kernel"],
         duration(result["median"]),
         f"{duration(low)} – {duration(high)}",
-        _number(result["tokens_per_second"]),
-        _number(result["ratio"]),
-        _number(result["peer_ratio"]),
-        _number(result["floor_ratio"]),
+        number(result["tokens_per_second"]),
+        number(result["ratio"]),
+        number(result["peer_ratio"]),
+        number(result["floor_ratio"]),
         duration(result["first_seconds"]),
         "–" if result["bit_operations"] is None else f"{result['bit_operations']:.3g}",
     )
@@ -107,11 +107,11 @@ def duration(seconds: float) -> str:
     """Return seconds as text in s, ms or µs, with three significant digits or all integer digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{_number(seconds / size)} {unit}"
-    return f"{_number(seconds / 1e-6)} µs"
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds / 1e-6)} µs"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Return a number as text with at least three digits; a dash for None."""
     if value is None:
         return "–"
