@@ -3,6 +3,8 @@
 EXTRAS = {
     "wandb": "wandb",
     "lm_eval": "zero-shot",
+    "altair": "report",
+    "vl_convert": "report",
     "matplotlib": "report",
     "scipy": "analysis",
     "sklearn": "analysis",

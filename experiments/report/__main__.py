@@ -26,7 +26,7 @@ HELP = """All rows of a results folder as one HTML page that needs no network, a
 def main() -> None:
     """Write the page, and the figures where `--figures` is given."""
     options = _parse()
-    from experiments.report import page  # matplotlib is an extra; `run_cli` says how to install it
+    from experiments.report import page  # altair is an extra; `run_cli` says how to install it
     from experiments.report.folders import Folder, merge
     from experiments.report.leaderboard import GROUP_BY, leaderboard
 
@@ -104,7 +104,7 @@ def kinds_of(words: str) -> tuple[str, ...]:
     Raises:
         ValueError: a format is unknown.
     """
-    from experiments.report.render_matplotlib import KINDS
+    from experiments.report.export import KINDS
 
     kinds = tuple(words.split(","))
     for kind in kinds:
@@ -124,8 +124,8 @@ def figures(
     Returns:
         paths of the files written.
     """
-    from experiments.report import render_matplotlib
-    from experiments.report.colours import THEMES
+    from experiments.report import export
+    from experiments.report.theme import THEMES
 
     folder.mkdir(parents=True, exist_ok=True)
     named = [(section.group.key, figure) for section in report.sections for figure in section.figures]
@@ -134,9 +134,7 @@ def figures(
         path
         for group, figure in named
         for theme in themes
-        for path in render_matplotlib.save(
-            figure, folder / _stem(group, figure.key, theme), THEMES[theme], kinds
-        )
+        for path in export.save(figure, folder / _stem(group, figure.key, theme), THEMES[theme], kinds)
     ]
 
 

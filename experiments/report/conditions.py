@@ -17,7 +17,7 @@ def about(group: Group) -> Facts:
     protocol = first["protocol"]
     return {
         "runs": f"{len(rows)}, {when(rows)}",
-        "model": _pairs(first["identity"]["model"]),
+        "model": pairs(first["identity"]["model"]),
         "text": (
             f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens,"
             f" fingerprint {protocol['fingerprint']}"
@@ -25,7 +25,7 @@ def about(group: Group) -> Facts:
         "protocol": _protocol(first),
         "code": commits(rows),
         "machine": machines(rows),
-        "packages": _several(_pairs(get_path(row, "provenance.packages") or {}) for row in rows),
+        "packages": _several(pairs(get_path(row, "provenance.packages") or {}) for row in rows),
     }
 
 
@@ -40,20 +40,22 @@ def _protocol(row: Row) -> str:
 
 def commits(rows: Sequence[Row]) -> str:
     """Return the commits of rows, each once."""
-    return _several(_commit(row) for row in rows)
+    return _several(commit(row) for row in rows)
 
 
 def machines(rows: Sequence[Row]) -> str:
     """Return the machines of rows, each once."""
-    return _several(_machine(row) for row in rows)
+    return _several(machine(row) for row in rows)
 
 
-def _commit(row: Row) -> str:
+def commit(row: Row) -> str:
+    """Return the commit of the code that made a row, and whether files differed from it."""
     code = get_path(row, "provenance.code") or {}
     return f"{(code.get('commit') or 'unknown')[:10]}{' with changes' if code.get('changed') else ''}"
 
 
-def _machine(row: Row) -> str:
+def machine(row: Row) -> str:
+    """Return device, threads and platform of a run."""
     provenance = row.get("provenance", {})
     threads = f"{provenance.get('torch_threads', '?')} of {provenance.get('cpu_count', '?')} threads"
     return f"{provenance.get('device', 'unknown')}, {threads}, {provenance.get('platform', '')}"
@@ -65,7 +67,8 @@ def when(rows: Sequence[Row]) -> str:
     return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown"
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def pairs(values: dict[str, Any]) -> str:
+    """Return names and values in one line, long values (hashes) cut."""
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in values.items() if value is not None)
 
 

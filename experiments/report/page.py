@@ -7,37 +7,35 @@ from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
+import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiments.compare.counterpart import Counterparts
 from experiments.compare.paired import Comparison
 from experiments.compare.query import matching
-from experiments.report import (
-    attention_maps,
-    durations,
-    forest,
-    heat_maps,
-    trainings,
-    zero_shot,
-)
-from experiments.report import (
-    old_pareto as pareto,
-)
-from experiments.report.colours import rules
+from experiments.report import page_data
 from experiments.report.comparable import Entry, Group, groups
 from experiments.report.conditions import Facts, about
-from experiments.report.drawn import Figure
+from experiments.report.figure import Figure
+from experiments.report.figures import trainings
+from experiments.report.figures.all import figures_of
+from experiments.report.figures.series import Series, series
 from experiments.report.folders import Folder, Merged, merge
 from experiments.report.leaderboard import Leaderboard
-from experiments.report.render_svg import draw
+from experiments.report.reference import counterparts, reference
 from experiments.report.run_table import Table, table
+from experiments.report.theme import THEMES, rules
 from experiments.results import listing, record
 from experiments.results.names import subject
 from experiments.results.paths import get_path
 from experiments.results.record import FINISHED, Row
 
 Boards = Callable[[Sequence[Row]], Leaderboard]
+SCRIPTS = (
+    "data", "state", "choose", "marks", "menus", "table", "copy", "panel", "tooltip", "figures", "main",
+)  # fmt: skip
+"""Files of `assets/`, in the order in which they use each other."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def report_on(
     """
     rows = chosen(list(merged.rows), only)
     found_groups = groups(rows)
-    if against and not any(forest.reference(group, against) for group in found_groups):
+    if against and not any(reference(group, against) for group in found_groups):
         entries = [entry for group in found_groups for entry in group.entries]
         known = sorted({entry.row["choices"].get("method", entry.row["name"]) for entry in entries})
         raise ValueError(
@@ -114,8 +112,9 @@ def report_on(
             f" give a run id, a run's name or one of: {', '.join(known)}"
         )
     tables, damaged = _layers(rows, merged)
-    compared = {group.key: forest.counterparts(group, against) for group in found_groups}
-    sections = tuple(_section(group, tables, compared[group.key], against) for group in found_groups)
+    compared = {group.key: counterparts(group, against) for group in found_groups}
+    looks = series(found_groups)
+    sections = tuple(_section(group, looks, tables, compared[group.key], against) for group in found_groups)
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
     over_steps = tuple(trainings.over_steps(rows))
@@ -172,15 +171,14 @@ def chosen(rows: list[Row], queries: Sequence[str]) -> list[Row]:
 
 
 def _section(
-    group: Group, tables: Mapping[str, pd.DataFrame], found: Counterparts | None, against: str | None
+    group: Group,
+    looks: Series,
+    tables: Mapping[str, pd.DataFrame],
+    found: Counterparts | None,
+    against: str | None,
 ) -> Section:
     compared = _by_run(group, {group.key: found})
-    differences = forest.forest(group, compared, forest.reference(group, against))
-    single = [each for each in (differences, durations.time(group), trainings.losses(group)) if each]
-    figures = (
-        *pareto.charts(group), *single, *zero_shot.accuracies(group), *forest.latency(group),
-        *heat_maps.maps(group, tables), *attention_maps.maps(group),
-    )  # fmt: skip
+    figures = figures_of(group, looks, tables, compared, reference(group, against))
     return Section(group, about(group), figures, found.notes if found else ())
 
 
@@ -191,12 +189,14 @@ def html(report: Report) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     assets = files("experiments.report") / "assets"
+    groups = [section.group for section in report.sections]
     return environment.get_template("page.html").render(
         report=report,
-        draw=draw,
-        is_map=lambda figure: isinstance(figure, heat_maps.HeatMaps),
+        data=page_data.data(report.table, groups),
+        themes={name: theme.config for name, theme in THEMES.items()},
+        script=page_data.script,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=Markup(rules() + (assets / "page.css").read_text()),
-        maps=Markup((assets / "maps.js").read_text()),
-        script=Markup((assets / "page.js").read_text()),
+        vega=Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")),
+        scripts=[Markup((assets / f"{name}.js").read_text()) for name in SCRIPTS],
     )

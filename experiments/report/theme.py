@@ -31,12 +31,13 @@ class Theme:
         """The Vega-Lite configuration."""
         words = {"labelColor": self.ink, "titleColor": self.ink, "labelFontSize": 11, "titleFontSize": 12}
         axis = words | {"gridColor": self.grid, "domainColor": self.faint, "tickColor": self.faint}
+        symbols = {"symbolSize": 110, "symbolBaseFillColor": self.ink, "symbolBaseStrokeColor": self.ink}
         return {
             "background": self.background,
             "font": FONT,
             "view": {"stroke": None},
             "axis": axis | {"titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": "greedy"},
-            "legend": words | {"orient": "bottom", "titleFontWeight": "normal", "symbolSize": 110},
+            "legend": words | {"orient": "bottom", "titleFontWeight": "normal", **symbols},
             "header": words | {"labelAnchor": "start"},
             "title": {"color": self.ink, "anchor": "start", "fontSize": 14, "offset": 12},
             "range": {"category": list(self.methods), "heatmap": {"scheme": "viridis"}},
@@ -59,3 +60,13 @@ class Theme:
 LIGHT = Theme("light", "#ffffff", "#1f2328", "#59636e", "#e4e8ec", METHODS)
 DARK = Theme("dark", "#0d1117", "#e6edf3", "#9198a1", "#262c36", METHODS_ON_DARK)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def rules() -> str:
+    """Return both themes' colours as variables of a style sheet, the light ones also for print."""
+
+    def variables(theme: Theme) -> str:
+        named = {"paper": theme.background, "ink": theme.ink, "pale": theme.faint, "grid": theme.grid}
+        return ":root{" + "".join(f"--{name}:{colour};" for name, colour in named.items()) + "}"
+
+    return f"{variables(LIGHT)}\n@media screen and (prefers-color-scheme: dark){{{variables(DARK)}}}\n"

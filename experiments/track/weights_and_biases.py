@@ -62,7 +62,7 @@ class WandB(Logger):
             raise ValueError(
                 f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"
             )
-        for package in ("wandb", "matplotlib"):  # checked now, not at the end of a long run
+        for package in ("wandb", "altair"):  # checked now, not at the end of a long run
             if find_spec(package) is None:
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
@@ -194,12 +194,12 @@ def _plots(row: Row, table: "pd.DataFrame") -> "dict[str, PIL.Image.Image]":
     """Return the run's heat maps of layers, by name."""
     import PIL.Image
 
-    # Imported here: matplotlib loads slowly, and most runs do not need it.
-    from experiments.report import heat_maps, render_matplotlib
+    # Imported here: altair loads slowly, and most runs do not need it.
+    from experiments.report import export
+    from experiments.report.figures import layers
 
-    plots: dict[str, PIL.Image.Image] = {}
-    for figure in heat_maps.figures([(row["run_id"], row["name"], heat_maps.metrics(row, table))]):
-        file = BytesIO()
-        render_matplotlib.draw(figure).savefig(file, format="png", dpi=120)
-        plots[figure.key] = PIL.Image.open(file)
-    return plots
+    about = {"run": row["run_id"], "name": row["name"]}
+    return {
+        figure.key: PIL.Image.open(BytesIO(export.image(figure)))
+        for figure in layers.of_runs([(about, layers.metrics(row, table))])
+    }

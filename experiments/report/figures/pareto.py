@@ -1,4 +1,7 @@
-"""Quality over size, a line per method and options, and the Pareto front: runs that none beats on both."""
+"""Quality over size or speed, and the Pareto front: runs that no other beats on both axes.
+
+Runs that differ in bits alone are joined by a line.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from experiments.report.comparable import Entry, Group
 from experiments.report.figure import Figure, Rows, Spec
 from experiments.report.figures import levels
 from experiments.report.figures import series as looks
-from experiments.report.figures.quality import PERPLEXITY, SIZES, Quality, Size, divergence, finite, is_floor
+from experiments.report.figures.quality import COSTS, PERPLEXITY, Cost, Quality, divergence, finite, is_floor
 from experiments.report.figures.series import Series
 
 CEILING = 30
@@ -18,86 +21,97 @@ Higher perplexities only say that the model is destroyed, and would flatten all 
 """
 MOST_LABELS = 60
 """Runs up to which each mark has its bits in it."""
+NUMBER = ",.4~g"
 
 
 def figures(group: Group, series: Series) -> list[Figure]:
-    """Return a figure for each quality and size that some compressed run has."""
+    """Return a figure for each quality and cost that some compressed run has."""
     return [
         figure
         for quality in (PERPLEXITY, divergence(group))
-        for size in SIZES
-        if (figure := _figure(group, series, quality, size))
+        for cost in COSTS
+        if (figure := _figure(group, series, quality, cost))
     ]
 
 
-def _figure(group: Group, series: Series, quality: Quality, size: Size) -> Figure | None:
-    compressed = [entry for entry in group.entries if not entry.is_dense]
-    points = [row for entry in compressed if (row := _point(entry, group, series, quality, size))]
+def _figure(group: Group, series: Series, quality: Quality, cost: Cost) -> Figure | None:
+    compressed = [entry for entry in group.entries if not entry.is_dense and not is_floor(entry)]
+    found = {entry.row["run_id"]: _point(entry, group, quality, cost) for entry in compressed}
+    points = [looks.facts(each, series) | row for each in compressed if (row := found[each.row["run_id"]])]
     if not points:
         return None
     references = [row for entry in group.entries if (row := levels.row(entry, finite(entry, quality.path)))]
-    runs = {row["run"] for row in points} | {row["of"] for row in references}
-    missing = [entry.name for entry in compressed if entry.row["run_id"] not in runs]
+    missing = [entry.name for entry in compressed if found[entry.row["run_id"]] is None]
     rows = (*points, *references)
-    spec = _spec(series, rows, quality, size)
-    return Figure(f"{quality.key}_{size.key}", quality.title, spec, rows, _note(points, quality, missing))
+    title = f"{quality.title} over {cost.title}"
+    spec = _spec(series, rows, quality, cost, title)
+    return Figure(f"{quality.key}_{cost.key}", title, spec, rows, _note(points, quality, missing))
 
 
-def _point(entry: Entry, group: Group, series: Series, quality: Quality, size: Size) -> dict[str, Any] | None:
-    """Return the row of a run; None where it lacks a number, or is a level."""
-    x, y = finite(entry, size.path), finite(entry, quality.path)
-    if x is None or y is None or y <= 0 or is_floor(entry):
+def _point(entry: Entry, group: Group, quality: Quality, cost: Cost) -> dict[str, Any] | None:
+    """Return the numbers of a run; None where one is missing."""
+    x, y = cost.of(entry), finite(entry, quality.path)
+    if x is None or y is None or y <= 0:
         return None
     low, high = quality.interval(entry, group) or (None, None)
-    return {**looks.facts(entry, series), "x": x * size.factor, "y": y, "low": low, "high": high}
+    left, right = cost.interval(entry) or (None, None)
+    return {"x": x, "y": y, "low": low, "high": high, "left": left, "right": right}
 
 
 def _note(points: list[dict[str, Any]], quality: Quality, missing: list[str]) -> str:
-    lowest = min(row["y"] for row in points)
-    beyond = sum(row["y"] > CEILING * lowest for row in points)
+    ceiling = CEILING * min(row["y"] for row in points)
     notes = ["In the marks: bits. Pale band: the Pareto front, runs that no other beats on both axes."]
-    notes += [f"Whiskers: {quality.meaning}."] if any(row["low"] is not None for row in points) else []
-    notes += [f"On the upper edge, with an arrow: above {CEILING} times the lowest."] if beyond else []
-    notes += [f"Not drawn: {', '.join(missing)} (not measured or not finite)."] if missing else []
+    if any(row["low"] is not None for row in points):
+        notes += [f"Upright whiskers: {quality.meaning}."]
+    if any(row["left"] is not None for row in points):
+        notes += ["Level whiskers: slowest and fastest round."]
+    if any(row["y"] > ceiling for row in points):
+        notes += [f"On the upper edge, with an arrow: above {CEILING} times the lowest."]
+    if missing:
+        notes += [f"Not drawn: {', '.join(missing)} (not measured or not finite)."]
     return " ".join(notes)
 
 
-def _spec(series: Series, rows: Rows, quality: Quality, size: Size) -> Spec:
-    across = alt.Axis(tickCount=alt.ExprRef("ceil(width / 90)"))
-    x = alt.X("x:Q", title=size.axis, scale=alt.Scale(zero=False, nice=False, padding=18), axis=across)
+def _spec(series: Series, rows: Rows, quality: Quality, cost: Cost, title: str) -> Spec:
+    def across(field: str) -> alt.X:
+        how: dict[str, Any] = {"type": "log"} if cost.is_speed else {"zero": False}
+        ticks = alt.Axis(tickCount=alt.ExprRef("ceil(width / 90)"))
+        scale = alt.Scale(nice=False, padding=18, **how)
+        return alt.X(f"{field}:Q", title=cost.axis, scale=scale, axis=ticks)
 
     def up(field: str) -> alt.Y:
         scale = alt.Scale(type="log", nice=False, padding=22)
-        return alt.Y(f"{field}:Q", title=quality.axis, scale=scale)
+        return alt.Y(f"{field}:Q", title=quality.axis, scale=scale, axis=alt.Axis(tickCount=7))
 
-    runs = alt.Chart().transform_filter(looks.IS_RUN).encode(x=x, y=up("shown"))
-    look = {"color": series.color(rows), "opacity": looks.faded()}
+    runs = alt.Chart().transform_filter(looks.IS_RUN).encode(x=across("x"), y=up("shown"))
+    look = {"color": series.color(rows, hollow=True), "opacity": looks.faded()}
     marks = runs.mark_point(filled=True, size=230, clip=True).encode(
-        **look, **series.mark(rows), tooltip=_tip(quality, size)
+        **look, **series.mark(rows), tooltip=_tip(quality, cost)
     )
     layers = (
-        _front(runs),
+        _front(runs, cost.is_speed),
         *levels.layers(up("level")),
         runs.mark_line(clip=True, strokeWidth=1.4).encode(**look, detail="family:N"),
-        _whiskers(runs.encode(y=up("low"), **look)),
+        _upright(runs.encode(y=up("low"), **look)),
+        _level(runs.encode(x=across("left"), **look)),
         marks.properties(name="marks").add_params(
             looks.SHOWN_METHODS, looks.SHOWN_GROUPS, looks.zoomed("x", "y")
         ),
-        *_labels(runs),
+        *looks.labels(_few(runs)),
         _arrows(runs),
         looks.ring(runs),
     )
-    words = f"{quality.title}: {quality.axis} over {size.axis}, one mark for each run."
+    words = f"{title}: {quality.axis} over {cost.axis}, one mark for each run."
     return looks.spec_of(_clamped(looks.layered(*layers)), words, width="container", height=340)
 
 
-def _tip(quality: Quality, size: Size) -> list[alt.Tooltip]:
+def _tip(quality: Quality, cost: Cost) -> list[alt.Tooltip]:
+    along = [("y:Q", quality.axis), ("low:Q", "95 % from"), ("high:Q", "to")]
+    across = [("x:Q", cost.axis)] + [("left:Q", "slowest"), ("right:Q", "fastest")] * cost.is_speed
     return [
         alt.Tooltip("name:N", title="run"),
-        alt.Tooltip("y:Q", title=quality.axis, format=quality.format),
-        alt.Tooltip("low:Q", title="95 % from", format=quality.format),
-        alt.Tooltip("high:Q", title="to", format=quality.format),
-        alt.Tooltip("x:Q", title=size.axis, format=",.4~g"),
+        *(alt.Tooltip(field, title=title, format=quality.format) for field, title in along),
+        *(alt.Tooltip(field, title=title, format=NUMBER) for field, title in across),
         alt.Tooltip("run:N", title="id"),
     ]
 
@@ -110,21 +124,24 @@ def _clamped(chart: alt.LayerChart) -> alt.LayerChart:
     )
 
 
-def _front(runs: alt.Chart) -> alt.Chart:
-    """Return the runs below every smaller run: below the running minimum from left to right.
+def _front(runs: alt.Chart, from_right: bool) -> alt.Chart:
+    """Return the runs below every cheaper run: below the running minimum, the cheapest run first.
 
     Vega ignores the sign of a frame's end, so the minimum of the runs before is read from the one before.
     """
-    order: list[alt.SortField | dict[str, str]] = [alt.SortField("x"), alt.SortField("y")]
+    order: list[alt.SortField | dict[str, str]] = [
+        alt.SortField("x", order="descending" if from_right else "ascending"),
+        alt.SortField("y"),
+    ]
     return (
         runs.transform_window(best="min(y)", frame=[None, 0], sort=order, ignorePeers=True)
         .transform_window(before="lag(best)", sort=order)
         .transform_filter("!isValid(datum.before) || datum.y < datum.before")
-        .mark_line(style="front", clip=True, interpolate="step-after")
+        .mark_line(style="front", clip=True, interpolate="step-before" if from_right else "step-after")
     )
 
 
-def _whiskers(runs: alt.Chart) -> alt.Chart:
+def _upright(runs: alt.Chart) -> alt.Chart:
     return (
         runs.transform_filter("isValid(datum.low) && !datum.beyond")
         .transform_calculate(top=f"min(datum.high, {CEILING} * datum.lowest)")
@@ -133,23 +150,21 @@ def _whiskers(runs: alt.Chart) -> alt.Chart:
     )
 
 
-def _labels(runs: alt.Chart) -> tuple[alt.Chart, ...]:
-    """Return the bits in the marks, in full ones in the colour of the page."""
-    few = (
-        runs.transform_joinaggregate(count="count()")
-        .transform_filter(f"datum.count <= {MOST_LABELS}")
-        .encode(text="bits:N", opacity=looks.faded())
+def _level(runs: alt.Chart) -> alt.Chart:
+    return (
+        runs.transform_filter("isValid(datum.left)").mark_rule(clip=True, strokeWidth=2).encode(x2="right:Q")
     )
-    return tuple(
-        few.transform_filter(f"{'!' * (style == 'inside')}datum.hollow").mark_text(style=style, clip=True)
-        for style in ("inside", "inside_hollow")
-    )
+
+
+def _few(runs: alt.Chart) -> alt.Chart:
+    """Return runs where there are few enough to read what is in their marks."""
+    return runs.transform_joinaggregate(count="count()").transform_filter(f"datum.count <= {MOST_LABELS}")
 
 
 def _arrows(runs: alt.Chart) -> alt.Chart:
     return (
         runs.transform_filter("datum.beyond")
-        .transform_calculate(words="'↑ ' + format(datum.y, ',.4~g')")
+        .transform_calculate(words=f"'↑ ' + format(datum.y, '{NUMBER}')")
         .mark_text(style="beside", align="left", dx=10, clip=True)
         .encode(text="words:N")
     )

@@ -1,7 +1,8 @@
-"""Measures of quality and size that figures put on their axes, with the intervals that rows know.
+"""Measures that figures put on their axes: quality, size and speed, with the intervals that rows know.
 
 Perplexity has the interval of its ratio to the dense model's, paired by window: how hard the text is cancels.
-The divergence from the dense model has the interval of its mean over windows.
+The divergence from the dense model has the interval of its mean over windows, a speed its slowest and fastest
+round.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from experiments.common.intervals import mean_interval
 from experiments.compare.paired import compare, differences
 from experiments.report.comparable import Entry, Group
+from experiments.results import speed
 from experiments.results.paths import get_path
 
 Ends = tuple[float, float] | None
@@ -35,13 +37,22 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Size:
-    """A measure of size."""
+class Cost:
+    """A measure of cost."""
 
     key: str
+    title: str
     axis: str
-    path: str
-    factor: float
+    of: Callable[[Entry], float | None]
+    interval: Callable[[Entry], Ends] = lambda _: None
+    is_speed: bool = False
+    """True where more is better, and factors count."""
+
+
+def finite(entry: Entry, path: str) -> float | None:
+    """Return a metric of a run; None where it is missing or not finite."""
+    value = get_path(entry.row["metrics"], path)
+    return float(value) if value is not None and isfinite(value) else None
 
 
 def _of_ratio(entry: Entry, group: Group) -> Ends:
@@ -62,35 +73,50 @@ def _of_mean(sample: str) -> Callable[[Entry, Group], Ends]:
 
 
 PERPLEXITY = Quality(
-    "pareto", "Perplexity over size", "perplexity", "perplexity.value", ",.2f", _of_ratio,
+    "pareto", "Perplexity", "perplexity", "perplexity.value", ",.2f", _of_ratio,
     "95 % intervals of the ratio to the dense model, paired by window",
 )  # fmt: skip
 EXACT = Quality(
-    "kl", "Divergence over size", "KL from the dense model, nats per token",
+    "kl", "Divergence", "KL from the dense model, nats per token",
     "perplexity.divergence.kl", ",.4~g", _of_mean("window_divergence"), "95 % intervals over windows",
 )  # fmt: skip
 BOUND = Quality(
-    "kl", "Divergence over size, lower bound", "KL from the dense model, nats per token, at least",
+    "kl", "Divergence (lower bound)", "KL from the dense model, nats per token, at least",
     "perplexity.kl", ",.4~g", _of_mean("window_kl"), "95 % intervals over windows",
 )  # fmt: skip
-SIZES = (
-    Size("bits", "bits per weight of the linear layers, scales included", "size.bits_per_weight", 1),
-    Size("bytes", "MB stored, whole model", "size.model_nbytes", 1e-6),
-)
+
+
+def _megabytes(entry: Entry) -> float | None:
+    stored = finite(entry, "size.model_nbytes")
+    return None if stored is None else stored * 1e-6
+
+
+def _decode(entry: Entry) -> float | None:
+    timed = speed.pair(entry.row, "decode")
+    return timed.ratio if timed else None
+
+
+def _rounds(entry: Entry) -> Ends:
+    timed = speed.pair(entry.row, "decode")
+    return timed.spread if timed else None
+
+
+COSTS = (
+    Cost(
+        "bits", "size", "bits per weight of the linear layers, scales included",
+        lambda entry: finite(entry, "size.bits_per_weight"),
+    ),
+    Cost("bytes", "size", "MB stored, whole model", _megabytes),
+    Cost("decode", "speed", "tokens per second in decoding, compressed over dense", _decode, _rounds, True),
+)  # fmt: skip
 
 
 def divergence(group: Group) -> Quality:
     """Return the divergence that more runs have: the exact one, or its lower bound."""
     exact, bound = (
-        sum(get_path(row["metrics"], each.path) is not None for row in group.rows) for each in (EXACT, BOUND)
+        sum(finite(entry, each.path) is not None for entry in group.entries) for each in (EXACT, BOUND)
     )
     return EXACT if exact >= bound else BOUND
-
-
-def finite(entry: Entry, path: str) -> float | None:
-    """Return a metric of a run; None where it is missing or not finite."""
-    value = get_path(entry.row["metrics"], path)
-    return float(value) if value is not None and isfinite(value) else None
 
 
 def is_floor(entry: Entry) -> bool:

@@ -32,23 +32,32 @@ class Series:
 
     methods: tuple[str, ...]
     sizes: tuple[str, ...]
+    title: str = "method"
+    """Title of the legend of colours."""
 
-    def color(self, rows: Rows) -> alt.Color:
-        """Return the colour of a run's method, with a legend of the methods in `rows`."""
-        return alt.Color("method:N", scale=self._scale("category"), legend=self._legend("method", rows))
+    def color(self, rows: Rows, hollow: bool = False) -> alt.Color:
+        """Return the colour of a run's method, with a legend of the methods in `rows`.
+
+        Args:
+            hollow: marks are those of `mark`, and the legend says which are hollow.
+        """
+        legend = self._legend("method", rows, hollow)
+        return alt.Color("method:N", scale=self._scale("category"), legend=legend)
 
     def mark(self, rows: Rows) -> dict[str, Any]:
         """Return shape, outline and fill of a mark: methods after the last colour are hollow."""
         laps = [0.12 if self.is_hollow(method) else 1 for method in self.methods]
+        fill = self._scale(laps, type="ordinal")
         return {
             "shape": self.shape(rows),
-            "stroke": alt.Stroke(
-                "method:N", scale=self._scale("category"), legend=self._legend("method", rows)
-            ),
-            "fillOpacity": alt.FillOpacity(
-                "method:N", scale=self._scale(laps, type="ordinal"), legend=self._legend("method", rows)
-            ),
+            "stroke": alt.Stroke("method:N", scale=self._scale("category"), legend=None),
+            "fillOpacity": alt.FillOpacity("method:N", scale=fill, legend=None),
         }
+
+    def dash(self) -> alt.StrokeDash:
+        """Return the dashes of a line, for methods after the last colour."""
+        laps = [[5, 3] if self.is_hollow(method) else [1, 0] for method in self.methods]
+        return alt.StrokeDash("method:N", scale=self._scale(laps), legend=None)
 
     def is_hollow(self, method: str) -> bool:
         """True for a method whose colour another one has."""
@@ -64,16 +73,17 @@ class Series:
     def _scale(self, of_methods: Any, **how: Any) -> alt.Scale:
         return alt.Scale(domain=list(self.methods), range=of_methods, **how)
 
-    def _legend(self, field: str, rows: Rows) -> alt.Legend:
+    def _legend(self, field: str, rows: Rows, hollow: bool = False) -> alt.Legend:
         """Return a legend of the values that occur, in as many columns as the figure is wide enough for."""
         known = self.methods if field == "method" else self.sizes
         found = {row[field] for row in rows if "run" in row}
-        hollow = json.dumps([method for method in self.methods if self.is_hollow(method)])
+        words = json.dumps([method for method in self.methods if hollow and self.is_hollow(method)])
         return alt.Legend(
-            title="group size" if field == "group" else field,
+            title="group size" if field == "group" else self.title,
             values=[each for each in known if each in found],
             columns=alt.ExprRef(f"max(1, floor(width / {COLUMN}))"),
-            labelExpr=f"datum.label + (indexof({hollow}, datum.label) < 0 ? '' : ' (hollow)')",
+            labelExpr=f"datum.label + (indexof({words}, datum.label) < 0 ? '' : ' (hollow)')",
+            symbolOpacity=1,
         )
 
 
@@ -125,6 +135,16 @@ def ring(chart: alt.Chart, size: int = 420) -> alt.Chart:
     return chart.transform_filter(PICKED).mark_point(style="picked", size=size, clip=True)
 
 
+def labels(runs: alt.Chart) -> tuple[alt.Chart, ...]:
+    """Return the bits in the marks of runs, in full ones in the colour of the page."""
+    return tuple(
+        runs.transform_filter(f"{no}datum.hollow")
+        .mark_text(style=style, clip=True)
+        .encode(text="bits:N", opacity=faded())
+        for no, style in (("!", "inside"), ("", "inside_hollow"))
+    )
+
+
 def layered(*layers: alt.Chart) -> alt.LayerChart:
     """Return charts over each other that share their axes and the figure's rows."""
     return alt.LayerChart(layer=list(layers), data=ROWS)
@@ -134,3 +154,22 @@ def spec_of(chart: alt.LayerChart, description: str, **properties: Any) -> Spec:
     """Return the specification of a chart, without the configuration that Altair adds."""
     whole = chart.add_params(RUN_PICKED).properties(description=description, **properties)
     return {name: value for name, value in whole.to_dict().items() if name != "config"}
+
+
+def first(most: int, of: str | None = None) -> list[Any]:
+    """Return the transforms that leave the first rows that are shown.
+
+    Args:
+        of: field that numbers what is counted, where several rows belong together; references come last.
+    """
+    how: dict[str, Any] = {"op": "dense_rank" if of else "row_number", "as": "position"}
+    sort = [alt.SortField(of)] if of else alt.Undefined
+    count = alt.WindowTransform(window=[alt.WindowFieldDef(**how)], sort=sort)
+    return [count, alt.FilterTransform(f"{IS_REFERENCE} || datum.position <= {most}")]
+
+
+def counted(count: int, most: int, note: str) -> str:
+    """Return a note that says too how many of `count` runs are drawn."""
+    if count <= most:
+        return note
+    return f"{note} At most {most} of the {count:,} runs are drawn, the first that are shown.".strip()

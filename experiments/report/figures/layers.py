@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from math import isfinite
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 
 from experiments.report.comparable import Group
-from experiments.report.drawn import HeatMap, HeatMaps
+from experiments.report.figure import Figure
+from experiments.report.figures.heat_maps import heat_maps
+from experiments.report.figures.series import Series, facts
 from experiments.results.paths import get_path
 from experiments.results.record import Row
 
@@ -22,34 +25,43 @@ Place = tuple[str, str]
 """Kind and block of a layer."""
 OUTSIDE = "–"
 """Block of a layer outside all blocks, such as the head."""
+DIGITS = 4
+"""Significant digits of a value: colours show two, the tables of layers have all."""
 
-METRICS: tuple[tuple[str, str, bool, str], ...] = (
-    ("relative_error", "Error of the weights, layer by layer", False, "‖W − Ŵ‖ / ‖W‖."),
+METRICS: tuple[tuple[str, str, str, bool, str], ...] = (
+    ("relative_error", "Error of the weights, layer by layer", "‖W − Ŵ‖ / ‖W‖", False, ""),
     (
-        "output_error", "Error of the outputs, layer by layer", False,
-        "Relative error of each layer's output on held-out text.",
+        "output_error", "Error of the outputs, layer by layer", "relative error", False,
+        "Each layer's output on held-out text.",
     ),
     (
-        "imbalance_after", "Imbalance as the rounding sees it", True,
+        "imbalance_after", "Imbalance as the rounding sees it", "imbalance", True,
         "Largest over smallest standard deviation of rows and columns, scales divided out; 1 is balanced.",
     ),
 )  # fmt: skip
-"""Key, title, logarithmic, note."""
+"""Key, title, values, logarithmic, note."""
+Run = tuple[dict[str, Any], dict[str, Layers]]
+"""Facts and metrics of a run."""
 
 
-def maps(group: Group, tables: Mapping[str, pd.DataFrame]) -> list[HeatMaps]:
+def figures(group: Group, series: Series, tables: Mapping[str, pd.DataFrame]) -> list[Figure]:
     """Return a figure per metric that any run has.
 
     Args:
         tables: run id → table of the run's layers.
     """
-    rows = [(entry.row["run_id"], entry.name, entry.row) for entry in group.entries]
-    return figures([(run, name, metrics(row, tables.get(run, pd.DataFrame()))) for run, name, row in rows])
+    empty = pd.DataFrame()
+    return of_runs(
+        [
+            (facts(entry, series), metrics(entry.row, tables.get(entry.row["run_id"], empty)))
+            for entry in group.entries
+        ]
+    )
 
 
-def figures(runs: list[tuple[str, str, dict[str, Layers]]]) -> list[HeatMaps]:
-    """Return a figure per metric that any run has; runs are given by id, name and metrics."""
-    return [figure for key, title, log, note in METRICS if (figure := _figure(runs, key, title, log, note))]
+def of_runs(runs: list[Run]) -> list[Figure]:
+    """Return a figure per metric that any run has."""
+    return [figure for metric in METRICS if (figure := _figure(runs, *metric))]
 
 
 def metrics(row: Row, table: pd.DataFrame) -> dict[str, Layers]:
@@ -72,20 +84,23 @@ def kind_and_block(name: str) -> Place:
     return ".".join(part for part in parts[numbers[0] + 1 :] if not part.isdigit()), parts[numbers[0]]
 
 
-def _figure(
-    runs: list[tuple[str, str, dict[str, Layers]]], key: str, title: str, log: bool, note: str
-) -> HeatMaps | None:
-    drawn = {(run, name): _drawn(layers.get(key) or {}, log) for run, name, layers in runs}
-    found = {run: _means(layers) for run, layers in drawn.items() if layers}
-    if not found:
-        return None
-    every = list(dict.fromkeys(position for values in found.values() for position in values))
+def _figure(runs: list[Run], key: str, title: str, value: str, log: bool, note: str) -> Figure | None:
+    drawn = [(about, _means(_drawn(layers.get(key) or {}, log))) for about, layers in runs]
+    found = [(about, values) for about, values in drawn if values]
+    every = list(dict.fromkeys(position for _, values in found for position in values))
     kinds = tuple(dict.fromkeys(kind for kind, _ in every))
-    blocks = tuple(
-        sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
+    blocks = sorted({block for _, block in every}, key=lambda block: (block == OUTSIDE, block.zfill(6)))
+    rows = tuple(
+        about | {"values": [[_rounded(values.get((kind, block))) for block in blocks] for kind in kinds]}
+        for about, values in found
     )
-    every_map = tuple(HeatMap(*run, _grid(values, kinds, blocks)) for run, values in found.items())
-    return HeatMaps(key, title, _short(kinds), blocks, every_map, log, note)
+    return heat_maps(
+        key, title, _short(kinds), blocks, rows, value=value, across="decoder block", log=log, note=note
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 def _drawn(layers: Layers, log: bool) -> Layers:
@@ -94,12 +109,6 @@ def _drawn(layers: Layers, log: bool) -> Layers:
     An all-zero layer has imbalance 0.
     """
     return {name: value for name, value in layers.items() if isfinite(value) and (value > 0 or not log)}
-
-
-def _grid(
-    values: dict[Place, float], kinds: tuple[str, ...], blocks: tuple[str, ...]
-) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(values.get((kind, block)) for block in blocks) for kind in kinds)
 
 
 def _means(layers: Layers) -> dict[Place, float]:
