@@ -74,12 +74,14 @@ const figures = (() => {
     changed();
   }
 
-  // Draws all figures of shown sections on white; `false` goes back to the reader's theme.
+  // Draws all figures of shown sections, near the window or not.
+  const drawAll = () => Promise.all(every.filter(isThere).map(soon));
+
+  // Draws them on white; `false` goes back to the reader's theme.
   function forPrint(now) {
     printed = now;
-    if (!now) return changed();
-    every.forEach(figure => { figure.stale = true; });
-    return Promise.all(every.filter(isThere).map(soon));
+    changed();
+    return now ? drawAll() : null;
   }
 
   async function save(figure, kind) {
@@ -102,5 +104,5 @@ const figures = (() => {
     });
     dark.addEventListener("change", changed);
   }
-  return {start, update, forPrint};
+  return {start, update, drawAll, forPrint};
 })();
