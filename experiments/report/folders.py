@@ -8,7 +8,7 @@ measured once; it is kept once, and a note says so.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,11 @@ class Merged:
     """Id → the folder, and the id of the row's file in it."""
     unreadable: Mapping[str, str]
     """File → reason; with the folder's name in front where there are several folders."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def label(self, folder: Folder, name: str) -> str:
+        """Return the name of a file, with the folder's name in front where there are several folders."""
+        return _label({each for each, _ in self.sources.values()}, folder, name)
 
     def layers(self, run_id: str) -> "pd.DataFrame":
         """Return the table of a run's layers.
@@ -84,8 +88,7 @@ def merge(folders: Sequence[Folder]) -> Merged:
     for folder in folders:
         found, bad = record.read(folder.path)
         _check_not_empty(folder, found, bad)
-        prefix = f"{folder.by}/" if len(folders) > 1 else ""
-        unreadable |= {f"{prefix}{name}": reason for name, reason in bad.items()}
+        unreadable |= {_label(folders, folder, name): reason for name, reason in bad.items()}
         for row in found:
             original = row["run_id"]
             others = measured.setdefault(original, [])
@@ -98,6 +101,10 @@ def merge(folders: Sequence[Folder]) -> Merged:
             rows[run_id] = {**others[-1], "run_id": run_id}
             sources[run_id] = (folder, original)
     return Merged(tuple(rows.values()), sources, unreadable, tuple(_notes(copies)))
+
+
+def _label(folders: Collection[Folder], folder: Folder, name: str) -> str:
+    return f"{folder.by}/{name}" if len(folders) > 1 else name
 
 
 def _copied(row: Row, others: Iterable[Row]) -> str | None:

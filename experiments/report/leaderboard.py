@@ -22,6 +22,7 @@ from experiments.common.intervals import FEWEST_WINDOWS
 from experiments.compare.equivalent import finished_at
 from experiments.compare.paired import MARKS, Comparison, Verdict, compare, conditions
 from experiments.report.conditions import commits, machines, when
+from experiments.report.figures.quality import FLOOR
 from experiments.report.folders import MEASURED_BY
 from experiments.report.versions import Versions, newest, outdated
 from experiments.results import flat
@@ -38,6 +39,7 @@ KEYS = (
 )
 """Keys that boards can be made by."""
 DENSE = "the dense model, which the others are compressed from"
+NOISE = "the dense model in another number format: the noise of the measurement"
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ def obstacles(row: Row, known: Versions) -> list[str]:
         return [f"it failed: {row.get('reason') or 'no reason recorded'}"]
     if row["dense_run_id"] is None:
         return [DENSE]
+    if get_path(row, "identity.method.name") == FLOOR:
+        return [NOISE]
     found = outdated(row, known)
     perplexity = get_path(row, "metrics.perplexity.value")
     if perplexity is None or not isfinite(perplexity):

@@ -134,7 +134,7 @@ def _layers(rows: list[Row], merged: Merged) -> tuple[dict[str, pd.DataFrame], d
         except record.RowError as error:
             folder, run_id = merged.sources[row["run_id"]]
             file = record.layers_path(folder.path, run_id)
-            damaged[file.name] = str(error).removeprefix(f"{file} ")
+            damaged[merged.label(folder, file.name)] = str(error).removeprefix(f"{file} ")
     return tables, damaged
 
 

@@ -4,7 +4,7 @@ import random
 import sys
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,12 +12,17 @@ import pytest
 from experiments.report import __main__ as command
 from experiments.report import versions
 from experiments.report.folders import Folder, Merged, merge
-from experiments.report.leaderboard import DENSE, Board, leaderboard
+from experiments.report.leaderboard import DENSE, NOISE, Board, leaderboard
 from experiments.report.page import html, report_on
 from experiments.results import record
 from experiments.results.record import Row
+from tests.experiments.report.browser import opened
 from tests.experiments.rows import HARD, failed, finished, layers, store
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytest_plugins = ("tests.experiments.report.browser",)
 NASTY = "<script>alert('&')</script>"
 
 
@@ -129,6 +134,11 @@ def test_what_is_not_comparable_says_why_and_the_rest_is_ranked(changes: dict[st
     board = board_of(*THREE, other)
     assert ranks(board) == [(1, "sinq3t"), (2, "hqq3t"), (3, "rtn3t")]
     assert [(line.row["run_id"], line.reasons) for line in board.unranked] == [("rtn4t", (reason,))]
+
+
+def test_the_noise_floor_is_no_method() -> None:
+    floor = measured("bob", finished("sinq", 4), identity__method={"name": "cast", "version": 1})
+    assert [line.reasons for line in board_of(*THREE, floor).unranked] == [(NOISE,)]
 
 
 def test_a_failed_run_says_what_it_failed_of() -> None:
@@ -250,7 +260,34 @@ def test_the_page_has_the_boards_and_both_runs(merged: Merged) -> None:
     for words in ("ana", "bob", "A chip", "0123456789", "difference in mean NLL +1e-05", "Not ranked"):
         assert words in board
     assert NASTY not in page
-    assert 'id="leaderboard"' not in html(report_on(merged))
+    assert report_on(merged).leaderboard is None
+
+
+def test_damaged_layers_are_named_with_who_has_them(merged: Merged, tmp_path: Path) -> None:
+    for by in ("ana", "bob"):
+        (tmp_path / by / "runs/sinq3t.layers.csv").write_text("torn")
+    assert {name.partition(".")[0] for name in report_on(merged).unreadable} == {
+        "ana/sinq3t", "bob/sinq3t", "bob/torn"
+    }  # fmt: skip
+
+
+def test_a_run_of_the_board_is_picked_everywhere(chromium: "Browser", merged: Merged, tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    (tmp_path / "page.html").write_text(html(report_on(merged, boards=leaderboard)))
+    with opened(chromium, tmp_path / "page.html", theme="dark") as page:
+        assert axe.run(page).response["violations"] == []
+    with opened(chromium, tmp_path / "page.html", width=400) as page:
+        page.locator("#leaderboard [data-pick='sinq3t@bob']").focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#leaderboard tr.picked").get_attribute("data-run") == "sinq3t@bob"
+        assert "bob" in page.inner_text("#panel h2")
+        assert page.locator("#runs tr.picked").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") == 400
+        assert axe.run(page).response["violations"] == []
+        page.reload()
+        assert page.locator("#leaderboard tr.picked").get_attribute("data-run") == "sinq3t@bob"
+        page.keyboard.press("Escape")
+        assert page.locator("#leaderboard tr.picked").count() == 0
 
 
 def test_the_command_takes_folders_and_a_title(
@@ -266,8 +303,10 @@ def test_the_command_takes_folders_and_a_title(
         "bits",
     ]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(
+        "experiments.report.page.html", lambda report: repr((report.title, report.leaderboard))
+    )
     command.main()
     page = (tmp_path / "ana/report.html").read_text()
-    assert "<title>Ours</title>" in page
-    assert "<h3>bits 3</h3>" in page
-    assert str(tmp_path) not in page
+    assert page.startswith("('Ours', Leaderboard(")
+    assert "Board(title='bits 3'" in page

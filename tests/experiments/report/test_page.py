@@ -96,7 +96,9 @@ def test_filters_act_on_table_sections_and_figures(page: "Page") -> None:
     assert page.locator("main > section:visible").count() == 2  # the table and one of two groups
     assert page.locator("nav a:visible").count() == 2
     drawn.scroll_into_view_if_needed()
-    page.wait_for_function("before => document.querySelector('figure[data-drawn]').dataset.drawn < before", arg=before)
+    page.wait_for_function(
+        "before => document.querySelector('figure[data-drawn]').dataset.drawn < before", arg=before
+    )
     page.fill("#words", "RTN g64")
     assert runs(page) == ["rtn 3-bit g64"]
     page.click("#reset")
@@ -210,13 +212,20 @@ def test_marks_agree_with_the_paired_comparisons(page: "Page") -> None:
     for chosen in (["sinq", "rtn"], ["rtn", "hqq"], ["sinq", "hqq"], []):
         page.evaluate("location.hash = ''")
         page.evaluate("chosen => { location.hash = chosen.length ? 'method=' + chosen.join() : '' }", chosen)
-        page.wait_for_function("n => document.querySelectorAll('#runs tbody tr').length === n", arg=4 if len(chosen) == 2 and "sinq" not in chosen else 5 if chosen else 9)
+        page.wait_for_function(
+            "n => document.querySelectorAll('#runs tbody tr').length === n",
+            arg=4 if len(chosen) == 2 and "sinq" not in chosen else 5 if chosen else 9,
+        )
         found = page.evaluate("[...table.shown().marks].filter(([key]) => key.endsWith(' perplexity'))")
         marks = {key.split()[0]: mark for key, mark in found}
         expected: dict[str, str] = {}
         for text in "tu":
             names = chosen or ["sinq", "rtn", "hqq"]
-            group = [row for row in by_id.values() if row["choices"]["text"] == text and row["choices"]["method"] in names]
+            group = [
+                row
+                for row in by_id.values()
+                if row["choices"]["text"] == text and row["choices"]["method"] in names
+            ]
             expected |= significance(group)
         assert marks == expected
 
@@ -232,7 +241,9 @@ def significance(group: list[Row]) -> dict[str, str]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_accessible_and_not_wider_than_the_window(chromium: "Browser", file: Path, width: int, theme: str) -> None:
+def test_accessible_and_not_wider_than_the_window(
+    chromium: "Browser", file: Path, width: int, theme: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     with opened(chromium, file, "#picked=rtn3t&method=rtn,sinq", width, theme) as page:
         draw_all(page)
@@ -265,7 +276,9 @@ def test_print_has_all_figures_on_white_and_no_controls(chromium: "Browser", fil
         assert not page.is_visible("#print")
         white = "rgb(255, 255, 255)"
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == white
-        assert page.evaluate("getComputedStyle(document.querySelector('figure svg')).backgroundColor") == white
+        assert (
+            page.evaluate("getComputedStyle(document.querySelector('figure svg')).backgroundColor") == white
+        )
         assert page.pdf().startswith(b"%PDF")
 
 
