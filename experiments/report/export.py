@@ -1,5 +1,6 @@
 """Figures as files: PDF, PNG and SVG by vl-convert, which has Vega in it and needs no browser, no network."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,17 @@ def image(figure: Figure, theme: Theme = LIGHT, kind: str = "png") -> bytes:
     """
     spec = figure.standalone(theme)
     if kind == "svg":
-        return vl_convert.vegalite_to_svg(spec, allowed_base_urls=OFFLINE).encode()
+        return _renumbered(vl_convert.vegalite_to_svg(spec, allowed_base_urls=OFFLINE)).encode()
     if kind == "pdf":
         return vl_convert.vegalite_to_pdf(spec, allowed_base_urls=OFFLINE)
     return vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=OFFLINE)
+
+
+def _renumbered(svg: str) -> str:
+    """Return an SVG whose ids are numbered from 0: Vega goes on counting from one figure to the next."""
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r"\b(clip|gradient_)(\d+)\b",
+        lambda found: f"{found[1]}{numbers.setdefault(found[0], len(numbers))}",
+        svg,
+    )

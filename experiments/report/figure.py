@@ -38,6 +38,6 @@ class Figure:
 
     def standalone(self, theme: Theme) -> dict[str, Any]:
         """Return the specification with rows, title and a theme's colours; it is `WIDTH` wide."""
-        width = {"width": WIDTH} if self.spec.get("width") == "container" else {}
-        whole = {**self.spec, **width, "title": self.title}
+        fixed = {"width": WIDTH, "autosize": "pad"} if self.spec.get("width") == "container" else {}
+        whole = {**self.spec, **fixed, "title": self.title}
         return whole | {"datasets": {"rows": list(self.rows)}, "config": theme.config}

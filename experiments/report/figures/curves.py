@@ -49,10 +49,10 @@ def curves(
     layers = (
         *_references(x, y),
         coloured.mark_line(clip=True, strokeWidth=1.6)
-        .encode(detail="curve:N", strokeDash=series.dash(), tooltip=tip)
+        .encode(detail="curve:N", strokeDash=series.dash(rows), tooltip=tip)
         .properties(name="lines")
         .add_params(looks.SHOWN_METHODS, looks.SHOWN_GROUPS, looks.zoomed(*"y" if named else "xy")),
-        _few(coloured).mark_point(filled=True, size=190, clip=True).encode(**series.mark(rows), tooltip=tip),
+        *looks.marks(_few(coloured).encode(shape=series.shape(rows), tooltip=tip), 190),
         *looks.labels(_few(runs)),
         runs.encode(detail="curve:N").transform_filter(looks.PICKED).mark_line(style="picked", clip=True),
         looks.ring(_few(runs), size=330),

@@ -55,7 +55,11 @@ def heat_maps(
         alt.Tooltip("cell:Q", title=value, format=",.4~g"),
         alt.Tooltip("run:N", title="id"),
     ]
-    cells = _cells(kinds, blocks).mark_rect().encode(x=column, y=line, color=_color(value, log), tooltip=tip)
+    cells = (
+        _cells(kinds, blocks)
+        .mark_rect(aria=False)
+        .encode(x=column, y=line, color=_color(value, log), tooltip=tip)
+    )
     layers = (cells.properties(name="cells"), *_titles(line, len(kinds)))
     chart = looks.layered(*layers)
     chart.transform = looks.first(MOST)

@@ -85,18 +85,17 @@ def _spec(series: Series, rows: Rows, quality: Quality, cost: Cost, title: str) 
 
     runs = alt.Chart().transform_filter(looks.IS_RUN).encode(x=across("x"), y=up("shown"))
     look = {"color": series.color(rows, hollow=True), "opacity": looks.faded()}
-    marks = runs.mark_point(filled=True, size=230, clip=True).encode(
-        **look, **series.mark(rows), tooltip=_tip(quality, cost)
-    )
+    lines = runs.mark_line(clip=True, strokeWidth=1.4).encode(**look, detail="family:N")
+    marked = runs.encode(**look, shape=series.shape(rows), tooltip=_tip(quality, cost))
     layers = (
         _front(runs, cost.is_speed),
         *levels.layers(up("level")),
-        runs.mark_line(clip=True, strokeWidth=1.4).encode(**look, detail="family:N"),
-        _upright(runs.encode(y=up("low"), **look)),
-        _level(runs.encode(x=across("left"), **look)),
-        marks.properties(name="marks").add_params(
+        lines.properties(name="lines").add_params(
             looks.SHOWN_METHODS, looks.SHOWN_GROUPS, looks.zoomed("x", "y")
         ),
+        _upright(runs.encode(y=up("low"), **look)),
+        _level(runs.encode(x=across("left"), **look)),
+        *looks.marks(marked, 230),
         *looks.labels(_few(runs)),
         _arrows(runs),
         looks.ring(runs),

@@ -103,11 +103,14 @@ def _rounds(entry: Entry) -> Ends:
 
 COSTS = (
     Cost(
-        "bits", "size", "bits per weight of the linear layers, scales included",
+        "bits", "bits per weight", "bits per weight of the linear layers, scales included",
         lambda entry: finite(entry, "size.bits_per_weight"),
     ),
-    Cost("bytes", "size", "MB stored, whole model", _megabytes),
-    Cost("decode", "speed", "tokens per second in decoding, compressed over dense", _decode, _rounds, True),
+    Cost("bytes", "bytes", "MB stored, whole model", _megabytes),
+    Cost(
+        "decode", "speed of decoding", "tokens per second in decoding, compressed over dense",
+        _decode, _rounds, is_speed=True,
+    ),
 )  # fmt: skip
 
 

@@ -22,8 +22,9 @@ IS_RUN, IS_REFERENCE = "isValid(datum.run)", "!isValid(datum.run)"
 PICKED = "picked !== '' && datum.run === picked"
 ZOOM = "wheel![event.shiftKey || event.ctrlKey]"
 """The wheel alone scrolls the page."""
-COLUMN = 170
-"""Pixels of a column of a legend."""
+SWATCH, LETTER = 30, 6
+"""Pixels of a sample in a legend, and of a letter beside it."""
+HOLLOW = " (hollow)"
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,15 @@ class Series:
         """Return the colour of a run's method, with a legend of the methods in `rows`.
 
         Args:
-            hollow: marks are those of `mark`, and the legend says which are hollow.
+            hollow: methods after the last colour have hollow marks, and the legend says which.
         """
         legend = self._legend("method", rows, hollow)
         return alt.Color("method:N", scale=self._scale("category"), legend=legend)
 
-    def mark(self, rows: Rows) -> dict[str, Any]:
-        """Return shape, outline and fill of a mark: methods after the last colour are hollow."""
-        laps = [0.12 if self.is_hollow(method) else 1 for method in self.methods]
-        fill = self._scale(laps, type="ordinal")
-        return {
-            "shape": self.shape(rows),
-            "stroke": alt.Stroke("method:N", scale=self._scale("category"), legend=None),
-            "fillOpacity": alt.FillOpacity("method:N", scale=fill, legend=None),
-        }
-
-    def dash(self) -> alt.StrokeDash:
+    def dash(self, rows: Rows) -> alt.StrokeDash:
         """Return the dashes of a line, for methods after the last colour."""
         laps = [[5, 3] if self.is_hollow(method) else [1, 0] for method in self.methods]
-        return alt.StrokeDash("method:N", scale=self._scale(laps), legend=None)
+        return alt.StrokeDash("method:N", scale=self._scale(laps), legend=self._legend("method", rows, True))
 
     def is_hollow(self, method: str) -> bool:
         """True for a method whose colour another one has."""
@@ -77,12 +68,14 @@ class Series:
         """Return a legend of the values that occur, in as many columns as the figure is wide enough for."""
         known = self.methods if field == "method" else self.sizes
         found = {row[field] for row in rows if "run" in row}
-        words = json.dumps([method for method in self.methods if hollow and self.is_hollow(method)])
+        values = [each for each in known if each in found]
+        named = [each for each in values if hollow and self.is_hollow(each)]
+        widest = SWATCH + LETTER * max(len(each) + len(HOLLOW) * (each in named) for each in values)
         return alt.Legend(
             title="group size" if field == "group" else self.title,
-            values=[each for each in known if each in found],
-            columns=alt.ExprRef(f"max(1, floor(width / {COLUMN}))"),
-            labelExpr=f"datum.label + (indexof({words}, datum.label) < 0 ? '' : ' (hollow)')",
+            values=values,
+            columns=alt.ExprRef(f"max(1, floor(width / {widest}))"),
+            labelExpr=f"datum.label + (indexof({json.dumps(named)}, datum.label) < 0 ? '' : '{HOLLOW}')",
             symbolOpacity=1,
         )
 
@@ -130,6 +123,17 @@ def faded(opacity: float = 1.0) -> Any:
     return alt.when(SHOWN_METHODS & SHOWN_GROUPS).then(alt.value(opacity)).otherwise(alt.value(0.08))
 
 
+def marks(runs: alt.Chart, size: int, hollow: str = "datum.hollow") -> tuple[alt.Chart, alt.Chart]:
+    """Return the full and the hollow marks of runs.
+
+    Args:
+        hollow: expression that is true where a mark is hollow.
+    """
+    full = runs.transform_filter(f"!({hollow})").mark_point(filled=True, size=size, clip=True)
+    empty = runs.transform_filter(hollow).mark_point(filled=False, size=0.8 * size, strokeWidth=2, clip=True)
+    return full, empty
+
+
 def ring(chart: alt.Chart, size: int = 420) -> alt.Chart:
     """Return the ring around the picked run, at the position that `chart` encodes."""
     return chart.transform_filter(PICKED).mark_point(style="picked", size=size, clip=True)
@@ -150,9 +154,13 @@ def layered(*layers: alt.Chart) -> alt.LayerChart:
     return alt.LayerChart(layer=list(layers), data=ROWS)
 
 
+FITTED = alt.AutoSizeParams(type="fit-x", contains="padding", resize=True)
+"""As wide as the page, and as high as legends are at that width."""
+
+
 def spec_of(chart: alt.LayerChart, description: str, **properties: Any) -> Spec:
     """Return the specification of a chart, without the configuration that Altair adds."""
-    whole = chart.add_params(RUN_PICKED).properties(description=description, **properties)
+    whole = chart.add_params(RUN_PICKED).properties(description=description, autosize=FITTED, **properties)
     return {name: value for name, value in whole.to_dict().items() if name != "config"}
 
 

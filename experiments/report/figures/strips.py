@@ -18,7 +18,7 @@ NUMBERS, NARROW = 150, 330
 """Pixels of the numbers at the right, and of a figure too narrow for them."""
 ROOM = f"width > {NARROW} ? width - {NUMBERS} : width"
 CONTAINER = "containerSize()[0]"
-NAMES = f"isFinite({CONTAINER}) ? max(110, 0.3 * {CONTAINER}) : 1000"
+NAMES = f"isFinite({CONTAINER}) ? max(120, 0.38 * {CONTAINER}) : 1000"
 """Widest name in pixels: a share of the page, and any in a file."""
 
 
@@ -57,18 +57,14 @@ def intervals(
         alt.Tooltip("high:Q", title="to", format=number),
         alt.Tooltip("run:N", title="id"),
     ]
-    marks = runs.mark_point(filled=True, size=90, clip=True, strokeWidth=1.6).encode(
-        **look,
-        stroke=series.color(rows),
-        shape=series.shape(rows),
-        fillOpacity=alt.when("datum.decided").then(alt.value(1)).otherwise(alt.value(0)),
-        strokeDash=alt.when("isValid(datum.low)").then(alt.value([1, 0])).otherwise(alt.value([2, 2])),
-        tooltip=tip,
-    )
+    without = alt.when("isValid(datum.low)").then(alt.value([1, 0])).otherwise(alt.value([2, 2]))
+    marked = runs.encode(**look, shape=series.shape(rows), tooltip=tip)
+    full, hollow = looks.marks(marked, 90, "!datum.decided")
     layers = (
         _neutral(neutral, axis, log),
-        whole.mark_rule(clip=True, strokeWidth=2).encode(**look),
-        _with_legends(marks, "x"),
+        _with_legends(whole.mark_rule(clip=True, strokeWidth=2).encode(**look), "x"),
+        full,
+        hollow.encode(strokeDash=without),
         _numbers(),
         looks.ring(runs, size=260),
     )
