@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.conditions import commit, machine, pairs
+from experiments.results.names import HASHES, USUAL
 from experiments.results.paths import flatten, get_path, settings
 from experiments.results.record import Row
 
@@ -17,8 +18,9 @@ class Details:
     """What the page tells of a picked run."""
 
     chosen: dict[str, str]
-    """Options that differ from their defaults: those of the identity, by dotted path."""
-    defaults: dict[str, str]
+    """Options that differ from their defaults, by dotted path."""
+    others: dict[str, str]
+    """Options at their defaults, versions and hashes."""
     command: str
     """The command that repeats the run, or an empty text where the row has none."""
     provenance: dict[str, str]
@@ -27,9 +29,19 @@ class Details:
 def details(row: Row) -> Details:
     """Return the details of a row."""
     identity, every = flatten(row["identity"]), flatten(settings(row))
-    chosen = {path: _word(every[path]) for path in sorted(identity, key=_order)}
-    defaults = {path: _word(every[path]) for path in sorted(every, key=_order) if path not in identity}
-    return Details(chosen, defaults, _command(row), _provenance(row))
+    words = {path: _word(every[path]) for path in sorted(every, key=_order)}
+    chosen = {path for path in identity if _tells(path, identity[path])}
+    return Details(
+        {path: word for path, word in words.items() if path in chosen},
+        {path: word for path, word in words.items() if path not in chosen},
+        _command(row),
+        _provenance(row),
+    )
+
+
+def _tells(path: str, value: Any) -> bool:
+    """Return whether an option of the identity was chosen: no version, no hash, no default that it keeps."""
+    return path.rpartition(".")[2] not in ("version", *HASHES) and value != USUAL.get(path)
 
 
 def _order(path: str) -> tuple[bool, bool, str]:

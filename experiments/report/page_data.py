@@ -75,7 +75,7 @@ def _short(number: Any) -> Any:
 
 def _details(found: Details, texts: dict[str, int]) -> list[Any]:
     """Return a run's details: its command, and numbers of texts for each list of pairs."""
-    lists = (found.chosen, found.defaults, found.provenance)
+    lists = (found.chosen, found.others, found.provenance)
     pairs = [
         [texts.setdefault(f"{key}\t{value}", len(texts)) for key, value in each.items()] for each in lists
     ]

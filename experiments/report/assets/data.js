@@ -28,8 +28,8 @@ const data = (() => {
 
   // Options that differ from the defaults, the others, command and provenance of a run.
   function details(run) {
-    const [command, chosen, defaults, provenance] = run.details;
-    return {command, chosen: pairs(chosen), defaults: pairs(defaults), provenance: pairs(provenance)};
+    const [command, chosen, others, provenance] = run.details;
+    return {command, chosen: pairs(chosen), others: pairs(others), provenance: pairs(provenance)};
   }
 
   const byId = new Map(runs.map(run => [run.id, run]));

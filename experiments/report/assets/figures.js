@@ -6,10 +6,10 @@ const figures = (() => {
   const ERRORS = 1; // Vega warns of every layer without marks, such as the ring around no picked run
   const themes = data.read("themes"), dark = matchMedia("(prefers-color-scheme: dark)");
   const WAIT = 40; // milliseconds from the last change to the figures, so that the table never waits for them
-  let order = new Map(), picked = "", pickRun = () => {}, printed = false, timer = 0;
+  let order = new Map(), picked = "", pickRun = () => {}, printed = false, timer = 0, queue = Promise.resolve();
 
   const every = [...document.querySelectorAll("figure[data-figure]")].map(element => ({
-    element, box: element.querySelector(".view"), near: false, stale: true, embedded: null, theme: "", queue: Promise.resolve(),
+    element, box: element.querySelector(".view"), near: false, stale: true, embedded: null, theme: "",
   }));
   const of = element => every.find(figure => figure.element === element);
 
@@ -48,6 +48,7 @@ const figures = (() => {
       else figure.embedded.view.data("rows", rows);
       figure.theme = theme;
       await figure.embedded.view.signal("picked", picked).runAsync();
+      await figure.embedded.view.resize().runAsync(); // a legend's height follows from the width
       figure.element.dataset.drawn = rows.length;
     } catch (error) {
       console.error(error);
@@ -55,10 +56,10 @@ const figures = (() => {
     }
   }
 
-  // One refresh of a figure after the other.
+  // One figure after the other, so that the first is there before the last is begun.
   const soon = figure => {
-    figure.queue = figure.queue.then(() => refresh(figure));
-    return figure.queue;
+    queue = queue.then(() => refresh(figure));
+    return queue;
   };
   const isThere = figure => figure.element.checkVisibility();
 
@@ -103,6 +104,7 @@ const figures = (() => {
         button.addEventListener("click", () => save(figure, button.dataset.save)));
     });
     dark.addEventListener("change", changed);
+    addEventListener("resize", changed);
   }
   return {start, update, drawAll, forPrint};
 })();

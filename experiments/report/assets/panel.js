@@ -21,7 +21,7 @@ const panel = (() => {
     element.hidden = !run;
     document.body.classList.toggle("has-panel", Boolean(run));
     if (!run) return element.replaceChildren();
-    const {chosen, defaults, provenance, command: words} = data.details(run);
+    const {chosen, others, provenance, command: words} = data.details(run);
     const numbers = data.columns.slice(2).filter(column => run.words(column) !== data.ABSENT)
       .map(column => [column.heading, run.words(column)]);
     element.replaceChildren(
@@ -29,7 +29,7 @@ const panel = (() => {
         make("button", {type: "button", onclick: () => put(location.href, "the link")}, "Copy link"),
         make("button", {type: "button", onclick: close, title: "Escape"}, "Close")),
       make("div", {className: "parts"},
-        part("Options", list(chosen), ...folded("Those at their defaults", defaults)),
+        part("Options", list(chosen), ...folded("Others", others)),
         part("Numbers", list(numbers)),
         part("Command", ...command(words, put)),
         part("Provenance", list(provenance))));

@@ -66,7 +66,7 @@ def choose(page: "Page", menu: str, *values: str) -> None:
     found = page.locator("details.menu", has_text=re.compile(f"^{menu}:"))
     found.locator("summary").click()
     for value in values:
-        found.get_by_label(value, exact=True).check()
+        found.locator(f"input[value='{value}']").check()
     page.keyboard.press("Escape")
 
 
