@@ -47,8 +47,7 @@ const figures = (() => {
       if (figure.theme !== theme) await embed(figure, rows, theme);
       else figure.embedded.view.data("rows", rows);
       figure.theme = theme;
-      await figure.embedded.view.signal("picked", picked).runAsync();
-      await figure.embedded.view.resize().runAsync(); // a legend's height follows from the width
+      await figure.embedded.view.signal("picked", picked).resize().runAsync();
       figure.element.dataset.drawn = rows.length;
     } catch (error) {
       console.error(error);
@@ -104,7 +103,7 @@ const figures = (() => {
         button.addEventListener("click", () => save(figure, button.dataset.save)));
     });
     dark.addEventListener("change", changed);
-    addEventListener("resize", changed);
+    addEventListener("resize", changed); // Vega follows the width; a legend has another height then
   }
   return {start, update, drawAll, forPrint};
 })();

@@ -91,10 +91,10 @@ def _few(runs: alt.Chart) -> alt.Chart:
 
 
 def _tip(across: str, up: str, named: bool) -> list[alt.Tooltip]:
-    step: dict[str, Any] = {} if named else {"format": ",.5~g"}
+    step: dict[str, Any] = {} if named else {"format": ",.5~r"}
     return [
         alt.Tooltip("name:N", title="run"),
         alt.Tooltip("x:N" if named else "x:Q", title=across, **step),
-        alt.Tooltip("y:Q", title=up, format=",.4~g"),
+        alt.Tooltip("y:Q", title=up, format=",.4~r"),
         alt.Tooltip("run:N", title="id"),
     ]

@@ -71,7 +71,7 @@ def _latency(group: Group, series: Series, phase: str) -> Figure | None:
     axis = "tokens per second, compressed over dense"
     return strips.intervals(
         f"latency_{phase}", f"Speed of {phase}", axis, rows, series,
-        neutral=1.0, log=True, number=",.3~g", note=note,
+        neutral=1.0, log=True, number=",.3~r", note=note,
     )  # fmt: skip
 
 

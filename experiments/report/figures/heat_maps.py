@@ -52,7 +52,7 @@ def heat_maps(
         alt.Tooltip("name:N", title="run"),
         alt.Tooltip("kind:N", title="part"),
         alt.Tooltip("column:N", title=across),
-        alt.Tooltip("cell:Q", title=value, format=",.4~g"),
+        alt.Tooltip("cell:Q", title=value, format=",.4~r"),
         alt.Tooltip("run:N", title="id"),
     ]
     cells = (
@@ -77,7 +77,7 @@ def _color(value: str, log: bool) -> alt.Color:
         range="heatmap", zero=False, nice=False
     )  # fmt: skip
     length = alt.ExprRef("min(300, width)")
-    legend = alt.Legend(title=value, orient="top", gradientLength=length, titleLimit=600, format=",.3~g")
+    legend = alt.Legend(title=value, orient="top", gradientLength=length, titleLimit=600, format=",.3~r")
     return alt.Color("cell:Q", scale=scale, legend=legend)
 
 

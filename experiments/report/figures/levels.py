@@ -11,7 +11,7 @@ from experiments.report.comparable import Entry
 from experiments.report.figures import series as looks
 from experiments.report.figures.quality import is_floor
 
-NUMBER = "format(datum.level, ',.4~g')"
+NUMBER = "format(datum.level, ',.4~r')"
 FAR = 5
 """A level this many times below all runs is words on the lower edge, and no line."""
 

@@ -21,7 +21,7 @@ Higher perplexities only say that the model is destroyed, and would flatten all 
 """
 MOST_LABELS = 60
 """Runs up to which each mark has its bits in it."""
-NUMBER = ",.4~g"
+NUMBER = ",.4~r"
 
 
 def figures(group: Group, series: Series) -> list[Figure]:

@@ -78,11 +78,11 @@ PERPLEXITY = Quality(
 )  # fmt: skip
 EXACT = Quality(
     "kl", "Divergence", "KL from the dense model, nats per token",
-    "perplexity.divergence.kl", ",.4~g", _of_mean("window_divergence"), "95 % intervals over windows",
+    "perplexity.divergence.kl", ",.4~r", _of_mean("window_divergence"), "95 % intervals over windows",
 )  # fmt: skip
 BOUND = Quality(
     "kl", "Divergence (lower bound)", "KL from the dense model, nats per token, at least",
-    "perplexity.kl", ",.4~g", _of_mean("window_kl"), "95 % intervals over windows",
+    "perplexity.kl", ",.4~r", _of_mean("window_kl"), "95 % intervals over windows",
 )  # fmt: skip
 
 

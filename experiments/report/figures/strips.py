@@ -85,7 +85,7 @@ def bars(
     x = alt.X(f"{first}:Q", title=axis, scale=alt.Scale(zero=True, rangeMax=alt.ExprRef(ROOM)), axis=_ticks())
     runs = alt.Chart().transform_calculate(total=f"datum.{first} + datum.{second}").encode(x=x, y=_names())
     color, tip = series.color(rows), [alt.Tooltip("name:N", title="run")]
-    tip += [alt.Tooltip(f"{part}:Q", title=f"{part}, {axis}", format=",.3~g") for part in parts]
+    tip += [alt.Tooltip(f"{part}:Q", title=f"{part}, {axis}", format=",.3~r") for part in parts]
     tip += [alt.Tooltip("run:N", title="id")]
     bar = runs.mark_bar(height=13).encode(color=color, tooltip=tip)
     layers = (

@@ -48,7 +48,7 @@ def opened(
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"{file.as_uri()}{fragment}")
-    page.wait_for_selector("#runs tbody")
+    page.wait_for_selector("#runs tbody", state="attached")
     yield page
     assert errors == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []

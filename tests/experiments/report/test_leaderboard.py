@@ -22,7 +22,6 @@ from tests.experiments.rows import HARD, failed, finished, layers, store
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ("tests.experiments.report.browser",)
 NASTY = "<script>alert('&')</script>"
 
 

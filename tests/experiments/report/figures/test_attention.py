@@ -1,11 +1,13 @@
 """Attention maps in a report: true and estimated side by side, of the rows that have them."""
 
+import itertools
 from typing import Any
 
-from experiments.report import attention_maps
 from experiments.report.comparable import groups
-from experiments.report.drawn import HeatMaps
-from experiments.report.render_svg import draw
+from experiments.report.figure import Figure
+from experiments.report.figures import attention
+from experiments.report.figures.series import series
+from tests.experiments.report.scene import marks
 from tests.experiments.rows import finished
 
 MAPS: dict[str, Any] = {
@@ -15,29 +17,36 @@ MAPS: dict[str, Any] = {
 }
 
 
-def drawn(*given: dict[str, Any] | None) -> list[HeatMaps]:
+def drawn(*given: dict[str, Any] | None) -> list[Figure]:
     rows = [finished("none")]
     for index, content in enumerate(given):
         row = finished("sinq", 2 + index)
         row["samples"] |= {} if content is None else {"attention_maps": content}
         rows.append(row)
     (group,) = groups(rows)
-    return attention_maps.maps(group)
+    return attention.maps(group, series([group]))
 
 
 def test_true_attention_is_left_and_the_estimate_right() -> None:
     (figure,) = drawn(MAPS, None)
-    assert figure.kinds == ("0 q1", "0 q2", "4 q1", "4 q2")
-    assert figure.blocks == ("k1", "k2", "|", "ê1", "ê2")
-    (only,) = figure.maps
-    assert only.values[0] == (1.0, None, None, 0.9, 0.1)
-    assert only.values[3] == (None, 0.9995, None, 0.3, 0.7)  # what is below the scale is left out
-    assert "k1" in draw(figure)
+    (row,) = figure.rows
+    assert row["values"] == [
+        [1.0, None, None, 0.9, 0.1],
+        [0.25, 0.75, None, 0.2, 0.8],
+        [0.5, 0.5, None, 0.4, 0.6],
+        [None, 0.9995, None, 0.3, 0.7],  # below the scale is left out
+    ]
+    cells = marks(figure, "rect")
+    assert len(cells) == 14
+    columns = sorted({cell["x"] for cell in cells})
+    gaps = [right - left for left, right in itertools.pairwise(columns)]
+    assert [round(gap / gaps[0], 2) for gap in gaps] == [1, 2, 1]  # a gap between true and estimated
+    assert len({cell["fill"] for cell in cells}) > 5
 
 
 def test_maps_of_other_sizes_are_a_figure_of_their_own_and_no_maps_are_none() -> None:
     small = {name: values[:1] for name, values in MAPS.items()}
     found = drawn(MAPS, MAPS, small)
-    assert sorted(len(figure.maps) for figure in found) == [1, 2]
+    assert sorted(len(figure.rows) for figure in found) == [1, 2]
     assert len({figure.key for figure in found}) == 2
     assert drawn(None) == []
