@@ -17,6 +17,7 @@ from experiments.results.paths import flatten
 from experiments.track.weights_and_biases import WandB
 from tests.conftest import ROOT
 from tests.experiments.rows import finished, layers, store
+from tests.experiments.track.server import serving
 
 BLOCK, HEADER = 32768, 7
 NASTY = "</script><script>alert(1)</script>"
@@ -137,12 +138,28 @@ def test_a_name_ends_no_script(offline: Path) -> None:
         assert {row["name"] for row in json.loads(spec)["datasets"]["rows"]} == {NASTY}
 
 
-def test_wandb_sync_finds_what_an_offline_run_left(offline: Path) -> None:
+def test_wandb_sync_sends_all_that_an_offline_run_left(offline: Path) -> None:
     (folder,) = offline.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Would sync 1 run" in done.stderr
-    assert "run-sinq4t.wandb" in done.stderr
+    row = json.loads((offline / "runs/sinq4t.json").read_text())
+    with serving() as taken:
+        settings = {"WANDB_BASE_URL": taken.url, "WANDB_API_KEY": "0" * 40}
+        command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | settings, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    assert {run["displayName"] for run in taken.runs} >= {row["name"]}
+    assert next(run["tags"] for run in taken.runs if run["tags"]) == ["sinq", "4-bit", "g64", "m", "t"]
+    assert "row-sinq4t" in taken.committed
+    for path in offline.glob("runs/*"):
+        assert taken.files[f"row-sinq4t/{path.name}"] == path.read_bytes()
+    summary = json.loads(taken.files["wandb-summary.json"])
+    assert summary["perplexity"] == summary["perplexity/value"] == row["metrics"]["perplexity"]["value"]
+    for name in ("relative_error", "imbalance_after"):
+        for kind in ("plots", "interactive"):
+            path = summary[f"{kind}/{name}"]["path"]
+            assert taken.files[path] == (folder / "files" / path).read_bytes()
+    assert any("wandb-history.jsonl" in text for text in taken.streamed)
 
 
 def test_a_folder_that_cannot_be_written_costs_no_run(
