@@ -246,6 +246,13 @@ def test_folders_need_names_that_differ_and_rows(tmp_path: Path) -> None:
         merge([Folder.of(str(tmp_path / "nobody"))])
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take longest."""
+    monkeypatch.setattr("experiments.report.page.figures_of", lambda *about: ())
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_the_page_has_the_boards_and_both_runs(merged: Merged) -> None:
     broken = measured("bob", failed(reason=NASTY), choices={"model": "m", "text": "t"})
     merged = Merged((*merged.rows, broken), merged.sources | {"broken": merged.sources["hqq3t"]}, {}, ())
@@ -262,6 +269,7 @@ def test_the_page_has_the_boards_and_both_runs(merged: Merged) -> None:
     assert report_on(merged).leaderboard is None
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_damaged_layers_are_named_with_who_has_them(merged: Merged, tmp_path: Path) -> None:
     for by in ("ana", "bob"):
         (tmp_path / by / "runs/sinq3t.layers.csv").write_text("torn")
@@ -289,6 +297,7 @@ def test_a_run_of_the_board_is_picked_everywhere(chromium: "Browser", merged: Me
         assert page.locator("#leaderboard tr.picked").count() == 0
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_command_takes_folders_and_a_title(
     merged: Merged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
