@@ -1,4 +1,4 @@
-"""Looks of runs: a colour for each method, a shape for each group size, hollow marks after the last colour."""
+"""Looks of runs: a colour for each method, a shape for each group size, hollow marks after all colours."""
 
 from typing import Any
 
