@@ -48,7 +48,7 @@ def set_up() -> None:
         project_log = logging.getLogger(package)
         project_log.setLevel(logging.INFO)
         project_log.handlers = [lines]
-    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval", "matplotlib"):
+    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.warnoptions:  # python -W default shows them
         for category in (FutureWarning, DeprecationWarning):  # of calls between libraries

@@ -1,4 +1,4 @@
-"""The report of a folder: groups of comparable rows, their names, notes and figures; see also test_page.py."""
+"""The report of a folder: groups of comparable rows, their names, notes and figures."""
 
 import re
 from pathlib import Path
