@@ -5,7 +5,6 @@ EXTRAS = {
     "lm_eval": "zero-shot",
     "altair": "report",
     "vl_convert": "report",
-    "matplotlib": "report",
     "scipy": "analysis",
     "sklearn": "analysis",
     "cffi": "readers",

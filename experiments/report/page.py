@@ -1,6 +1,6 @@
 """The page: figures, table and conditions in one HTML file that contains its style and script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -21,6 +21,8 @@ from experiments.report.figure import Figure
 from experiments.report.figures import trainings
 from experiments.report.figures.all import figures_of
 from experiments.report.figures.series import Series, series
+from experiments.report.folders import Folder, Merged, merge
+from experiments.report.leaderboard import Leaderboard
 from experiments.report.reference import counterparts, reference
 from experiments.report.run_table import Table, table
 from experiments.report.theme import THEMES, rules
@@ -29,6 +31,7 @@ from experiments.results.names import subject
 from experiments.results.paths import get_path
 from experiments.results.record import FINISHED, Row
 
+Boards = Callable[[Sequence[Row]], Leaderboard]
 SCRIPTS = (
     "data", "state", "choose", "marks", "menus", "table", "copy", "panel", "tooltip", "figures", "main",
 )  # fmt: skip
@@ -57,10 +60,17 @@ class Report:
     unreadable: dict[str, str]
     over_steps: tuple[Figure, ...] = ()
     """Curves of checkpoints, which are models of their own and stand in groups of their own."""
+    heading: str = ""
+    """Title that was asked for."""
+    notes: tuple[str, ...] = ()
+    """Lines on how folders were merged."""
+    leaderboard: Leaderboard | None = None
 
     @property
     def title(self) -> str:
-        """Title of the page: what was run, how often, by which code, and when."""
+        """Title of the page: as asked for, or what was run, how often, by which code, and when."""
+        if self.heading:
+            return self.heading
         return " – ".join(["SINQ harness", headline([entry.row for entry in self._entries])])
 
     @property
@@ -69,28 +79,30 @@ class Report:
 
 
 def collect(results_dir: Path, against: str | None = None, only: Sequence[str] = ()) -> Report:
-    """Return the report on a results folder.
+    """Return the report on a results folder; see `report_on`."""
+    return report_on(merge([Folder(results_dir, results_dir.name)]), against, only)
+
+
+def report_on(
+    merged: Merged,
+    against: str | None = None,
+    only: Sequence[str] = (),
+    heading: str = "",
+    boards: Boards | None = None,
+) -> Report:
+    """Return the report on the rows of results folders.
 
     Args:
         against: method, name or id of the runs that others are compared with.
         only: queries such as `method=sinq,bits=4`. Compressed runs that match none are left out; no query, no
             restriction.
+        heading: title of the page; by default what was run.
+        boards: makes a leaderboard of the chosen rows; None for no leaderboard.
 
     Raises:
-        ValueError: the folder has no rows, no row is called `against`, or no run matches a query.
+        ValueError: no row is called `against`, or no run matches a query.
     """
-    rows, unreadable = record.read(results_dir)
-    if not rows:
-        found = (
-            f"; {len(unreadable)} files there cannot be read, such as {next(iter(unreadable.items()))}"
-            if unreadable
-            else ""
-        )
-        raise ValueError(
-            f"{results_dir / 'runs'} has no rows;"
-            f" make some with python run.py results_dir={results_dir}{found}"
-        )
-    rows = chosen(rows, only)
+    rows = chosen(list(merged.rows), only)
     found_groups = groups(rows)
     if against and not any(reference(group, against) for group in found_groups):
         entries = [entry for group in found_groups for entry in group.entries]
@@ -99,25 +111,30 @@ def collect(results_dir: Path, against: str | None = None, only: Sequence[str] =
             f"--against {against} names no finished run;"
             f" give a run id, a run's name or one of: {', '.join(known)}"
         )
-    tables, damaged = _layers(rows, results_dir)
+    tables, damaged = _layers(rows, merged)
     compared = {group.key: counterparts(group, against) for group in found_groups}
     looks = series(found_groups)
     sections = tuple(_section(group, looks, tables, compared[group.key], against) for group in found_groups)
     by_run = {run: found for group in found_groups for run, found in _by_run(group, compared).items()}
     failed = tuple(listing.failures(rows))
     over_steps = tuple(trainings.over_steps(rows))
-    return Report(sections, table(found_groups, by_run), failed, unreadable | damaged, over_steps)
+    unreadable = {**merged.unreadable, **damaged}
+    return Report(
+        sections, table(found_groups, by_run), failed, unreadable, over_steps,
+        heading, merged.notes, boards(rows) if boards else None,
+    )  # fmt: skip
 
 
-def _layers(rows: list[Row], results_dir: Path) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+def _layers(rows: list[Row], merged: Merged) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """Return the tables of layers by run id, and the damaged ones by file name with the reason."""
     tables, damaged = {}, {}
     for row in rows:
         try:
-            tables[row["run_id"]] = record.read_layers(results_dir, row["run_id"])
+            tables[row["run_id"]] = merged.layers(row["run_id"])
         except record.RowError as error:
-            file = record.layers_path(results_dir, row["run_id"])
-            damaged[file.name] = str(error).removeprefix(f"{file} ")
+            folder, run_id = merged.sources[row["run_id"]]
+            file = record.layers_path(folder.path, run_id)
+            damaged[merged.label(folder, file.name)] = str(error).removeprefix(f"{file} ")
     return tables, damaged
 
 

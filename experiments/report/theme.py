@@ -38,6 +38,7 @@ class Theme:
             "view": {"stroke": None},
             "axis": axis | {"titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": "greedy"},
             "legend": words | {"orient": "bottom", "titleFontWeight": "normal", **symbols},
+            "header": words | {"labelAnchor": "start"},
             "title": {"color": self.ink, "anchor": "start", "fontSize": 14, "offset": 12},
             "range": {"category": list(self.methods), "heatmap": {"scheme": "viridis"}},
             "style": self._styles(),

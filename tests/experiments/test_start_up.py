@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 TORCH = {"torch", "numpy", "sinq", "baselines"}
 NEVER = {
     "transformers", "tokenizers", "datasets", "huggingface_hub", "accelerate", "pandas", "pyarrow", "numba",
-    "triton", "altair", "vl_convert", "matplotlib", "wandb", "lm_eval", "optuna", "sympy", "torch._dynamo",
+    "triton", "altair", "vl_convert", "wandb", "lm_eval", "optuna", "sympy", "torch._dynamo",
     "torch._inductor",
 }  # fmt: skip
 """Modules that a command loads when it works; `torch._dynamo` takes as long to import as torch."""

@@ -31,6 +31,9 @@
   function showPicked() {
     const run = data.byId.get(view.picked);
     table.pick(view.picked);
+    for (const row of document.querySelectorAll("#leaderboard [data-run]")) {
+      row.classList.toggle("picked", row.dataset.run === view.picked);
+    }
     if (run) table.reveal(run.id);
     panel.show(run, {put, close: () => pick("")});
   }
@@ -108,6 +111,9 @@
     go({at: link.dataset.at});
     by(view.at).scrollIntoView();
   }));
+  document.querySelectorAll("[data-pick]").forEach(button => {
+    button.addEventListener("click", () => pick(view.picked === button.dataset.pick ? "" : button.dataset.pick));
+  });
   by("print").addEventListener("click", print);
   addEventListener("beforeprint", () => table.extend(true));
   addEventListener("afterprint", () => figures.forPrint(false));

@@ -1,14 +1,13 @@
-"""The report before it is drawn: groups, titles, references and what is left out; and its text as HTML."""
+"""The report of a folder: groups of comparable rows, their names, notes and figures."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from experiments.report import page_data
 from experiments.report.comparable import groups
 from experiments.report.page import Report, collect, headline, html
+from tests.experiments.checkpoints import course
 from tests.experiments.rows import failed, finished, store
 
 NASTY = "<script>alert('&')</script>"
@@ -42,7 +41,7 @@ def test_rows_of_different_protocols_are_in_different_groups(report: Report) -> 
     assert (len(report.failed), list(report.unreadable)) == (1, ["torn.json"])
 
 
-def test_bits_make_a_line_and_other_options_a_line_of_their_own() -> None:
+def test_a_family_has_runs_that_differ_in_bits_alone() -> None:
     (group,) = groups(
         [finished("sinq"), finished("sinq", 3), finished("sinq", group_size=32), finished("none")]
     )
@@ -53,6 +52,13 @@ def test_bits_make_a_line_and_other_options_a_line_of_their_own() -> None:
         "sinq3t": "sinq group_size=64",
         "sinq4t32": "sinq group_size=32",
     }
+
+
+def test_families_do_not_mix_what_was_done_to_the_layers() -> None:
+    rows = [finished("sinq"), finished("sinq", 3)]
+    rows[1]["identity"]["layers"] = {"on_misfit": "skip"}
+    (group,) = groups(rows)
+    assert len({entry.family for entry in group.entries}) == 2
 
 
 def test_a_reference_that_means_several_rows_is_told_and_costs_other_groups_nothing(results: Path) -> None:
@@ -105,13 +111,6 @@ def test_only_some_runs_leaves_out_failed_ones_without_a_stop(results: Path) -> 
     assert collect(results, only=["method=sinq"]).failed == ()
 
 
-def test_series_do_not_mix_what_was_done_to_the_layers() -> None:
-    rows = [finished("sinq"), finished("sinq", 3)]
-    rows[1]["identity"]["layers"] = {"on_misfit": "skip"}
-    (group,) = groups(rows)
-    assert len({entry.family for entry in group.entries}) == 2
-
-
 def test_a_reference_nobody_has_is_refused(results: Path) -> None:
     with pytest.raises(
         ValueError, match=r"--against awq names no finished run; give .* one of: hqq, none, rtn, sinq"
@@ -132,18 +131,20 @@ def test_only_some_runs_and_always_the_dense_ones(results: Path) -> None:
         collect(results, only=["width=3"])
 
 
-def test_the_page_names_no_other_address_and_escapes_what_rows_say(report: Report) -> None:
+def test_checkpoints_have_curves_of_their_training(tmp_path: Path) -> None:
+    store(tmp_path, *course({0: 2.5, 10: 0.0, 60: 1.3}))
+    report = collect(tmp_path)
+    assert [figure.key for figure in report.over_steps] == ["over_steps_entropy"]
     page = html(report)
-    own = page.partition("(() => {")[
-        0
-    ]  # before Vega, whose text has addresses; a browser test counts requests
-    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#|data:)[^\"'>\s]+|url\(|@import|fetch\(", own)
+    assert "Entropy of attention over training" in page
+    store(tmp_path / "plain", finished("none"))
+    assert 'id="trainings"' in page
+    assert 'id="trainings"' not in html(collect(tmp_path / "plain"))
+
+
+def test_the_page_escapes_what_rows_say(report: Report) -> None:
+    page = html(report)
     assert NASTY not in page
     assert "&lt;script&gt;alert" in page
-
-
-def test_what_a_row_says_cannot_end_its_script() -> None:
-    text = {"name": "</script><script>alert(1)</script><!--", "value": [float("inf"), float("nan"), -1.5]}
-    packed = str(page_data.script(text))
-    assert "<" not in packed
-    assert json.loads(packed) == {"name": text["name"], "value": [1.7976931348623157e308, None, -1.5]}
+    without = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#|data:)[^\"'>\s]+|url\(|@import", without)

@@ -1,4 +1,4 @@
-"""Looks of runs: a colour for each method, a shape for each group size, hollow marks after all colours."""
+"""Looks of runs: a colour for each method, a shape for each group size, hollow marks after the last one."""
 
 from typing import Any
 
