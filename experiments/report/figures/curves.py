@@ -28,14 +28,16 @@ def curves(
     *,
     named: bool = False,
     log: bool = False,
+    points: bool = False,
     note: str = "",
 ) -> Figure | None:
     """Return curves of runs; None where there are no rows.
 
     Args:
         across, up: titles of the axes.
-        rows: with `curve`, the number of the curve, references last, and with `x` and `y`, lists of one
-            length; a `y` of None is a gap.
+        rows: with `curve`, the number of the curve, and with `x` and `y`, lists of one length; a `y` of None
+            is a gap.
+        points: a row is a point of a curve.
         named: `x` are names, in order.
     """  # fmt: skip
     if not rows:
@@ -58,7 +60,7 @@ def curves(
         looks.ring(_few(runs), size=330),
     )
     chart = looks.layered(*layers)
-    chart.transform = [*looks.first(MOST, "curve"), alt.FlattenTransform(["x", "y"])]
+    chart.transform = [*looks.first(MOST, "curve" if points else None), alt.FlattenTransform(["x", "y"])]
     spec = looks.spec_of(chart, f"{title}: {up} over {across}.", width="container", height=340)
     count = len({row["curve"] for row in rows if "run" in row})
     return Figure(key, title, spec, rows, looks.counted(count, MOST, note))

@@ -165,16 +165,21 @@ def spec_of(chart: alt.LayerChart, description: str, **properties: Any) -> Spec:
     return {name: value for name, value in whole.to_dict(validate=False).items() if name != "config"}
 
 
-def first(most: int, of: str | None = None) -> list[Any]:
-    """Return the transforms that leave the first rows that are shown.
+def first(most: int, together: str | None = None) -> list[Any]:
+    """Return the transforms that number the shown runs from 1, and leave the first ones and references.
+
+    Runs are in the order in which the page's table has them.
 
     Args:
-        of: field that numbers what is counted, where several rows belong together; references come last.
+        together: field whose equal values are counted once; these are numbered in their order.
     """
-    how: dict[str, Any] = {"op": "dense_rank" if of else "row_number", "as": "position"}
-    sort = [alt.SortField(of)] if of else alt.Undefined
-    count = alt.WindowTransform(window=[alt.WindowFieldDef(**how)], sort=sort)
-    return [count, alt.FilterTransform(f"{IS_REFERENCE} || datum.position <= {most}")]
+    how: dict[str, Any] = {"op": "dense_rank" if together else "row_number", "as": "position"}
+    sort = [alt.SortField(together)] if together else alt.Undefined
+    return [
+        alt.CalculateTransform(**{"calculate": IS_RUN, "as": "is_run"}),
+        alt.WindowTransform(window=[alt.WindowFieldDef(**how)], sort=sort, groupby=["is_run"]),
+        alt.FilterTransform(f"!datum.is_run || datum.position <= {most}"),
+    ]
 
 
 def counted(count: int, most: int, note: str) -> str:

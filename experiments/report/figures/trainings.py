@@ -34,7 +34,7 @@ def _figure(found: Sequence[Trajectory], key: str, path: str, title: str, axis: 
     measured = [(each, _curve(each, path)) for each in found]
     kept = [(each, curve) for each, curve in measured if len(curve) > 1]
     rows = tuple(row for number, (each, curve) in enumerate(kept) for row in _steps(number, each, curve))
-    return curves(f"over_steps_{key}", title, "training step", axis, rows, series)
+    return curves(f"over_steps_{key}", title, "training step", axis, rows, series, points=True)
 
 
 def _curve(trajectory: Trajectory, path: str) -> dict[int, float]:

@@ -1,6 +1,7 @@
 """Curves: percentiles and kinds of positions of the divergence, and trainings, from rows to what is drawn."""
 
 import itertools
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_the_first_curves_that_are_shown_are_drawn() -> None:
     assert set(ids(marks(figure, "symbol"))) == set(runs[:MOST])
     assert set(ids(marks(figure, "symbol", lambda row: row["run"] != runs[0]))) == set(runs[1 : MOST + 1])
     assert f"At most {MOST} of the {MOST + 2} runs" in figure.note
+    turned = replace(figure, rows=({"name": "floor", **figure.rows[0], "run": None}, *figure.rows[::-1]))
+    assert set(ids(marks(turned, "symbol"))) == set(runs[2:])  # the order of the table, references apart
 
 
 def test_checkpoints_become_curves_of_what_was_measured() -> None:
