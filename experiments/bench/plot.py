@@ -34,7 +34,7 @@ def draw(cases: Sequence[dict[str, Any]], file: IO[bytes], theme: Theme = LIGHT)
 
 def figure(cases: Sequence[dict[str, Any]]) -> Figure:
     """Return the results of cases as a figure."""
-    rows = tuple(row for place, case in enumerate(cases) for row in _rows(place, case))
+    rows = tuple(row for position, case in enumerate(cases) for row in _rows(position, case))
     suites = list(dict.fromkeys(case["suite"] for case in cases))
     panels = [_suite(suite, rows, suite == suites[-1]) for suite in suites]
     chart = alt.vconcat(*panels, spacing=14)
@@ -45,11 +45,11 @@ def figure(cases: Sequence[dict[str, Any]]) -> Figure:
 def _rows(position: int, case: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a row for each contender of a case, times over the baseline's median."""
     unit = next(each["median"] for each in case["results"] if each["name"] == case["baseline"])
-    for place, result in enumerate(case["results"]):
+    for order, result in enumerate(case["results"]):
         low, high = (each / unit for each in result["quartiles"])
         yield {
             "suite": case["suite"], "case": f"{case['name']}; baseline {case['baseline']}",
-            "position": position, "place": place, "name": result["name"],
+            "position": position, "order": order, "name": result["name"],
             "kind": THEIRS if result["is_peer"] else OURS,
             "is_baseline": result["name"] == case["baseline"], "ratio": result["ratio"],
             "low": low, "high": high, "floor": result["floor_seconds"] / unit,
@@ -95,7 +95,7 @@ def _case(rows: Rows, is_last: bool) -> alt.LayerChart:
 
     extent = LETTER * max(len(row["name"]) for row in rows)
     names = alt.Axis(minExtent=extent, maxExtent=extent, domain=False, ticks=False)
-    base = alt.Chart().encode(y=alt.Y("name:N", sort=alt.EncodingSortField("place"), title=None, axis=names))
+    base = alt.Chart().encode(y=alt.Y("name:N", sort=alt.EncodingSortField("order"), title=None, axis=names))
     ratio = base.encode(x=across("ratio"))
     layers = (
         ratio.transform_filter("!datum.is_baseline").mark_bar().encode(x2=alt.datum(1), color=_color(rows)),

@@ -78,4 +78,4 @@ def _several(words: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(every))
     if len(distinct) == 1:
         return distinct[0]
-    return "; ".join(f"{each} ({every.count(each)} runs)" for each in distinct)
+    return "; ".join(f"{each} ({every.count(each)} run{'s' * (every.count(each) > 1)})" for each in distinct)

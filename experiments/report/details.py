@@ -15,7 +15,7 @@ MEASURED = ("evaluation", "text", "device")
 
 @dataclass(frozen=True)
 class Details:
-    """What the page tells of a picked run."""
+    """Facts of a picked run."""
 
     chosen: dict[str, str]
     """Options that differ from their defaults, by dotted path."""

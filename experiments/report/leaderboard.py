@@ -11,25 +11,22 @@ comes between, they share a rank and count once.
 Not covered: a board does not set runs of many bits apart from those of few, unless `bits` is one of its keys.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import isfinite
 from typing import Any
 
 from experiments.common.intervals import FEWEST_WINDOWS
-from experiments.compare.equivalent import finished_at
-from experiments.compare.paired import MARKS, Comparison, Verdict, compare, conditions
+from experiments.compare.paired import MARKS, Comparison, Verdict, compare
 from experiments.report.conditions import commits, machines, when
-from experiments.report.figures.quality import FLOOR
+from experiments.report.eligible import obstacles, other_protocol, same_run, standard, windows
 from experiments.report.folders import MEASURED_BY
-from experiments.report.versions import Versions, newest, outdated
+from experiments.report.versions import Versions, newest
 from experiments.results import flat
 from experiments.results.columns import ABSENT
-from experiments.results.names import method_names, treatment
+from experiments.results.names import method_names
 from experiments.results.overview import facts
-from experiments.results.paths import as_json, get_path
+from experiments.results.paths import get_path
 from experiments.results.record import FINISHED, Row
 
 GROUP_BY = ("model", "text")
@@ -38,8 +35,6 @@ KEYS = (
     *("device", MEASURED_BY),
 )
 """Keys that boards can be made by."""
-DENSE = "the dense model, which the others are compressed from"
-NOISE = "the dense model in another number format: the noise of the measurement"
 
 
 @dataclass(frozen=True)
@@ -185,73 +180,18 @@ def board(title: str, rows: Sequence[Row], known: Versions) -> Board:
     """Return a board of rows, given the newest versions."""
     names = dict(zip([row["run_id"] for row in rows], method_names(rows), strict=True))
     reasons = {row["run_id"]: obstacles(row, known) for row in rows}
-    standard = _standard([row for row in rows if not reasons[row["run_id"]]])
-    if standard:
+    shared = standard([row for row in rows if not reasons[row["run_id"]]])
+    if shared:
         for row in rows:
             if row["status"] == FINISHED and not reasons[row["run_id"]]:
-                reasons[row["run_id"]] = other_protocol(row, standard)
+                reasons[row["run_id"]] = other_protocol(row, shared)
     lines = [Line(row, names[row["run_id"]], reasons=tuple(reasons[row["run_id"]])) for row in rows]
     ranked = _ranked([line for line in lines if not line.reasons])
     few = any(line.to_first and line.to_first.verdict is Verdict.too_few_windows for line in ranked[1:])
     note = f"Fewer than {FEWEST_WINDOWS} windows: ranks by the mean alone." if few else ""
     unranked = tuple(line for line in lines if line.reasons)
-    protocol = facts(standard) if standard else ""
+    protocol = facts(shared) if shared else ""
     return Board(title, protocol, note, ranked, unranked, _repeats([*ranked, *unranked]))
-
-
-def obstacles(row: Row, known: Versions) -> list[str]:
-    """Return the reasons why a row is not ranked on any board; empty where it may be."""
-    if row["status"] != FINISHED:
-        return [f"it failed: {row.get('reason') or 'no reason recorded'}"]
-    if row["dense_run_id"] is None:
-        return [DENSE]
-    if get_path(row, "identity.method.name") == FLOOR:
-        return [NOISE]
-    found = outdated(row, known)
-    perplexity = get_path(row, "metrics.perplexity.value")
-    if perplexity is None or not isfinite(perplexity):
-        found.append("it has no finite perplexity")
-    code = get_path(row, "provenance.code") or {}
-    if not code.get("commit"):
-        found.append("its code is unknown: no commit was recorded")
-    elif code.get("changed") is not False:
-        found.append("its code had changes that are in no commit")
-    if get_path(row, "identity.calibration.text.fingerprint") == row["protocol"]["fingerprint"]:
-        found.append("it was calibrated on the text that is evaluated")
-    return found
-
-
-def _standard(rows: Sequence[Row]) -> Row | None:
-    """Return the newest row of the protocol that most people, then most rows, have; None without rows."""
-    protocols: dict[str, list[Row]] = {}
-    for row in rows:
-        protocols.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
-    most = max(
-        protocols.values(),
-        key=lambda each: (len({row[MEASURED_BY] for row in each}), len(each), finished_at(each[-1])),
-        default=None,
-    )
-    return None if most is None else max(most, key=finished_at)
-
-
-def other_protocol(row: Row, standard: Row) -> list[str]:
-    """Return the conditions in which a row differs from those of the ranked ones, with both values."""
-    first, second = _protocol(row), _protocol(standard)
-    return [f"{name} is {first[name]}, not {second[name]}" for name in first if first[name] != second[name]]
-
-
-def _protocol(row: Row) -> dict[str, str]:
-    """Return the conditions of a row in words; hashes are shortened."""
-    found = conditions(row)
-    model = " ".join(f"{key} {str(each)[:16]}" for key, each in row["identity"]["model"].items())
-    text = f"{flat.name_of(row, 'text')} {found['text']}"
-    return {name: str(value) for name, value in found.items()} | {"model": model, "text": text}
-
-
-def _run(row: Row) -> str:
-    """Return a text that is equal for the same treatment, of the same versions, measured alike."""
-    calibration = get_path(row, "identity.calibration.text.fingerprint")
-    return as_json([treatment(row, defaults=False), calibration, conditions(row)])
 
 
 def _ranked(lines: Sequence[Line]) -> tuple[Line, ...]:
@@ -263,7 +203,7 @@ def _ranked(lines: Sequence[Line]) -> tuple[Line, ...]:
     sharing: dict[str, Line] = {}  # runs of the last rank, the first one in front
     above = 0
     for line in ordered:
-        run, leader = _run(line.row), next(iter(sharing.values()), None)
+        run, leader = same_run(line.row), next(iter(sharing.values()), None)
         if leader is None or not (run in sharing or _is_alike(line, leader)):
             sharing, rank = {}, above + 1
         above += run not in sharing
@@ -281,14 +221,14 @@ def _repeats(lines: Sequence[Line]) -> tuple[Repeat, ...]:
     """Return the pairs of equivalent runs that different people measured."""
     alike: dict[str, list[Line]] = {}
     for line in lines:
-        if line.row["status"] == FINISHED and _windows(line):
-            alike.setdefault(_run(line.row), []).append(line)
+        if line.row["status"] == FINISHED and windows(line.row):
+            alike.setdefault(same_run(line.row), []).append(line)
     pairs = [pair for each in alike.values() for pair in combinations(each, 2)]
     return tuple(_repeat(one, other) for one, other in pairs if one.by != other.by)
 
 
 def _repeat(one: Line, other: Line) -> Repeat:
-    deltas = [b - a for a, b in zip(_windows(one), _windows(other), strict=True)]
+    deltas = [b - a for a, b in zip(windows(one.row), windows(other.row), strict=True)]
     return Repeat(one.name, one, other, sum(deltas) / len(deltas), max(map(abs, deltas)))
 
 
@@ -300,8 +240,3 @@ def _difference(comparison: Comparison | None) -> str:
     interval = f" [{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else ""
     mark = MARKS.get(comparison.verdict, "")
     return f"{comparison.delta_nll:+.4f}{interval} {mark}".strip()
-
-
-def _windows(line: Line) -> list[float]:
-    nll: list[float] = get_path(line.row, "samples.perplexity.window_nll") or []
-    return nll if all(map(isfinite, nll)) else []

@@ -11,8 +11,9 @@ import pytest
 
 from experiments.report import __main__ as command
 from experiments.report import versions
+from experiments.report.eligible import DENSE, NOISE
 from experiments.report.folders import Folder, Merged, merge
-from experiments.report.leaderboard import DENSE, NOISE, Board, leaderboard
+from experiments.report.leaderboard import Board, leaderboard
 from experiments.report.page import html, report_on
 from experiments.results import record
 from experiments.results.record import Row
@@ -111,6 +112,9 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"provenance__code": {"commit": "0123", "changed": True}}, "its code had changes that are in no commit"),
     ({"provenance__code": {"commit": None, "changed": None}}, "its code is unknown: no commit was recorded"),
     ({"metrics__perplexity__value": float("inf")}, "it has no finite perplexity"),
+    ({"metrics__perplexity": {}}, "it has no finite perplexity"),
+    ({"samples__perplexity": {}}, "it has no finite perplexity"),
+    ({"samples__perplexity__window_nll": [float("nan")] * 20}, "it has no finite perplexity"),
     ({"protocol__fingerprint": "u"}, "text is t u, not t t"),
     ({"protocol__tokens": 8000}, "number of tokens is 8000, not 9000"),
     ({"metrics__perplexity__seqlen": 1024}, "seqlen is 1024, not 2048"),
@@ -127,7 +131,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "reason"), CHANGES, ids=[reason for _, reason in CHANGES])
+@pytest.mark.parametrize(("changes", "reason"), CHANGES, ids=[next(iter(change)) for change, _ in CHANGES])
 def test_what_is_not_comparable_says_why_and_the_rest_is_ranked(changes: dict[str, Any], reason: str) -> None:
     other = measured("bob", finished("rtn", 4), **changes)
     board = board_of(*THREE, other)
