@@ -115,7 +115,10 @@
     button.addEventListener("click", () => pick(view.picked === button.dataset.pick ? "" : button.dataset.pick));
   });
   by("print").addEventListener("click", print);
-  addEventListener("beforeprint", () => table.extend(true));
+  addEventListener("beforeprint", () => {
+    table.extend(true);
+    document.querySelectorAll("main section > details").forEach(each => { each.open = true; });
+  });
   addEventListener("afterprint", () => figures.forPrint(false));
   addEventListener("popstate", follow);
   addEventListener("keydown", event => {
