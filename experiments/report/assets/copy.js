@@ -34,8 +34,9 @@ const copy = (() => {
 
   function csv(shown) {
     const quoted = text => /[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
-    const word = (run, column) => quoted(String(run.sort(column) ?? (run.words(column) === data.ABSENT ? "" : run.words(column))));
-    return [shown.columns.map(column => quoted(column.heading)).join(","), ...cells(shown, word).map(each => each.join(","))].join("\n");
+    const exact = (run, column) => run.sort(column) ?? (run.words(column) === data.ABSENT ? "" : run.words(column));
+    const lines = cells(shown, (run, column) => quoted(String(exact(run, column))));
+    return [shown.columns.map(column => quoted(column.heading)), ...lines].map(each => each.join(",")).join("\n");
   }
 
   // A page that is served without TLS has no clipboard of its own: there the old way is left.

@@ -12,11 +12,10 @@ const data = (() => {
 
   columns.forEach((column, index) => { column.index = index; });
   for (const run of runs) {
-    run.words = column => (Array.isArray(run.cells[column.index]) ? run.cells[column.index][0] : run.cells[column.index]) ?? ABSENT;
-    run.sort = column => {
-      const cell = run.cells[column.index];
-      return Array.isArray(cell) ? cell[1] : column.number ? null : cell;
-    };
+    // A cell is null, words, or words and the number that they are sorted by.
+    const cell = column => run.cells[column.index];
+    run.words = column => (Array.isArray(cell(column)) ? cell(column)[0] : cell(column)) ?? ABSENT;
+    run.sort = column => Array.isArray(cell(column)) ? cell(column)[1] : column.number ? null : cell(column);
     run.name = run.cells[0];
   }
 

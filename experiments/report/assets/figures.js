@@ -51,6 +51,7 @@ const figures = (() => {
       figure.element.dataset.drawn = rows.length;
     } catch (error) {
       console.error(error);
+      figure.theme = ""; // to be drawn anew
       figure.box.textContent = `This figure cannot be drawn: ${error.message}`;
     }
   }

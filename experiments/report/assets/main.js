@@ -56,7 +56,8 @@
     showPicked();
     figures.update(table.shown().rows, id);
     if (focused) by("runs").querySelector("tbody button[tabindex='0']")?.focus({preventScroll: true});
-    say(id ? `Picked ${data.byId.get(id).name}. Its options are at the end of the page; Escape unpicks it.` : "No run is picked.");
+    const name = data.byId.get(id)?.name;
+    say(id ? `Picked ${name}. Its options are at the end of the page; Escape unpicks it.` : "No run is picked.");
   }
 
   function sort(key) {
@@ -75,13 +76,13 @@
 
   // Shows the view of the address: at first, after Back, and when a link is pasted.
   function follow() {
-    const {view: linked, unknown} = state.read(location.hash);
+    const {view: linked, unknown} = state.read(location.hash), before = view.at;
     [view, typing] = [linked, false];
     by("notice").textContent = `The link asks for what is not on this page: ${unknown.join("; ")}.`;
     by("notice").hidden = !unknown.length;
     showRuns();
     showPicked();
-    if (view.at) by(view.at)?.scrollIntoView();
+    if (view.at && view.at !== before) by(view.at)?.scrollIntoView();
   }
 
   async function print() {
@@ -102,9 +103,9 @@
     showRuns();
     by("words").focus();
   });
-  for (const [id, write, name] of [["markdown", copy.markdown, "Markdown"], ["latex", copy.booktabs, "LaTeX"], ["csv", copy.csv, "CSV"]]) {
-    const shown = () => `${table.shown().rows.length} runs as ${name}`;
-    by(`copy-${id}`).addEventListener("click", () => put(write(table.shown()), shown()));
+  for (const [name, write] of Object.entries({Markdown: copy.markdown, LaTeX: copy.booktabs, CSV: copy.csv})) {
+    by(`copy-${name.toLowerCase()}`).addEventListener("click", () =>
+      put(write(table.shown()), `${table.shown().rows.length} runs as ${name}`));
   }
   document.querySelectorAll("nav a").forEach(link => link.addEventListener("click", event => {
     event.preventDefault();

@@ -28,8 +28,8 @@ const menus = (() => {
 
   // Makes all menus; returns a function that shows a view in them.
   function start(change) {
-    const filters = data.filters.map(filter => menu(
-      filter.heading, filter.values.map(value => ({value, label: value})), values => change({filter: filter.key, values})));
+    const filters = data.filters.map(({key, heading, values}) =>
+      menu(heading, values.map(value => ({value, label: value})), chosen => change({filter: key, values: chosen})));
     document.getElementById("filters").append(...filters.map(each => each.element));
     const options = data.columns.map(({key, heading, about}) => ({value: key, label: heading, about}));
     const columns = menu("columns", options, values => change({columns: values}));
@@ -47,6 +47,7 @@ const menus = (() => {
   // Escape and a click elsewhere close an open menu.
   const close = () => {
     const open = document.querySelector("details.menu[open]");
+    if (open?.contains(document.activeElement)) open.querySelector("summary").focus();
     if (open) open.open = false;
     return open;
   };

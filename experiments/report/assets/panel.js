@@ -3,11 +3,13 @@
 const panel = (() => {
   const {make} = menus;
   const element = document.getElementById("panel");
-  const list = entries => make("dl", {}, ...entries.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]));
+  const list = entries =>
+    make("dl", {}, ...entries.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]));
   const part = (heading, ...children) => make("section", {}, make("h3", {}, heading), ...children);
 
   function folded(heading, entries) {
-    return entries.length ? [make("details", {}, make("summary", {}, `${heading} (${entries.length})`), list(entries))] : [];
+    const summary = make("summary", {}, `${heading} (${entries.length})`);
+    return entries.length ? [make("details", {}, summary, list(entries))] : [];
   }
 
   function command(words, put) {
@@ -25,7 +27,8 @@ const panel = (() => {
     const numbers = data.columns.slice(2).filter(column => run.words(column) !== data.ABSENT)
       .map(column => [column.heading, run.words(column)]);
     element.replaceChildren(
-      make("header", {}, make("h2", {}, run.name), make("p", {className: "note"}, `${data.title(run.group)}; run `, make("code", {}, run.id)),
+      make("header", {}, make("h2", {}, run.name),
+        make("p", {className: "note"}, `${data.title(run.group)}; run `, make("code", {}, run.id)),
         make("button", {type: "button", onclick: () => put(location.href, "the link")}, "Copy link"),
         make("button", {type: "button", onclick: close, title: "Escape"}, "Close")),
       make("div", {className: "parts"},

@@ -5,7 +5,7 @@
 const state = (() => {
   const LISTS = data.filters.map(filter => filter.key);
   const fresh = () => ({
-    words: "", chosen: Object.fromEntries(LISTS.map(key => [key, []])), sort: "", columns: [], picked: "", at: "",
+    words: "", sort: "", columns: [], picked: "", at: "", chosen: Object.fromEntries(LISTS.map(key => [key, []])),
   });
 
   const encode = word => encodeURIComponent(word).replace(/%20/g, "+").replace(/%3A/g, ":");
@@ -22,7 +22,7 @@ const state = (() => {
 
   // What the link asks for and the page does not have is left out, and said.
   function read(fragment) {
-    const view = fresh(), unknown = [];
+    const view = fresh(), unknown = [], columns = data.columns.map(each => each.key);
     const known = (key, values, all) => {
       values.filter(value => !all.includes(value)).forEach(value => unknown.push(`${key} ${value}`));
       return values.filter(value => all.includes(value));
@@ -33,8 +33,8 @@ const state = (() => {
       const values = text.split(",").filter(Boolean).map(decode);
       if (filter) view.chosen[key] = known(filter.heading, values, filter.values);
       else if (key === "words") view.words = decode(text);
-      else if (key === "sort") view.sort = known("column", [text.replace(/^-/, "")], data.columns.map(each => each.key)).length ? text : "";
-      else if (key === "columns") view.columns = known("column", values, data.columns.map(each => each.key));
+      else if (key === "sort") view.sort = known("column", [text.replace(/^-/, "")], columns).length ? text : "";
+      else if (key === "columns") view.columns = known("column", values, columns);
       else if (key === "picked") [view.picked = ""] = known("run", values, [...data.byId.keys()]);
       else if (key === "at") view.at = decode(text);
       else unknown.push(part);

@@ -26,7 +26,8 @@ const table = (() => {
     const made = make("td", {className: `${column.number ? "number" : ""} ${mark ?? ""}`.trim()});
     if (mark) {
       const [sign, meaning] = MEANINGS[mark];
-      made.append(make("span", {className: "sign", ariaHidden: "true"}, sign), make("span", {className: "unseen"}, `${meaning}: `));
+      made.append(make("span", {className: "sign", ariaHidden: "true"}, sign));
+      made.append(make("span", {className: "unseen"}, `${meaning}: `));
     }
     made.append(run.words(column));
     return made;
@@ -34,7 +35,8 @@ const table = (() => {
 
   function line(run) {
     const button = make("button", {type: "button", tabIndex: -1, ariaPressed: String(run.id === picked)}, run.name);
-    const made = make("tr", {}, make("th", {scope: "row"}, button), ...columns.slice(1).map(column => cell(run, column)));
+    const cells = columns.slice(1).map(column => cell(run, column));
+    const made = make("tr", {}, make("th", {scope: "row"}, button), ...cells);
     made.dataset.id = run.id;
     made.classList.toggle("picked", run.id === picked);
     return made;
@@ -73,7 +75,7 @@ const table = (() => {
     while (place >= body.rows.length) extend();
     const row = body.rows[place];
     if (!row) return;
-    const [above, below] = [row.offsetTop - head.offsetHeight, row.offsetTop + row.offsetHeight - box.clientHeight];
+    const above = row.offsetTop - head.offsetHeight, below = row.offsetTop + row.offsetHeight - box.clientHeight;
     if (box.scrollTop > above || box.scrollTop < below) box.scrollTop = above;
   }
 

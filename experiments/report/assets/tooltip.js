@@ -15,7 +15,8 @@ const tooltip = (() => {
     element.hidden = value === null || value === undefined || value === "";
     if (element.hidden) return;
     const entries = typeof value === "object" ? Object.entries(value) : [["", value]];
-    element.replaceChildren(...entries.flatMap(([key, word]) => [menus.make("b", {}, key), menus.make("span", {}, String(word))]));
+    element.replaceChildren(...entries.flatMap(([key, word]) =>
+      [menus.make("b", {}, key), menus.make("span", {}, String(word))]));
     place(event);
   }
   return {show};

@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import altair as alt
 import pytest
 import vl_convert
+from jsonschema import ValidationError
 
 from experiments.report.comparable import groups
 from experiments.report.figure import Figure
@@ -122,3 +124,13 @@ def test_a_figure_without_runs_that_are_shown_is_drawn_empty(figure: Figure) -> 
     spec = figure.standalone(LIGHT)
     spec["datasets"] = {"rows": [row for row in figure.rows if "run" not in row]}
     assert vl_convert.vegalite_to_svg(spec).startswith("<svg")
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.key)
+def test_a_specification_fits_the_schema_of_vega_lite(figure: Figure) -> None:
+    """Pages do not ask for this, as it takes longer than making the figure."""
+    spec = json.loads(json.dumps(figure.spec))
+    assert alt.Chart.from_dict(spec)
+    spec["layer" if "layer" in spec else "spec"] = "none"
+    with pytest.raises(ValidationError):
+        alt.Chart.from_dict(spec)
