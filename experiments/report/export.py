@@ -13,6 +13,9 @@ from experiments.report.theme import LIGHT, Theme
 KINDS = ("png", "pdf", "svg")
 SCALE = 2.5
 """Pixels of a PNG for each pixel of the specification."""
+MOST_PDFS = 500
+RESOURCES = rb"(/(?:Font|ExtGState|XObject|Pattern|Shading) <<\n)(.*?)(\n\s*>>)"
+FONT = rb"(\d+) 0 obj\n<<\n  /Type /Font\n  /Subtype /Type0"
 OFFLINE: list[str] = []
 """Addresses that a specification may load data from."""
 
@@ -39,11 +42,10 @@ def image(figure: Figure, theme: Theme = LIGHT, kind: str = "png") -> bytes:
         kind: "png", "pdf" or "svg".
     """
     spec = figure.standalone(theme)
-    if kind == "svg":
-        return _renumbered(vl_convert.vegalite_to_svg(spec, allowed_base_urls=OFFLINE)).encode()
-    if kind == "pdf":
-        return vl_convert.vegalite_to_pdf(spec, allowed_base_urls=OFFLINE)
-    return vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=OFFLINE)
+    if kind == "png":
+        return vl_convert.vegalite_to_png(spec, scale=SCALE, allowed_base_urls=OFFLINE)
+    svg = _renumbered(vl_convert.vegalite_to_svg(spec, allowed_base_urls=OFFLINE))
+    return svg.encode() if kind == "svg" else _pdf(svg)
 
 
 def _renumbered(svg: str) -> str:
@@ -54,3 +56,21 @@ def _renumbered(svg: str) -> str:
         lambda found: f"{found[1]}{numbers.setdefault(found[0], len(numbers))}",
         svg,
     )
+
+
+def _pdf(svg: str) -> bytes:
+    """Return a PDF with fonts and resources in order.
+
+    vl-convert writes them as they lie in hash tables, in another order each time. Lists of resources can be
+    sorted; fonts are written again until they are in order, which of two is the second time on average.
+    """
+    for _ in range(MOST_PDFS):
+        content = re.sub(RESOURCES, _in_order, vl_convert.svg_to_pdf(svg), flags=re.DOTALL)
+        fonts = [int(number) for number in re.findall(FONT, content)]
+        if fonts == sorted(fonts):
+            return content
+    raise RuntimeError(f"vl-convert has not written {len(fonts)} fonts in order in {MOST_PDFS} attempts")
+
+
+def _in_order(found: re.Match[bytes]) -> bytes:
+    return found[1] + b"\n".join(sorted(found[2].split(b"\n"))) + found[3]

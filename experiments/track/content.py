@@ -1,4 +1,4 @@
-"""What Weights & Biases gets of a row: tags, configuration, numbers, tables, figures and files."""
+"""Content of a run at Weights & Biases: tags, configuration, numbers, tables, figures and files."""
 
 import json
 from io import BytesIO

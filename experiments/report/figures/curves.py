@@ -5,11 +5,12 @@ specification takes lists apart after it has chosen the first `MOST` curves of t
 thousands stay small.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import altair as alt
 
-from experiments.report.figure import Figure, Rows
+from experiments.report.figure import Figure, Rows, Spec
 from experiments.report.figures import series as looks
 from experiments.report.figures.series import Series
 
@@ -37,33 +38,39 @@ def curves(
         across, up: titles of the axes.
         rows: with `curve`, the number of the curve, and with `x` and `y`, lists of one length; a `y` of None
             is a gap.
-        points: a row is a point of a curve.
         named: `x` are names, in order.
+        points: a row is a point of a curve.
     """  # fmt: skip
     if not rows:
         return None
+    words = f"{title}: {up} over {across}."
+    spec = _spec(series.among(rows), across, up, words, named, log, points)
+    count = len({row["curve"] for row in rows if "run" in row})
+    return Figure(key, title, spec, rows, looks.counted(count, MOST, note))
+
+
+@lru_cache(maxsize=200)
+def _spec(series: Series, across: str, up: str, words: str, named: bool, log: bool, points: bool) -> Spec:
     x = _across(across, named)
     y_scale = alt.Scale(type="log", nice=False, padding=14) if log else alt.Scale(zero=False, padding=14)
     y = alt.Y("y:Q", title=up, scale=y_scale, axis=alt.Axis(tickCount=6))
     runs = alt.Chart().transform_filter(looks.IS_RUN).encode(x=x, y=y)
-    coloured = runs.encode(color=series.color(rows, hollow=True), opacity=looks.faded())
+    coloured = runs.encode(color=series.color(hollow=True), opacity=looks.faded())
     tip = _tip(across, up, named)
     layers = (
         *_references(x, y),
         coloured.mark_line(clip=True, strokeWidth=1.6)
-        .encode(detail="curve:N", strokeDash=series.dash(rows), tooltip=tip)
+        .encode(detail="curve:N", strokeDash=series.dash(), tooltip=tip)
         .properties(name="lines")
         .add_params(looks.SHOWN_METHODS, looks.SHOWN_GROUPS, looks.zoomed(*"y" if named else "xy")),
-        *looks.marks(_few(coloured).encode(shape=series.shape(rows), tooltip=tip), 190),
+        *looks.marks(_few(coloured).encode(shape=series.shape(), tooltip=tip), 190),
         *looks.labels(_few(runs)),
         runs.encode(detail="curve:N").transform_filter(looks.PICKED).mark_line(style="picked", clip=True),
         looks.ring(_few(runs), size=330),
     )
     chart = looks.layered(*layers)
     chart.transform = [*looks.first(MOST, "curve" if points else None), alt.FlattenTransform(["x", "y"])]
-    spec = looks.spec_of(chart, f"{title}: {up} over {across}.", width="container", height=340)
-    count = len({row["curve"] for row in rows if "run" in row})
-    return Figure(key, title, spec, rows, looks.counted(count, MOST, note))
+    return looks.spec_of(chart, words, width="container", height=340)
 
 
 def _across(title: str, named: bool) -> alt.X:

@@ -3,12 +3,13 @@
 Runs that differ in bits alone are joined by a line.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import altair as alt
 
 from experiments.report.comparable import Entry, Group
-from experiments.report.figure import Figure, Rows, Spec
+from experiments.report.figure import Figure, Spec
 from experiments.report.figures import levels
 from experiments.report.figures import series as looks
 from experiments.report.figures.quality import COSTS, PERPLEXITY, Cost, Quality, divergence, finite, is_floor
@@ -44,7 +45,7 @@ def _figure(group: Group, series: Series, quality: Quality, cost: Cost) -> Figur
     missing = [entry.name for entry in compressed if found[entry.row["run_id"]] is None]
     rows = (*points, *references)
     title = f"{quality.title} over {cost.title}"
-    spec = _spec(series, rows, quality, cost, title)
+    spec = _spec(series.among(rows), quality, cost, title)
     return Figure(f"{quality.key}_{cost.key}", title, spec, rows, _note(points, quality, missing))
 
 
@@ -72,7 +73,8 @@ def _note(points: list[dict[str, Any]], quality: Quality, missing: list[str]) ->
     return " ".join(notes)
 
 
-def _spec(series: Series, rows: Rows, quality: Quality, cost: Cost, title: str) -> Spec:
+@lru_cache(maxsize=200)
+def _spec(series: Series, quality: Quality, cost: Cost, title: str) -> Spec:
     def across(field: str) -> alt.X:
         how: dict[str, Any] = {"type": "log"} if cost.is_speed else {"zero": False}
         ticks = alt.Axis(tickCount=alt.ExprRef("ceil(width / 90)"))
@@ -84,9 +86,9 @@ def _spec(series: Series, rows: Rows, quality: Quality, cost: Cost, title: str) 
         return alt.Y(f"{field}:Q", title=quality.axis, scale=scale, axis=alt.Axis(tickCount=7))
 
     runs = alt.Chart().transform_filter(looks.IS_RUN).encode(x=across("x"), y=up("shown"))
-    look = {"color": series.color(rows, hollow=True), "opacity": looks.faded()}
+    look = {"color": series.color(hollow=True), "opacity": looks.faded()}
     lines = runs.mark_line(clip=True, strokeWidth=1.4).encode(**look, detail="family:N")
-    marked = runs.encode(**look, shape=series.shape(rows), tooltip=_tip(quality, cost))
+    marked = runs.encode(**look, shape=series.shape(), tooltip=_tip(quality, cost))
     layers = (
         _front(runs, cost.is_speed),
         *levels.layers(up("level")),

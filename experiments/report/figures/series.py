@@ -5,7 +5,7 @@ Both legends switch series on a click. The run that a reader picked has a ring.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import altair as alt
@@ -35,40 +35,45 @@ class Series:
     sizes: tuple[str, ...]
     title: str = "method"
     """Title of the legend of colours."""
+    found: frozenset[tuple[str, str]] = frozenset()
+    """Methods with group sizes that a figure has, and its legends name."""
 
-    def color(self, rows: Rows, hollow: bool = False) -> alt.Color:
-        """Return the colour of a run's method, with a legend of the methods in `rows`.
+    def among(self, rows: Rows) -> "Series":
+        """Return these series with legends of what the rows of a figure have."""
+        return replace(self, found=frozenset((row["method"], row["group"]) for row in rows if "run" in row))
+
+    def color(self, hollow: bool = False) -> alt.Color:
+        """Return the colour of a run's method, with a legend.
 
         Args:
             hollow: methods after the last colour have hollow marks, and the legend says which.
         """
-        legend = self._legend("method", rows, hollow)
+        legend = self._legend("method", hollow)
         return alt.Color("method:N", scale=self._scale("category"), legend=legend)
 
-    def dash(self, rows: Rows) -> alt.StrokeDash:
+    def dash(self) -> alt.StrokeDash:
         """Return the dashes of a line, for methods after the last colour."""
         laps = [[5, 3] if self.is_hollow(method) else [1, 0] for method in self.methods]
-        return alt.StrokeDash("method:N", scale=self._scale(laps), legend=self._legend("method", rows, True))
+        return alt.StrokeDash("method:N", scale=self._scale(laps), legend=self._legend("method", True))
 
     def is_hollow(self, method: str) -> bool:
         """True for a method whose colour another one has."""
         return self.methods.index(method) >= len(METHODS)
 
-    def shape(self, rows: Rows) -> alt.Shape:
+    def shape(self) -> alt.Shape:
         """Return the shape of a run's group size; a legend only where there are several."""
         shapes = [SHAPES[number % len(SHAPES)] for number in range(len(self.sizes))]
         scale = alt.Scale(domain=list(self.sizes), range=shapes)
-        several = len({row["group"] for row in rows if "run" in row}) > 1
-        return alt.Shape("group:N", scale=scale, legend=self._legend("group", rows) if several else None)
+        several = len({group for _, group in self.found}) > 1
+        return alt.Shape("group:N", scale=scale, legend=self._legend("group") if several else None)
 
     def _scale(self, of_methods: Any, **how: Any) -> alt.Scale:
         return alt.Scale(domain=list(self.methods), range=of_methods, **how)
 
-    def _legend(self, field: str, rows: Rows, hollow: bool = False) -> alt.Legend:
+    def _legend(self, field: Literal["method", "group"], hollow: bool = False) -> alt.Legend:
         """Return a legend of the values that occur, in as many columns as the figure is wide enough for."""
-        known = self.methods if field == "method" else self.sizes
-        found = {row[field] for row in rows if "run" in row}
-        values = [each for each in known if each in found]
+        known, index = (self.methods, 0) if field == "method" else (self.sizes, 1)
+        values = [each for each in known if each in {pair[index] for pair in self.found}]
         named = [each for each in values if hollow and self.is_hollow(each)]
         widest = SWATCH + LETTER * max(len(each) + len(HOLLOW) * (each in named) for each in values)
         return alt.Legend(

@@ -3,6 +3,7 @@
 The first `MOST` runs that are shown are drawn, in the order of the report.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import altair as alt
@@ -44,9 +45,15 @@ def intervals(
     """  # fmt: skip
     if not rows:
         return None
+    spec = _intervals(series.among(rows), title, axis, neutral, log, number)
+    return Figure(key, title, spec, rows, looks.counted(len(rows), MOST, note))
+
+
+@lru_cache(maxsize=200)
+def _intervals(series: Series, title: str, axis: str, neutral: float, log: bool, number: str) -> Spec:
     x = alt.X("value:Q", title=axis, scale=_scale(log), axis=_ticks())
     runs = alt.Chart().encode(x=x, y=_names())
-    look = {"color": series.color(rows), "opacity": looks.faded()}
+    look = {"color": series.color(), "opacity": looks.faded()}
     whole = runs.transform_filter("isValid(datum.low)").encode(
         x=alt.X("low:Q", title=axis, scale=_scale(log), axis=_ticks()), x2="high:Q"
     )
@@ -58,7 +65,7 @@ def intervals(
         alt.Tooltip("run:N", title="id"),
     ]
     without = alt.when("isValid(datum.low)").then(alt.value([1, 0])).otherwise(alt.value([2, 2]))
-    marked = runs.encode(**look, shape=series.shape(rows), tooltip=tip)
+    marked = runs.encode(**look, shape=series.shape(), tooltip=tip)
     full, hollow = looks.marks(marked, 90, "!datum.decided")
     layers = (
         _neutral(neutral, axis, log),
@@ -68,7 +75,7 @@ def intervals(
         _numbers(),
         looks.ring(runs, size=260),
     )
-    return Figure(key, title, _spec(layers, title, axis), rows, looks.counted(len(rows), MOST, note))
+    return _spec(layers, title, axis)
 
 
 def bars(
@@ -81,10 +88,16 @@ def bars(
     """
     if not rows:
         return None
+    spec = _bars(series.among(rows), title, axis, parts)
+    return Figure(key, title, spec, rows, looks.counted(len(rows), MOST, note))
+
+
+@lru_cache(maxsize=200)
+def _bars(series: Series, title: str, axis: str, parts: tuple[str, str]) -> Spec:
     first, second = parts
     x = alt.X(f"{first}:Q", title=axis, scale=alt.Scale(zero=True, rangeMax=alt.ExprRef(ROOM)), axis=_ticks())
     runs = alt.Chart().transform_calculate(total=f"datum.{first} + datum.{second}").encode(x=x, y=_names())
-    color, tip = series.color(rows), [alt.Tooltip("name:N", title="run")]
+    color, tip = series.color(), [alt.Tooltip("name:N", title="run")]
     tip += [alt.Tooltip(f"{part}:Q", title=f"{part}, {axis}", format=",.3~r") for part in parts]
     tip += [alt.Tooltip("run:N", title="id")]
     bar = runs.mark_bar(height=13).encode(color=color, tooltip=tip)
@@ -96,7 +109,7 @@ def bars(
             x=alt.X("total:Q", title=axis), x2=alt.datum(0)
         ),
     )  # fmt: skip
-    return Figure(key, title, _spec(layers, title, axis), rows, looks.counted(len(rows), MOST, note))
+    return _spec(layers, title, axis)
 
 
 def _neutral(value: float, axis: str, log: bool) -> alt.Chart:

@@ -119,10 +119,6 @@ def test_rows_are_plain_json_and_runs_have_ids_and_names(figure: Figure) -> None
         assert {"run", "name"} <= set(row) or "run" not in row
 
 
-def test_specifications_of_equal_rows_are_equal() -> None:
-    assert [figure.spec for figure in all_figures()] == [figure.spec for figure in FIGURES]
-
-
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.key)
 def test_a_figure_without_runs_that_are_shown_is_drawn_empty(figure: Figure) -> None:
     spec = figure.standalone(LIGHT)
