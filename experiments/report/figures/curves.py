@@ -40,7 +40,7 @@ def curves(
             is a gap.
         named: `x` are names, in order.
         points: a row is a point of a curve.
-    """  # fmt: skip
+    """
     if not rows:
         return None
     words = f"{title}: {up} over {across}."

@@ -38,7 +38,7 @@ def heat_maps(
         rows: with `values`, a list for each kind of a value for each block; None is no cell.
         value: title of the values.
         across: words for the columns.
-    """  # fmt: skip
+    """
     if not rows:
         return None
     labels = alt.Axis(

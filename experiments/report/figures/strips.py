@@ -42,7 +42,7 @@ def intervals(
             `neutral`, and `label`, the numbers in words.
         neutral: value that stands for no difference.
         number: format of numbers at the pointer.
-    """  # fmt: skip
+    """
     if not rows:
         return None
     spec = _intervals(series.among(rows), title, axis, neutral, log, number)
