@@ -14,6 +14,7 @@ KINDS = ("png", "pdf", "svg")
 SCALE = 2.5
 """Pixels of a PNG for each pixel of the specification."""
 MOST_PDFS = 500
+"""Attempts at a PDF in order."""
 RESOURCES = rb"(/(?:Font|ExtGState|XObject|Pattern|Shading) <<\n)(.*?)(\n\s*>>)"
 FONT = rb"(\d+) 0 obj\n<<\n  /Type /Font\n  /Subtype /Type0"
 OFFLINE: list[str] = []

@@ -145,7 +145,13 @@ def test_wandb_sync_sends_all_that_an_offline_run_left(offline: Path) -> None:
         settings = {"WANDB_BASE_URL": taken.url, "WANDB_API_KEY": "0" * 40}
         command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | settings, timeout=120
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | settings,
+            cwd=offline,
+            timeout=120,
         )
     assert done.returncode == 0, done.stderr
     assert {run["displayName"] for run in taken.runs} >= {row["name"]}
