@@ -82,7 +82,7 @@ const table = (() => {
   function draw(runs, view) {
     [rows, columns] = [runs, choose.columns(view)];
     found = marks.of(runs, columns);
-    if (columns[0]?.key !== "run") columns = [data.columns[0], ...columns];
+    if (columns[0]?.key !== "run") columns = [...data.columns.slice(0, 1), ...columns];
     head.replaceChildren(make("tr", {}, ...columns.map(column => heading(column, view.sort))));
     picked = view.picked;
     body.replaceChildren();

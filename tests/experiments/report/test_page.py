@@ -271,6 +271,14 @@ def test_print_has_all_figures_on_white_and_no_controls(chromium: "Browser", fil
         assert page.pdf().startswith(b"%PDF")
 
 
+def test_a_page_of_failed_runs_alone_names_them(chromium: "Browser", tmp_path: Path) -> None:
+    store(tmp_path, failed(reason=NASTY))
+    (tmp_path / "page.html").write_text(html(collect(tmp_path)))
+    with opened(chromium, tmp_path / "page.html") as page:
+        assert NASTY in page.inner_text("details.warning")
+        assert page.inner_text("#count") == "0 runs"
+
+
 def test_two_thousand_runs(chromium: "Browser", tmp_path: Path) -> None:
     many.store(tmp_path, finished("sinq"), 2000)
     (tmp_path / "page.html").write_text(html(collect(tmp_path)))
