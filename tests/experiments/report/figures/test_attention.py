@@ -7,14 +7,9 @@ from experiments.report.comparable import groups
 from experiments.report.figure import Figure
 from experiments.report.figures import attention
 from experiments.report.figures.series import series
+from tests.experiments.report.figures.samples import MAPS
 from tests.experiments.report.scene import marks
 from tests.experiments.rows import finished
-
-MAPS: dict[str, Any] = {
-    "layers": ["model.layers.0.self_attn", "model.layers.4.self_attn"],
-    "true": [[[1.0, 0.0], [0.25, 0.75]], [[0.5, 0.5], [0.0005, 0.9995]]],
-    "estimated": [[[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7]]],
-}
 
 
 def drawn(*given: dict[str, Any] | None) -> list[Figure]:

@@ -14,21 +14,9 @@ from experiments.report.figures.curves import MOST
 from experiments.report.figures.series import series
 from experiments.results.record import Row
 from tests.experiments.checkpoints import course
+from tests.experiments.report.figures.samples import diverged
 from tests.experiments.report.scene import ids, marks, words
 from tests.experiments.rows import finished
-
-NAMES = ("kl_median", "kl_p90", "kl_p95", "kl_p99", "kl_p99_9", "kl_max")
-
-
-def diverged(method: str, first: float, bits: int = 4, **changed: float) -> Row:
-    row = finished(method, bits)
-    quantiles = {name: first * 10**n for n, name in enumerate(NAMES)} | changed
-    row["metrics"]["perplexity"]["divergence"] = {"kl": first, **quantiles}
-    row["samples"]["perplexity"]["by_confidence"] = [
-        {"from": 0.0, "to": 0.5, "positions": 3, "kl": 4 * first},
-        {"from": 0.5, "to": 1.0, "positions": 9, "kl": first},
-    ]
-    return row
 
 
 def drawn(*rows: Row) -> dict[str, Figure]:

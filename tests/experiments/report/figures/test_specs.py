@@ -19,8 +19,7 @@ from experiments.report.reference import counterparts
 from experiments.report.theme import DARK, LIGHT, Theme
 from experiments.results.record import Row
 from tests.experiments.checkpoints import course
-from tests.experiments.report.figures.test_attention import MAPS
-from tests.experiments.report.figures.test_curves import diverged
+from tests.experiments.report.figures.samples import MAPS, diverged
 from tests.experiments.rows import finished, layers
 
 KEYS = [
