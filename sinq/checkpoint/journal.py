@@ -61,9 +61,14 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
             f"{folder} is not empty, and nothing here was begun by stream; choose another folder"
         )
     done = _finished(folder, identity)
-    for scratch in folder.glob(f".*{SCRATCH}"):
-        scratch.unlink()
+    clear(folder)
     return {name: shard for name, shard in done.items() if _length(folder, name) == shard.nbytes}
+
+
+def clear(folder: Path) -> None:
+    """Delete half-written files, of whoever was killed."""
+    for scratch in folder.glob(f".*{SCRATCH}"):
+        scratch.unlink(missing_ok=True)
 
 
 def _length(folder: Path, name: str) -> int | None:
