@@ -130,7 +130,13 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     results_dir = results_folder(config)
     progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
     setting = Execution(
-        results_dir, instantiated(config, "logger"), config.force, progress, config.save, wait
+        results_dir,
+        instantiated(config, "logger"),
+        config.force,
+        progress,
+        config.save,
+        wait,
+        config.stream_workers,
     )
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     plain = OmegaConf.to_container(options, resolve=False, enum_to_str=True)  # the environment is private

@@ -84,7 +84,7 @@ def stream(
         ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors; later,
             naming the layer, if a weight cannot be computed with. Finished files then stay.
         FileNotFoundError: the source lacks a file.
-        RuntimeError: several workers were ended at one file.
+        ChildProcessError: several workers were ended at one file.
     """
     require_workers(workers)
     work, small = prepare(_job(source, target, method, context)), small_files(Path(source))

@@ -30,7 +30,7 @@ Work = Callable[[str], R]
 """Function of an item; it and its results can be pickled."""
 TRIES = 3
 """Number of workers that an item may end."""
-SPAWN = multiprocessing.get_context("spawn")
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 def in_processes(work: Work[R], items: Sequence[str], count: int) -> Iterator[tuple[str, R]]:
@@ -40,7 +40,7 @@ def in_processes(work: Work[R], items: Sequence[str], count: int) -> Iterator[tu
         count: number of processes.
 
     Raises:
-        RuntimeError: an item has ended too many processes.
+        ChildProcessError: an item has ended too many processes.
         Exception: what `work` raises.
     """
     threads = max(1, torch.get_num_threads() // count)
@@ -74,7 +74,7 @@ def in_processes(work: Work[R], items: Sequence[str], count: int) -> Iterator[tu
 
 def _require_hope(item: str, deaths: int, code: int | None) -> None:
     if deaths == TRIES:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"{deaths} workers were ended while they made {item}, the last with exit code {code}; if their"
             " memory was too small, use fewer: what is finished is kept"
         )
@@ -84,8 +84,8 @@ class _Process:
     """A process that does one item at a time."""
 
     def __init__(self, work: Work[Any], threads: int) -> None:
-        self.connection, theirs = SPAWN.Pipe()
-        self._process = SPAWN.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        self.connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, work, threads), daemon=True)
         self._process.start()
         theirs.close()  # so that the connection ends with the process
 
@@ -135,7 +135,7 @@ def on_ray(work: Work[R], items: Sequence[str], gpus: int = 0) -> Iterator[tuple
     Raises:
         ModuleNotFoundError: Ray is not installed.
         ConnectionError: no cluster is running.
-        RuntimeError: an item has ended too many workers.
+        ChildProcessError: an item has ended too many workers.
         Exception: what `work` raises.
     """
     ray = _ray()
@@ -159,7 +159,8 @@ def _ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("workers=ray needs Ray; pip install 'sinq-harness[ray]'") from error
+        message = "workers=ray needs Ray; pip install 'sinq-harness[ray]'"
+        raise ModuleNotFoundError(message, name="ray") from error
     if not ray.is_initialized():
         try:
             ray.init(address="auto")
@@ -178,7 +179,7 @@ def _result(ray: Any, reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"Ray gave up on a file after {TRIES} workers: {str(error).splitlines()[0]}; what is finished is"
             " kept"
         ) from error
