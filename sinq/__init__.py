@@ -43,6 +43,7 @@ from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.methods.activations import Activations
 from sinq.methods.base import BlockMethod, LayerMethod, LayerWrapper, Method
+from sinq.methods.compressed_head import CompressedHead
 from sinq.methods.key_values import KeyValues
 from sinq.methods.presinq import PreSINQ
 from sinq.methods.report import CompressionReport, Decision, PartReport
@@ -74,6 +75,7 @@ __all__ = [
     "Calibration",
     "Choice",
     "CompressedExperts",
+    "CompressedHead",
     "CompressedLinear",
     "CompressedTensors",
     "CompressedWeight",

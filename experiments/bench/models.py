@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.models import smollm2
+from experiments.models.embedded import SMOLLM2
 from experiments.models.source import DType, Pretrained, SmolLM2, load
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def find(wanted: str, device: torch.device) -> Named:
         ValueError: there is no such model.
     """
     if wanted == AUTO:
-        wanted = EMBEDDED if smollm2.is_cached() else RANDOM
+        wanted = EMBEDDED if SMOLLM2.is_cached else RANDOM
     if wanted == RANDOM:
         from transformers import AutoModelForCausalLM, LlamaConfig
 

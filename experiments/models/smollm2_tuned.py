@@ -29,7 +29,7 @@ from experiments.common.console import bar
 from experiments.common.tensor_folder import training_states
 from experiments.data.draw import Draw
 from experiments.data.text import StateOfTheUnion
-from experiments.models import smollm2
+from experiments.models.embedded import SMOLLM2
 from experiments.models.made import made_once
 from experiments.models.source import DType, ModelSource, SmolLM2, fingerprint, load, sparing_clone
 from experiments.models.training_log import write_log
@@ -65,7 +65,7 @@ def recipe() -> str:
         f"LoRA of rank {ADAPTERS.rank} and alpha {ADAPTERS.alpha:g} on all linear layers, merged:"
         f" {TRAINING.steps} steps of {TRAINING.batch} × {SEQLEN} tokens of {text['name']} calibration"
         f" {text['fingerprint']}, AdamW at {TRAINING.learning_rate:g}, {TRAINING.schedule.name}, warm-up"
-        f" {TRAINING.warm_up:g}, seed {TRAINING.seed}; from {smollm2.SHA256[:8]}"
+        f" {TRAINING.warm_up:g}, seed {TRAINING.seed}; from {SMOLLM2.sha256[:8]}"
     )
 
 

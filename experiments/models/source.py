@@ -22,7 +22,7 @@ from torch import Tensor
 
 from experiments.common.cache import Entry, key
 from experiments.common.network import prepare_hub
-from experiments.models import smollm2
+from experiments.models.embedded import GEMMA3, SMOLLM2
 from experiments.models.refusals import UnfitModelError, cannot_be_loaded
 from sinq.checkpoint.foreign.formats import stated_quantization
 from sinq.checkpoint.foreign.reader import ForeignModel, load_foreign
@@ -108,13 +108,24 @@ class ModelSource(ABC):
 
 @dataclass(frozen=True)
 class SmolLM2(ModelSource):
-    """The embedded default (see `smollm2.py`)."""
+    """The embedded default, of 135 million parameters (see `embedded.py`)."""
 
     def location(self) -> tuple[str, str | None]:
-        return str(smollm2.folder()), None
+        return str(SMOLLM2.folder()), None
 
     def asked(self) -> dict[str, str | None]:
-        return {"name": "smollm2", "sha256": smollm2.SHA256}
+        return {"name": SMOLLM2.name, "sha256": SMOLLM2.sha256}
+
+
+@dataclass(frozen=True)
+class Gemma3(ModelSource):
+    """Gemma 3 of 270 million parameters, most of them in its embedding (see `embedded.py`)."""
+
+    def location(self) -> tuple[str, str | None]:
+        return str(GEMMA3.folder()), None
+
+    def asked(self) -> dict[str, str | None]:
+        return {"name": GEMMA3.name, "sha256": GEMMA3.sha256}
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from sinq.kernels.cpu.openmp import parallel
 
 FEW = 16
 """Rows of x up to which the matrix is not written."""
-PIECE = 1 << 18
-"""Weights widened at a time: 1 MiB, a core's cache."""
+PIECE = 1 << 20
+"""Weights widened at a time: 4 MiB. Products by a quarter of it take a tenth longer."""
 SMALL = 1 << 18
 """Multiplications below which a second thread does not pay."""
 OPTIONAL = ("zero", "col_scale", "scale_range", "scale_exponent")
@@ -102,29 +102,32 @@ def _by_pieces(inputs: Tensor, col_scale: Tensor | None, fields: list[int], outp
     rows, columns, tile = fields[ROWS], fields[COLUMNS], fields[TILE]
     step = min(tile, max(1, PIECE // columns))
     arranged, last_tile = inputs, -1
-    piece = torch.empty(step, _arrange(inputs[:1], fields[BITS]).shape[1])
+    block = llvm_vectors.codes_per_lane(fields[BITS]) * llvm_vectors.WIDTH
+    piece = torch.empty(step, columns + -columns % block)
     for first in range(0, rows, tile):
         for start in range(first, first + tile, step):
             if start // tile != last_tile:
                 last_tile = start // tile
-                scaled = inputs if col_scale is None else inputs * col_scale[last_tile].float()
-                arranged = _arrange(scaled, fields[BITS])
+                arranged = _arrange(inputs, None if col_scale is None else col_scale[last_tile], fields[BITS])
             end = min(start + step, first + tile)
             fields[FIRST], fields[LAST], fields[Y] = start, end, piece.data_ptr()
             run(widen(), fields, (end - start) * columns)
-            outputs[:, start:end] = arranged @ piece[: end - start].T
+            torch.mm(arranged, piece[: end - start].T, out=outputs[:, start:end])
 
 
-def _arrange(x: Tensor, bits: int) -> Tensor:
-    """Return x (tokens, columns), divided by factors, in the layout of the matrix that `codes.widen` writes.
+def _arrange(x: Tensor, col_scale: Tensor | None, bits: int) -> Tensor:
+    """Return x · col_scale (tokens, columns), divided by factors, laid out as `codes.widen` writes a matrix.
 
     The result is (tokens, blocks · codes · lanes).
     """
     each = llvm_vectors.codes_per_lane(bits)
-    block = each * llvm_vectors.WIDTH
-    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % block)).view(len(x), -1, llvm_vectors.WIDTH, each)
+    missing = -x.shape[1] % (each * llvm_vectors.WIDTH)
+    layout = (-1, llvm_vectors.WIDTH, each)
+    scale = torch.ones(x.shape[1]) if col_scale is None else col_scale.float()
     factors = torch.tensor([llvm_vectors.factor(code, bits) for code in range(each)])
-    return (filled / factors).transpose(2, 3).reshape(len(x), -1)
+    scales = torch.nn.functional.pad(scale, (0, missing)).view(layout) / factors
+    arranged = torch.nn.functional.pad(x, (0, missing)).view(len(x), *layout).transpose(2, 3).contiguous()
+    return arranged.mul_(scales.transpose(1, 2)).view(len(x), -1)
 
 
 def run(kernel: Kernel, fields: list[int], work: int) -> None:

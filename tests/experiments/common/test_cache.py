@@ -1,5 +1,6 @@
 """The cache under damage: whatever happens to an entry, what is computed with it is what it was before."""
 
+import hashlib
 import logging
 import os
 import re
@@ -25,8 +26,9 @@ from experiments.common.cache import CHECKSUM, Entry, key
 from experiments.common.tensor_folder import TensorFolder
 from experiments.data.text import Document, tokenize
 from experiments.evaluation import Perplexity
-from experiments.models import smollm2, source
+from experiments.models import embedded, source
 from experiments.models.byte_pairs import SMALLEST, byte_pairs
+from experiments.models.embedded import SMOLLM2, Embedded
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import _made_from
 from experiments.runs.text_free import SelfGenerated, vocabulary
@@ -99,10 +101,10 @@ def converted(variant: int, monkeypatch: pytest.MonkeyPatch) -> float:
         model.lm_head.weight += variant
         model.save_pretrained(path)
 
-    monkeypatch.setattr(smollm2, "CONVERTED", Entry(".", f"converted-{variant}"))
-    monkeypatch.setattr(smollm2, "_download", lambda scratch: scratch)
-    monkeypatch.setattr(smollm2, "_convert", convert)
-    loaded = type(tiny_model("llama")).from_pretrained(smollm2.folder())
+    monkeypatch.setattr(Embedded, "_download", lambda self, scratch, gguf: gguf.write_bytes(b""))
+    monkeypatch.setattr(embedded, "convert", convert)
+    other = replace(SMOLLM2, stem=f"converted-{variant}", sha256=hashlib.sha256().hexdigest())
+    loaded = type(tiny_model("llama")).from_pretrained(other.folder())
     return sum(weight.double().sum().item() for weight in loaded.parameters())
 
 
@@ -122,7 +124,7 @@ KINDS = {"tokens", "reference", "statistics", "hashes", "converted", "sampled", 
 
 
 AS_CONVERTED = ("smollm2_tuned.py", "trained.py", "library.py")
-"""Modules whose models are made, and kept, as `smollm2.py` keeps the converted one (`made_once`), and the
+"""Modules whose models are made, and kept, as `embedded.py` keeps the converted one (`made_once`), and the
 one that fetches llama.cpp, whose archive has a hash of its own."""
 
 

@@ -120,6 +120,7 @@ TABLE: tuple[tuple[str, str, Any, str], ...] = (
     ("sinq_[fr]*", "*steps", 2, OURS),
     ("sinq_[fr]*", "*influence", 2.0, OURS), ("sinq_[fr]*", "*range_share", None, OURS),
     ("presinq", "output_projection", True, "here: on; off in the authors' code, where it is wrong"),
+    ("head8", "head.grid.bits", 8, "here: no visible loss of the largest matrix of a small model"),
     ("bf16", "dtype", "bfloat16", "here: the format in which most models are published"),
     ("prefix*", "threshold", 64.0, PREFIXQUANT), ("prefix*", "rare", 0.1, PREFIXQUANT),
     ("prefix*", "tokens", [], PREFIXQUANT),

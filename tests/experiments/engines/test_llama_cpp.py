@@ -19,7 +19,7 @@ from experiments.engines.llama_cpp import EngineError, LlamaCpp
 from experiments.evaluation import LlamaCppPerplexity
 from experiments.evaluation.llama_cpp import rounded_inputs
 from experiments.evaluation.text_pass import token_nll
-from experiments.models import smollm2
+from experiments.models.embedded import SMOLLM2
 from sinq import Context, Grid, Layers, OnMisfit, PreSINQ, export
 from sinq.export.gguf import FILE, Gguf
 from sinq.export.source import Source
@@ -110,9 +110,9 @@ def test_super_blocks(tmp_path: Path) -> None:
 
 
 def embedded() -> Path:
-    if not smollm2.is_cached():
+    if not SMOLLM2.is_cached:
         pytest.skip("the embedded model is not in the cache")
-    return smollm2.folder()
+    return SMOLLM2.folder()
 
 
 def stories() -> Path:

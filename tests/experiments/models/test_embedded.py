@@ -12,7 +12,7 @@ from baselines.prefixquant import Prefix
 from baselines.prefixquant.detection import detect
 from baselines.rtn import RTN
 from experiments.data.text import StateOfTheUnion, tokenize
-from experiments.models import smollm2
+from experiments.models.embedded import _without_bar
 from experiments.models.source import SmolLM2, load, sparing_clone
 from sinq import ActivationFormat, Activations, Calibration, Context, Grid, LayerMethod
 from sinq.calibration.gradients import next_token_loss
@@ -105,7 +105,7 @@ def test_the_conversion_draws_no_bar_and_leaves_other_bars_alone(capsys: pytest.
     from transformers import modeling_gguf_pytorch_utils as gguf
 
     before = gguf.tqdm
-    with smollm2._without_bar():
+    with _without_bar():
         assert list(gguf.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert capsys.readouterr().err == ""
     assert gguf.tqdm is before
