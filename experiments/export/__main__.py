@@ -99,16 +99,16 @@ def _parse() -> dict[str, Any]:
     if missing := [key for key in OPTIONS[:3] if not given.get(key)]:
         raise ValueError(f"{missing[0]} is missing; write {missing[0]}=…, see --help")
     exporter = named(sinq.Exporter, given["format"])  # type: ignore[type-abstract]
-    own = [field.name for field in fields(exporter)]
-    if unknown := [key for key in given if key not in (*OPTIONS, *own)]:
-        accepted = ", ".join((*OPTIONS, *own))
+    options = [field.name for field in fields(exporter)]
+    if unknown := [key for key in given if key not in (*OPTIONS, *options)]:
+        accepted = ", ".join((*OPTIONS, *options))
         raise ValueError(f"there is no option {unknown[0]} of {given['format']}; there are: {accepted}")
     dtype = given.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not possible; it must be one of {', '.join(DTYPES)}")
     return {
         "run": given["run"],
-        "format": exporter(**{name: _flag(name, given[name]) for name in own if name in given}),
+        "format": exporter(**{name: _flag(name, given[name]) for name in options if name in given}),
         "out": Path(given["out"]),
         "dtype": None if dtype is None else DTYPES[dtype],
         "requantize": _flag("requantize", given.get("requantize", "false")),

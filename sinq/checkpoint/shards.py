@@ -51,7 +51,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """What is quantized, from where to where, how, and on what."""
+    """Folders, method and circumstances of a streaming, as plain values."""
 
     source: Path
     target: Path
