@@ -25,8 +25,8 @@ pytestmark = pytest.mark.readers
 FLOAT32 = 2e-5
 """Largest difference of logits of size 1 that float32 in another order makes."""
 
-HALF_SCALES = 5e-3
-"""Largest difference where scales are halves, and the product is one of halves."""
+HALVES = 2e-2
+"""Largest difference where scales and products are halves."""
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -183,22 +183,21 @@ def test_torchao_reads_column_scales(tmp_path: Path) -> None:
 def by_gptqmodel(folder: Path) -> Any:
     from gptqmodel import BACKEND, GPTQModel
 
-    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.float32).model
+    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH).model
 
 
 @needs("gptqmodel")
-@pytest.mark.parametrize("read", [by_gptqmodel, pytest.param(by_transformers, marks=needs("optimum"))])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gptqmodel_reads_gptq(bits: int, read: Any, tmp_path: Path) -> None:
+def test_gptqmodel_reads_gptq(bits: int, tmp_path: Path) -> None:
     model = balanced("llama", Grid(bits, 32))
     sinq.export(model, tmp_path / "out", "gptq", tokenizer=tiny_tokenizer())
-    found = read(tmp_path / "out")
+    found = by_gptqmodel(tmp_path / "out")
     layer = found.model.layers[0].mlp.up_proj
     wanted = model.model.layers[0].mlp.up_proj.weight.value.dequantize()
     assert torch.allclose(
         layer.dequantize_weight().T.float(), wanted, rtol=2e-3, atol=1e-5
     )  # halves of scales
-    assert difference(logits(found), model) < HALF_SCALES
+    assert difference(logits(found), model) < HALVES
 
 
 def awq_unpacker() -> Any:
