@@ -6,6 +6,7 @@ and plans; `Work.make` then makes any one file, in any order. So files can be ma
 by workers (`workers.py`) that prepare the same job themselves.
 """
 
+import pickle
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -61,10 +62,7 @@ class Job:
     kernel: Kernel
 
 
-Files = tuple[tuple[str, int, int], ...]
-
-
-def files_of(source: Path) -> Files:
+def files_of(source: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and time of change (ns) of a checkpoint's files: reading them all takes too long.
 
     Raises:
@@ -109,21 +107,28 @@ def prepare(job: Job) -> Work:
     return Work(job, model, plan, weights, _shards(weights.names(), plan.steps))
 
 
-def make_elsewhere(job: Job, files: Files, file: str) -> FinishedShard:
+def sent(job: Job) -> bytes:
+    """Return a job as other processes take it, with the files of its source where the work begins."""
+    return pickle.dumps((job, files_of(job.source)))
+
+
+def make_elsewhere(job: bytes, file: str) -> FinishedShard:
     """Make one file in a process that knows the job alone; it prepares for the first one.
 
     Args:
-        files: the source's, where the work began.
+        job: see `sent`.
 
     Raises:
         ValueError: this machine sees other folders than that on which the work began.
     """
-    with using(job.kernel):
-        return _prepared(job, files).make(file)
+    work = _prepared(job)
+    with using(work.job.kernel):
+        return work.make(file)
 
 
 @lru_cache(maxsize=1)
-def _prepared(job: Job, files: Files) -> Work:
+def _prepared(pickled: bytes) -> Work:
+    job, files = pickle.loads(pickled)  # of the process that started this one
     if not (job.target / JOURNAL).exists():
         raise ValueError(
             f"{platform.node()} does not see {job.target} with its {JOURNAL}: all machines must share source"

@@ -36,7 +36,7 @@ from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, writ
 from sinq.checkpoint.folder import replacing_all, stored_tensors
 from sinq.checkpoint.journal import JOURNAL, FinishedShard, clear, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
-from sinq.checkpoint.shards import Job, Work, files_of, make_elsewhere, prepare
+from sinq.checkpoint.shards import Job, Work, files_of, make_elsewhere, prepare, sent
 from sinq.checkpoint.weight_files import INDEX, tensors_of
 from sinq.checkpoint.workers import in_processes, on_ray
 from sinq.common.atomic_files import replacing
@@ -127,7 +127,7 @@ def _made(work: Work, files: list[str], workers: int | str) -> Generator[Finishe
     if workers == 1 or not files:
         yield from ((file, work.make(file)) for file in files)
         return
-    make = partial(make_elsewhere, work.job, files_of(work.job.source))
+    make = partial(make_elsewhere, sent(work.job))
     if workers == RAY:
         yield from on_ray(make, files, gpus=int(work.job.device.type == "cuda"))
     else:

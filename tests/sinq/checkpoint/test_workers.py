@@ -5,16 +5,16 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import sinq
-from baselines.hadamard import Hadamard
-from baselines.rtn import RTN
-from sinq import SINQ, Context, Grid, Layers, NotApplicable, OnMisfit, PreSINQ
+from sinq import Context, Grid, Layers, NotApplicable, OnMisfit, PreSINQ
+from sinq.checkpoint import shards as shards_of_stream
 from sinq.checkpoint import workers
-from sinq.checkpoint.shards import Job, files_of, make_elsewhere
+from sinq.checkpoint.shards import Job, make_elsewhere, sent
 from sinq.checkpoint.workers import in_processes
 from sinq.kernels import Kernel
 from tests.forked import CONTEXT, fork
@@ -158,21 +158,33 @@ def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.M
         sinq.stream(checkpoint(tmp_path / "dense"), tmp_path / "small", METHOD, workers="ray")
 
 
+def job(source: Path, target: Path) -> Job:
+    exclude: Any = ["lm_head"]  # a list, as Hydra makes it
+    return Job(source, target, METHOD, Layers(exclude), torch.device("cpu"), Kernel.reference)
+
+
+FIRST, SECOND = (f"model-0000{number}-of-00005.safetensors" for number in (1, 2))
+
+
 def test_a_machine_that_sees_other_folders_is_refused(tmp_path: Path) -> None:
     source, target = checkpoint(tmp_path / "dense"), tmp_path / "small"
-    job = Job(source, target, METHOD, Layers(), torch.device("cpu"), Kernel.reference)
+    taken = sent(job(source, target))
     with pytest.raises(ValueError, match=r"does not see .*small with its stream\.json: all machines"):
-        make_elsewhere(job, files_of(source), "model-00001-of-00005.safetensors")
+        make_elsewhere(taken, FIRST)
     target.mkdir()
     (target / "stream.json").touch()
+    (source / "config.json").touch()
     with pytest.raises(ValueError, match=r"dense has other files on .* than where the work began"):
-        make_elsewhere(job, files_of(source)[1:], "model-00001-of-00005.safetensors")
+        make_elsewhere(taken, FIRST)
 
 
-@pytest.mark.parametrize("method", [METHOD, SINQ(shared_columns=True), Hadamard(RTN(Grid(4, 32)))])
-def test_equal_jobs_are_one_key(method: sinq.LayerMethod) -> None:
-    """Workers keep what they prepared, by the job."""
-    first, second = (
-        Job(Path("a"), Path("b"), method, Layers(), torch.device("cpu"), Kernel.reference) for _ in range(2)
-    )
-    assert {first: 1}[second] == 1
+def test_a_worker_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, prepared = checkpoint(tmp_path / "dense"), tmp_path / "small", []
+    target.mkdir()
+    (target / "stream.json").touch()
+    honest = shards_of_stream.prepare
+    monkeypatch.setattr(shards_of_stream, "prepare", lambda given: prepared.append(given) or honest(given))
+    for file in (FIRST, SECOND):
+        make_elsewhere(sent(job(source, target)), file)
+        assert (target / file).exists()
+    assert len(prepared) == 1
