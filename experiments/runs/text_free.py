@@ -5,7 +5,9 @@ from the vocabulary. `SelfGenerated` tokens are drawn from the model's own proba
 token: what a model writes is nearer to what it reads than noise is (LLM-QAT, arXiv 2305.17888, tunes on such
 text). Either is a function of the model, the options and the seed; no text is opened.
 
-Special tokens (of beginning, end, padding) are left out of both. Sampled tokens are kept in the cache.
+Special tokens (of beginning, end, padding) are left out of both; but a model that needs the token of
+beginning before every text (Gemma) gets it by `bos=each`, and writes after it. Sampled tokens are kept in the
+cache.
 """
 
 from abc import abstractmethod
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from experiments.common.cache import Entry, key
+from experiments.data.bos import Bos, bos_id
 from experiments.data.draw import Drawn
 from experiments.evaluation.sampling import sample
 from experiments.models.source import LoadedModel, sparing_clone
@@ -47,6 +50,8 @@ class TextFree(CalibrationSource):
 
     False: take them from the dense model, and keep them in the cache.
     """
+    bos: Bos = Bos.first
+    """`each`: every window begins with the token of beginning. `first`: none does."""
 
     def __post_init__(self) -> None:
         check(self, "calibration", samples=whole(1), seqlen=whole(1), seed=SEED)
@@ -60,12 +65,19 @@ class TextFree(CalibrationSource):
             "seqlen": tokens.shape[1],
             "distinct_tokens": tokens.numel(),
             "vocabulary": len(tokens.unique()),
+            **({"bos": "each window"} if self.bos is Bos.each else {}),
         }
         return calibration_on(Drawn(tokens, facts), loaded, self.sequential)
 
     @abstractmethod
     def tokens(self, loaded: LoadedModel, allowed: Tensor, seqlen: int, progress: Progress) -> Tensor:
-        """Return the windows, int64 (samples, seqlen), of allowed ids, (vocabulary,)."""
+        """Return the windows, int64 (samples, seqlen), of allowed ids, (vocabulary,), and BOS."""
+
+    def beginnings(self, loaded: LoadedModel, allowed: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the first token of each window, int64 (samples,): an allowed id by chance, or BOS."""
+        if self.bos is Bos.each:
+            return torch.full((self.samples,), bos_id(loaded.tokenizer, "calibration.bos"))
+        return allowed[torch.randint(len(allowed), (self.samples,), generator=generator)]
 
     def identity(self) -> dict[str, Any]:
         return described(self)
@@ -79,12 +91,15 @@ class RandomTokens(TextFree):
 
     def tokens(self, loaded: LoadedModel, allowed: Tensor, seqlen: int, progress: Progress) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        return allowed[torch.randint(len(allowed), (self.samples, seqlen), generator=generator)]
+        drawn = allowed[torch.randint(len(allowed), (self.samples, seqlen), generator=generator)]
+        if self.bos is Bos.each:
+            drawn[:, 0] = self.beginnings(loaded, allowed, generator)
+        return drawn
 
 
 @dataclass(frozen=True)
 class SelfGenerated(TextFree):
-    """Texts that the model samples from its own probabilities, each after a random first token.
+    """Texts that the model samples from its own probabilities, each after a random first token, or after BOS.
 
     Raises:
         ValueError: an option is out of its range. Later: the model repeats one token.
@@ -128,7 +143,7 @@ class SelfGenerated(TextFree):
 
     def _sampled(self, loaded: LoadedModel, allowed: Tensor, seqlen: int, progress: Progress) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        first = allowed[torch.randint(len(allowed), (self.samples,), generator=generator)].split(self.batch)
+        first = self.beginnings(loaded, allowed, generator).split(self.batch)
         uniform = torch.rand(self.samples, seqlen - 1, generator=generator, dtype=torch.float64)
         model = loaded.model if self.quantized_bits is None else self._quantized(loaded)
         parts = zip(first, uniform.split(self.batch), strict=True)

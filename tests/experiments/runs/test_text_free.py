@@ -13,6 +13,7 @@ from baselines.awq import AWQ
 from baselines.gptq import GPTQ
 from baselines.rtn import RTN
 from experiments.data import text as texts
+from experiments.data.bos import Bos
 from experiments.evaluation.sampling import draw_token, sample
 from experiments.models.source import LoadedModel
 from experiments.runs import text_free
@@ -32,7 +33,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoadedModel:
 
 @SOURCES
 def test_how_tokens_were_made_is_in_the_identity_of_a_row(source: TextFree) -> None:
-    changes: list[dict[str, Any]] = [{}, {"samples": 9}, {"seqlen": 255}, {"seed": 1}, {"sequential": False}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"samples": 9},
+        {"seqlen": 255},
+        {"seed": 1},
+        {"sequential": False},
+        {"bos": Bos.each},
+    ]
     if isinstance(source, SelfGenerated):
         changes += [{"temperature": 0.5}, {"quantized_bits": 4}, {"batch": 3}]
     found = [str(replace(source, **change).identity()) for change in changes]
@@ -64,6 +72,23 @@ def test_the_seed_decides(source: TextFree, loaded: LoadedModel) -> None:
     first, again, other = (replace(source, seed=seed, seqlen=9).load(loaded).tokens for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@SOURCES
+def test_each_window_may_begin_with_bos(source: TextFree, loaded: LoadedModel) -> None:
+    loaded.tokenizer.bos_token = "<s>"
+    calibration = replace(source, samples=5, seqlen=9, bos=Bos.each).load(loaded)
+    assert calibration.tokens.shape == (5, 9)
+    assert calibration.tokens[:, 0].tolist() == [1] * 5
+    assert 1 not in calibration.tokens[:, 1:]
+    assert calibration.facts["bos"] == "each window"
+    assert len(calibration.tokens[:, 1:].unique(dim=0)) == 5, "texts after the same token differ"
+
+
+@SOURCES
+def test_a_tokenizer_without_bos_is_refused(source: TextFree, loaded: LoadedModel) -> None:
+    with pytest.raises(ValueError, match=r"calibration\.bos=each is not possible: .* calibration\.bos=first"):
+        replace(source, bos=Bos.each).load(loaded)
 
 
 @SOURCES
