@@ -74,7 +74,6 @@ from sinq import (
     OnMisfit,
     methods,
 )
-from sinq.checkpoint.stream import require_workers
 from sinq.common.options import SEED
 from sinq.kernels.integer import Products
 
@@ -200,11 +199,6 @@ def build(config: DictConfig) -> Run:
         raise ValueError(
             "evaluation is empty: nothing would be measured; choose evaluation=default or quality, or leave"
             " one of its parts"
-        )
-    require_workers(config.stream_workers, "stream_workers")
-    if config.stream_workers != 1 and not config.stream:
-        raise NotApplicable(
-            f"stream_workers={config.stream_workers} is not possible without streaming; add stream=true"
         )
     parts = {name: instantiated(config, name) for name in OF_RUN}
     method, names = with_calibration(parts["method"], config.calibrated), choices(config)

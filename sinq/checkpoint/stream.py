@@ -9,7 +9,8 @@ compressed are copied from the mapped source to the target, in their own dtype.
 
 Memory: the compressed values of one block, and the working memory of quantizing one matrix (some float32
 copies of it). Fused experts that the checkpoint stores one by one are assembled first, in their own dtype:
-one parameter of one layer. Embeddings take no memory.
+one parameter of one layer. Embeddings take no memory. Several workers (`workers.py`) make files at once, each
+in the memory of one; which files there are and how one is made is in `shards.py`.
 
 A file is renamed to its final name when it is complete and on disk, and the journal (`journal.py`) then lists
 it. Restarted after a kill, the work continues with the first file that is missing or damaged; of a finished

@@ -183,7 +183,7 @@ def test_torchao_reads_column_scales(tmp_path: Path) -> None:
 def by_gptqmodel(folder: Path) -> Any:
     from gptqmodel import BACKEND, GPTQModel
 
-    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH).model
+    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16).model
 
 
 @needs("gptqmodel")
