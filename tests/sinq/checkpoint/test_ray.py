@@ -16,7 +16,11 @@ ray = pytest.importorskip("ray", reason="Ray is not installed; pip install ray, 
 
 
 def test_without_a_cluster_it_says_how_to_begin_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    def init(**options: Any) -> None:
+        assert options == {"address": "auto"}
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError, match="begin one with ray start --head, or give a number"):
         sinq.stream(checkpoint(tmp_path / "dense"), tmp_path / "small", METHOD, workers="ray")
 
