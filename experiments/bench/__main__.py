@@ -53,7 +53,7 @@ def measured(chosen: options.Options) -> list[dict[str, Any]]:
     with manager.started(dict(chosen.peers), chosen.threads) as running:
         for each in cases(chosen, running, device):
             results.append(case.run(each, chosen.rounds, device, chosen.copied * options.MEGABYTE))
-            console.print(listing.terminal(results[-1]))
+            listing.show(results[-1], console)
     return results
 
 
@@ -109,15 +109,15 @@ def _product_cases(suite: str, chosen: options.Options, device: torch.device) ->
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write the report as JSON, Markdown and a picture."""
-    from experiments.bench import plot  # matplotlib is an extra; `run_cli` says how to install it
+    from experiments.bench import plot  # altair is an extra; `run_cli` says how to install it
 
     folder.mkdir(parents=True)
-    with atomic_write(folder / "bench.png") as file:
-        plot.draw(report["cases"], file)
     with atomic_write(folder / "bench.md") as file:
         file.write(listing.markdown(report).encode())
     with atomic_write(folder / "bench.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode())
+    with atomic_write(folder / "bench.png") as file:
+        plot.draw(report["cases"], file)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,37 @@
-"""Tables of the results: rich for the terminal, Markdown for the folder. Both show the same cells."""
+"""Tables of the results for the terminal and, in Markdown, for the folder. Both show the same cells."""
 
 from typing import Any
 
-from rich import box
-from rich.console import RenderableType
-from rich.table import Table
+from rich.console import Console
+
+from experiments.common import fitted
+from experiments.common.fitted import ESSENTIAL, Column
 
 Result = dict[str, Any]
 COLUMNS = (
     "", "kernel", "median", "quartiles", "tokens/s", "× baseline", "× peer", "× floor", "first call",
     "bit operations",
 )  # fmt: skip
+IMPORTANCE = {
+    "": ESSENTIAL, "kernel": 20, "median": 90, "quartiles": 40, "tokens/s": 60, "× baseline": 99,
+    "× peer": 80, "× floor": 70, "first call": 10, "bit operations": 30,
+}  # fmt: skip
+"""Column → importance; the least important are left out of a narrow terminal first."""
 SOMETIMES = {"tokens/s": "tokens_per_second", "bit operations": "bit_operations"}
 """Columns that only some cases have, and the number that they show."""
 
 
-def terminal(case: Result) -> RenderableType:
-    """Return a case as a table for the terminal."""
-    view = Table(
-        title=heading(case), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    view.caption, view.caption_justify = "\n".join(footing(case)), "left"
-    for number, name in enumerate(_columns(case)):
-        view.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
-    for row in rows(case):
-        view.add_row(*row)
-    return view
+def show(case: Result, console: Console) -> None:
+    """Print a case as a table that fits the console, and the references of its ratios."""
+    cells = list(zip(*rows(case), strict=True))
+    columns = [
+        Column(name, cells[k], IMPORTANCE[name], right=k > 1, wraps=k < 2)
+        for k, name in enumerate(_columns(case))
+    ]
+    fitted.show(console, columns, heading(case), "all columns: bench.md in the folder written to")
+    for line in footing(case):
+        console.print(line, soft_wrap=True, style="dim")
+    console.print()
 
 
 def markdown(report: Result) -> str:
@@ -87,10 +93,10 @@ def _cells(result: Result) -> dict[str, str]:
         result["kernel"],
         duration(result["median"]),
         f"{duration(low)} – {duration(high)}",
-        _number(result["tokens_per_second"]),
-        _number(result["ratio"]),
-        _number(result["peer_ratio"]),
-        _number(result["floor_ratio"]),
+        number(result["tokens_per_second"]),
+        number(result["ratio"]),
+        number(result["peer_ratio"]),
+        number(result["floor_ratio"]),
         duration(result["first_seconds"]),
         "–" if result["bit_operations"] is None else f"{result['bit_operations']:.3g}",
     )
@@ -101,11 +107,11 @@ def duration(seconds: float) -> str:
     """Return seconds as text in s, ms or µs, with three significant digits or all integer digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{_number(seconds / size)} {unit}"
-    return f"{_number(seconds / 1e-6)} µs"
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds / 1e-6)} µs"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Return a number as text with at least three digits; a dash for None."""
     if value is None:
         return "–"

@@ -1,6 +1,7 @@
 """The console: progress bars with the time left, log lines, and the quieting of libraries."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -10,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sinq.common.progress import Description, T
 
+WIDTH = 100
+"""Characters of a line where nothing is known: of a file or a pipe, without COLUMNS in the environment."""
+KNOWS_WIDTH = sys.stdout.isatty() or "COLUMNS" in os.environ
 # Most of what is printed comes from files and options: brackets in it are no markup, and colons no emoji.
-# A file or a pipe has no width, so one is chosen.
-console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, markup=False, emoji=False, width=None if KNOWS_WIDTH else WIDTH)
 
 
 class _Lines(logging.Handler):
@@ -45,7 +48,7 @@ def set_up() -> None:
         project_log = logging.getLogger(package)
         project_log.setLevel(logging.INFO)
         project_log.handlers = [lines]
-    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval", "matplotlib"):
+    for library in ("huggingface_hub", "datasets", "httpx", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.warnoptions:  # python -W default shows them
         for category in (FutureWarning, DeprecationWarning):  # of calls between libraries

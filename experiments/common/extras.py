@@ -3,7 +3,8 @@
 EXTRAS = {
     "wandb": "wandb",
     "lm_eval": "zero-shot",
-    "matplotlib": "report",
+    "altair": "report",
+    "vl_convert": "report",
     "scipy": "analysis",
     "sklearn": "analysis",
     "cffi": "readers",

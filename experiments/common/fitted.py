@@ -3,7 +3,7 @@
 rich makes a table fit a narrow terminal by cutting its cells, numbers and run ids among them. Here a cell
 that does not fit is never shortened. First, columns of words go on further lines. Then whole columns are
 left out, and a line under the table names them. What cannot be left out is printed wider than the terminal,
-which breaks the line itself. A pipe or a file has no width: all columns are written.
+which breaks the line itself. A pipe or a file has no width of its own; `console.py` says which it gets.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from rich.text import Text
 
 ESSENTIAL = 100
 """Importance of a column that is never left out."""
+WIDER = "a wider terminal has them, or a larger COLUMNS in the environment"
 GAP, EDGE = 2, 1
 """Blanks between two columns, and before the first."""
 
@@ -68,22 +69,21 @@ def table_width(columns: Sequence[Column]) -> int:
     return EDGE + sum(column.width for column in columns) + GAP * (len(columns) - 1)
 
 
-def fit(columns: Sequence[Column], width: int | None) -> tuple[list[Column], list[Column]]:
+def fit(columns: Sequence[Column], width: int) -> tuple[list[Column], list[Column]]:
     """Return the columns that fit a width, words broken into lines, and the columns left out.
 
     Args:
         columns: all columns, in order.
-        width: width of the terminal; None for no limit.
+        width: width of the terminal.
     """
     kept = list(columns)
-    while width is not None and table_width(narrowed := _narrowed(kept, width)) > width:
+    while table_width(narrowed := _narrowed(kept, width)) > width:
         droppable = [column for column in kept if column.importance < ESSENTIAL]
         if not droppable:
             return narrowed, [column for column in columns if column not in kept]
         least = min(column.importance for column in droppable)
         kept.remove(next(column for column in reversed(droppable) if column.importance == least))
-    shown = kept if width is None else _narrowed(kept, width)
-    return shown, [column for column in columns if column not in kept]
+    return _narrowed(kept, width), [column for column in columns if column not in kept]
 
 
 def _narrowed(columns: Sequence[Column], width: int) -> list[Column]:
@@ -142,21 +142,20 @@ def _line(columns: Sequence[Column], parts: Sequence[str], bold: Sequence[bool])
     return line
 
 
-def show(console: Console, columns: Sequence[Column], title: str = "", way_out: str = "") -> None:
+def show(console: Console, columns: Sequence[Column], title: str = "", way_out: str = WIDER) -> None:
     """Print a table that fits the console, and a line that names the columns left out.
 
     Args:
-        console: the console; where it is no terminal, the table has all columns.
+        console: the console, whose width the table fits.
         columns: the columns, in order.
         title: line above the table.
         way_out: how to see all columns.
     """
-    kept, left_out = fit(columns, console.width if console.is_terminal else None)
+    kept, left_out = fit(columns, console.width)
     if title:
         console.print(Text(clean(title), style="italic"), soft_wrap=True)
     for line in lines(kept):
         console.print(line, soft_wrap=True)
     if left_out:
         names = ", ".join(" ".join(column.heading.split()) for column in left_out)
-        advice = f"; {way_out}" if way_out else ""
-        console.print(Text(f"too narrow for {names}{advice}", style="dim"), soft_wrap=True)
+        console.print(Text(f"too narrow for {names}; {way_out}", style="dim"), soft_wrap=True)

@@ -60,12 +60,24 @@ def mean_interval(values: NDArray[np.float64], blocks: int = 1) -> tuple[float, 
         values: one for each window, or one for each block.
         blocks: number of values that each window has.
     """
+    half = wave_values(values, blocks)
+    if half is None:
+        return None
+    mean, length = float(values.mean()), float(np.linalg.norm(half))
+    return mean - length, mean + length
+
+
+def wave_values(values: NDArray[np.float64], blocks: int = 1) -> NDArray[np.float64] | None:
+    """Return the vector (ν,) whose length is the half width of `mean_interval`; None where that is None.
+
+    The vector is linear in the values: that of a paired difference is the difference of both vectors. So n
+    rows have n vectors, and an interval for each of their n² pairs.
+    """
     fewest = FEWEST_IN_BLOCKS if blocks >= FEWEST_BLOCKS else FEWEST_WINDOWS
     if len(values) < fewest * blocks:
         return None
-    mean = values.mean()
-    half = float(np.linalg.norm(_waves(len(values), blocks) @ (values - mean)))
-    return float(mean - half), float(mean + half)
+    found: NDArray[np.float64] = _waves(len(values), blocks) @ (values - values.mean())
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -2,12 +2,10 @@
 
     python -m experiments.report --results results --out report.html
 
-Comparable rows form groups (`comparable.py`). Each figure is first plain data (`figures.py`), made from a
-group by `pareto.py`, `forest.py`, `durations.py` and `heat_maps.py`. Two renderers draw that data:
-`render_svg.py` for the page, `render_matplotlib.py` for a paper. So the page and the paper show the same
-numbers.
+Comparable rows form groups (`comparable.py`). A figure is one Vega-Lite specification, made with Altair, and
+rows of plain numbers (`figure.py`); `figures/` has a file for each kind, `figures/all.py` the list. The page
+draws it in the browser, `export.py` writes the same specification as PDF, PNG or SVG: so page and paper show
+the same numbers. Colours are a theme's (`theme.py`), light and dark.
 
-Horizontal SVG coordinates are percentages, vertical ones are pixels. The page fits the width of the window
-without a script, and its text keeps its size on a telephone. The script only sorts and filters the table and
-shows details at the pointer.
+`page.py` puts everything into one file, with the scripts and the style sheet of `assets/`.
 """

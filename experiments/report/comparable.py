@@ -1,13 +1,11 @@
-"""Groups of comparable rows (one model, text, protocol and device), and the name and colour of each run."""
+"""Groups of comparable rows (one model, text, protocol and device), and the name of each run."""
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from experiments.compare.paired import conditions
-from experiments.report.colours import METHODS
 from experiments.results.names import TREATMENT, distinct_names, method_names, subject, titles
 from experiments.results.overview import facts
 from experiments.results.paths import flatten, settings
@@ -16,15 +14,13 @@ from experiments.results.record import FINISHED, Row
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run, with its name and style in the report."""
+    """A finished run, with its name in the report."""
 
     row: Row
     name: str
     """Unique in the group."""
     family: str
     """Name shared by runs that differ in bits alone."""
-    style: int
-    """Number of a colour and shape; see `colours.look`."""
 
     @property
     def bits(self) -> str:
@@ -62,36 +58,22 @@ def groups(rows: list[Row]) -> list[Group]:
     """Return the finished rows in groups, in the order in which each group first appears."""
     finished = sorted((row for row in rows if row["status"] == FINISHED), key=_order)
     families = _families(finished)
-    compressed = [row for row in finished if not _is_dense(row)]
-    styles = _styles({families[row["run_id"]]: _method(row) for row in compressed})
     members: dict[str, list[Row]] = {}
     for row in finished:
         members.setdefault(json.dumps(conditions(row), sort_keys=True), []).append(row)
     headings = titles([each[-1] for each in members.values()])
     return [
-        _group(f"g{number}", title, each, families, styles)
+        _group(f"g{number}", title, each, families)
         for number, (title, each) in enumerate(zip(headings, members.values(), strict=True), 1)
     ]
 
 
-def _group(key: str, title: str, rows: list[Row], families: dict[str, str], styles: dict[str, int]) -> Group:
+def _group(key: str, title: str, rows: list[Row], families: dict[str, str]) -> Group:
     entries = tuple(
-        Entry(row, name, families[row["run_id"]], styles.get(families[row["run_id"]], 0))
+        Entry(row, name, families[row["run_id"]])
         for row, name in zip(rows, distinct_names(rows), strict=True)
     )
     return Group(key, title, facts(rows[-1]), entries)
-
-
-def _styles(methods: dict[str, str]) -> dict[str, int]:
-    """Map families to styles, given family → method: a colour per method, a shape per family of a method."""
-    numbers = {method: number % len(METHODS) for number, method in enumerate(dict.fromkeys(methods.values()))}
-    used: Counter[int] = Counter()
-    styles = {}
-    for family, method in methods.items():
-        colour = numbers[method]
-        styles[family] = colour + len(METHODS) * used[colour]
-        used[colour] += 1
-    return styles
 
 
 def _method(row: Row) -> str:

@@ -1,10 +1,11 @@
 """Conditions of the runs: model, text, protocol, code, machine and dates of each group."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.report.comparable import Group
 from experiments.results.paths import get_path
+from experiments.results.record import Row
 
 Facts = dict[str, str]
 """Heading → words."""
@@ -15,20 +16,20 @@ def about(group: Group) -> Facts:
     first, rows = group.rows[0], group.rows
     protocol = first["protocol"]
     return {
-        "runs": f"{len(rows)}, {_when(rows)}",
-        "model": _pairs(first["identity"]["model"]),
+        "runs": f"{len(rows)}, {when(rows)}",
+        "model": pairs(first["identity"]["model"]),
         "text": (
             f"{protocol.get('source', '')}, {protocol['tokens']:,} tokens,"
             f" fingerprint {protocol['fingerprint']}"
         ),
         "protocol": _protocol(first),
-        "code": _several(_commit(row) for row in rows),
-        "machine": _several(_machine(row) for row in rows),
-        "packages": _several(_pairs(get_path(row, "provenance.packages") or {}) for row in rows),
+        "code": commits(rows),
+        "machine": machines(rows),
+        "packages": _several(pairs(get_path(row, "provenance.packages") or {}) for row in rows),
     }
 
 
-def _protocol(row: dict[str, Any]) -> str:
+def _protocol(row: Row) -> str:
     perplexity, protocol = row["metrics"].get("perplexity"), row["protocol"]
     windows = f"{perplexity['windows']} windows of {perplexity['seqlen']} tokens; " if perplexity else ""
     bos = f"; BOS {protocol['bos']}" if "bos" in protocol else ""
@@ -37,23 +38,37 @@ def _protocol(row: dict[str, Any]) -> str:
     )
 
 
-def _commit(row: dict[str, Any]) -> str:
+def commits(rows: Sequence[Row]) -> str:
+    """Return the commits of rows, each once."""
+    return _several(commit(row) for row in rows)
+
+
+def machines(rows: Sequence[Row]) -> str:
+    """Return the machines of rows, each once."""
+    return _several(machine(row) for row in rows)
+
+
+def commit(row: Row) -> str:
+    """Return the commit of the code that made a row, and whether files differed from it."""
     code = get_path(row, "provenance.code") or {}
     return f"{(code.get('commit') or 'unknown')[:10]}{' with changes' if code.get('changed') else ''}"
 
 
-def _machine(row: dict[str, Any]) -> str:
+def machine(row: Row) -> str:
+    """Return device, threads and platform of a run."""
     provenance = row.get("provenance", {})
     threads = f"{provenance.get('torch_threads', '?')} of {provenance.get('cpu_count', '?')} threads"
     return f"{provenance.get('device', 'unknown')}, {threads}, {provenance.get('platform', '')}"
 
 
-def _when(rows: list[dict[str, Any]]) -> str:
+def when(rows: Sequence[Row]) -> str:
+    """Return the first and the last day of rows."""
     dates = sorted(day[:10] for row in rows if (day := get_path(row, "provenance.finished_at")))
     return " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "date unknown"
 
 
-def _pairs(values: dict[str, Any]) -> str:
+def pairs(values: dict[str, Any]) -> str:
+    """Return names and values in one line, long values (hashes) cut."""
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in values.items() if value is not None)
 
 
@@ -63,4 +78,4 @@ def _several(words: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(every))
     if len(distinct) == 1:
         return distinct[0]
-    return "; ".join(f"{each} ({every.count(each)} runs)" for each in distinct)
+    return "; ".join(f"{each} ({every.count(each)} run{'s' * (every.count(each) > 1)})" for each in distinct)

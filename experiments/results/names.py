@@ -21,6 +21,7 @@ HASHES = ("fingerprint", "sha256", "revision")
 
 Fact = Callable[[Row], str]
 MEASURED: tuple[Fact, ...] = (
+    lambda row: f"by {row.get('measured_by', 'unknown')}",
     lambda row: f"{get_path(row, 'metrics.perplexity.windows') or 'no'} windows",
     lambda row: f"of {get_path(row, 'metrics.perplexity.seqlen')} tokens",
     lambda row: str(get_path(row, "identity.model.dtype")),

@@ -5,24 +5,25 @@ waited for once and for seconds, and nobody is asked for a key.
 """
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.common.extras import advice
 from experiments.common.files import atomic_write
 from experiments.common.network import unreachable
 from experiments.results import flat
-from experiments.results.paths import flatten
 from experiments.results.record import Row
 from experiments.runs.logger import Logger
+from experiments.track import content
 from sinq.common.options import check
 
 if TYPE_CHECKING:
     import pandas as pd
-    import PIL.Image
 
 log = logging.getLogger(__name__)
 FOLDER = "wandb"
@@ -40,8 +41,10 @@ class WandB(Logger):
     """Options of logging to Weights & Biases.
 
     A log has the configuration, flat and nested; the metrics in groups (`perplexity/value`, and each
-    zero-shot task's accuracy as `accuracy/<task>`); tables of layers and windows, and heat maps of the
-    layers. Method, bits and model are tags, so that runs can be filtered without opening one.
+    zero-shot task's accuracy as `accuracy/<task>`), and the headline numbers under short names
+    (`perplexity`, `kl`); tables of runs, layers and windows; the page's figures of this run, as pictures and
+    as Vega that can be pointed at; and as an artifact the files of the row. Method, bits, group size, model
+    and text are tags, so that runs can be filtered without opening one.
 
     Offline runs need no account and no network. They are kept in `<results_dir>/wandb`, one folder per run.
     Later, any machine that has the rows can send them by `wandb login` and `python -m experiments.track`.
@@ -62,7 +65,7 @@ class WandB(Logger):
             raise ValueError(
                 f"logger.mode={self.mode} is not possible; it must be offline or online (or logger=none)"
             )
-        for package in ("wandb", "matplotlib"):  # checked now, not at the end of a long run
+        for package in ("wandb", "altair"):  # checked now, not at the end of a long run
             if find_spec(package) is None:
                 raise ValueError(f"logger=wandb: {advice(package)}, or choose logger=none")
 
@@ -86,11 +89,18 @@ class WandB(Logger):
             NotLoggedError: the server does not answer, or there is no key.
             Exception: anything else that W&B raises.
         """
-        import wandb
-
         if self.mode == "online":
             _require_server()
         (results_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+        with _data_in(results_dir / FOLDER):
+            self._send(row, layers, results_dir)
+        if self.mode == "online":
+            with atomic_write(_sent(results_dir, row["run_id"])) as file:
+                file.write(row["provenance"]["finished_at"].encode())
+
+    def _send(self, row: Row, layers: "pd.DataFrame", results_dir: Path) -> None:
+        import wandb
+
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -101,8 +111,8 @@ class WandB(Logger):
             resume="allow",
             name=row["name"],
             job_type=flat.facts(row)["method"],
-            tags=tags(row),
-            config=configuration(row),
+            tags=content.tags(row),
+            config=content.configuration(row),
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -115,15 +125,29 @@ class WandB(Logger):
                 x_disable_stats=True,
             ),
         )
-        metrics = grouped(row)
-        tables = {name: wandb.Table(dataframe=table) for name, table in _tables(row, layers).items()}
-        images = {f"plots/{name}": wandb.Image(picture) for name, picture in _plots(row, layers).items()}
-        run.log(metrics | tables | images)
-        run.summary.update(metrics)
+        metrics = content.grouped(row)
+        tables = {name: wandb.Table(dataframe=table) for name, table in content.tables(row, layers).items()}
+        run.log(metrics | tables | content.figures(row, layers))
+        run.summary.update(metrics | content.headline(row))
+        run.log_artifact(content.artifact(row, results_dir))
         run.finish()
-        if self.mode == "online":
-            with atomic_write(_sent(results_dir, row["run_id"])) as file:
-                file.write(row["provenance"]["finished_at"].encode())
+
+
+@contextmanager
+def _data_in(folder: Path) -> Iterator[None]:
+    """Have W&B keep the copies of its tables in a folder, else in the user's home, unless one is set.
+
+    An offline run needs them when it is sent by `wandb sync`.
+    """
+    variable = "WANDB_DATA_DIR"
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ[variable]
 
 
 def is_sent(row: Row, results_dir: Path) -> bool:
@@ -158,48 +182,3 @@ def one_line(error: Exception) -> str:
         return str(error)
     line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
-def tags(row: Row) -> list[str]:
-    """Return method, bits and model as tags, which W&B limits to 64 characters."""
-    facts = flat.facts(row)
-    bits = f"{facts['bits']}-bit" if facts["bits"] is not None else None
-    return [str(tag)[:64] for tag in (facts["method"], bits, facts["model"]) if tag]
-
-
-def configuration(row: Row) -> dict[str, Any]:
-    """Return the configuration of a run: flat method, bits, group_size …, and nested parts of the row."""
-    parts = ("run_id", "choices", "identity", "options", "protocol", "provenance")
-    return flat.facts(row) | {part: row[part] for part in parts}
-
-
-def grouped(row: Row) -> dict[str, Any]:
-    """Return the metrics with names in groups, by slashes: W&B makes a section of each."""
-    metrics = {path.replace(".", "/"): value for path, value in flatten(row["metrics"]).items()}
-    accuracies = {f"accuracy/{task}": flat.metrics(row)[task] for task in flat.tasks(row)}
-    return metrics | accuracies
-
-
-def _tables(row: Row, layers: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
-    """Return the tables of a run, by name: one row per layer, and per window of text."""
-    import pandas as pd
-
-    samples = row.get("samples", {}).get("perplexity", {})
-    windows = pd.DataFrame({name: each for name, each in samples.items() if name.startswith("window_")})
-    tables = {"layers": layers, "windows": windows.rename_axis("window").reset_index()}
-    return {name: table for name, table in tables.items() if len(table)}
-
-
-def _plots(row: Row, table: "pd.DataFrame") -> "dict[str, PIL.Image.Image]":
-    """Return the run's heat maps of layers, by name."""
-    import PIL.Image
-
-    # Imported here: matplotlib loads slowly, and most runs do not need it.
-    from experiments.report import heat_maps, render_matplotlib
-
-    plots: dict[str, PIL.Image.Image] = {}
-    for figure in heat_maps.figures([(row["run_id"], row["name"], heat_maps.metrics(row, table))]):
-        file = BytesIO()
-        render_matplotlib.draw(figure).savefig(file, format="png", dpi=120)
-        plots[figure.key] = PIL.Image.open(file)
-    return plots

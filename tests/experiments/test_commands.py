@@ -95,10 +95,10 @@ def test_a_package_of_an_extra_that_is_missing_is_one_line(capsys: pytest.Captur
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     with pytest.raises(SystemExit) as done:
-        errors.run_cli(lambda: missing("matplotlib.axes"))
+        errors.run_cli(lambda: missing("altair.vegalite"))
     assert done.value.code == 1
     said = capsys.readouterr().out
-    assert said == "error: matplotlib is not installed; install it with pip install 'sinq-harness[report]'\n"
+    assert said == "error: altair is not installed; install it with pip install 'sinq-harness[report]'\n"
     with pytest.raises(ModuleNotFoundError, match="nothing"):
         errors.run_cli(lambda: missing("sinq.nothing"))
 

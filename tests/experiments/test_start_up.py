@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 TORCH = {"torch", "numpy", "sinq", "baselines"}
 NEVER = {
     "transformers", "tokenizers", "datasets", "huggingface_hub", "accelerate", "pandas", "pyarrow", "numba",
-    "triton", "matplotlib", "wandb", "lm_eval", "optuna", "sympy", "torch._dynamo", "torch._inductor",
+    "triton", "altair", "vl_convert", "wandb", "lm_eval", "optuna", "sympy", "torch._dynamo",
+    "torch._inductor",
 }  # fmt: skip
 """Modules that a command loads when it works; `torch._dynamo` takes as long to import as torch."""
 AT_THE_END = "import atexit, sys; atexit.register(lambda: print(' '.join(['loaded:', *sys.modules])))"

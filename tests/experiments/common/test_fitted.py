@@ -1,7 +1,12 @@
 """Tables at any width: every number and id that is printed is whole, and what is left out is named."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -9,6 +14,8 @@ from rich.console import Console
 
 from experiments.common import fitted
 from experiments.common.fitted import ESSENTIAL, Column
+from tests.conftest import ROOT
+from tests.experiments.rows import failed, finished, store
 
 IDS = st.text("0123456789abcdef", min_size=12, max_size=12)
 NAMES = st.lists(
@@ -60,12 +67,27 @@ def test_what_is_printed_is_whole_and_what_is_not_is_named(columns: list[Column]
 
 
 @given(tables(), st.integers(10, 200))
-def test_a_pipe_gets_every_column_on_one_line(columns: list[Column], width: int) -> None:
-    text = printed(columns, width, terminal=False)
-    assert "too narrow" not in text
-    for number in range(len(columns[0].cells)):
-        expected = [word for column in columns for word in column.cells[number].split()]
-        assert expected in [line.split() for line in text.splitlines()]
+def test_a_pipe_is_as_wide_as_its_console_says(columns: list[Column], width: int) -> None:
+    assert printed(columns, width, terminal=False) == printed(columns, width)
+
+
+@pytest.mark.parametrize(("given", "width"), [({}, 100), ({"COLUMNS": "73"}, 73), ({"COLUMNS": "300"}, 300)])
+def test_a_pipe_has_100_columns_where_nothing_is_known(
+    given: dict[str, str], width: int, tmp_path: Path
+) -> None:
+    """The listing of rows with all metrics, in a process whose output is a pipe."""
+    store(tmp_path, finished("none"), finished("sinq"), finished("rtn", 3), failed(reason="w " * 80))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = [sys.executable, "-m", "experiments.results", "--results", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, env=environment | given
+    )
+    table, _, below = done.stdout.partition("─\n")
+    lines = [*table.splitlines(), *below.splitlines()[:7]]
+    assert max(map(cell_len, lines)) <= width
+    assert ("too narrow for prefill tok/s" in below) == (width < 200)
+    for heading in ("ppl", "bits/w"):
+        assert heading in table
 
 
 @given(tables())

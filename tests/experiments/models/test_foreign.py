@@ -14,7 +14,7 @@ from experiments.data.text import StateOfTheUnion
 from experiments.evaluation import LayerError, Memory, Perplexity, Size
 from experiments.models.refusals import UnfitModelError
 from experiments.models.source import Pretrained
-from experiments.report.heat_maps import metrics
+from experiments.report.figures.layers import metrics
 from experiments.results import record
 from experiments.results.record import Row
 from experiments.runs.identity import identity

@@ -12,7 +12,7 @@ from experiments.compare import difference
 from experiments.report import page
 from experiments.results import columns, listing, overview, record
 from experiments.results.columns import HUGE, STYLES
-from experiments.track.weights_and_biases import grouped
+from experiments.track.content import grouped
 from tests.experiments.rows import finished, store
 
 PLAIN = [style for style in STYLES if style != "speed"]

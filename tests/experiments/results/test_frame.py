@@ -18,7 +18,7 @@ from baselines.mixed import Mixed
 from baselines.rtn import RTN
 from experiments.results import flat, frame, record
 from experiments.results.record import Row
-from experiments.track.weights_and_biases import configuration, tags
+from experiments.track.content import configuration, tags
 from sinq import SINQ, Grid, Tuned
 from sinq.common.named import described
 from sinq.formats.codebooks import Codebooks
@@ -126,7 +126,7 @@ def test_a_task_cannot_take_the_name_of_a_column() -> None:
 
 def test_wandb_has_the_same_flat_facts() -> None:
     made = row("awq", AWQ(RTN(G32)), model="Qwen3-1.7B", calibrated=True)
-    assert tags(made) == ["awq", "3-bit", "Qwen3-1.7B"]
-    assert tags(row("none", Dense())) == ["none", "m"]
+    assert tags(made) == ["awq", "3-bit", "g32", "calibrated", "Qwen3-1.7B", "t"]
+    assert tags(row("none", Dense())) == ["none", "m", "t"]
     assert configuration(made).items() >= flat.facts(made).items()
     assert configuration(made)["identity"] == made["identity"]

@@ -71,7 +71,7 @@ def test_a_dense_row_from_another_time_does_not_look_like_the_other_half() -> No
     assert "2.00× (1.83–2.00)" in text
     assert "spread of 3 rounds" in facts(row)
     (group,) = groups([dense, row])
-    cells = [record.cells["decode tok/s"] for record in page_table([group], {}).records]
+    cells = [record.cells["decode"] for record in page_table([group], {}).records]
     assert [(each.words, each.sort) for each in cells] == [
         ("16 alone", None),
         ("8 → 16, 2.00× (1.83–2.00)", 2.0),

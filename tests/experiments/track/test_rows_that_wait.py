@@ -115,6 +115,9 @@ class FakeRun:
     def log(self, entries: dict[str, Any]) -> None:
         pass
 
+    def log_artifact(self, files: wandb.Artifact) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
