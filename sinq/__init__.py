@@ -16,6 +16,7 @@ from sinq.checkpoint.folder import load, save, stored_tensors
 from sinq.checkpoint.foreign.reader import load_foreign
 from sinq.checkpoint.stream import stream
 from sinq.common.errors import NotApplicable
+from sinq.common.import_hooks import import_after
 from sinq.export.awq import AWQFolder
 from sinq.export.base import Exporter
 from sinq.export.bnb_nf4 import BitsAndBytesNF4
@@ -56,6 +57,9 @@ from sinq.model.linear import CompressedLinear
 from sinq.model.targets import Layers, OnMisfit, find_targets
 from sinq.model.walk import BlockView, walk
 from sinq.training.block_tuning import BlockTuning
+
+# so that transformers reads folders of ours, without importing it here
+import_after("transformers.modeling_utils", "sinq.transformers")
 
 __all__ = [
     "MLX",

@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "llvmlite",
         "triton",
         "peft",  # sinq/transformers/lora.py, which is imported by name
+        "ray",  # sinq/checkpoint/workers.py, where it is asked for
     },
     "baselines": {"baselines", "sinq", "torch", "numpy", "numba", "triton"},
     "experiments": None,

@@ -8,6 +8,7 @@ EXTRAS = {
     "scipy": "analysis",
     "sklearn": "analysis",
     "cffi": "readers",
+    "ray": "ray",
 }
 """Package, as it is imported → extra of `pyproject.toml` that installs it."""
 

@@ -117,6 +117,8 @@ class Config(SharedOptions):
     products: Products = Products.simulated
     """Numbers that rounded inputs are multiplied in."""
     stream: bool = False
+    stream_workers: Any = 1
+    """Number of processes that stream, or "ray"."""
     seed: int = 0
     force: bool = False
     save: bool = False

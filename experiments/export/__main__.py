@@ -3,14 +3,17 @@
     python -m experiments.export run=3f2a format=compressed_tensors out=exported/model
     python -m experiments.export run=method=sinq,bits=4 format=torchao dtype=bfloat16 out=exported/model
     python -m experiments.export run=results/checkpoints/3f2a55c0 format=mlx out=exported/model
+    python -m experiments.export run=3f2a format=gguf low_bits=true out=exported/model
 
 `run` is a run's id, the beginning of one, a name or a query, whose model is made again; or a folder that
 `sinq.save` or `stream=true` wrote. Column scales are folded into the layers before where that is exact; what
 a format cannot hold is refused, with what would help, before anything is written. `requantize=true` rounds
-such matrices a second time, which is another model: both errors are on its card.
+such matrices a second time, which is another model: both errors are on its card. Options of a format
+(`low_bits` of gguf) are those of its class.
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from experiments.common.errors import run_cli
 from experiments.compare.query import select
 from experiments.export.again import compress_again, facts, run_of, streamed
 from experiments.results import record
-from sinq.common.named import names
+from sinq.common.named import named, names
 from sinq.export.report import ExportReport
 
 OPTIONS = ("run", "format", "out", "dtype", "requantize")
@@ -58,14 +61,13 @@ def _export(words: str, options: dict[str, Any], results: Path) -> ExportReport:
         return sinq.export(folder, options["out"], options["format"], **common)
     again = compress_again(run_of(row), bar)
     common["dtype"] = options["dtype"] or again.loaded.stored_dtype
-    dense = again.loaded.model if options["requantize"] else None
     return sinq.export(
         again.model,
         options["out"],
         options["format"],
         tokenizer=again.loaded.tokenizer,
         requantize=options["requantize"],
-        dense=dense,
+        dense=again.loaded.model,
         **common,
     )
 
@@ -94,23 +96,30 @@ def _parse() -> dict[str, Any]:
     words = parser.parse_args()
     pairs = [word.partition("=") for word in words.options]
     given = {key: value for key, _, value in pairs}
-    if unknown := [key for key in given if key not in OPTIONS]:
-        raise ValueError(f"there is no option {unknown[0]}; there are: {', '.join(OPTIONS)}")
     if missing := [key for key in OPTIONS[:3] if not given.get(key)]:
         raise ValueError(f"{missing[0]} is missing; write {missing[0]}=…, see --help")
-    dtype, requantize = given.get("dtype"), given.get("requantize", "false")
+    exporter = named(sinq.Exporter, given["format"])  # type: ignore[type-abstract]
+    options = [field.name for field in fields(exporter)]
+    if unknown := [key for key in given if key not in (*OPTIONS, *options)]:
+        accepted = ", ".join((*OPTIONS, *options))
+        raise ValueError(f"there is no option {unknown[0]} of {given['format']}; there are: {accepted}")
+    dtype = given.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not possible; it must be one of {', '.join(DTYPES)}")
-    if requantize not in ("true", "false"):
-        raise ValueError(f"requantize={requantize} is not possible; it must be true or false")
     return {
         "run": given["run"],
-        "format": given["format"],
+        "format": exporter(**{name: _flag(name, given[name]) for name in options if name in given}),
         "out": Path(given["out"]),
         "dtype": None if dtype is None else DTYPES[dtype],
-        "requantize": requantize == "true",
+        "requantize": _flag("requantize", given.get("requantize", "false")),
         "results": words.results,
     }
+
+
+def _flag(name: str, word: str) -> bool:
+    if word not in ("true", "false"):
+        raise ValueError(f"{name}={word} is not possible; it must be true or false")
+    return word == "true"
 
 
 if __name__ == "__main__":

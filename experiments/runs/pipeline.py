@@ -58,6 +58,8 @@ class Execution:
     """Keep the model in `<results_dir>/checkpoints/<run_id>`; a finished run without one is repeated."""
     wait: bool = True
     """Wait for a run that another process is at work on; otherwise raise `claims.BusyError`."""
+    stream_workers: int | str = 1
+    """Number of processes that stream a run's checkpoint, or "ray" (`sinq/checkpoint/stream.py`)."""
 
 
 class IncompleteError(Exception):
@@ -275,19 +277,19 @@ def _stream(run: Run, context: EvaluationContext, setting: Execution, name: str)
         shutil.rmtree(folder)
     device = context.device
     with peak_memory(device) as peak:
-        report = _resumed(run, folder, Context(run.layers, device, setting.progress))
+        report = _resumed(run, folder, Context(run.layers, device, setting.progress), setting.stream_workers)
     model: Any = load(folder, device, context.loaded.model.dtype)
     return replace(context, model=model, report=report, quantize_peak=peak)
 
 
-def _resumed(run: Run, folder: Path, context: Context) -> CompressionReport:
+def _resumed(run: Run, folder: Path, context: Context, workers: int | str) -> CompressionReport:
     """Quantize file by file into a folder of ours; what cannot be continued there is made again."""
     try:
-        return stream(run.model.folder(), folder, run.method, context)
+        return stream(run.model.folder(), folder, run.method, context, workers=workers)
     except JournalError as error:
         log.warning("%s; it is made again", error)
         shutil.rmtree(folder)
-        return stream(run.model.folder(), folder, run.method, context)
+        return stream(run.model.folder(), folder, run.method, context, workers=workers)
 
 
 def _compression_metrics(context: EvaluationContext) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from experiments.sweeps.launching import Launch, Overrides, in_this_process, lau
 from experiments.sweeps.plan import Item, State, say
 from experiments.sweeps.progress import BUSY, OUTCOME, Reasons, result
 from experiments.sweeps.summary import FAILED, NOT_APPLICABLE, PLANNED, Outcome, show, summarize
+from sinq import NotApplicable
+from sinq.checkpoint.stream import require_workers
 from sinq.common.progress import silent
 
 LARGEST = 5000
@@ -130,11 +132,26 @@ def _execute(config: DictConfig, wait: bool) -> Row:
     results_dir = results_folder(config)
     progress = bar if in_this_process(config) else silent  # workers share a terminal with their parent
     setting = Execution(
-        results_dir, instantiated(config, "logger"), config.force, progress, config.save, wait
+        results_dir,
+        instantiated(config, "logger"),
+        config.force,
+        progress,
+        config.save,
+        wait,
+        _workers(config),
     )
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     plain = OmegaConf.to_container(options, resolve=False, enum_to_str=True)  # the environment is private
     return execute(run, setting, without_paths(plain))
+
+
+def _workers(config: DictConfig) -> int | str:
+    """Return the option `stream_workers`, checked."""
+    workers: int | str = config.stream_workers
+    require_workers(workers, "stream_workers")
+    if workers != 1 and not config.stream:
+        raise NotApplicable(f"stream_workers={workers} is not possible without streaming; add stream=true")
+    return workers
 
 
 def _job_of_sweep(config: DictConfig, folder: Path) -> None:

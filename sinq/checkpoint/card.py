@@ -27,7 +27,7 @@ USE = """
 ## Use
 
 ```python
-import sinq.transformers  # of sinq-harness; makes transformers know the folder
+import sinq  # of sinq-harness; makes transformers know the folder
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("folder")

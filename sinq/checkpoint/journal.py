@@ -6,7 +6,8 @@
 A file of results counts as done when the journal names it and its length is the journal's; `stream` compares
 the checksums of its tensors too. The journal has a hash of its content. It is rewritten after each file,
 entirely or not at all. A file that was renamed to its final name just before a kill is made again, and so is
-one that was damaged since. Two processes must not work in one folder at once.
+one that was damaged since. Two calls of `stream` must not work in one folder at once: the process that is
+called hands out files to its workers, and alone writes the journal.
 """
 
 import hashlib
@@ -61,9 +62,14 @@ def resume(folder: Path, identity: dict[str, Any]) -> dict[str, FinishedShard]:
             f"{folder} is not empty, and nothing here was begun by stream; choose another folder"
         )
     done = _finished(folder, identity)
-    for scratch in folder.glob(f".*{SCRATCH}"):
-        scratch.unlink()
+    clear(folder)
     return {name: shard for name, shard in done.items() if _length(folder, name) == shard.nbytes}
+
+
+def clear(folder: Path) -> None:
+    """Delete half-written files, of whoever was killed."""
+    for scratch in folder.glob(f".*{SCRATCH}"):
+        scratch.unlink(missing_ok=True)
 
 
 def _length(folder: Path, name: str) -> int | None:

@@ -9,7 +9,8 @@ compressed are copied from the mapped source to the target, in their own dtype.
 
 Memory: the compressed values of one block, and the working memory of quantizing one matrix (some float32
 copies of it). Fused experts that the checkpoint stores one by one are assembled first, in their own dtype:
-one parameter of one layer. Embeddings take no memory.
+one parameter of one layer. Embeddings take no memory. Several workers (`workers.py`) make files at once, each
+in the memory of one; which files there are and how one is made is in `shards.py`.
 
 A file is renamed to its final name when it is complete and on disk, and the journal (`journal.py`) then lists
 it. Restarted after a kill, the work continues with the first file that is missing or damaged; of a finished
@@ -21,11 +22,11 @@ at once: both are refused.
 """
 
 import json
-import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,42 +34,29 @@ import torch
 
 from sinq.checkpoint.card import CARD, model_card
 from sinq.checkpoint.configuration import CONFIG, GENERATION, write_config, write_generation
-from sinq.checkpoint.folder import replacing_all, stored_tensors, write_tensors
-from sinq.checkpoint.huggingface import Source, TensorReader, shape_of
-from sinq.checkpoint.journal import JOURNAL, FinishedShard, resume, write
+from sinq.checkpoint.folder import replacing_all, stored_tensors
+from sinq.checkpoint.journal import JOURNAL, FinishedShard, clear, resume, write
 from sinq.checkpoint.layout import LAYOUT, checksum, write_layout
-from sinq.checkpoint.weight_files import INDEX, tensors_of, weight_files
+from sinq.checkpoint.shards import Job, Work, files_of, make_elsewhere, prepare, sent
+from sinq.checkpoint.weight_files import INDEX, tensors_of
+from sinq.checkpoint.workers import in_processes, on_ray
 from sinq.common.atomic_files import replacing
-from sinq.common.errors import USE_COMPRESS, NotApplicable
 from sinq.common.inside import regular_file
 from sinq.common.named import described
+from sinq.common.options import shown, whole
 from sinq.kernels import chosen
-from sinq.methods.base import LayerMethod, Method
-from sinq.methods.block_loop import quantize_matrices
-from sinq.methods.plan import LayerPlan, require_usable
+from sinq.methods.base import Method
 from sinq.methods.report import CompressionReport, PartReport
 from sinq.model.context import Context
-from sinq.model.edits import edit, edit_as_json, edit_from_json
-from sinq.model.targets import Layers
+from sinq.model.edits import edit, edit_from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BLOCK = re.compile(r".*?\.\d+(?=\.)")
-"""Pattern of the decoder block in the name of a tensor: `model.layers.3`."""
+Finished = tuple[str, FinishedShard]
+RAY, COUNT = "ray", whole(1, 1024)
 BESIDE = (".json", ".model", ".txt", ".jinja")
 """Endings of the small files beside the weights: tokenizer, generation settings."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file to be written."""
-
-    file: str
-    names: tuple[tuple[str, str], ...]
-    """(name in the model, name in the source) of each tensor."""
-    plans: dict[str, LayerPlan]
-    """Plans of the tensors that are compressed, by name in the model."""
 
 
 def stream(
@@ -76,16 +64,20 @@ def stream(
     target: str | Path,
     method: Method,
     context: Context = Context(),
+    *,
+    workers: int | str = 1,
 ) -> CompressionReport:
     """Quantize a checkpoint from one folder into another, in the memory of about one layer.
 
-    After a kill, the same call continues the work.
+    After a kill, the same call continues the work, with any number of workers.
 
     Args:
         source: folder of a Hugging Face checkpoint in safetensors, one file or several.
         target: folder for the compressed model, which `load` reads; empty, missing, or left by the same call.
         method: a calibration-free `LayerMethod`.
         context: as for `Method.compress`; matrices are quantized on its device, by default the CPU.
+        workers: number of processes that make files at once, each in the memory of about one layer; or "ray"
+            for tasks of a Ray cluster whose machines share both folders. With 1, this process does it.
 
     Raises:
         NotApplicable: the method needs more than one matrix at a time.
@@ -93,106 +85,64 @@ def stream(
         ValueError: before any work, if options and checkpoint do not fit, naming layers and tensors; later,
             naming the layer, if a weight cannot be computed with. Finished files then stay.
         FileNotFoundError: the source lacks a file.
+        ChildProcessError: several workers were ended at one file.
     """
-    source, target = Path(source), Path(target)
-    device = torch.device(context.device or "cpu")
-    model = shape_of(source)
-    plan = _layer_method(method).plan(model, None, context)
-    if plan.together:
-        layers = " and ".join(plan.together[0][:2])
-        raise NotApplicable(f"stream quantizes one layer at a time, and {layers} go together; {USE_COMPRESS}")
-    weights, small = Source(source, model), small_files(source)
-    identity = _identity(source, method, context.layers, device)
+    require_workers(workers)
+    work, small = prepare(_job(source, target, method, context)), small_files(Path(source))
+    folder, identity = work.job.target, _identity(work.job)
     done = {
-        name: shard for name, shard in resume(target, identity).items() if _is_whole(target / name, shard)
+        name: shard for name, shard in resume(folder, identity).items() if _is_whole(folder / name, shard)
     }
-    shards = _shards(weights.names(), plan.steps)
-    for shard in context.progress(shards, "quantizing files", len(shards)):
-        if shard.file not in done:
-            with weights.reading() as read, torch.no_grad():
-                done[shard.file] = _make(shard, read, target, device)
-            write(target, identity, done)
-    ordered = {shard.file: done[shard.file] for shard in shards}
+    left = [file for file in work.shards if file not in done]
+    with closing(_made(work, left, workers)) as made:
+        finished = chain(done.copy().items(), made)
+        for file, shard in context.progress(finished, "quantizing files", len(work.shards)):
+            if file not in done:
+                done[file] = shard
+                write(folder, identity, done)
+    clear(folder)  # of what killed workers left
+    ordered = {file: done[file] for file in work.shards}
     for path in small:
-        with replacing(target / path.name) as scratch:
+        with replacing(folder / path.name) as scratch:
             shutil.copyfile(path, scratch)
-    _finish(target, model, ordered)
+    _finish(folder, work.model, ordered)
     reports = tuple(PartReport.from_json(layer) for shard in ordered.values() for layer in shard.layers)
-    seconds = sum(report.seconds for report in reports)
+    seconds, plan = sum(report.seconds for report in reports), work.plan
     return CompressionReport(reports, plan.skipped, plan.left_dense, 0.0, seconds, method=method.label)
 
 
-def _layer_method(method: Method) -> LayerMethod:
-    """Return the method, or raise `NotApplicable` if it needs more than one matrix at a time."""
-    name = type(method).__name__
-    if not isinstance(method, LayerMethod):
-        raise NotApplicable(
-            f"stream quantizes one matrix at a time, and {name} needs the whole model; {USE_COMPRESS}"
-        )
-    if method.statistic is not None:
-        needed = method.statistic.described()
-        raise NotApplicable(f"stream never runs the model, and {name} needs the {needed}; {USE_COMPRESS}")
-    return method
+def require_workers(workers: object, name: str = "workers") -> None:
+    """Raise `ValueError`, naming the option, for what is neither a number of workers nor "ray"."""
+    if workers != RAY and not COUNT.holds(workers):
+        raise ValueError(f"{name}={shown(workers)} is not possible; it must be {COUNT}, or {RAY}")
 
 
-def _identity(source: Path, method: Method, layers: Layers, device: torch.device) -> dict[str, Any]:
-    """Return the values that determine the written files, as plain JSON.
+def _job(source: str | Path, target: str | Path, method: Method, context: Context) -> Job:
+    device = torch.device(context.device or "cpu")
+    source, target = (Path(folder).absolute() for folder in (source, target))  # workers may be elsewhere
+    return Job(source, target, method, context.layers, device, chosen(device))
 
-    Source files are identified by name, size and time of change: reading them all takes too long.
-    """
-    files = [source / "config.json", *weight_files(source)]
+
+def _made(work: Work, files: list[str], workers: int | str) -> Generator[Finished, None, None]:
+    """Yield files and their content, each when it is finished."""
+    if workers == 1 or not files:
+        yield from ((file, work.make(file)) for file in files)
+        return
+    make = partial(make_elsewhere, sent(work.job))
+    if workers == RAY:
+        yield from on_ray(make, files, gpus=int(work.job.device.type == "cuda"))
+    else:
+        yield from in_processes(make, files, int(workers))
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """Return the values that determine the written files, as plain JSON."""
     return {
-        "method": described(method),
-        "layers": described(layers),
-        "kernel": f"{chosen(device).value} on {device.type}",
-        "source": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "method": described(job.method),
+        "layers": described(job.layers),
+        "kernel": f"{job.kernel.value} on {job.device.type}",
+        "source": [list(file) for file in files_of(job.source)],
     }
-
-
-def _shards(names: dict[str, str], plans: Sequence[LayerPlan]) -> list[Shard]:
-    """Return the files to write, in the order of the model.
-
-    Args:
-        names: name in the source of every tensor by its name in the model.
-    """
-    by_name = {layer.target.tensor_name: layer for layer in plans}
-    groups = [tuple(group) for _, group in groupby(names.items(), key=lambda pair: block_of(pair[0]))]
-    return [
-        Shard(
-            f"model-{k:05d}-of-{len(groups):05d}.safetensors",
-            group,
-            {name: by_name[name] for name, _ in group if name in by_name},
-        )
-        for k, group in enumerate(groups, start=1)
-    ]
-
-
-def block_of(name: str) -> str:
-    """Return the decoder block of a tensor, or the name of one outside the blocks."""
-    match = BLOCK.match(name)
-    return match[0] if match else name
-
-
-def _make(shard: Shard, read: TensorReader, target: Path, device: torch.device) -> FinishedShard:
-    """Write one file, and return its content. Tensors live only as long as this call."""
-    tensors: dict[str, torch.Tensor] = {}
-    changes: list[dict[str, Any]] = []
-    reports: list[dict[str, Any]] = []
-    for name, stored in shard.names:
-        tensor, layer = read(stored), shard.plans.get(name)
-        if layer is None:
-            tensors[name] = tensor
-            continue
-        quantized = [
-            _quantize(layer, key, matrix, device) for key, matrix in layer.target.split(tensor).items()
-        ]
-        values = [value for value, _ in quantized]
-        changes.append(edit_as_json(layer.target.edit(values)))
-        tensors |= layer.target.stored_tensors(values)
-        reports += [asdict(report) for _, report in quantized]
-    with replacing(target / shard.file) as scratch:
-        checksums = write_tensors(tensors, scratch)
-    return FinishedShard((target / shard.file).stat().st_size, checksums, changes, reports)
 
 
 def _is_whole(path: Path, shard: FinishedShard) -> bool:
@@ -201,13 +151,6 @@ def _is_whole(path: Path, shard: FinishedShard) -> bool:
         return {name: checksum(tensor) for name, tensor in tensors_of(path).items()} == shard.tensors
     except ValueError:
         return False
-
-
-def _quantize(layer: LayerPlan, name: str, matrix: torch.Tensor, device: torch.device) -> Any:
-    """Return the compressed weight and the report of a matrix (out, in)."""
-    require_usable(name, matrix)
-    (quantized,) = quantize_matrices([(layer, name, matrix)], None, device)
-    return quantized
 
 
 def small_files(source: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sinq.common.named import Named
 from sinq.common.options import check
@@ -57,6 +58,13 @@ class Exporter(Named, ABC):
             view: the matrix, without column scales that were folded.
             dtype: of dense tensors in the exported model.
         """
+
+    def written(self, view: MatrixView) -> Tensor:
+        """Return a matrix as it is in the file, float32 (out, in), up to the number format of its scales.
+
+        Exporters without `keeps_codes` override it.
+        """
+        return view.dense()
 
     @abstractmethod
     def write(self, source: Source, folder: Path, progress: Progress = silent) -> list[WrittenMatrix]:

@@ -1,5 +1,6 @@
 """The model card beside an exported model: what it is, what is stored, what was measured, what it is not."""
 
+from statistics import mean
 from typing import Any
 
 from sinq.checkpoint.card import facts_table
@@ -26,12 +27,25 @@ def model_card(report: ExportReport, exporter: Exporter, source: Source) -> str:
 
 def _codes(report: ExportReport, exporter: Exporter) -> str:
     if not exporter.keeps_codes:
-        return "**Re-fit**: every weight is rounded once more, to the levels of the format."
-    if not report.requantized:
+        words = "**Re-fit**: every weight is rounded once more, to the levels of the format"
+    elif not report.requantized:
         return "Codes are those of the quantizer, unchanged."
-    count, errors = len(report.requantized), report.requantized.values()
-    ours, theirs = sum(each.quantized for each in errors), sum(each.exported for each in errors)
-    return (
-        f"**Rounded a second time**: {count} matrices, which the format cannot hold as they were quantized."
-        f" Their mean relative error is {theirs / count:.4f} here, and was {ours / count:.4f}."
-    )
+    else:
+        words = (
+            f"**Rounded a second time**: {len(report.requantized)} matrices, which the format cannot hold as"
+            " they were quantized"
+        )
+    return f"{words}. {_errors(report)}"
+
+
+def _errors(report: ExportReport) -> str:
+    """Return the mean errors of the second rounding."""
+    errors = report.requantized.values()
+    alone = mean(each.second for each in errors)
+    against = [(each.quantized, each.exported) for each in errors]
+    known = [(ours, theirs) for ours, theirs in against if ours is not None and theirs is not None]
+    text = f"That alone is a mean relative error of {alone:.4f}"
+    if not known:
+        return f"{text}."
+    ours, theirs = (mean(column) for column in zip(*known, strict=True))
+    return f"{text}; against the dense model it is {theirs:.4f} here, and was {ours:.4f}."

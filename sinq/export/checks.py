@@ -1,18 +1,13 @@
 """Checks before anything is written: the model, then every matrix."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
 
 from sinq.checkpoint.weight_files import LISTED
 from sinq.common.errors import NotApplicable
 from sinq.common.named import name_of
 from sinq.export.base import Exporter
-from sinq.export.folding import Folds
-from sinq.export.matrices import GATE_UP
-from sinq.export.report import RequantizedMatrix
 from sinq.export.source import Source, rounded
 from sinq.export.view import Refusal, no_view
 from sinq.formats.grid import Grid
@@ -87,49 +82,3 @@ def _message(format: str, refused: dict[str, Refusal], count: int, requantize: b
     rest = f"; and {len(layers) - LISTED} more reasons" if len(layers) > LISTED else ""
     also = "" if requantize else REQUANTIZE
     return f"{format} cannot hold {len(refused)} of {count} matrices: {'; '.join(parts)}{rest}{also}"
-
-
-def requantized(source: Source, dense: nn.Module) -> dict[str, RequantizedMatrix]:
-    """Return the errors, against the dense model, of every matrix that is rounded a second time.
-
-    Raises:
-        NotApplicable: a method rewrote the model, so that its matrices are not those of the dense one.
-    """
-    held = dense.state_dict()
-    for name, tensor in source.dense.items():
-        if name not in held or not torch.equal(tensor, held[name].to(tensor.device, tensor.dtype)):
-            raise NotApplicable(
-                f"requantize=true compares with the dense model, where {name} is another: a method rewrote"
-                " the model, or it is not the one that was compressed"
-            )
-    plain = replace(source, requantized={}, folds=Folds())
-    errors = {}
-    for name in source.requantized:
-        wanted = _dense_matrix(dense, name).float()
-        ours, theirs = plain.view(name).dense(), _unfolded(source, name)
-        errors[name] = RequantizedMatrix(*(_relative_error(found, wanted) for found in (ours, theirs)))
-    return errors
-
-
-def _unfolded(source: Source, name: str) -> torch.Tensor:
-    """Return a matrix as it is exported, with the factors of folded layers taken out of its rows."""
-    matrix = source.view(name).dense()
-    return matrix / source.folds.rows[name][:, None] if name in source.folds.rows else matrix
-
-
-def _dense_matrix(dense: Any, name: str) -> torch.Tensor:
-    """Return the matrix of a layer of the dense model, or of an expert in a fused parameter."""
-    owner, _, last = name.rpartition(".")
-    experts, _, number = owner.rpartition(".")
-    if not number.isdigit() or not experts.endswith(".experts"):
-        matrix: torch.Tensor = dense.get_submodule(name).weight
-        return matrix
-    module = dense.get_submodule(experts)
-    if last == "down_proj":
-        return getattr(module, last)[int(number)]
-    gate, up = getattr(module, GATE_UP)[int(number)].chunk(2)
-    return gate if last == "gate_proj" else up
-
-
-def _relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()

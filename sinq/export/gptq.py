@@ -80,7 +80,6 @@ class GPTQFolder(FolderExporter):
                 "pack_dtype": "int32",
                 "lm_head": False,
                 "true_sequential": False,
-                "damp_percent": 0.0,
                 "meta": {"quantizer": ["sinq-harness"]},
             }
         }

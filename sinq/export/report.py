@@ -8,12 +8,14 @@ from sinq.export.base import WrittenMatrix
 
 @dataclass(frozen=True)
 class RequantizedMatrix:
-    """Relative errors ‖Ŵ − W‖ / ‖W‖ of a matrix that was rounded a second time, against the dense one."""
+    """Relative errors, Frobenius, of a matrix W that is quantized as Ŵ, and rounded a second time to W′."""
 
-    quantized: float
-    """Of the matrix as it is quantized here."""
-    exported: float
-    """Of the matrix in the exported file."""
+    second: float
+    """Of the second rounding alone, ‖W′ − Ŵ‖ / ‖Ŵ‖."""
+    quantized: float | None
+    """Of the matrix as it is quantized here, ‖Ŵ − W‖ / ‖W‖; None where the dense model is not known."""
+    exported: float | None
+    """Of the matrix in the exported file, ‖W′ − W‖ / ‖W‖."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ExportReport:
     folded: tuple[str, ...]
     """Layers whose column scales are in the layer before."""
     requantized: Mapping[str, RequantizedMatrix]
-    """Matrices that the format cannot hold, and that were rounded a second time on request."""
+    """Matrices that were rounded a second time: on request, or by a format that does so with all."""
     seconds: float = 0.0
 
     @property

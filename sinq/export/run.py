@@ -18,7 +18,8 @@ from sinq.common.progress import Progress, silent
 from sinq.common.timing import timed
 from sinq.export.base import Exporter
 from sinq.export.card import model_card
-from sinq.export.checks import checked, requantized
+from sinq.export.checks import checked
+from sinq.export.errors import errors_of_second_rounding
 from sinq.export.report import ExportReport
 from sinq.export.source import Source
 
@@ -49,7 +50,7 @@ def export(
         dtype: of dense tensors there, by default the model's.
         requantize: round matrices that the format cannot hold a second time, to nearest, with the same bits
             and groups. This is another model: the report has the errors of both.
-        dense: the model before it was compressed, from which `requantize` takes the errors.
+        dense: the model before it was compressed, from which the errors of a second rounding are taken.
         about: facts for the model card.
 
     Raises:
@@ -63,7 +64,7 @@ def export(
         raise ValueError("requantize=true compares with the dense model; pass it as dense=")
     with timed(torch.device("cpu")) as clock, making(Path(folder)) as scratch:
         source = checked(_source(model, tokenizer, dtype, about or {}), exporter, requantize)
-        errors = requantized(source, dense) if requantize and dense is not None else {}
+        errors = errors_of_second_rounding(source, exporter, dense)
         written = exporter.write(source, scratch, progress)
         _write_small(source, scratch)
         report = ExportReport(

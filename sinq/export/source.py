@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinq.checkpoint.folder import stored_tensors
-from sinq.checkpoint.stream import block_of
+from sinq.checkpoint.shards import block_of
 from sinq.export.folding import Folds, folds_of
 from sinq.export.matrices import GATE_UP, Matrix, compressed_matrices
 from sinq.export.view import MatrixView

@@ -14,12 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.quantizers import (
-    HfQuantizer,
-    get_module_from_name,
-    register_quantization_config,
-    register_quantizer,
-)
+from transformers.quantizers import HfQuantizer, get_module_from_name
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -31,7 +27,6 @@ from sinq.common.inside import exists
 from sinq.model.edits import edit, weight_stores
 
 
-@register_quantization_config(QUANT_METHOD)
 class FolderConfig(QuantizationConfigMixin):
     """The entry `quantization_config` of a folder of ours; what was done to the model is in `sinq.json`."""
 
@@ -41,7 +36,6 @@ class FolderConfig(QuantizationConfigMixin):
         self.quant_method = quant_method  # type: ignore[assignment]
 
 
-@register_quantizer(QUANT_METHOD)
 class FolderQuantizer(HfQuantizer):
     """Preparation of a model for the tensors of a folder that `sinq.save` or `stream` wrote."""
 
@@ -77,6 +71,15 @@ class FolderQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+def register() -> None:
+    """Make transformers know both classes.
+
+    Its own decorators refuse a name that is there, and so a second import of this package (in a notebook).
+    """
+    AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = FolderConfig
+    AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = FolderQuantizer
 
 
 def repeat_edits(model: PreTrainedModel, folder: Path) -> None:

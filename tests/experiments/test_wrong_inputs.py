@@ -97,6 +97,9 @@ CASES = [
     case("activation=a8_tensor | activation.group_size=64", "activation.per=tensor", "activation.per=token"),
     case("method=rtn | activation=a8_static", "needs calibration text", "calibration=wikitext2"),
     case("activation=a8_token | stream=true", "Activations needs the whole model", "stream=false"),
+    case("stream=true | stream_workers=0", "stream_workers=0 is not possible", "from 1 to 1024, or ray"),
+    case("stream=true | stream_workers=rayy", "stream_workers=rayy is not possible", "or ray"),
+    case("stream_workers=2", "stream_workers=2 is not possible without", "add stream=true"),
     case("activation=8 | bits=3", "activation=8 is not", "a8_token"),
     # keys and values
     case("kv=kv4 | kv.keys.bits=5", "kv.bits=5 is not", "16"),

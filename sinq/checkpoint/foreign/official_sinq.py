@@ -20,6 +20,7 @@ divide a matrix, and its `group_size` stays as asked. A method whose name says m
 the same form. Not covered: fused experts, codes that are viewed as floats, one file `qmodel.pt`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from sinq.checkpoint.foreign.base import ForeignFormat, group_word, matrix, require
 from sinq.checkpoint.foreign.parts import Parts
-from sinq.checkpoint.weight_files import INDEX
+from sinq.checkpoint.weight_files import INDEX, tensor_files
 from sinq.common.inside import exists, regular_file
 from sinq.common.reading import counts, entry, read_json, shown
 from sinq.formats.checks import matrix_shape
@@ -38,6 +39,8 @@ from sinq.formats.grid import Levels
 
 SIDECAR = f"{INDEX}.meta.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FUSED = re.compile(r"\.experts\.(gate_up|down)_(W_q|meta)\.")
+"""Pattern of tensors of the package's fused experts: `gate_up_W_q.3`."""
 LEVELS = {"nf4": Levels.nf4, "nf3": Levels.nf3}
 
 
@@ -83,6 +86,11 @@ class OfficialSINQ(ForeignFormat):
             raise ValueError(
                 f"{SIDECAR} is missing, which has bits and shapes of the layers;"
                 " a folder that sinq.save wrote is loaded by sinq.load"
+            )
+        if fused := next(filter(FUSED.search, tensor_files(folder)), None):
+            raise ValueError(
+                f"{fused} is of fused experts, which are not read; quantize the dense model here"
+                " (SINQ().compress, or transformers' SinqConfig), or take one whose experts are layers"
             )
         sidecar = read_json(regular_file(folder, SIDECAR))
         if not isinstance(sidecar, dict) or not sidecar:

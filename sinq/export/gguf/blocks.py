@@ -2,7 +2,8 @@
 
     Q4_0   18 bytes   d · (q − 8)      d, 16 bytes of codes
     Q4_1   20 bytes   d · q + m        d, m, 16 bytes of codes
-    Q5_1   24 bytes   d · q + m        d, m, fifth bits as one little-endian word, 16 bytes of codes
+    Q5_0   22 bytes   d · (q − 16)     d, fifth bits as one little-endian word, 16 bytes of codes
+    Q5_1   24 bytes   d · q + m        d, m, fifth bits, 16 bytes of codes
     Q8_0   34 bytes   d · q            d, 32 signed bytes
 
 Byte j of 4-bit codes has element j in its low half and element j + 16 in its high half. Codes are ours,
@@ -43,6 +44,7 @@ F32 = BlockType("F32", 0, 1, 4)
 F16 = BlockType("F16", 1, 1, 2)
 Q4_0 = BlockType("Q4_0", 2, BLOCK, 18)
 Q4_1 = BlockType("Q4_1", 3, BLOCK, 20)
+Q5_0 = BlockType("Q5_0", 6, BLOCK, 22)
 Q5_1 = BlockType("Q5_1", 7, BLOCK, 24)
 Q8_0 = BlockType("Q8_0", 8, BLOCK, 34)
 Q4_K = BlockType("Q4_K", 12, 8 * BLOCK, 144)
@@ -90,6 +92,12 @@ def pack_q4_1(view: MatrixView) -> Tensor:
     return torch.cat([half_bytes(scale), half_bytes(-zero * scale), nibbles(codes)], dim=-1).flatten(1)
 
 
+def pack_q5_0(view: MatrixView) -> Tensor:
+    """Return the blocks of 5-bit codes whose zero is 16, uint8 (out, bytes)."""
+    codes, scale, _ = _blocks(view)
+    return torch.cat([half_bytes(scale), fifth_bits(codes), nibbles(codes & 15)], dim=-1).flatten(1)
+
+
 def pack_q5_1(view: MatrixView) -> Tensor:
     """Return the blocks of 5-bit codes, uint8 (out, bytes)."""
     codes, scale, zero = _blocks(view)
@@ -113,6 +121,7 @@ def signed_bytes(view: MatrixView) -> bool:
 PACKERS: dict[BlockType, Callable[[MatrixView], Tensor]] = {
     Q4_0: pack_q4_0,
     Q4_1: pack_q4_1,
+    Q5_0: pack_q5_0,
     Q5_1: pack_q5_1,
     Q8_0: pack_q8_0,
 }

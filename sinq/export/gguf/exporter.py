@@ -3,12 +3,13 @@
     bits of a matrix    type    bits per weight there
     4, zero 8           Q4_0    4.5
     2 3 4               Q4_1    5.0
+    5, zero 16          Q5_0    5.5
     5                   Q5_1    6.0
     6 8                 Q8_0    8.5    where code − zero is a whole number of one signed byte
 
 Dense matrices have the model's number format (`dtype`: F32, F16, BF16); norms, biases and routers are
-float32. `gguf_q4_k` (`refit.py`) is a re-fit. Not covered: Q5_0, Q6_K and the types below four bits, which
-round scales; models with another graph (`architecture.py`); several files for one model.
+float32. `gguf_q4_k` (`refit.py`) is a re-fit. Not covered: Q6_K and the types below four bits, which round
+scales; models with another graph (`architecture.py`); several files for one model.
 """
 
 from collections import Counter
@@ -29,6 +30,7 @@ from sinq.export.gguf.blocks import (
     Q4_0,
     Q4_1,
     Q4_K,
+    Q5_0,
     Q5_1,
     Q8_0,
     BlockType,
@@ -41,7 +43,7 @@ from sinq.export.source import Source
 from sinq.export.view import MatrixView, Refusal
 
 FILE = "model.gguf"
-FILE_TYPES = {F32: 0, F16: 1, BF16: 32, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_1: 9, Q4_K: 15}
+FILE_TYPES = {F32: 0, F16: 1, BF16: 32, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_0: 8, Q5_1: 9, Q4_K: 15}
 """Type of most matrices → the number of the whole file's type (`general.file_type`)."""
 LOW_BITS = (2, 3)
 
@@ -75,7 +77,7 @@ class Gguf(Exporter):
         if view.bits in LOW_BITS and not self.low_bits:
             return Refusal(
                 f"its {view.bits} bits take 5.0 bits a weight there, as 4-bit codes do",
-                "use 4 bits, or Gguf(low_bits=True) to write it nevertheless",
+                "use 4 bits, or low_bits=true to write it nevertheless",
             )
         if view.bits > 5 and not signed_bytes(view):
             return Refusal(
@@ -85,8 +87,10 @@ class Gguf(Exporter):
 
     def kind(self, view: MatrixView) -> BlockType:
         """Return the type of a matrix that was checked."""
-        if view.bits > 4:
-            return Q5_1 if view.bits == 5 else Q8_0
+        if view.bits > 5:
+            return Q8_0
+        if view.bits == 5:
+            return Q5_0 if view.centred else Q5_1
         return Q4_0 if view.bits == 4 and view.centred else Q4_1
 
     def write(self, source: Source, folder: Path, progress: Progress = silent) -> list[WrittenMatrix]:

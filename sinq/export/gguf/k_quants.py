@@ -11,6 +11,8 @@ Bytes: d, dmin, twelve bytes of s and m, and 128 bytes of codes (block 2i in the
 of s_(4+i) and m_(4+i), whose two upper bits lie in the upper bits of the bytes i and 4 + i.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,20 +24,45 @@ LARGEST = 63
 """Largest 6-bit number."""
 
 
-def pack_q4_k(view: MatrixView) -> Tensor:
-    """Return the super-blocks of a matrix, uint8 (out, bytes); its zeros are at least 0."""
+@dataclass(frozen=True, eq=False)
+class SuperBlocks:
+    """The numbers of a matrix in Q4_K; n = in / 256."""
+
+    d: Tensor
+    """(out, n, 1), as float16 holds it; likewise `dmin`."""
+    dmin: Tensor
+    scales: Tensor
+    """Whole numbers 0 … 63, (out, n, 8); likewise `mins`."""
+    mins: Tensor
+    codes: Tensor
+    """uint8 (out, n, 8, 32)"""
+
+    def dense(self) -> Tensor:
+        """Return the matrix, float32 (out, in)."""
+        step, offset = self.d * self.scales, self.dmin * self.mins
+        return (step[..., None] * self.codes - offset[..., None]).flatten(1)
+
+    def packed(self) -> Tensor:
+        """Return the bytes, uint8 (out, bytes)."""
+        twelve = _twelve(self.scales.to(torch.uint8), self.mins.to(torch.uint8))
+        return torch.cat([half_bytes(self.d), half_bytes(self.dmin), twelve, _pairs(self.codes)], -1).flatten(
+            1
+        )
+
+
+def refit(view: MatrixView) -> SuperBlocks:
+    """Round a matrix whose zeros are at least 0."""
     weights = view.dense().unflatten(1, (-1, SUPER // BLOCK, BLOCK))
     d, scales = _six_bits(_by_super_block(view, view.scale))
     dmin, mins = _six_bits(_by_super_block(view, view.scale * view.zero))
     step, offset = (d * scales)[..., None], (dmin * mins)[..., None]
     codes = ((weights + offset) / step.where(step > 0, 1.0)).round().clamp(0, 15).to(torch.uint8)
-    parts = [
-        half_bytes(d),
-        half_bytes(dmin),
-        _twelve(scales.to(torch.uint8), mins.to(torch.uint8)),
-        _pairs(codes),
-    ]
-    return torch.cat(parts, dim=-1).flatten(1)
+    return SuperBlocks(d, dmin, scales, mins, codes)
+
+
+def pack_q4_k(view: MatrixView) -> Tensor:
+    """Return the super-blocks of a matrix, uint8 (out, bytes); its zeros are at least 0."""
+    return refit(view).packed()
 
 
 def _by_super_block(view: MatrixView, numbers: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from sinq.export.base import first, refuse_sizes
 from sinq.export.gguf.blocks import Q4_K, BlockType
 from sinq.export.gguf.exporter import Gguf
+from sinq.export.gguf.k_quants import refit
 from sinq.export.view import MatrixView, Refusal
 
 
@@ -25,6 +27,9 @@ class GgufQ4K(Gguf):
         return first(
             super().check(view, dtype), refuse_sizes(view, columns=Q4_K.weights), _refuse_offsets(view)
         )
+
+    def written(self, view: MatrixView) -> Tensor:
+        return refit(view).dense()
 
     def kind(self, view: MatrixView) -> BlockType:
         return Q4_K

@@ -97,14 +97,28 @@ def test_a_folder(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "float16"
 
 
+def test_an_option_of_a_format(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sinq_model(tiny_folder)
+    RTN(sinq.Grid(3, 32)).compress(model)
+    sinq.save(model, tmp_path / "saved")
+    words = (f"run={tmp_path / 'saved'}", "format=gguf", f"out={tmp_path / 'out'}")
+    with pytest.raises(sinq.NotApplicable, match="low_bits=true"):
+        exported(monkeypatch, *words)
+    exported(monkeypatch, *words, "low_bits=true")
+    assert (tmp_path / "out/model.gguf").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["format=mlx", "out=x"], "run is missing"),
         (["run=a", "format=mlx"], "out is missing"),
-        (["run=a", "format=mlx", "out=x", "bits=4"], "no option bits; there are: run, format, out"),
+        (["run=a", "format=mlx", "out=x", "bits=4"], "no option bits of mlx; there are: run, format, out"),
         (["run=a", "format=mlx", "out=x", "dtype=int8"], "dtype=int8 is not possible"),
         (["run=a", "format=mlx", "out=x", "requantize=1"], "must be true or false"),
+        (["run=a", "format=gguf", "out=x", "low_bits=1"], "low_bits=1 is not possible; it must be true"),
+        (["run=a", "format=mlx", "out=x", "low_bits=true"], "no option low_bits of mlx"),
+        (["run=a", "format=mlxx", "out=x"], "mlxx"),
         (["run=.", "format=mlx", "out=x", "requantize=true"], "not a folder"),
     ],
 )

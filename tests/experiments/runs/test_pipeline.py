@@ -37,7 +37,9 @@ from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from experiments.track.weights_and_biases import WandB
 from sinq import SINQ, CompressedLinear, Grid, Kernel, Layers, NotApplicable, OnMisfit, Sinkhorn
+from sinq.checkpoint import workers
 from tests.damage import DAMAGES
+from tests.forked import CONTEXT
 
 MEASURED: list[str] = []
 
@@ -322,7 +324,9 @@ def test_a_stream_that_cannot_be_continued_is_made_again(
     assert [line for line in caplog.messages if str(folder) in line and line.endswith("; it is made again")]
 
 
-def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, setting: Execution) -> None:
+def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(
+    run: Run, setting: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluation = {"perplexity": Perplexity(windows=1), "size": Size()}
     rows = [
         execute(replace(run, stream=streamed, evaluation=evaluation), setting) for streamed in (False, True)
@@ -336,6 +340,11 @@ def test_a_streamed_run_measures_the_same_weights_and_keeps_its_files(run: Run, 
     before = (folder / "sinq.json").stat().st_mtime_ns
     execute(replace(run, stream=True, evaluation=evaluation), replace(setting, force=True))
     assert (folder / "sinq.json").stat().st_mtime_ns > before
+    monkeypatch.setattr(workers, "CONTEXT", CONTEXT)
+    by_two = replace(setting, force=True, stream_workers=2)
+    again = execute(replace(run, stream=True, evaluation=evaluation), by_two)
+    assert again["run_id"] == rows[1]["run_id"]
+    assert again["metrics"]["perplexity"] == rows[1]["metrics"]["perplexity"]
     with pytest.raises(NotApplicable, match="GPTQ needs the Hessian"):
         execute(replace(run, stream=True, method=GPTQ(RTN(Grid(4, 32)))), setting)
 

@@ -1,6 +1,5 @@
 """A checkpoint, quantized file to file: weights as in memory, memory of a layer, kills and bad files."""
 
-import json
 import os
 import random
 import re
@@ -22,18 +21,9 @@ from baselines.gptq import GPTQ
 from baselines.hadamard import Hadamard
 from baselines.rtn import RTN
 from sinq import SINQ, Context, Grid, LayerMethod, Layers, NotApplicable, OnMisfit, PreSINQ, stored_tensors
-from tests.conftest import tiny_model, tiny_tokens
+from tests.conftest import tiny_tokens
 from tests.forked import fork
-
-METHOD = SINQ(Grid(bits=4, group_size=16))
-
-
-def checkpoint(
-    folder: Path, architecture: str = "llama", shard: str = "40KB", dtype: torch.dtype = torch.float32
-) -> Path:
-    """A Hugging Face folder with a tiny model, its weights in several files."""
-    tiny_model(architecture).to(dtype).save_pretrained(folder, max_shard_size=shard)
-    return folder
+from tests.sinq.checkpoint.streams import METHOD, UP, assert_same, change, checkpoint, shard_of, shards
 
 
 def compressed(
@@ -43,14 +33,6 @@ def compressed(
     model = AutoModelForCausalLM.from_pretrained(folder)
     method.compress(model, context=context)
     return stored_tensors(model)
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(
-        found[name].dtype == expected[name].dtype and torch.equal(found[name], expected[name])
-        for name in expected
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -130,10 +112,6 @@ def test_another_dtype_is_a_copy_and_only_of_what_is_dense(tmp_path: Path) -> No
     assert torch.equal(half.lm_head.weight, full.lm_head.weight.bfloat16())
     assert half.model.layers[0].mlp.up_proj.weight.codes.dtype == torch.uint8
     assert half.model.layers[0].mlp.up_proj.weight.scale.dtype == torch.float16
-
-
-def shards(folder: Path) -> list[Path]:
-    return list(folder.glob("model-*.safetensors"))
 
 
 def stream_apart(source: Path, target: Path, method: LayerMethod) -> int:
@@ -241,20 +219,6 @@ def test_methods_that_need_more_than_a_matrix_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="group_size=48 does not divide 14 layers"):
         sinq.stream(source, tmp_path / "small", SINQ(Grid(group_size=48)))
     assert not (tmp_path / "small").exists()
-
-
-def shard_of(folder: Path, tensor: str) -> Path:
-    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][tensor]
-
-
-def change(folder: Path, tensor: str, value: torch.Tensor | None) -> None:
-    """Put another tensor in the place of one of a checkpoint, or none."""
-    path = shard_of(folder, tensor)
-    tensors = {name: stored.clone() for name, stored in load_file(path).items() if name != tensor}
-    save_file(tensors | ({} if value is None else {tensor: value}), path)
-
-
-UP = "model.layers.1.mlp.up_proj.weight"
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

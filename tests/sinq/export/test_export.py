@@ -147,8 +147,10 @@ def test_requantizing_records_both_errors(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj"
     wanted, ours = dense.get_submodule(name).weight, model.get_submodule(name).weight.dense()
     error = ((ours - wanted).norm() / wanted.norm()).item()
-    assert report.requantized[name].quantized == pytest.approx(error)
+    found = report.requantized[name]
+    assert found.quantized == pytest.approx(error)
     again = RTN(Grid(4, 32, auxiliary_bits=32)).quantize(ours)
+    assert found.second == pytest.approx(((again.dequantize() - ours).norm() / ours.norm()).item(), rel=1e-4)
     assert torch.equal(tensors[f"{name}.scales"], again.scale())
     assert "Rounded a second time**: 12 matrices" in (tmp_path / "out/README.md").read_text()
 

@@ -17,13 +17,16 @@ from sinq import SINQ, Context, Grid, Layers
 from sinq.checkpoint.weight_files import all_tensors
 from sinq.export.matrices import compressed_matrices
 from sinq.formats.rounding import by_group
-from tests.conftest import tiny_tokens
+from tests.conftest import tiny_tokenizer, tiny_tokens
 from tests.sinq.decoders import random_decoder
 from tests.sinq.export.exported import NF4, FinerDown, balanced, logits
 
 pytestmark = pytest.mark.readers
 FLOAT32 = 2e-5
 """Largest difference of logits of size 1 that float32 in another order makes."""
+
+HALVES = 2e-2
+"""Largest difference where scales and products are halves."""
 
 
 def needs(*packages: str) -> pytest.MarkDecorator:
@@ -175,6 +178,26 @@ def test_torchao_reads_column_scales(tmp_path: Path) -> None:
         weight, wanted = found.get_submodule(name).weight, matrix.view().dense()
         assert type(weight).__name__ == "Int4Tensor"
         assert ((decoded(weight) - wanted).norm() / wanted.norm()).item() < 2**-6  # of bfloat16, cancelling
+
+
+def by_gptqmodel(folder: Path) -> Any:
+    from gptqmodel import BACKEND, GPTQModel
+
+    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16).model
+
+
+@needs("gptqmodel")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptqmodel_reads_gptq(bits: int, tmp_path: Path) -> None:
+    model = balanced("llama", Grid(bits, 32))
+    sinq.export(model, tmp_path / "out", "gptq", tokenizer=tiny_tokenizer())
+    found = by_gptqmodel(tmp_path / "out")
+    layer = found.model.layers[0].mlp.up_proj
+    wanted = model.model.layers[0].mlp.up_proj.weight.value.dequantize()
+    assert torch.allclose(
+        layer.dequantize_weight().T.float(), wanted, rtol=2e-3, atol=1e-5
+    )  # halves of scales
+    assert difference(logits(found), model) < HALVES
 
 
 def awq_unpacker() -> Any:

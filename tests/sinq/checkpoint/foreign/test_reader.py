@@ -189,6 +189,15 @@ def test_tensors_that_do_not_fit_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_fused_experts_of_the_official_package_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    write(tmp_path, KINDS["official"])
+    stored = load_file(tmp_path / TENSORS)
+    name = "model.layers.0.mlp.experts.gate_up_W_q.0"
+    save_file(stored | {name: torch.zeros(2, 32, dtype=torch.uint8)}, tmp_path / TENSORS)
+    with pytest.raises(ValueError, match=rf"{name} is of fused experts, .*; quantize the dense model here"):
+        load_foreign(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("stated", "words"),
     [

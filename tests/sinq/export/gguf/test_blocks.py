@@ -10,13 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinq import Grid
-from sinq.export.gguf.blocks import PACKERS, Q4_0, Q4_1, Q4_K, Q5_1, Q8_0, BlockType, signed_bytes
-from sinq.export.gguf.k_quants import pack_q4_k
+from sinq.export.gguf.blocks import PACKERS, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q8_0, BlockType, signed_bytes
+from sinq.export.gguf.k_quants import pack_q4_k, refit
 from sinq.export.view import MatrixView
 from sinq.formats.scalar import QuantizedTensor
 
 CASES = [(4, True, Q4_0), (2, False, Q4_1), (3, False, Q4_1), (4, False, Q4_1), (4, True, Q4_1)]
-CASES += [(5, False, Q5_1), (5, True, Q5_1), (6, False, Q8_0), (6, True, Q8_0), (8, True, Q8_0)]
+CASES += [
+    (5, False, Q5_1),
+    (5, True, Q5_1),
+    (5, True, Q5_0),
+    (6, False, Q8_0),
+    (6, True, Q8_0),
+    (8, True, Q8_0),
+]
 
 
 def view(bits: int, symmetric: bool, rows: int, columns: int, group: int, seed: int) -> MatrixView:
@@ -74,6 +81,7 @@ COUNTED = "00112233445566778899aabbccddeeff"
     [
         (one_block(4, True, 8), Q4_0, HALF + COUNTED),
         (one_block(4, False, 6), Q4_1, HALF + "00c2" + COUNTED),  # m = −3
+        (one_block(5, True, 16), Q5_0, HALF + "0000ffff" + COUNTED),
         (one_block(5, False, 6), Q5_1, HALF + "00c2" + "0000ffff" + COUNTED),  # fifth bits of 16 … 31
         (one_block(8, True, 128), Q8_0, HALF + bytes(128 + j for j in range(32)).hex()),  # −128 … −97
         (one_block(6, False, 6), Q8_0, HALF + bytes((j - 6) % 256 for j in range(32)).hex()),
@@ -118,6 +126,7 @@ def test_q4_k_is_the_loop_over_blocks(group: int) -> None:
     expected = b"".join(k_block(matrix, row, start) for row in range(3) for start in (0, 256))
     packed = pack_q4_k(matrix)
     assert packed.numpy().tobytes() == expected
+    torch.testing.assert_close(refit(matrix).dense(), read(packed, Q4_K), rtol=1e-6, atol=1e-6)
     step = matrix.scale.repeat_interleave(group, 1)
     # The worst case: a scale and an offset that are off by 1/126 of the largest of their super-block.
     bound = step / 2 + (15 * matrix.scale + matrix.scale * matrix.zero).amax() / 63

@@ -101,7 +101,7 @@ def test_symmetric_codes_are_q4_0(tmp_path: Path) -> None:
         (
             RTN(Grid(bits=3, group_size=32)),
             Gguf(),
-            "its 3 bits take 5.0 bits a weight there.*Gguf\\(low_bits=True\\)",
+            "its 3 bits take 5.0 bits a weight there.*low_bits=true",
         ),
         (SINQ(GRID), Gguf(), "column scales.*presinq"),
         (RTN(Grid(bits=4, group_size=16)), Gguf(), "groups of 16; blocks have 32 weights; use group_size"),
@@ -140,7 +140,12 @@ def test_a_re_fit_says_so(tmp_path: Path) -> None:
     assert "**Re-fit**" in (tmp_path / "out" / "README.md").read_text()
     view = Source(model, torch.float32).view("model.layers.1.mlp.down_proj")
     found = tensors(tmp_path / "out")["blk.1.ffn_down.weight"]
-    assert 0 < (found - view.dense()).norm() / view.dense().norm() < 0.05
+    error = ((found - view.dense()).norm() / view.dense().norm()).item()
+    assert 0 < error < 0.05
+    assert len(report.requantized) == 14
+    of_down = report.requantized["model.layers.1.mlp.down_proj"]
+    assert of_down.second == pytest.approx(error, rel=1e-5)
+    assert (of_down.quantized, of_down.exported) == (None, None)
 
 
 def test_five_bits_have_no_re_fit(tmp_path: Path) -> None:
