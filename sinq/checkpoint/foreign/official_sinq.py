@@ -17,7 +17,8 @@ they are no whole numbers. x·s + m is computed in the type of s, as the package
 
 The bits are those of the sidecar, the group that of the codes: the package halves a group that does not
 divide a matrix, and its `group_size` stays as asked. A method whose name says more (hqq, awq) is stored in
-the same form. Not covered: fused experts, codes that are viewed as floats, one file `qmodel.pt`.
+the same form. Not covered: codes that are viewed as floats, one file `qmodel.pt`, and fused experts: the
+package (0.2.0) computes with them, but what it saves is without them.
 """
 
 import re
@@ -40,7 +41,7 @@ from sinq.formats.grid import Levels
 SIDECAR = f"{INDEX}.meta.json"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 FUSED = re.compile(r"\.experts\.(gate_up|down)_(W_q|meta)\.")
-"""Pattern of tensors of the package's fused experts: `gate_up_W_q.3`."""
+"""Pattern of tensors that the package's fused experts would have, if it saved them: `gate_up_W_q.3`."""
 LEVELS = {"nf4": Levels.nf4, "nf3": Levels.nf3}
 
 
