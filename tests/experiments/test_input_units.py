@@ -23,7 +23,7 @@ from baselines.omniquant import OmniQuant
 from baselines.rtn import RTN
 from baselines.sea import SEA
 from experiments.config.build import method_classes
-from sinq import SINQ, LayerMethod, NotApplicable, Tuned
+from sinq import SINQ, CompressedHead, LayerMethod, NotApplicable, Tuned
 from sinq.calibration.statistics import Gradient, InputStatistic, Statistic
 from sinq.formats.codebooks import Codebooks
 from sinq.methods.slicing import Slicing
@@ -34,6 +34,7 @@ ROWS, COLUMNS = 32, 192
 INNER: tuple[LayerMethod, ...] = (RTN(), SINQ())
 QUICK: dict[type, dict[str, Any]] = {
     AQLM: {"format": Codebooks(2, 4, 4), "rounds": 2, "steps": 3},
+    CompressedHead: {"head": RTN()},
     MGPTQ: {"training": dataclasses.replace(MGPTQ().training, steps=8)},
 }
 WITHOUT_STATISTIC = (Mixed, Tuned, MethodWrapper, Slicing, OmniQuant, SEA)
@@ -48,7 +49,7 @@ def instances() -> Iterator[Any]:
     for kind in filter(needs_inner, method_classes()):
         for inner in (*INNER, *calibrated):
             try:
-                yield kind(inner)
+                yield kind(inner, **QUICK.get(kind, {}))
             except (NotApplicable, ValueError):
                 continue
 

@@ -219,8 +219,12 @@ def test_speeds_stand_beside_the_dense_models_of_the_same_rounds(tmp_path: Path)
 
 def printed(one: Row, other: Row, folder: Path) -> str:
     """What the command prints about two rows, in a wide terminal."""
-    with console.capture() as captured:
-        __main__.show(one, other, folder, 2)
+    before, console.width = console.width, 200
+    try:
+        with console.capture() as captured:
+            __main__.show(one, other, folder, 2)
+    finally:
+        console.width = before
     return captured.get()
 
 
