@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+PATIENCE = 120_000
+"""Milliseconds until a page that does not answer has failed, on a machine with much else to do."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -42,17 +44,21 @@ def opened(
     scheme: Any = theme
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
+    page.bring_to_front()  # a change of theme is told with a frame, which a page behind others may not have
     errors, requests = [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(f"{file.as_uri()}{fragment}")
-    page.wait_for_selector("#runs tbody", state="attached")
-    yield page
-    assert errors == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    context.close()
+    try:
+        page.goto(f"{file.as_uri()}{fragment}")
+        page.wait_for_selector("#runs tbody", state="attached")
+        yield page
+        assert errors == []
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    finally:
+        context.close()
 
 
 def draw_all(page: "Page") -> None:

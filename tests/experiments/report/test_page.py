@@ -250,7 +250,7 @@ def test_the_theme_follows_the_readers(page: "Page") -> None:
     page.wait_for_selector("figure[data-drawn] svg")
     light = page.evaluate(background)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{background} !== '{light}'")
+    page.wait_for_function(f"{background} !== '{light}'", polling=50)
     assert page.evaluate(background) == page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
