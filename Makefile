@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints/cpu.txt
 run: $(READY)  ## quantize the embedded model with SINQ, evaluate, record, print a table; ARGS='bits=3' for more
 	$(BIN)/python run.py $(ARGS)
 
-test: $(READY)  ## the tests, without the slow ones: about 3 minutes on two idle cores; WORKERS=4 for more, ARGS='-k frozen' for few
+test: $(READY)  ## the tests, without the slow ones: about 8 minutes on two idle cores; WORKERS=4 for more, ARGS='-k frozen' for few
 	$(PYTEST) $(ARGS)
 
 test-all: $(READY)  ## all tests; some take minutes
