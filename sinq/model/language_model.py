@@ -10,12 +10,14 @@ Not covered: models of an encoder and a decoder, and encoders without a head for
 import enum
 from typing import TYPE_CHECKING, Any
 
+from sinq.common.errors import NotApplicable
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
 class Predicts(enum.Enum):
-    """What a model has probabilities for, in words."""
+    """Tokens that a model has probabilities for, in words."""
 
     next_token = "the next token"
     masked_tokens = "masked tokens"
@@ -29,12 +31,26 @@ def predicts(config: "PretrainedConfig") -> Predicts:
     """
     from transformers.models.auto import modeling_auto as known
 
-    kind = config.model_type
+    kind = getattr(config, "model_type", None)
     decoder = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     named = causal is not None and causal in (config.architectures or ())
     masked = kind in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder and not named
     return Predicts.masked_tokens if masked else Predicts.next_token
+
+
+def require_next_token(model: Any, what: str) -> None:
+    """Raise `NotApplicable` if a transformers model predicts masked tokens.
+
+    Args:
+        what: a thing that only decoders have, for the message.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and predicts(config) is Predicts.masked_tokens:
+        raise NotApplicable(
+            f"{type(model).__name__} is an encoder, which predicts masked tokens and has no {what};"
+            " use a method without it, or a causal language model"
+        )
 
 
 def auto_class(config: "PretrainedConfig") -> Any:
