@@ -112,12 +112,12 @@ class Evaluation(Named, ABC):
         ValueError: an option is not finite, or not of its type.
     """
 
+    predicts: ClassVar[Predicts | None] = Predicts.next_token
+    """Kind of the models that are measured; None for all."""
+
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check(self, f"evaluation.{self.name}")
-
-    predicts: ClassVar[Predicts | None] = Predicts.next_token
-    """Kind of the models that are measured; None for all."""
 
     def require_fitting(self, context: EvaluationContext) -> None:
         """Raise `ValueError` if the model is of another kind than the evaluation measures."""

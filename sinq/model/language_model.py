@@ -31,7 +31,7 @@ def predicts(config: "PretrainedConfig") -> Predicts:
     """
     from transformers.models.auto import modeling_auto as known
 
-    kind = getattr(config, "model_type", None)
+    kind: str = getattr(config, "model_type", "")
     decoder = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     causal = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     named = causal is not None and causal in (config.architectures or ())

@@ -13,9 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from experiments.data.framed import frame_of, with_frame, without_frame
-from experiments.evaluation import EvaluationContext, Latency, Perplexity, PseudoPerplexity, Size, ZeroShot
+from experiments.evaluation import (
+    EvaluationContext,
+    Latency,
+    LayerError,
+    Memory,
+    Perplexity,
+    PseudoPerplexity,
+    Size,
+    StableRank,
+    ZeroShot,
+)
 from experiments.evaluation.in_memory import perplexity
-from experiments.models.source import LoadedModel, Pretrained, load
+from experiments.models.source import LoadedModel, Pretrained, load, sparing_clone
 from experiments.runs.text_free import SelfGenerated
 from sinq import SINQ, CompressionReport, Grid
 from sinq.common.progress import silent
@@ -138,6 +148,22 @@ def test_a_compressed_encoder_is_measured_beside_the_dense_one() -> None:
     size = Size()
     size.require_fitting(dense)
     assert size.measure(replace(dense, model=model, report=report)).metrics["bits_per_weight"] < 8
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_does_not_ask_for_a_kind_measures_encoders_too(name: str) -> None:
+    dense = encoder(name)
+    model: Any = sparing_clone(dense.model)
+    report = SINQ(Grid(bits=4, group_size=16)).compress(model)
+    context = replace(dense, model=model, report=report)
+    found = {}
+    for evaluation in (LayerError(seqlen=32), Memory(prompt_tokens=32), Size(), StableRank()):
+        evaluation.require_fitting(context)
+        evaluation.check(context)
+        found[evaluation.name] = evaluation.measure(context).metrics
+    assert found["layer_error"]["layers"] >= 12
+    assert 0 < found["layer_error"]["mean"] < 0.5
+    assert "kv_bytes_per_token" not in found["size"]
 
 
 def test_frames_are_taken_from_a_text_and_put_around_windows() -> None:
