@@ -59,7 +59,8 @@ def save_plain(model: "PreTrainedModel", folder: str | Path) -> None:
     plain = architecture(plain_config(model), model.dtype)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    plain.generation_config = model.generation_config
+    if hasattr(model, "generation_config"):  # encoders have none
+        plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM
 
 import sinq
 from baselines.dense import Dense
@@ -124,3 +125,6 @@ def test_sinq_compresses_what_is_left_and_the_whole_comes_back_from_disk(name: s
     again = sinq.load(tmp_path)
     assert type(again) is type(model)
     assert torch.equal(logits(again), logits(model))
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert "AutoModelForMaskedLM.from_pretrained" in (tmp_path / "README.md").read_text()
