@@ -30,14 +30,17 @@ STILL = Training(steps=2, batch=8, at_once=8, learning_rate=1e-12)
 
 
 @pytest.mark.parametrize(
-    "base", [EIGHT, FOUR, GPTQ(RTN(Grid(bits=4, group_size=16)))], ids=["8", "4", "gptq"]
+    ("kind", "base"),
+    [
+        *((kind, EIGHT) for kind in KINDS),
+        ("llama", FOUR),
+        ("gpt2", FOUR),
+        ("llama", GPTQ(RTN(Grid(bits=4, group_size=16)))),
+    ],
 )
-@pytest.mark.parametrize("kind", KINDS)
 def test_the_sliced_and_merged_model_is_the_masked_one(
     kind: str, base: LayerMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "opt" and isinstance(base, GPTQ):
-        pytest.skip("one architecture more of a slow method")
     model, ids, merged = tiny_model(kind), tiny_tokens(2, 20), method.merge
     seen: dict[str, Tensor] = {}
 
