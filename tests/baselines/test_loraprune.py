@@ -1,6 +1,5 @@
 """LoRAPrune: the algebra of its estimate, masks against slices, and what is never differentiated."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baselines.dense import Dense
-from baselines.loraprune import LoRAPrune, method
+from baselines.loraprune import method
 from baselines.loraprune.importance import (
     Criterion,
     Power,
@@ -31,27 +29,8 @@ from sinq.model.units import find_units
 from sinq.training import trainer
 from sinq.training.lora import LoRA, LoRALinear, adapted
 from sinq.training.trainer import NotFiniteError, Training
+from tests.baselines.small_loraprune import KINDS, SHORT, TEXT, StopError, quick, sharing
 from tests.conftest import SHARED, needs_data, tiny_model, tiny_tokens
-
-KINDS = ("llama", "qwen3-tied", "gpt2", "opt")
-TEXT = Calibration(tiny_tokens(8, 24))
-SHORT = Training(steps=10, batch=4, at_once=2, learning_rate=1e-2)
-
-
-def quick(ratio: float = 0.5, **options: Any) -> LoRAPrune:
-    """The method on all blocks of a tiny model, with masks changed at every step."""
-    schedule = {"every": 1, "last_update": True} | options.pop("sparsity", {})
-    return LoRAPrune(
-        **{
-            "then": Dense(),
-            "sparsity": Sparsity(ratio, **schedule),
-            "keep_first": 0.0,
-            "keep_last": 0,
-            "lora": LoRA(4),
-            "training": SHORT,
-        }
-        | options
-    )
 
 
 def adapter_with_gradients(
@@ -143,11 +122,6 @@ def test_groups_share_a_norm_of_1() -> None:
     found = shared_out(torch.arange(6.0), 3)
     assert torch.allclose(found, torch.tensor([1.0, 5.0, 9.0]) / 107**0.5)
     assert torch.equal(shared_out(torch.zeros(6), 3), torch.zeros(3))
-
-
-def sharing(model: nn.Module) -> Any:
-    """A copy of a model's modules that shares all of its parameters."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 @contextmanager
@@ -335,10 +309,6 @@ def test_without_sparsity_it_is_lora_alone() -> None:
     assert sum(part.parameters for part in report.parts) == sum(
         part.dense_parameters for part in report.parts
     )
-
-
-class StopError(Exception):
-    """An interruption in the middle of a training."""
 
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

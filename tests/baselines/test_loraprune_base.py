@@ -21,7 +21,7 @@ from sinq.model.units import find_units, matrix_of
 from sinq.training import trainer
 from sinq.training.lora import LoRALinear
 from sinq.training.trainer import Training
-from tests.baselines.test_loraprune import KINDS, SHORT, TEXT, StopError, quick, sharing
+from tests.baselines.small_loraprune import KINDS, SHORT, TEXT, StopError, quick, sharing
 from tests.conftest import tiny_model, tiny_tokens
 
 EIGHT, FOUR = SINQ(Grid(bits=8, group_size=16)), SINQ(Grid(bits=4, group_size=16))

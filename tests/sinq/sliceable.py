@@ -14,7 +14,10 @@ from transformers import (
     Qwen2Config,
 )
 
+from sinq.model.conv1d import is_conv1d
 from sinq.model.language_model import auto_class
+from sinq.model.slicing import Kept, kept_groups, spread
+from sinq.model.units import Units
 from tests.conftest import BODY, CONFIGS, SMALL
 from tests.sinq.decoders import DECODERS, GROUPED
 
@@ -44,3 +47,26 @@ def random_model(name: str) -> Any:
     for parameter in model.eval().requires_grad_(False).parameters():
         parameter.copy_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def silence(units: Units, kept: Kept) -> None:
+    """Zero the columns of o and down that belong to what is not kept: those units then say nothing."""
+    columns = {
+        units.names.output: spread(kept.heads, units.head_width),
+        units.names.down: kept.neurons,
+    }
+    for name, index in columns.items():
+        layer = units.layer(name)
+        weight = layer.weight.T if is_conv1d(layer) else layer.weight
+        gone = torch.ones(weight.shape[1], dtype=torch.bool)
+        gone[index] = False
+        weight[:, gone] = 0
+
+
+def some(units: Units, seed: int) -> Kept:
+    """A random choice, of another size for each seed; query heads of a group in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = units.counts
+    groups = torch.randperm(counts.kv_heads, generator=generator)[: 1 + seed % counts.kv_heads]
+    neurons = torch.randperm(counts.neurons, generator=generator)[: 40 + 8 * seed]
+    return kept_groups(units, groups, neurons)

@@ -33,7 +33,7 @@ from sinq.common.progress import silent
 from sinq.model.slicing import slice_block
 from sinq.model.units import find_units
 from tests.conftest import SHARED, needs_data, tiny_model, tiny_tokenizer
-from tests.sinq.model.test_slicing import silence, some
+from tests.sinq.sliceable import silence, some
 
 CPU = torch.device("cpu")
 ITEMS = [

@@ -10,35 +10,11 @@ from torch import Tensor, nn
 
 import sinq
 from sinq import SINQ, Grid, NotApplicable
-from sinq.model.conv1d import is_conv1d
 from sinq.model.edits import edit, edits, unexplained
-from sinq.model.slicing import Kept, SliceBlock, kept_groups, slice_block, spread
-from sinq.model.units import Counts, Units, find_units, shape_of
+from sinq.model.slicing import Kept, SliceBlock, kept_groups, slice_block
+from sinq.model.units import Counts, find_units, shape_of
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.sliceable import ENCODERS, SLICEABLE, random_model
-
-
-def silence(units: Units, kept: Kept) -> None:
-    """Zero the columns of o and down that belong to what is not kept: those units then say nothing."""
-    columns = {
-        units.names.output: spread(kept.heads, units.head_width),
-        units.names.down: kept.neurons,
-    }
-    for name, index in columns.items():
-        layer = units.layer(name)
-        weight = layer.weight.T if is_conv1d(layer) else layer.weight
-        gone = torch.ones(weight.shape[1], dtype=torch.bool)
-        gone[index] = False
-        weight[:, gone] = 0
-
-
-def some(units: Units, seed: int) -> Kept:
-    """A random choice, of another size for each seed; query heads of a group in any order."""
-    generator = torch.Generator().manual_seed(seed)
-    counts = units.counts
-    groups = torch.randperm(counts.kv_heads, generator=generator)[: 1 + seed % counts.kv_heads]
-    neurons = torch.randperm(counts.neurons, generator=generator)[: 40 + 8 * seed]
-    return kept_groups(units, groups, neurons)
+from tests.sinq.sliceable import ENCODERS, SLICEABLE, random_model, silence, some
 
 
 @pytest.mark.parametrize("name", sorted(SLICEABLE))
