@@ -1,6 +1,8 @@
-"""Curvature of a layer's output error: the factor of the damped inverse Hessian, in the order of rounding.
+"""Curvature of a layer's output error: the triangular root of the damped Hessian, in the order of rounding.
 
-GPTQ (arXiv 2210.17323) rounds with this factor, and MG-PTQ (arXiv 2501.18154) reads from it which columns
+GPTQ (arXiv 2210.17323) rounds with the factor U of the inverse Hessian. U is the inverse of an upper
+triangular root V of H = V Vᵀ, so that a block of columns needs its own part of V inverted and nothing else
+(`of_block`): the whole of U is made for MG-PTQ (arXiv 2501.18154) alone, which reads from it which columns
 depend on each other. Layers that share their inputs share the curvature.
 
 Where a matrix has column scales t, what is rounded is W / t, and its inputs are x · t: H becomes t H t, and
@@ -21,6 +23,7 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -28,6 +31,8 @@ from torch import Tensor
 
 SMALLEST_DAMPING = 1e-6
 """First damping tried when a damping of 0 is raised."""
+BLOCK = 256
+"""Columns of H that are factored at once."""
 TRIANGLE = 64
 """Triangles up to this size are inverted without halving."""
 LARGEST_SHRINKAGE = 0.99
@@ -53,8 +58,8 @@ class Curvature:
     """H without damping, float64 (in, in), with a diagonal of mean about 1."""
     order: Tensor
     """Columns in the order they are rounded, int64 (in,)."""
-    factor: Tensor
-    """The upper Cholesky factor U of the damped inverse, in that order, float64 (in, in)."""
+    root: Tensor
+    """The upper triangular V with V Vᵀ = damped H, in that order, float64 (in, in)."""
     damping: float
     """λ as requested, or a raised λ."""
     damping_raised: bool = False
@@ -90,11 +95,25 @@ class Curvature:
         if col_scale is not None:
             hessian = hessian * col_scale * col_scale[:, None]
         hessian = hessian / _unit(hessian.diagonal())
-        dead = hessian.diagonal() == 0
-        columns = order(hessian.diagonal())
-        alive = hessian + torch.diag(dead * _mean(hessian.diagonal()))
-        factor, used = inverse_factor(alive[columns][:, columns], damping, toward)
-        return cls(hessian, columns, factor, used, used > damping, col_scale, tokens)
+        diagonal = hessian.diagonal()
+        columns, alive = order(diagonal), diagonal + (diagonal == 0) * _mean(diagonal)
+        root, used = triangular_root(hessian, alive, columns, damping, toward)
+        return cls(hessian, columns, root, used, used > damping, col_scale, tokens)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The upper Cholesky factor U of the damped inverse, in the order of columns, float64 (in, in)."""
+        return upper_inverse(self.root)
+
+    def of_block(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return what a block of columns, in the order of rounding, needs.
+
+        Returns:
+            The block's part of U, (width, width), and V[:start, block] · U[block, block], (start, width);
+            float64. The errors W − Ŵ of the columns before, times the second, are added to the block.
+        """
+        inverse = upper_inverse(self.root[block, block])
+        return inverse, self.root[: block.start, block] @ inverse
 
     @property
     def largest_rank(self) -> int:
@@ -124,7 +143,7 @@ def _unit(diagonal: Tensor) -> float:
 
 
 def _require_finite(hessian: Tensor) -> None:
-    if not torch.isfinite(hessian).all():
+    if not all(extreme.isfinite() for extreme in hessian.aminmax()):  # NaN is both; one pass, no copy
         raise ValueError(
             "the Hessian of a layer's inputs has NaN or Inf: the model's activations overflow; "
             "try model.dtype=float32"
@@ -148,37 +167,59 @@ def estimated_damping(hessian: Tensor, tokens: int) -> float:
     return share / (1 - share)
 
 
-def inverse_factor(hessian: Tensor, damping: float, toward: Toward = Toward.identity) -> tuple[Tensor, float]:
-    """Return the upper Cholesky factor U of the damped inverse, UᵀU = (H + λ·D)⁻¹, and λ.
+def triangular_root(
+    hessian: Tensor,
+    diagonal: Tensor,
+    order: Tensor,
+    damping: float,
+    toward: Toward = Toward.identity,
+) -> tuple[Tensor, float]:
+    """Return the upper triangular V with V Vᵀ = H + λ·D in an order of columns, float64 (in, in), and λ.
 
-    λ is `damping`, or is raised tenfold until the factorization succeeds. D is mean(diag H)·1, or diag H. The
-    inverse itself is never formed: with rows and columns in reverse order, H = L Lᵀ reads H = V Vᵀ with an
-    upper triangular V, and U = V⁻¹.
+    λ is `damping`, or is raised tenfold until the factorization succeeds. D is mean(diag H)·1, or diag H.
 
     Args:
-        hessian: float64 (in, in), with a positive diagonal.
+        hessian: finite, float64 (in, in).
+        diagonal: positive, (in,); it stands in place of the diagonal of H.
+        order: int64 (in,).
         damping: λ to start from.
         toward: the choice of D.
-
-    Raises:
-        ValueError: H is not finite.
     """
-    _require_finite(hessian)
-    reversed_, added = hessian.flip(0, 1), toward.of(hessian.diagonal()).flip(0)
+    diagonal = diagonal[order]
+    added = toward.of(diagonal)
     while True:
-        damped = reversed_ + torch.diag(damping * added)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            return _upper_inverse(lower.flip(0, 1)), damping
+        root = hessian.index_select(0, order).gather(1, order.expand_as(hessian))
+        root.diagonal().copy_(diagonal + damping * added)
+        if _take_root(root):
+            return root, damping
         damping = max(10 * damping, SMALLEST_DAMPING)
 
 
-def _upper_inverse(upper: Tensor) -> Tensor:
+def _take_root(matrix: Tensor) -> bool:
+    """Overwrite H by its root V; return False where H is not positive definite, and leave it half done.
+
+    Block after block of columns from the last, each less what the columns behind it give. Nearly all the work
+    is products, which a processor does twice as fast as LAPACK's factorization, and no other matrix is made.
+    """
+    for start in reversed(range(0, len(matrix), BLOCK)):
+        stop = min(start + BLOCK, len(matrix))
+        column, later = matrix[:stop, start:stop], matrix[:stop, stop:]
+        column.addmm_(later, later[start:].T, alpha=-1)
+        lower, failed = torch.linalg.cholesky_ex(column[start:].flip(0, 1))
+        if failed:
+            return False
+        column[start:] = lower.flip(0, 1)
+        column[:start] = column[:start] @ upper_inverse(column[start:]).T
+        matrix[stop:, start:stop] = 0
+    return True
+
+
+def upper_inverse(upper: Tensor) -> Tensor:
     """Return the inverse of an upper triangular matrix, by halves: all the work is in products."""
     half, result = len(upper) // 2, torch.zeros_like(upper)
     if len(upper) <= TRIANGLE:
         return torch.linalg.solve_triangular(upper, torch.eye(len(upper)).to(upper), upper=True)
-    result[:half, :half] = _upper_inverse(upper[:half, :half])
-    result[half:, half:] = _upper_inverse(upper[half:, half:])
+    result[:half, :half] = upper_inverse(upper[:half, :half])
+    result[half:, half:] = upper_inverse(upper[half:, half:])
     result[:half, half:] = -(result[:half, :half] @ upper[:half, half:]) @ result[half:, half:]
     return result

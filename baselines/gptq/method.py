@@ -2,8 +2,10 @@
 
 The output error of a layer, over the inputs X seen in calibration, is tr(E H Eᵀ) with E = W − Ŵ and H = XᵀX.
 When column j is rounded with error e, the best change of the later columns is −e · U[j, j:] / U[j, j], where
-U is the upper Cholesky factor of H⁻¹. Changes inside a block of columns are made at once, changes behind the
-block when it is done ("lazy"), which is exact and faster.
+U is the upper Cholesky factor of H⁻¹. Changes inside a block of columns are made at once. What all columns
+before a block change in it is added when the block begins ("lazy"), from E and the root V of H = V Vᵀ: with
+E = e U and U = V⁻¹, −e U[:, block] = E V[:, block] V[block, block]⁻¹ over those columns. So H is factored and
+never inverted, which leaves the same codes but where float32 decides between two that are equally near.
 
 *Around another method.* `inner` decides scales, zeros and column scales, and feedback decides the codes:
 `GPTQ(RTN())` is the published algorithm; `GPTQ(SINQ())`, `GPTQ(SINQRefined())` and `GPTQ(AWQ(…))` store what
@@ -26,9 +28,9 @@ What differs from the published algorithm and its code (IST-DASLab/gptq), or is 
 - A channel never active in calibration (a zero on the diagonal of H) is rounded to nearest, not set to 0:
   calibration text is not all text. The damping is a share of the mean over the other channels. The code puts
   1 on the diagonal first, so that its results depend on the unit of the inputs.
-- The inverse and its factor are computed in float64. Where H is singular all the same, the damping is raised
-  tenfold until it is not, and the report says so (`damping_raised`). The default damping is the paper's
-  0.01; GPTQModel 7.6 has 0.05.
+- H is factored in float64; the code inverts it in float32, and factors the inverse. Where H is singular all
+  the same, the damping is raised tenfold until it is not, and the report says so (`damping_raised`). The
+  default damping is the paper's 0.01; GPTQModel 7.6 has 0.05.
 - `keep_better_rows`, off by default, is this project's: each row keeps whichever of GPTQ and the inner method
   has the smaller tr(E H Eᵀ). So GPTQ is never worse by this measure; the report counts the rows left to the
   inner method (`rows_rounded`).
@@ -212,7 +214,7 @@ class GPTQ(LayerWrapper):
         self, weight: Tensor, normalized: Normalized, result: Rounded, curvature: Curvature
     ) -> None:
         """Round all columns of a tile of rows in order, and set its codes, and its scales unless static."""
-        order, factor, size = curvature.order, curvature.factor.float(), self.grid.group_size
+        order, size = curvature.order, self.grid.group_size
         static = self.static_groups or self.act_order is ActOrder.full
         # What rounds by extremes alone chooses within the block's loop; any other method group by group.
         by_extremes = self.inner.only_rounds(normalized) and not (
@@ -220,15 +222,18 @@ class GPTQ(LayerWrapper):
         )
         # Blocks are whole groups, so that no scale is chosen from half-updated weights.
         block = -(-self.block // size) * size if static or by_extremes else size
-        work = divide(weight, None, normalized.col_scale)[:, order]
+        matrix = divide(weight, None, normalized.col_scale)[:, order]
+        error = torch.empty_like(matrix)  # V − V̂, in the order of rounding
         for start in range(0, len(order), block):
-            stop = min(start + block, len(order))
-            columns = order[start:stop]
+            part = slice(start, min(start + block, len(order)))
+            columns, (factor, gain) = order[part], [each.float() for each in curvature.of_block(part)]
+            moved = error[:, :start] @ gain
+            work = matrix[:, part] + moved
             if not static and not by_extremes:
-                self._choose_group(work[:, start:stop], normalized, result, columns)
+                self._choose_group(work, normalized, result, columns)
             errors = round_block(
-                work[:, start:stop],
-                factor[start:stop, start:stop],
+                work,
+                factor,
                 columns,
                 self.grid,
                 result.levels,
@@ -237,7 +242,7 @@ class GPTQ(LayerWrapper):
                 result.scale,
                 result.zero,
             )
-            work[:, stop:] -= errors @ factor[start:stop, stop:]
+            torch.sub(errors @ factor, moved, out=error[:, part])
         if self.solve_groups:
             self._solve_groups(divide(weight, None, normalized.col_scale), result, curvature)
 

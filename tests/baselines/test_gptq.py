@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.gptq import GPTQ, ActOrder
-from baselines.gptq.curvature import inverse_factor
+from baselines.gptq.curvature import Toward, triangular_root
 from baselines.rtn import RTN
 from sinq import Calibration, Grid, Levels, assign, choose
 from sinq.calibration.statistics import Hessian
@@ -138,15 +138,33 @@ def test_a_singular_hessian_raises_the_damping_and_says_so(weight: Tensor) -> No
     assert "damping_raised" not in GPTQ(RTN(GRID)).quantize(weight, singular).notes
 
 
+@pytest.mark.parametrize("columns", [64, 200, 600])  # in one block and in several, of unequal width
+@pytest.mark.parametrize("toward", Toward)
+def test_the_root_is_that_of_the_damped_hessian_in_its_order(columns: int, toward: Toward) -> None:
+    hessian = seen(correlated(900, columns)).matrix()
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(0))
+    before = hessian.clone()
+    root, damping = triangular_root(hessian, hessian.diagonal(), order, 0.01, toward)
+    assert damping == 0.01
+    assert torch.equal(hessian, before)
+    assert torch.equal(root, root.triu())
+    damped = hessian + torch.diag(0.01 * toward.of(hessian.diagonal()))
+    torch.testing.assert_close(root @ root.T, damped[order][:, order], rtol=0, atol=1e-12)
+    assert (root.diagonal() > 0).all()
+
+
 @pytest.mark.parametrize("columns", [64, 200])  # inverted whole, and by halves
-def test_the_factor_is_the_inverse_of_the_damped_hessian(columns: int) -> None:
-    hessian = seen(correlated(300, columns)).matrix()
-    factor, damping = inverse_factor(hessian, 0.01)
+def test_the_factor_and_each_block_of_it_are_of_the_inverse(columns: int) -> None:
+    curvature = GPTQ(RTN(Grid(3, 8))).curvature(seen(correlated(300, columns)))
+    identity = torch.eye(columns, dtype=torch.float64)
+    factor, damped = curvature.factor, curvature.damped(Toward.identity)
     assert torch.equal(factor, factor.triu())
-    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
-    torch.testing.assert_close(
-        factor.T @ factor @ damped, torch.eye(columns, dtype=torch.float64), rtol=0, atol=1e-8
-    )
+    torch.testing.assert_close(factor.T @ factor @ damped, identity, rtol=0, atol=1e-8)
+    inverse, gain = curvature.of_block(slice(24, 40))
+    torch.testing.assert_close(inverse, factor[24:40, 24:40], rtol=1e-9, atol=0)
+    # Errors E of the columns before are divided by U: what they push into the block is −E U⁻¹ U[:, block].
+    pushed = -torch.linalg.solve(factor[:24, :24], factor[:24, 24:40])
+    torch.testing.assert_close(gain, pushed, rtol=0, atol=1e-9)
 
 
 def test_a_channel_never_active_is_rounded_to_nearest(weight: Tensor) -> None:

@@ -22,7 +22,7 @@ from experiments.common.meters import seconds
 from experiments.evaluation.generation import phase_seconds, prefill
 from experiments.evaluation.latency import kernel
 from experiments.models.source import sparing_clone
-from sinq import SINQ, Context, Grid, Layers, OnMisfit
+from sinq import SINQ, Context, Grid, Layers, Method, OnMisfit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +39,8 @@ def cases(model: Named, bits: tuple[int, ...], group_size: int, device: torch.de
     half = halved(model.dense)
     variants = {BASELINE: model.dense, "dense bf16": half}
     variants |= {
-        f"SINQ {count} bits": compressed(half, Grid(bits=count, group_size=group_size)) for count in bits
+        f"SINQ {count} bits": compressed(half, SINQ(Grid(bits=count, group_size=group_size)))
+        for count in bits
     }
     vocabulary = model.dense.config.vocab_size
     generator = torch.Generator().manual_seed(0)
@@ -59,10 +60,10 @@ def halved(dense: "PreTrainedModel") -> "PreTrainedModel":
     return copy.deepcopy(dense).to(torch.bfloat16)  # type: ignore[arg-type]
 
 
-def compressed(dense: "PreTrainedModel", grid: Grid) -> "PreTrainedModel":
-    """Return a copy with SINQ's weights; tensors that stay dense are shared."""
+def compressed(dense: "PreTrainedModel", method: Method) -> "PreTrainedModel":
+    """Return a copy with a method's weights; tensors that stay dense are shared."""
     model = sparing_clone(dense)
-    SINQ(grid).compress(model, context=Context(Layers(on_misfit=OnMisfit.shrink)))
+    method.compress(model, context=Context(Layers(on_misfit=OnMisfit.shrink)))
     return model  # type: ignore[return-value]
 
 

@@ -4,7 +4,8 @@ llama.cpp reads files that are exported here: codes of RTN, rounded with our num
 Q4_1 (2 to 4 bits), Q5_1 or Q8_0, and tensors that stay dense in bf16, as ours are. It is a contender in the
 same rounds, on as many threads, in a process of its own that times itself. Batch 1, greedy; ours and
 transformers run eagerly. So the two do the same work, but for SINQ's column scales, llama.cpp's inputs of 8
-bits, and the bytes per weight, from which each has its floor.
+bits, and the bytes per weight, from which each has its floor. Ours is there once more with a head of 8 bits
+(`method=head8`), rounded to nearest; the others have theirs in bf16.
 
 Where the library is not there, or the model is none that llama.cpp knows, it is listed with the reason.
 """
@@ -27,13 +28,14 @@ from experiments.bench.timing import Implementation, PeerError, Skipped
 from experiments.engines import library
 from experiments.engines.llama_cpp import EngineError, LlamaCpp
 from experiments.models.source import sparing_clone
-from sinq import Context, Grid, Layers, NotApplicable, OnMisfit, export
+from sinq import SINQ, CompressedHead, Context, Grid, Layers, NotApplicable, OnMisfit, export
 from sinq.export.gguf import FILE, Gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFILL_TOKENS, PROMPT_TOKENS, DECODE_TOKENS = 128, 8, 16
+HEAD_BITS = 8
 ENGINE = "llama.cpp"
 Work = tuple[LlamaCpp, int]
 """A file in llama.cpp, and its bytes."""
@@ -45,9 +47,11 @@ def cases(
     """Yield prefill and decode of a model, at every number of bits; llama.cpp runs until the last."""
     half: PreTrainedModel = decode.halved(model.dense)
     variants = {decode.BASELINE: model.dense, "dense bf16": half}
-    variants |= {
-        _ours(count): decode.compressed(half, Grid(bits=count, group_size=group_size)) for count in bits
-    }
+    for count in bits:
+        method = SINQ(Grid(bits=count, group_size=group_size))
+        head = RTN(Grid(bits=HEAD_BITS, group_size=group_size))
+        variants[_ours(count)] = decode.compressed(half, method)
+        variants[_ours_with_head(count)] = decode.compressed(half, CompressedHead(method, head))
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(model.dense.config.vocab_size, (PREFILL_TOKENS,), generator=generator)
     with ExitStack() as stack:
@@ -66,6 +70,10 @@ def _ours(bits: int) -> str:
     return f"SINQ {bits} bits"
 
 
+def _ours_with_head(bits: int) -> str:
+    return f"{_ours(bits)}, head {HEAD_BITS}"
+
+
 def _title(bits: int) -> str:
     return f"{ENGINE} {bits} bits"
 
@@ -78,7 +86,7 @@ def _models(
     running: dict[int, Work],
 ) -> list[Implementation]:
     """Return dense and compressed models; ours is compared with llama.cpp at the same bits."""
-    peers = {_ours(count): _title(count) for count in running}
+    peers = {name(count): _title(count) for count in running for name in (_ours, _ours_with_head)}
     ids = prompt[None].to(device)
     if phase == "prefill":
         return [

@@ -14,7 +14,8 @@ from sinq.formats.grid import Grid
 from sinq.formats.packing import packed_bytes
 from sinq.formats.rounding import nonzero
 from sinq.formats.scalar import QuantizedTensor
-from sinq.kernels.cpu.quantize import FAST, choose_range, extremes, range_limits
+from sinq.kernels.cpu.arguments import FAST
+from sinq.kernels.cpu.quantize import choose_range, extremes, range_limits
 from sinq.kernels.cpu.threads import array, torch_threads
 
 

@@ -1,11 +1,7 @@
 """Quantizing on a processor: tiles are balanced in a core's cache, and rounded and packed in one more pass.
 
-One pass over a tile gives both row and column deviations of W / (row ⊗ col), which is never written. A row is
-short and is centred on its own mean. A column is long: it is shifted by its expected mean (the last mean,
-moved by the last step), so that a large common offset costs no digits; float32 sums of 32 rows are added in
-float64. A tile stops as soon as its imbalance rises, since nothing changes after that. The tile is copied
-first: rows whose distance is a power of two share few lines of a cache, and would evict each other in each
-pass.
+A tile is copied before it is balanced (`balance.py`): rows whose distance is a power of two share few lines
+of a cache, and would evict each other in each pass.
 """
 
 import numpy as np
@@ -13,13 +9,13 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from sinq.algorithms.sinkhorn import TIE, Sinkhorn
+from sinq.algorithms.sinkhorn import Sinkhorn
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import nonzero, zero_limits
+from sinq.kernels.cpu.arguments import FAST
+from sinq.kernels.cpu.balance import balance_tile
 from sinq.kernels.cpu.threads import array, torch_threads
 
-FAST = {"reassoc", "contract", "nsz"}
-ROWS = 32  # rows summed in float32 before their sum is added in float64
 CODES = 8  # codes in a packed word
 
 
@@ -72,113 +68,9 @@ def _balance(weight, height, width, iterations, steps, early_stop, relative, row
     for index in prange(rows // height * across):
         i, j = index // across, index % across
         tile = weight[i * height : (i + 1) * height, j * width : (j + 1) * width]
-        row, col = _balance_tile(tile.copy(), iterations, steps, early_stop, relative)
+        row, col = balance_tile(tile.copy(), iterations, steps, early_stop, relative)
         row_scale[i * height : (i + 1) * height, j] = row
         col_scale[i, j * width : (j + 1) * width] = col
-
-
-@njit(fastmath=FAST, error_model="numpy", cache=True)
-def _balance_tile(tile, iterations, steps, early_stop, relative):  # type: ignore[no-untyped-def]
-    """Return the row and column scales of one tile."""
-    height, width = tile.shape
-    log_row, log_col = np.zeros(height, np.float32), np.zeros(width, np.float32)
-    best_row, best_col = log_row.copy(), log_col.copy()
-    row_std, col_std = np.empty(height, np.float32), np.empty(width, np.float32)
-    inverse_row, inverse_col = np.ones(height, np.float32), np.ones(width, np.float32)
-    mean = _column_means(tile)
-    best, previous = np.float32(np.inf), np.float32(np.inf)
-    unit, target, tie = 1.0, np.float32(0), np.float32(TIE)
-    for step in range(iterations):
-        spread = _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std)
-        if step == 0 and relative and spread > 0:
-            unit = 1 / spread
-        low, high = np.float32(np.inf), np.float32(0)
-        for stds in (row_std, col_std):
-            for k in range(len(stds)):
-                stds[k] *= unit
-                low, high = min(low, stds[k]), max(high, stds[k])
-        if step == 0:
-            target = min(max(low, steps[4]), steps[5]) + np.float32(1e-6)
-        score = high / max(low, np.float32(1e-12))
-        if score <= best * tie:
-            best = min(best, score)
-            best_row[:], best_col[:] = log_row, log_col
-        if early_stop and score > previous * tie:
-            break
-        previous = score
-        drift = _move(log_row, row_std, inverse_row, target, steps).mean()
-        mean *= _move(log_col, col_std, inverse_col, target, steps) * drift
-    return np.exp(best_row), np.exp(best_col)
-
-
-@njit(fastmath=FAST, error_model="numpy", cache=True)
-def _column_means(tile):  # type: ignore[no-untyped-def]
-    height, width = tile.shape
-    total = np.zeros(width, np.float64)
-    for start in range(0, height, ROWS):
-        part = np.zeros(width, np.float32)
-        for i in range(start, min(start + ROWS, height)):
-            for j in range(width):
-                part[j] += tile[i, j]
-        total += part
-    return (total / height).astype(np.float32)
-
-
-@njit(fastmath=FAST, error_model="numpy", cache=True)
-def _deviations(tile, inverse_row, inverse_col, mean, row_std, col_std):  # type: ignore[no-untyped-def]
-    """Write row and column deviations of tile · inverse_row ⊗ inverse_col, and return that of all entries.
-
-    Deviations are unbiased. `mean` is updated to the means of the columns.
-    """
-    height, width = tile.shape
-    sums, squares = np.zeros(width, np.float64), np.zeros(width, np.float64)
-    scaled, part, part_squares = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
-    per_row = np.float32(1 / max(1, width - 1))
-    for start in range(0, height, ROWS):
-        part[:], part_squares[:] = 0, 0
-        for i in range(start, min(start + ROWS, height)):
-            total, square, factor = np.float32(0), np.float32(0), inverse_row[i]
-            for j in range(width):
-                scaled[j] = tile[i, j] * inverse_col[j]
-                total += scaled[j]
-            centre = total / np.float32(width)
-            for j in range(width):
-                deviation = scaled[j] - centre
-                square += deviation * deviation
-                shifted = factor * scaled[j] - mean[j]
-                part[j] += shifted
-                part_squares[j] += shifted * shifted
-            row_std[i] = factor * np.sqrt(square * per_row)
-        sums += part
-        squares += part_squares
-    within, between, middle = 0.0, 0.0, 0.0
-    for j in range(width):
-        offset = sums[j] / height
-        around = max(squares[j] - sums[j] * offset, 0.0)
-        col_std[j] = np.sqrt(around / max(1, height - 1))
-        mean[j] += offset
-        within += around
-        middle += mean[j] / width
-    for j in range(width):
-        between += height * (mean[j] - middle) ** 2
-    return np.sqrt((within + between) / max(1, height * width - 1))
-
-
-@njit(fastmath=FAST, error_model="numpy", cache=True)
-def _move(log_scale, std, inverse, target, steps):  # type: ignore[no-untyped-def]
-    """Move `log_scale` and `inverse` = exp(−log_scale) by one step, and return the factor of each inverse."""
-    change = np.empty_like(inverse)
-    for k in range(len(std)):
-        ratio = min(max(min(max(std[k], steps[4]), steps[5]) / target, steps[0]), steps[1])
-        log_scale[k] = min(max(log_scale[k] + np.log(ratio), steps[2]), steps[3])
-        moved = np.exp(-log_scale[k])
-        change[k] = moved / inverse[k]
-        inverse[k] = moved
-    return change
 
 
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 from sinq.algorithms.half_quadratic import HalfQuadratic, alternate
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import nonzero
-from sinq.kernels.cpu.quantize import CODES, FAST, choose_range, extremes, pack_words, range_limits
+from sinq.kernels.cpu.arguments import FAST
+from sinq.kernels.cpu.quantize import CODES, choose_range, extremes, pack_words, range_limits
 from sinq.kernels.cpu.threads import array, torch_threads
 
 SMALLEST, LARGEST = 1e-5, 1e5  # limits of magnitudes; see `half_quadratic.shrink`

@@ -13,7 +13,9 @@ from torch import Tensor
 from sinq.algorithms.solved_scales import Solved, centred_columns, column_counts
 from sinq.formats.grid import Grid
 from sinq.formats.rounding import nonzero
-from sinq.kernels.cpu.quantize import CODES, FAST, ROWS, choose_range, extremes, pack_words, range_limits
+from sinq.kernels.cpu.arguments import FAST
+from sinq.kernels.cpu.balance import ROWS
+from sinq.kernels.cpu.quantize import CODES, choose_range, extremes, pack_words, range_limits
 from sinq.kernels.cpu.threads import array, torch_threads
 
 

@@ -278,16 +278,18 @@ class TestEngines:
         model = models.Named("tiny", tiny_model("llama"))
         for phase in engines.cases(model, (4,), 32, 1, CPU):
             assert phase.absent == [Skipped("llama.cpp", "not here")]
-            assert [one.name for one in phase.contenders] == ["dense fp32", "dense bf16", "SINQ 4 bits"]
+            names = ["dense fp32", "dense bf16", "SINQ 4 bits", "SINQ 4 bits, head 8"]
+            assert [one.name for one in phase.contenders] == names
+            assert all(one.seconds() > 0 for one in phase.contenders)
 
     @pytest.mark.readers
     @pytest.mark.skipif(engines.library.missing() is not None, reason=str(engines.library.missing()))
     def test_llama_cpp_takes_part_at_every_number_of_bits(self) -> None:
         model = models.Named("tiny", tiny_model("llama"))
         for phase in engines.cases(model, (4, 8), 32, 1, CPU):
-            ours, theirs = phase.contenders[2], phase.contenders[-2]
+            ours, with_head, theirs = (*phase.contenders[2:4], phase.contenders[-2])
             assert [one.name for one in phase.contenders[-2:]] == ["llama.cpp 4 bits", "llama.cpp 8 bits"]
-            assert (ours.peer, theirs.is_peer) == (theirs.name, True)
+            assert (ours.peer, with_head.peer, theirs.is_peer) == (theirs.name, theirs.name, True)
             assert all(one.seconds() > 0 for one in phase.contenders)
 
     @pytest.mark.readers

@@ -109,6 +109,19 @@ def test_pieces_of_a_matrix_meet(monkeypatch: pytest.MonkeyPatch) -> None:
         assert error(torch.randn(20, 64), quantized(Grid(), rows, 64, col_scale=True)) < 1e-4
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.parametrize("tokens", [17, 130])
+def test_both_libraries_multiply_by_pieces_in_float32(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, x = quantized(Grid(), 48, 192, col_scale=True), torch.randn(tokens, 192)
+    exact = x.double() @ value.dequantize().double().T
+    for piece, by_onednn in ((1 << 20, False), (1 << 20, True), (7 * 192, False), (7 * 192, True)):
+        monkeypatch.setattr(linear, "PIECE", piece)
+        monkeypatch.setattr(linear, "BY_ONEDNN", by_onednn)
+        with using(Kernel.cpu):
+            found = product(value, x)
+        assert (found - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -1,9 +1,11 @@
 """The Numba kernels against their definitions, on the same inputs."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numba import njit
 from torch import Tensor
 
 from sinq import SINQ, Grid, Kernel, Levels, Sinkhorn, chosen, using
@@ -12,6 +14,7 @@ from sinq.formats.grid import BITS
 from sinq.formats.packing import unpack
 from sinq.formats.rounding import divide
 from sinq.kernels import round_scaled, sinkhorn_scales
+from sinq.kernels.cpu.column_sums import column_sums
 
 TILES = [
     ((64, 64), (64, 64)),
@@ -169,3 +172,24 @@ def test_threads_change_nothing() -> None:
         results.append(SINQ().quantize(weight).tensors)
     torch.set_num_threads(threads)
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+@njit
+def of_columns(entries, factors, means, sums, squares):  # type: ignore[no-untyped-def]
+    rows, width = entries.shape
+    column_sums(
+        entries.ctypes.data, 4 * width, rows, factors.ctypes.data, means.ctypes.data, sums.ctypes.data,
+        squares.ctypes.data, width // 16,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("registers", [1, 3, 4, 5, 11])  # fewer than four, four, and a rest behind fours
+def test_sums_of_columns_are_exact_for_whole_numbers(registers: int) -> None:
+    width, random = 16 * registers, np.random.default_rng(registers)
+    entries, factors, means = (
+        random.integers(-8, 9, shape).astype(np.float32) for shape in ((7, width), 7, width)
+    )
+    found = np.full((2, width), np.nan, np.float32)
+    of_columns(entries, factors, means, *found)
+    shifted = factors[:, None] * entries - means
+    np.testing.assert_array_equal(found, [shifted.sum(0), np.square(shifted).sum(0)])
