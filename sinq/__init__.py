@@ -39,6 +39,7 @@ from sinq.formats.rotation import Rotated, Rotation
 from sinq.formats.rounding import assign, choose
 from sinq.formats.scalar import QuantizedTensor
 from sinq.formats.sparse_outliers import SparseOutliers
+from sinq.formats.ternary import TernaryTensor
 from sinq.kernels import Kernel, chosen, using
 from sinq.kernels.product import Choice, kernel_of, product
 from sinq.methods.activations import Activations
@@ -117,6 +118,7 @@ __all__ = [
     "SiteKind",
     "SparseOutliers",
     "StateFormat",
+    "TernaryTensor",
     "TorchAO",
     "Tuned",
     "assign",

@@ -15,8 +15,9 @@ released code and its scripts. It also adds squared errors of both outputs, whic
 query heads share a kv head, it starts from the first of them, here from the largest.
 
 Choices and differences are those listed in `baselines/omniquant/`: groups of weights, rotary pairs that share
-their scale, keys and values rounded by `kv=…` and not in training, and queries not at all (the paper rounds
-all three in its rows of WxAy). Integer products of bits are a matter of kernels, not of the method.
+their scale, keys and values rounded by `kv=…` and not in training, and queries by `kv.queries.bits=…` alone
+(the paper rounds all three in its rows of WxAy). Integer products of bits are a matter of kernels, not of the
+method.
 """
 
 from dataclasses import dataclass

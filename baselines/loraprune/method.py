@@ -11,6 +11,7 @@ is a smaller model of plain linear layers.
     method=loraprune_cpu method.sparsity.ratio=0    adapters with the same budget, nothing removed
     method=loraprune_cpu method.criterion=magnitude     the same budget, by magnitude
     method=loraprune_cpu method.sparsity.course=at_once     scored first, then removed in one step
+    method=loraprune_cpu method@method.base=sinq bits=8     trained on a base in 8 bits (`quantized_base.py`)
 
 The ratio is that of groups in prunable blocks. The first tenth of the blocks and the last one are not, so
 fewer parameters go; the row has the share of parameters that is left.
@@ -19,7 +20,8 @@ Choices that paper and code leave open, or that differ: with grouped queries a k
 heads (the code has no groups); the schedule of the learning rate is the paper's cosine; the moving average is
 never skipped, because gradients that are not finite stop the training; products are in bfloat16 where the
 device has it, and in float32 elsewhere (the code: float16); the windows of calibration are the text, without
-instructions. Left out: a base that is quantized while it is trained on.
+instructions; a quantized base is compressed by any method of ours for single matrices (the paper: 8 bits of
+another library), and merged as it was trained on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +34,9 @@ from torch import nn
 
 from baselines.loraprune.importance import Criterion, Power
 from baselines.loraprune.pruner import Groups, Pruner, groups_of
+from baselines.loraprune.quantized_base import bits_per_weight, quantized_base
 from baselines.loraprune.schedule import Sparsity
-from sinq import Calibration, Context, Decision, Method, NotApplicable
+from sinq import Calibration, Context, Decision, LayerMethod, Method, NotApplicable
 from sinq.calibration.gradients import next_token_loss
 from sinq.common.errors import PASS_CALIBRATION
 from sinq.common.options import check, number, whole
@@ -78,6 +81,8 @@ class LoRAPrune(Slicing):
     chunk: int = 1
     lora: LoRA = field(default_factory=LoRA)
     training: Training = PUBLISHED
+    base: LayerMethod | None = None
+    """Method that compresses the frozen weights for the training; None trains on the weights as they are."""
 
     def __post_init__(self) -> None:
         check(
@@ -89,6 +94,15 @@ class LoRAPrune(Slicing):
             keep_last=whole(0),
             chunk=whole(1),
         )
+        if self.base is not None and self.criterion is Criterion.grad:
+            raise NotApplicable(
+                f"method.criterion=grad is not possible with method.base={self.base.name}, whose weights have"
+                " no gradients; use method.criterion=lora or magnitude, or no base"
+            )
+
+    @property
+    def label(self) -> str:
+        return super().label + (f", trained on {self.base.label}" if self.base else "")
 
     @property
     def needs_calibration(self) -> bool:
@@ -116,14 +130,25 @@ class LoRAPrune(Slicing):
         before, prunable = _parameters(units), self._prunable(units)
         groups = {each.name: groups_of(each, self.chunk) for each in prunable}
         layers = [f"{each.name}.{name}" for each in units for name in each.matrices]
-        with adapted(model, layers, self.lora, self.training.seed) as adapters:
+        learner, facts = self._learner(model, layers, calibration, context)
+        with adapted(learner, layers, self.lora, self.training.seed) as adapters:
             pruner = self._pruner([each for both in groups.values() for each in both], adapters)
-            log = self._train(model, adapters, pruner, calibration, context)
+            log = self._train(learner, adapters, pruner, calibration, context)
         merge(model, adapters)
         for each in prunable:
             heads, neurons = groups[each.name]
             slice_block(model, each, kept_groups(each, pruner.kept(heads), pruner.kept(neurons)))
-        return Removed(self._decisions(units, before, pruner), log)
+        return Removed((*self._decisions(units, before, pruner), *facts), log)
+
+    def _learner(
+        self, model: nn.Module, layers: Sequence[str], calibration: Calibration, context: Context
+    ) -> tuple[nn.Module, tuple[Decision, ...]]:
+        """Return the model that gets adapters, and facts about its base."""
+        if self.base is None:
+            return model, ()
+        clone, report = quantized_base(model, layers, self.base, calibration, context)
+        bits = round(bits_per_weight(report), 6)
+        return clone, (Decision("base_bits_per_weight", bits, chosen=True),)
 
     def _prunable(self, units: Sequence[Units]) -> Sequence[Units]:
         return units[int(self.keep_first * len(units)) : max(0, len(units) - self.keep_last)]

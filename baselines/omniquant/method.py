@@ -21,9 +21,9 @@ Choices and differences:
   They set α to 0.75 for Llama's W4A4, and 40 epochs for W2A16.
 - With the plain loss, steps are shorter than their rate says where gradients are near AdamW's 1e-8, as they
   are in small models: `method.relative_loss=true` is ours.
-- Keys, values and queries: the authors round all three as inputs of attention. Keys and values are rounded by
-  `kv=…`, which training does not see; queries are not rounded. Scales between q and k then have no
-  gradient where a row's groups have scales of their own, and stay 1.
+- Keys, values and queries: the authors round all three as inputs of attention. Here `kv=…` rounds keys and
+  values, and with `kv.queries.bits=…` queries too, which training does not see. Scales between q and k then
+  have no gradient where a row's groups have scales of their own, and stay 1.
 - Layers outside the blocks are rounded to nearest.
 - Architectures whose connections are known, and no mixtures; without LET, any.
 """

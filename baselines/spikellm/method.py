@@ -11,6 +11,7 @@
     method=spikellm method.neurons.steps=4 method.share=0.05               W4A4, T = 4, 5 %
     method=spikellm bits=2 method.neurons.bits=8 method.share=0.05         W2A8
     method=spikellm_rtn                                                    weights rounded to nearest
+    method=spikellm_ternary                                                ternary weights (`ternary.py`)
 
 Differences from the paper and its release, all choices of this project:
 
@@ -21,7 +22,8 @@ Differences from the paper and its release, all choices of this project:
 - the range of salient channels is that of T(L − 1) steps, where the release's largest codes never fire; it
   also subtracts zeros over all columns, where only those of the firing channels are right; and it never runs
   its neurons unless asked;
-- weights have no spikes. Mean steps of an input are 1 + share · (T − 1): they are not "n-bit activations".
+- weights have spikes with `inner=Ternary()` alone, which is ours. Mean steps of an input are
+  1 + share · (T − 1): they are not "n-bit activations".
 """
 
 from dataclasses import asdict, dataclass, field, replace

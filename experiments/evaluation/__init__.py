@@ -9,6 +9,7 @@ from experiments.evaluation.llama_cpp import LlamaCppPerplexity
 from experiments.evaluation.memory import Memory
 from experiments.evaluation.operations import Operations
 from experiments.evaluation.perplexity import Perplexity
+from experiments.evaluation.pseudo_perplexity import PseudoPerplexity
 from experiments.evaluation.scaling import Scaling
 from experiments.evaluation.size import Size
 from experiments.evaluation.stable_rank import StableRank
@@ -27,6 +28,7 @@ __all__ = [
     "Memory",
     "Operations",
     "Perplexity",
+    "PseudoPerplexity",
     "Scaling",
     "Size",
     "StableRank",

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,14 @@ from sinq import CompressionReport
 from sinq.common.named import Named
 from sinq.common.options import check
 from sinq.common.progress import Progress
+from sinq.model.language_model import Predicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TRIAL_TOKENS = 8
+SUITABLE = {Predicts.next_token: "default", Predicts.masked_tokens: "encoder"}
+"""Choice of evaluations for each kind of model."""
 log = logging.getLogger(__name__)
 
 
@@ -109,9 +112,23 @@ class Evaluation(Named, ABC):
         ValueError: an option is not finite, or not of its type.
     """
 
+    predicts: ClassVar[Predicts | None] = Predicts.next_token
+    """Kind of the models that are measured; None for all."""
+
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check(self, f"evaluation.{self.name}")
+
+    def require_fitting(self, context: EvaluationContext) -> None:
+        """Raise `ValueError` if the model is of another kind than the evaluation measures."""
+        found = context.loaded.predicts
+        if self.predicts is not None and self.predicts is not found:
+            kind = type(context.loaded.model).__name__
+            raise ValueError(
+                f"evaluation.{self.name} needs a model that predicts {self.predicts.value}, and {kind}"
+                f" predicts {found.value}; use evaluation={SUITABLE[found]}, or leave it out"
+                f" (~evaluation.{self.name})"
+            )
 
     def content(self) -> dict[str, Any]:
         """Return hashes of everything the numbers depend on besides the options; part of a run's identity.

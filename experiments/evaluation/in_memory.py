@@ -49,6 +49,7 @@ def perplexity(
     context = EvaluationContext(model, loaded, tokens, CompressionReport(), model.device, silent)
     evaluation = Perplexity(windows=windows, seqlen=seqlen, top_k=None)
     with _evaluating(model):
+        evaluation.require_fitting(context)
         evaluation.check(context)
         value: float = evaluation.measure(context).metrics["value"]
     return value

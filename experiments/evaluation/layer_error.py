@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationContext, Measurement, tried
 from sinq import CompressedLinear, PartReport
 from sinq.common.options import check, whole
+from sinq.model.language_model import Predicts
 from sinq.model.targets import Target, linear_places
 
 TOLERANCE = 1e-4
@@ -59,6 +60,7 @@ class LayerError(Evaluation):
     """Relative output error of every compressed linear layer."""
 
     name: ClassVar[str] = "layer_error"
+    predicts: ClassVar[Predicts | None] = None
 
     windows: int | None = 1
     """Number of windows, from the start of the text; null for all."""

@@ -16,6 +16,7 @@ from experiments.evaluation.base import TRIAL_TOKENS, Evaluation, EvaluationCont
 from experiments.evaluation.generation import call
 from sinq import stored_tensors
 from sinq.common.options import check, whole
+from sinq.model.language_model import Predicts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,7 @@ class Memory(Evaluation):
     """Peak memory of compressing the model, and of a prefill."""
 
     name: ClassVar[str] = "memory"
+    predicts: ClassVar[Predicts | None] = None
 
     prompt_tokens: int = 512
     """Length of the prompt in tokens; at most the model's context."""

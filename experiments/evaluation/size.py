@@ -14,6 +14,7 @@ from typing import ClassVar
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from sinq import stored_tensors
 from sinq.model.cache_size import cache_nbytes_per_token
+from sinq.model.language_model import Predicts
 from sinq.model.targets import linear_places, output_head
 
 
@@ -32,6 +33,7 @@ class Size(Evaluation):
     """Bytes and bits per weight."""
 
     name: ClassVar[str] = "size"
+    predicts: ClassVar[Predicts | None] = None
 
     def measure(self, context: EvaluationContext) -> Measurement:
         stored = context.loaded.stored_dtype

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from experiments.evaluation.base import Evaluation, EvaluationContext, Measurement
 from sinq import CompressedLinear
 from sinq.model.experts import CompressedExperts
+from sinq.model.language_model import Predicts
 from sinq.model.targets import linear_places, output_head
 
 TOLERANCE = 1e-6
@@ -32,6 +33,7 @@ class StableRank(Evaluation):
     """Stable rank of every linear layer."""
 
     name: ClassVar[str] = "stable_rank"
+    predicts: ClassVar[Predicts | None] = None
 
     @torch.inference_mode()
     def measure(self, context: EvaluationContext) -> Measurement:

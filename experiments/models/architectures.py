@@ -133,4 +133,4 @@ class Transformer(Architecture):
 
 
 SPECIAL: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-"""Special tokens of a configuration: the tokenizer's one (`byte_pairs.py`) begins and ends a text."""
+"""Special tokens of a configuration: the tokenizer's one (`learned_tokenizer.py`) begins and ends a text."""

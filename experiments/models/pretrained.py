@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 import experiments.models.sdgm.model  # noqa: F401 - registers the architecture
 from experiments.models.refusals import cannot_be_loaded
@@ -19,6 +19,7 @@ from sinq.checkpoint.huggingface import require_fit
 from sinq.checkpoint.weight_files import INDEX, TENSORS, unfit
 from sinq.common.inside import exists
 from sinq.common.library_errors import library_errors
+from sinq.model.language_model import auto_class
 
 
 def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
@@ -34,7 +35,7 @@ def load_pretrained(path: str, revision: str | None, dtype: torch.dtype) -> tupl
     with _named(path):
         config = AutoConfig.from_pretrained(path, **options)
     with _named(path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             path, **options, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     model, report = loaded

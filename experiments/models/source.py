@@ -28,6 +28,7 @@ from sinq.checkpoint.foreign.formats import stated_quantization
 from sinq.checkpoint.foreign.reader import ForeignModel, load_foreign
 from sinq.common.library_errors import library_errors, reason
 from sinq.common.options import check
+from sinq.model.language_model import Predicts, predicts
 from sinq.model.sharing import sparing_clone as sparing_clone  # noqa: PLC0414 - its users know it from here
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class DType(enum.Enum):
 
 @dataclass(frozen=True)
 class ModelSource(ABC):
-    """Source of a causal language model."""
+    """Source of a language model."""
 
     dtype: DType = DType.auto
 
@@ -130,7 +131,7 @@ class Gemma3(ModelSource):
 
 @dataclass(frozen=True)
 class Pretrained(ModelSource):
-    """Any Hugging Face causal language model: a hub id, or a local folder.
+    """Any Hugging Face language model, causal or masked: a hub id, or a local folder.
 
     A local folder is identified by the content of its files, a hub's model by the commit that its revision
     means now. The files of that commit are the ones that are loaded.
@@ -276,6 +277,10 @@ class LoadedModel:
             )
 
     @property
+    def predicts(self) -> Predicts:
+        return predicts(self.model.config)
+
+    @property
     def tokenizer_hash(self) -> str:
         return hash_of_tokenizer(self.tokenizer)
 
@@ -320,12 +325,14 @@ def load(source: ModelSource, device: torch.device) -> LoadedModel:
         raise ValueError(f"the tokenizer of model {path} cannot be loaded: {reason(error)}") from error
     model.requires_grad_(False)
     model.to(device)  # type: ignore[arg-type]
-    if reads_ahead(model.eval()):
+    loaded = LoadedModel(model.eval(), tokenizer, dtype, revision, source.identity(), foreign)
+    if loaded.predicts is Predicts.next_token and reads_ahead(model):
         raise UnfitModelError(
             f"model {path} ({type(model).__name__}) is an encoder: its predictions depend on later tokens,"
-            " so it has no perplexity; give a causal language model"
+            " so it has no perplexity; give a causal language model, or an encoder with a head for masked"
+            " tokens"
         )
-    return LoadedModel(model, tokenizer, dtype, revision, source.identity(), foreign)
+    return loaded
 
 
 @torch.inference_mode()

@@ -3,15 +3,16 @@
     python run.py model=decoder1                     the model at the end of its training
     python run.py -m model=decoder1 model.step=0,250,500,1000
 
-All that decides the weights is an option: architecture, text (its calibration part), the tokenizer of byte
-pairs that is learned on it, windows, training, seed and kind of device. A training is carried out once, under
-the cache; one that was killed goes on. Its checkpoints are folders as the hub has them, and loaded anywhere.
+All that decides the weights is an option: architecture, text (its calibration part), the tokenizer (byte
+pairs or words) that is learned on it, windows, training, seed and kind of device. A training is carried out
+once, under the cache; one that was killed goes on. Its checkpoints are folders as the hub has them, and
+loaded anywhere.
 
-Perplexities of models with different tokenizers are not comparable: compare models of one `text` and one
-`vocabulary`. A row has both, in `recipe`, and a fingerprint of the weights, since sums on another machine are
-rounded differently.
+Perplexities of models with different tokenizers are not comparable, and no table sets them side by side:
+compare models of one `text`, one `vocabulary` and one kind of `tokens`. A row has all three, in `recipe`, and
+a fingerprint of the weights, since sums on another machine are rounded differently.
 
-Not covered: word-level tokenizers, a validation text during training, training on several devices.
+Not covered: a validation text during training, training on several devices.
 """
 
 import enum
@@ -31,7 +32,7 @@ from experiments.common.console import bar
 from experiments.common.tensor_folder import training_states
 from experiments.data.text import Text, tokenize, windows
 from experiments.models.architectures import Architecture
-from experiments.models.byte_pairs import SMALLEST, byte_pairs
+from experiments.models.learned_tokenizer import Tokens, learned_tokenizer
 from experiments.models.made import made_once
 from experiments.models.source import ModelSource, fingerprint, hash_of_tokenizer
 from experiments.models.training_log import write_log
@@ -92,6 +93,8 @@ class Trained(ModelSource):
     """Its calibration part is the training text."""
     vocabulary: int = 4096
     """Tokens of the tokenizer."""
+    tokens: Tokens = Tokens.byte_pairs
+    """Kind of the tokens."""
     seqlen: int = 256
     """Tokens of a window, and the longest input of the model."""
     training: Training = TRAINING
@@ -105,7 +108,7 @@ class Trained(ModelSource):
         check(
             self,
             "model",
-            vocabulary=whole(SMALLEST, 2**18),
+            vocabulary=whole(self.tokens.fewest, 2**18),
             seqlen=whole(2, 2**20),
             checkpoint_every=whole(1),
         )
@@ -134,7 +137,7 @@ class Trained(ModelSource):
             "name": label if self.chosen == self.training.steps else f"{label} step {self.chosen}",
             "step": str(self.chosen),
             "text": f"{text['name']} calibration {text['fingerprint']}",
-            "tokenizer": f"byte pairs, {self.vocabulary}, of the text",
+            "tokenizer": f"{self.tokens.label}, {self.vocabulary}, of the text",
             "recipe": self.recipe(),
         }
 
@@ -145,6 +148,8 @@ class Trained(ModelSource):
         """Return everything that decides the trajectory, as JSON."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         decide = {name: value for name, value in options.items() if name not in ("dtype", "step", "text")}
+        if self.tokens is Tokens.byte_pairs:
+            del decide["tokens"]  # not an option when the first models were made, which stay valid
         text = self.text.identity("calibration")
         return json.dumps(described(decide, defaults=True) | {"text": text}, sort_keys=True)
 
@@ -163,7 +168,7 @@ class Trained(ModelSource):
     def _make(self, path: Path, scratch: Path) -> None:
         device = self.train_on.torch_device()
         passage = self.text.calibration()
-        tokenizer = byte_pairs(passage, self.vocabulary)
+        tokenizer = learned_tokenizer(passage, self.vocabulary, self.tokens)
         tokens = tokenize(passage, tokenizer, hash_of_tokenizer(tokenizer))
         with torch.random.fork_rng([]):
             torch.manual_seed(self.training.seed)

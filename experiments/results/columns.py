@@ -81,6 +81,7 @@ def _metric(key: str, heading: str, path: str, style: str, importance: int) -> M
 
 METRICS = (
     _metric("perplexity", "ppl", "perplexity.value", "number", 99),
+    _metric("pseudo_perplexity", "pseudo\nppl", "pseudo_perplexity.value", "number", 98),
     _metric("kl", "KL\nnats", "perplexity.kl", "significant", 80),
     _metric("exact_kl", "exact\nKL", "perplexity.divergence.kl", "significant", 79),
     _metric("kl_p99", "KL\n99 %", "perplexity.divergence.kl_p99", "significant", 35),
@@ -104,7 +105,7 @@ def metrics(rows: Sequence[Row]) -> tuple[Metric, ...]:
     shown: dict[str, str] = {}
     for row in rows:
         shown = flat.tasks(row) | shown
-    every = (*METRICS[:7], *(_task(*each) for each in shown.items()), *METRICS[7:])
+    every = (*METRICS[:8], *(_task(*each) for each in shown.items()), *METRICS[8:])
     return tuple(metric for metric in every if any(metric.of(row) is not None for row in rows))
 
 

@@ -98,6 +98,7 @@ class Metrics(TypedDict, total=False):
     stable_rank: Group
     scaling: Group
     unigram: Group
+    pseudo_perplexity: Group
     coefficient_mixture: Group
     llama_cpp: Group
 

@@ -163,6 +163,7 @@ def _measure(run: Run, row: Row, setting: Execution, cost: Cost) -> tuple[Row, p
     context = EvaluationContext(loaded.model, loaded, tokens, report, device, setting.progress)
     loaded.refuse_unknown(tokens)
     for evaluation in run.evaluation.values():
+        evaluation.require_fitting(context)
         evaluation.check(context)
     calibration = run.calibration.load(loaded, setting.progress) if run.method.needs_calibration else None
     compression: dict[str, Any] = {}

@@ -30,6 +30,7 @@ from sinq.common.named import described
 from sinq.common.options import SEED, check, number, one_of, whole
 from sinq.common.progress import Progress, silent
 from sinq.formats.grid import BITS
+from sinq.model.language_model import Predicts
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class SelfGenerated(TextFree):
         )
 
     def tokens(self, loaded: LoadedModel, allowed: Tensor, seqlen: int, progress: Progress) -> Tensor:
+        if loaded.predicts is not Predicts.next_token:
+            raise ValueError(
+                f"calibration=self_generated needs a model that writes, and {type(loaded.model).__name__}"
+                f" predicts {loaded.predicts.value}; use a text, or calibration=random_tokens"
+            )
         entry = self._entry(loaded, seqlen)
         if not entry.intact:
             array = BytesIO()

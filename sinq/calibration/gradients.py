@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sinq.calibration.statistics import Gradient
+from sinq.model.language_model import require_next_token
 from sinq.model.modes import evaluating
 from sinq.model.preconditions import require_language_model
 from sinq.model.recomputing import recomputing
@@ -65,7 +66,11 @@ def next_token_loss(model: Any, windows: Tensor) -> Tensor:
 
     Args:
         windows: ids of one window (seqlen,), or of several (windows, seqlen).
+
+    Raises:
+        NotApplicable: the model is an encoder, which sees the next token.
     """
+    require_next_token(model, "loss of the next token")
     ids = windows.reshape(-1, windows.shape[-1]).to(next(model.parameters()).device)
     logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

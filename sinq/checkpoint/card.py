@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinq.formats.base import CompressedWeight
 from sinq.model.edits import edits, weight_stores
+from sinq.model.language_model import auto_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,9 +29,9 @@ USE = """
 
 ```python
 import sinq  # of sinq-harness; makes transformers know the folder
-from transformers import AutoModelForCausalLM
+from transformers import {loader}
 
-model = AutoModelForCausalLM.from_pretrained("folder")
+model = {loader}.from_pretrained("folder")
 ```
 
 ## Limits
@@ -47,8 +48,9 @@ def model_card(model: "PreTrainedModel", tensors: Mapping[str, Tensor], about: M
         tensors: all that are stored, by name.
         about: further facts by name, in the order of the table.
     """
+    use = USE.format(loader=auto_class(model.config).__name__)
     title = f"{type(model).__name__}, {'compressed' if edits(model) else 'dense'}"
-    return HEAD.format(title=title) + facts_table(_stored(model, tensors) | dict(about)) + USE
+    return HEAD.format(title=title) + facts_table(_stored(model, tensors) | dict(about)) + use
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:

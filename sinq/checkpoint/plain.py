@@ -4,8 +4,9 @@
     AutoModelForCausalLM.from_pretrained("folder")     # without this library
 
 A configuration has one number of heads and one of neurons for all blocks, so all must have kept equally many.
-Llama, Mistral, Qwen2 and Qwen3 can say both numbers; OPT and GPT-2 derive the width of a head from their
-hidden size, and can say only the number of neurons. `save` writes every sliced model, for `load`.
+Llama, Mistral, Qwen2 and Qwen3 can say both numbers; OPT, GPT-2, BERT and DistilBERT derive the width of a
+head from their hidden size, and can say only the number of neurons. `save` writes every sliced model, for
+`load`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ OPTIONS: Mapping[str, Callable[[Counts, int], Sizes]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _grouped),
     "opt": lambda counts, _: {"num_attention_heads": counts.heads, "ffn_dim": counts.neurons},
     "gpt2": lambda counts, _: {"n_head": counts.heads, "n_inner": counts.neurons},
+    "bert": lambda counts, _: {"num_attention_heads": counts.heads, "intermediate_size": counts.neurons},
+    "distilbert": lambda counts, _: {"n_heads": counts.heads, "hidden_dim": counts.neurons},
 }
 """Kind of model → options that say its sizes."""
 
@@ -56,7 +59,8 @@ def save_plain(model: "PreTrainedModel", folder: str | Path) -> None:
     plain = architecture(plain_config(model), model.dtype)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    plain.generation_config = model.generation_config
+    if hasattr(model, "generation_config"):  # encoders have none
+        plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
 
 

@@ -183,9 +183,21 @@ class KeyValueFormat:
     search_attention: bool = False
     """Search scales of keys by the squared error of attention's probabilities, not by that of the keys
     (PrefixQuant, arXiv 2410.05265)."""
+    queries: StateFormat = StateFormat()
+    """Rounding of queries at attention, which keeps none; with `rotate`, after the keys' transform."""
 
     def __post_init__(self) -> None:
         check(self, "kv", window=whole(0))
+        if self.queries.rounds and (self.queries.sharing is not Sharing.token or self.queries.fires):
+            raise NotApplicable(
+                f"kv.queries={self.queries.label} is not possible: queries are rounded token by token; use"
+                " kv.queries.sharing=token kv.queries.steps=1"
+            )
+        if self.queries.rounds and not self.rounds:
+            raise NotApplicable(
+                f"kv.queries.bits={self.queries.bits} is not possible where keys and values have 16 bits; use"
+                " kv=kv8 or another"
+            )
         if self.rotate and not self.keys.rounds:
             raise NotApplicable("kv.rotate=true is not possible with kv.keys.bits=16: nothing is rounded")
         if self.search_attention and not self.keys.search:
@@ -217,7 +229,8 @@ class KeyValueFormat:
         same = self.keys.label == self.values.label
         label = f"KV{self.keys.label}" if same else f"K{self.keys.label} V{self.values.label}"
         rotated = (" by attention" if self.search_attention else "") + (" rotated" if self.rotate else "")
-        return label + rotated + (f", last {self.window} dense" if self.window else "")
+        queries = f" Q{self.queries.label}" if self.queries.rounds else ""
+        return label + rotated + queries + (f", last {self.window} dense" if self.window else "")
 
     def rounded(self, count: int) -> int:
         """Return how many of the first tokens are rounded when `count` are known."""
@@ -233,7 +246,7 @@ class KeyValueFormat:
 
     def as_json(self) -> dict[str, Any]:
         """Return the options as plain JSON values; `from_json` is the inverse."""
-        states = {name: _as_json(getattr(self, name)) for name in ("keys", "values")}
+        states = {name: _as_json(getattr(self, name)) for name in ("keys", "values", "queries")}
         plain = {"window": self.window, "rotate": self.rotate, "search_attention": self.search_attention}
         return states | plain
 
@@ -244,7 +257,8 @@ class KeyValueFormat:
         Raises:
             ValueError: an option is unknown, or has a value of another type or that no format could have.
         """
-        states = {name: _from_json(entry(options, name, dict)) for name in ("keys", "values")}
+        names = ("keys", "values", *(["queries"] if "queries" in options else []))  # files before had none
+        states = {name: _from_json(entry(options, name, dict)) for name in names}
         return cls(**typed_options(cls, {**options, **states}, "key-value format"))
 
 

@@ -4,6 +4,9 @@ Any method of weights may be inside. It sees dense activations when it is calibr
 (arXiv 2404.00456). Then the inputs of all layers that it compressed are rounded, each in the space that the
 codes see (`model/activations.py`). A method that trains knows of it from its context, and trains with rounded
 inputs (OmniQuant).
+
+Fused experts are compressed as one parameter, and then taken apart into layers (`model/expert_layers.py`), so
+that their inputs can be rounded. A method inside that trains does so with their inputs dense (`Tuned`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +31,8 @@ from sinq.model.activations import ActivationQuantizer
 from sinq.model.blocks import find_blocks, run_model
 from sinq.model.context import Context
 from sinq.model.edits import edit
+from sinq.model.expert_layers import SeparateExperts, computes_by_configuration
+from sinq.model.experts import CompressedExperts
 from sinq.model.linear import CompressedLinear
 from sinq.model.rounded_inputs import RoundInputs, static_quantizers, watching_extremes
 from sinq.model.targets import Target, select
@@ -105,6 +110,8 @@ class Activations(MethodWrapper):
         self.check_running(model, calibration)
         planned = CodedInputs(self.inputs)
         report = self.inner.compress(model, calibration, replace(context, inputs=planned))
+        for name in [name for name, part in model.named_modules() if isinstance(part, CompressedExperts)]:
+            edit(model, SeparateExperts(name))
         for name in compressed_layers(model):
             edit(model, RoundInputs(name, self.inputs.as_json(), self.products.name))
         clock, waiting = Clock(), {}
@@ -127,7 +134,9 @@ class Activations(MethodWrapper):
         """Raise `NotApplicable` for what could only be found out after the weights are compressed."""
         if self.inputs.static and calibration is None:
             raise NotApplicable(f"activation {self.inputs.label} needs calibration text; {PASS_CALIBRATION}")
-        for target in require_inputs_shown(model, context):
+        for target in select(model, context.layers).targets:
+            if target.parameter is not None and not computes_by_configuration(target.module):
+                raise _inputs_hidden(target)
             size = self.inputs.group_size
             if size and target.shape[1] % size:
                 raise NotApplicable(
@@ -141,11 +150,15 @@ def require_inputs_shown(model: nn.Module, context: Context) -> Sequence[Target]
     targets = select(model, context.layers).targets
     for target in targets:
         if target.parameter is not None:
-            raise NotApplicable(
-                f"the inputs of {target.name} cannot be rounded: code of the model multiplies by fused"
-                " experts; add them to layers.exclude"
-            )
+            raise _inputs_hidden(target)
     return targets
+
+
+def _inputs_hidden(target: Target) -> NotApplicable:
+    return NotApplicable(
+        f"the inputs of {target.name} cannot be rounded: code of the model multiplies by fused"
+        " experts; add them to layers.exclude"
+    )
 
 
 def compressed_layers(model: nn.Module) -> list[str]:

@@ -27,6 +27,7 @@ from sinq.model.context import Context
 from sinq.model.edits import edit
 from sinq.model.key_value_edits import RoundKeyValues, key_value_stores, static_stores, watching
 from sinq.model.key_values import KeyValueStore
+from sinq.model.rounded_queries import require_reached
 from sinq.model.searched_keys import SearchedKeys
 from sinq.model.seen_attention import SeenAttention
 from sinq.model.walk import walk
@@ -90,6 +91,9 @@ class KeyValues(MethodWrapper):
         for _, width in head_shapes(model).values():
             self.kv.keys.require_width(width)
             self.kv.values.require_width(width)
+            self.kv.queries.require_width(width)
+        if self.kv.queries.rounds:
+            require_reached(model, self.kv.label)
         self.check_running(model, calibration)
         report = self.inner.compress(model, calibration, context)
         for name, (heads, width) in head_shapes(model).items():  # there may be fewer heads now

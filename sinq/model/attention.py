@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sinq.common.errors import NotApplicable
 from sinq.model.blocks import FOREIGN_ERRORS, find_blocks
 from sinq.model.key_value_layer import KeyValueLayer
+from sinq.model.language_model import require_next_token
 from sinq.model.modes import evaluating
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -34,8 +35,9 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     """Return the attention modules of a decoder's blocks by name.
 
     Raises:
-        NotApplicable: there is not one in each block.
+        NotApplicable: there is not one in each block, or the model is an encoder.
     """
+    require_next_token(model, "causal attention, whose keys and values are kept")
     blocks = find_blocks(model)
     inside = {module for block in blocks for module in block.modules()}
     found = {

@@ -27,6 +27,7 @@ from sinq.formats.base import CompressedWeight
 from sinq.model.conv1d import is_conv1d, is_linear
 from sinq.model.descriptions import StoredWeight, describe_weight, empty_weight
 from sinq.model.experts import CompressedExperts
+from sinq.model.language_model import auto_class
 from sinq.model.linear import CompressedLinear, WeightStore
 
 if TYPE_CHECKING:
@@ -195,19 +196,17 @@ def _part(model: nn.Module, name: Any) -> nn.Module:
 def architecture(
     config: "PretrainedConfig", dtype: torch.dtype | str | None, changes: Sequence[Edit] = ()
 ) -> "PreTrainedModel":
-    """Return the causal language model of a configuration with edits, weights not initialized.
+    """Return the language model of a configuration with edits, weights not initialized.
 
     Raises:
-        ValueError: transformers makes no causal language model of the configuration, or an edit does not fit.
+        ValueError: transformers makes no language model of the configuration, or an edit does not fit.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     try:
         with no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=False
-            )
+            made = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = made
         model.tie_weights()
     except library_errors() as error:
         raise ValueError(

@@ -13,6 +13,7 @@ from sinq.formats.key_values import KeyValueFormat
 from sinq.model.attention import position_modules
 from sinq.model.edits import Edit
 from sinq.model.key_values import STORE, KeyValueStore, enter_store
+from sinq.model.rounded_queries import round_queries
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class RoundKeyValues(Edit):
 
     def apply(self, model: nn.Module) -> None:
         format = KeyValueFormat.from_json(typed(self.format, Mapping, "format"))  # type: ignore[type-abstract]
-        for states in (format.keys, format.values):
+        for states in (format.keys, format.values, format.queries):
             states.require_width(self.width)
         _store(model, self.attention, self.heads, self.width).round_by(format)
+        if format.queries.rounds:
+            round_queries(model.get_submodule(self.attention))
 
 
 @dataclass(frozen=True)

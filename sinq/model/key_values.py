@@ -119,6 +119,20 @@ class KeyValueStore(StoredNumbers):
             StoredStates.of(self.format.values, values, self._static_numbers("value"), self.salient("value")),
         )
 
+    def rounded_queries(self, queries: Tensor) -> Tensor:
+        """Return queries (batch, heads, tokens, width) after rounding, in their dtype.
+
+        Raises:
+            ValueError: a gradient is asked for.
+        """
+        if not self.format.queries.rounds:
+            return queries
+        if torch.is_grad_enabled() and queries.requires_grad:
+            raise ValueError("gradients do not pass through rounded queries; use torch.no_grad()")
+        turned = rotated(queries, self._rotation(queries)) if self.format.rotate else queries
+        found = StoredStates.of(self.format.queries, turned).read(torch.float32)
+        return (rotated(found, self._rotation(found), back=True) if self.format.rotate else found).to(queries)
+
     def decode(self, stored: tuple[StoredStates, StoredStates], dtype: torch.dtype) -> Pair:
         """Return the numbers that are stored, (batch, heads, tokens, width) both."""
         keys = stored[0].read(torch.float32, self._static_numbers("key"), self.salient("key"))

@@ -166,8 +166,11 @@ def _count(units: Units, counts: Counts) -> None:
     """Write the numbers of heads where the attention module reads them."""
     read = {
         "num_heads": counts.heads,
+        "num_attention_heads": counts.heads,
+        "n_heads": counts.heads,
         "num_key_value_groups": counts.heads // counts.kv_heads,
         "split_size": counts.heads * units.head_width,
+        "all_head_size": counts.heads * units.head_width,
     }
     for name, value in read.items():
         if hasattr(units.attention, name):

@@ -1,4 +1,4 @@
-"""Units of a decoder block that can be removed: attention heads with their keys and values, and MLP neurons.
+"""Units of a block that can be removed: attention heads with their keys and values, and MLP neurons.
 
     q ─┐                                   gate ─┐
     k ─┼▶ attention, head by head ▶ o      up ───┼▶ act(gate)·up ▶ down
@@ -6,7 +6,8 @@
 
 A head is rows of q, k and v and the same columns of o. Query heads that share keys and values (grouped-query
 attention) are next to each other. A neuron is a row of gate and of up (or of fc1), and a column of down. A
-row has a bias where its layer has one. GPT-2 stores q, k and v as one matrix, transposed.
+row has a bias where its layer has one. GPT-2 stores q, k and v as one matrix, transposed. Encoders (BERT,
+DistilBERT) have the same layers under other names.
 
 A module tree does not show which rows are which head, so known architectures are listed by the class of their
 blocks. Neither rotary positions nor Qwen3's norms of queries and keys reach over heads; a layer with its own
@@ -35,6 +36,8 @@ class Names:
     up: tuple[str, ...]
     """Layers whose rows are neurons."""
     down: str
+    width: str = "head_dim"
+    """Attribute of the attention module with the width of a head."""
 
 
 GATED = Names(
@@ -57,6 +60,22 @@ KNOWN: Mapping[str, Names] = {
         "fc2",
     ),
     "GPT2Block": Names("attn", ("attn.c_attn",), "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj"),
+    "BertLayer": Names(
+        "attention.self",
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output.dense",
+        ("intermediate.dense",),
+        "output.dense",
+        "attention_head_size",
+    ),
+    "TransformerBlock": Names(  # DistilBERT
+        "attention",
+        ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        "attention.out_lin",
+        ("ffn.lin1",),
+        "ffn.lin2",
+        "attention_head_size",
+    ),
 }
 """Layers by the class of a block."""
 
@@ -106,7 +125,7 @@ class Units:
 
     @property
     def head_width(self) -> int:
-        return int(self.attention.head_dim)
+        return int(getattr(self.attention, self.names.width))
 
     @property
     def counts(self) -> Counts:
@@ -127,7 +146,7 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 
 def find_units(model: nn.Module) -> tuple[Units, ...]:
-    """Return the units of each decoder block, in order.
+    """Return the units of each block, in order.
 
     Raises:
         NotApplicable: the architecture is not known.

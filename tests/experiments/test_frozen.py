@@ -46,7 +46,7 @@ METHODS = sorted(file.stem for file in (ROOT / "conf/method").glob("*.yaml"))
 AQLM = ("aqlm", "aqlm_1x16", "aqlm_cpu", "aqlm_untuned")
 LORAPRUNE = ("loraprune", "loraprune_cpu")
 SEA = ("sea", "sea_cpu")
-ONE_SIZE = ("prefix", "stat", *LORAPRUNE, *SEA, "none", "bf16", "mixed", *AQLM)
+ONE_SIZE = ("prefix", "stat", *LORAPRUNE, *SEA, "none", "bf16", "mixed", *AQLM, "spikellm_ternary")
 """Methods that take no bits; the file has them at 4."""
 BITS = dict.fromkeys((*ONE_SIZE, "sinq_nf4", "rtn_nf4", "fp4"), (4,)) | {"sinq_nf3": (3,)}
 SMALL_CODEBOOKS = ("format={codebooks: 4, bits_per_codebook: 4, group: 4}", "rounds=2", "steps=5")

@@ -46,6 +46,7 @@ QUICK = {
     "mgptq": ("method.training.steps=3",),
     **dict.fromkeys(("omniquant", "omniquant_cpu", "omniquant_w4a4", "abq", "abq_cpu"), ("method.epochs=1",)),
     "spikellm": ("method.inner.epochs=1",),
+    "spikellm_ternary": ("method.inner.format.group_size=32",),
     "prefixquant_tuned": ("method.inner.tuning.epochs=1",),
     "quarot": ("method.down=false",),  # its layer is left out
     "mixed": ("budget.bits_per_weight=6", "method.tokens=8", "method.probes=[3]"),
@@ -101,7 +102,7 @@ def with_grid(method: Any, **options: Any) -> Any:
 
 def variants(name: str) -> Iterator[Any]:
     """The method of a preset, and where they are possible its forms at 2 bits, with bytes, and in squares."""
-    sized = () if name.startswith("aqlm") else ("group_size=32",)
+    sized = () if name.startswith("aqlm") or name == "spikellm_ternary" else ("group_size=32",)
     bits = ("bits=3",) if name == "sinq_nf3" else ()
     method = instantiate(
         compose("config", [f"method={name}", *sized, *bits, *QUICK.get(name, ())]).method, _convert_="all"

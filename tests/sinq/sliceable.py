@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    BertConfig,
+    DistilBertConfig,
     GPT2Config,
     LlamaConfig,
     OPTConfig,
@@ -13,6 +14,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from sinq.model.language_model import auto_class
 from tests.conftest import BODY, CONFIGS, SMALL
 from tests.sinq.decoders import DECODERS, GROUPED
 
@@ -26,13 +28,19 @@ SLICEABLE: dict[str, PretrainedConfig] = {
         **SMALL, **BODY, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False
     ),
     "gpt2": GPT2Config(**SMALL, n_embd=64, n_layer=2, n_head=4, n_positions=64),
+    "bert": BertConfig(**SMALL, **BODY, intermediate_size=128),
+    "distilbert": DistilBertConfig(
+        vocab_size=96, dim=64, n_layers=2, n_heads=4, hidden_dim=128, max_position_embeddings=64
+    ),
 }
+ENCODERS = ("bert", "distilbert")
 
 
 def random_model(name: str) -> Any:
     """A model of random weights and biases that all matter."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(SLICEABLE[name]))
+    config = copy.deepcopy(SLICEABLE[name])
+    model = auto_class(config).from_config(config)
     for parameter in model.eval().requires_grad_(False).parameters():
         parameter.copy_(0.2 * torch.randn_like(parameter))
     return model

@@ -1,8 +1,7 @@
 """Product of rounded inputs and a quantized matrix on a processor, bit plane by bit plane.
 
 As in `integers.py`, the sums of each unit, the columns that share both scales, are exact integers; here they
-are counted (`planes.py`), at p · q binary products of weights of p and inputs of q bits. Signed inputs are
-counted with their top bit turned over, x + h with h = 2^(q − 1), and h · Σ w is subtracted from the integers.
+are counted (`planes.py`), at p · q binary products of weights of p and inputs of q bits.
 
 Weights are taken apart once and kept beside the stored codes while these live and nothing writes to them: p
 bits for each weight more in memory, and 32 for each unit of a row. Inputs are taken apart in each call.
@@ -29,6 +28,7 @@ from sinq.kernels.cpu.arguments import (
     FIELDS,
     GROUP,
     INPUT_GROUP,
+    INPUT_ZERO,
     ROWS,
     TOKENS,
     X,
@@ -48,7 +48,7 @@ PLANES, SUMS, INPUT_BITS = range(FIELDS, FIELDS + 3)
 """Fields of a job behind those of `arguments.py`; CODES is not read."""
 WORD = planes.COLUMNS
 pack = planes.packer()
-count_1, count_2, count_3, count_4, count_5, count_6, count_7, count_8 = map(planes.counter, range(1, 9))
+count_2, count_3, count_4, count_5, count_6, count_7, count_8 = map(planes.counter, range(2, 9))
 
 
 class Prepared(NamedTuple):
@@ -160,7 +160,7 @@ def _prepare_planes(job):  # type: ignore[no-untyped-def]
         for u in range(units):
             first = (strip * units + u) * bits * words * STRIP + lane
             start = codes + row * columns + u * unit
-            _pack_unit(start, unit, np.int64(0), bits, planes_at + 4 * first, words * STRIP, STRIP, last)
+            _pack_unit(start, unit, bits, planes_at + 4 * first, words * STRIP, STRIP, last)
             at = sums_at + 4 * ((strip * units + u) * STRIP + lane)
             carray(pointer(at), 1, np.float32)[0] = f32(_sum_of_bytes(start, unit))
 
@@ -174,16 +174,16 @@ def _sum_of_bytes(address, count):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _pack_unit(codes, unit, flip, bits, out, plane_stride, word_stride, last):  # type: ignore[no-untyped-def]
+def _pack_unit(codes, unit, bits, out, plane_stride, word_stride, last):  # type: ignore[no-untyped-def]
     """Write the words of a unit's codes; strides of `out`, an address, are in words."""
     for word in range(unit // WORD):
-        pack(codes + word * WORD, flip, bits, out + 4 * word * word_stride, plane_stride)
+        pack(codes + word * WORD, bits, out + 4 * word * word_stride, plane_stride)
     rest = unit % WORD
     if rest:
         whole, left = unit // WORD, carray(pointer(codes + unit - rest), rest, np.uint8)
         for j in range(WORD):
-            last[j] = left[j] if j < rest else np.uint8(flip)
-        pack(last.ctypes.data, flip, bits, out + 4 * whole * word_stride, plane_stride)
+            last[j] = left[j] if j < rest else np.uint8(0)
+        pack(last.ctypes.data, bits, out + 4 * whole * word_stride, plane_stride)
     return last[0]  # read once more, so that it lives until it is packed
 
 
@@ -203,14 +203,15 @@ def _multiply_planes(job):  # type: ignore[no-untyped-def]
     units, words = field[COLUMNS] // unit, -(-unit // WORD)
     x, totals = _taken_apart(field, unit, units, words, planes_of_x)
     size, of_rows = units * bits * words * STRIP, np.zeros((units, 3, STRIP), np.float32)
-    integers, y, half = np.empty(STRIP, np.int32), np.empty(STRIP, np.float32), i32(1 << (planes_of_x - 1))
+    integers, y = np.empty(STRIP, np.int32), np.empty(STRIP, np.float32)
     strips = -(-field[ROWS] // STRIP)
     number, threads = np.int64(thread_number()), np.int64(thread_count())  # type: ignore[arg-type]
     for strip in range(strips * number // threads, strips * (number + 1) // threads):
         first = strip * STRIP
         count = min(STRIP, field[ROWS] - first)
         row_scales(field, first, count, of_rows, unit)
-        of_rows[:, 2] = carray(pointer(field[SUMS] + 4 * first * units), (units, STRIP), np.float32)
+        if field[INPUT_ZERO] != 0:
+            of_rows[:, 2] = carray(pointer(field[SUMS] + 4 * first * units), (units, STRIP), np.float32)
         weights = field[PLANES] + 4 * strip * size
         for token in range(tokens):
             y[:] = f32(0)
@@ -218,8 +219,6 @@ def _multiply_planes(job):  # type: ignore[no-untyped-def]
                 start = x.ctypes.data + 4 * (token * units + u) * planes_of_x * words
                 at = weights + 4 * u * bits * words * STRIP
                 _counted(at, start, bits, words, planes_of_x, integers.ctypes.data)
-                for row in range(STRIP):
-                    integers[row] -= half * i32(of_rows[u, 2, row])
                 add_token(
                     field,
                     token,
@@ -238,12 +237,12 @@ def _multiply_planes(job):  # type: ignore[no-untyped-def]
 @njit
 def _taken_apart(field, unit, units, words, bits):  # type: ignore[no-untyped-def]
     """Words of all tokens' codes, int32 (tokens, units, bits, words), and Σ of the codes of each unit."""
-    tokens, flip, last = field[TOKENS], np.int64(1) << (bits - 1), np.zeros(WORD, np.uint8)
+    tokens, last = field[TOKENS], np.zeros(WORD, np.uint8)
     x, sums = np.empty((tokens, units, bits, words), np.int32), np.empty((tokens, units), np.int32)
     for token in range(tokens):
         for u in range(units):
             start = field[X] + (token * units + u) * unit
-            _pack_unit(start, unit, flip, bits, x[token, u].ctypes.data, words, 1, last)
+            _pack_unit(start, unit, bits, x[token, u].ctypes.data, words, 1, last)
             codes, total = carray(pointer(start), unit, np.int8), i32(0)
             for j in range(unit):
                 total += i32(codes[j])
@@ -253,7 +252,7 @@ def _taken_apart(field, unit, units, words, bits):  # type: ignore[no-untyped-de
 
 @njit(forceinline=True)
 def _counted(weights, x, planes_of_w, words, bits, out):  # type: ignore[no-untyped-def]
-    """Write the sums of a unit, of unsigned numbers, by the function for the inputs' bits."""
+    """Write the sums of a unit by the function for the inputs' bits."""
     if bits == 8:
         count_8(weights, x, planes_of_w, words, out)
     elif bits == 4:
@@ -266,7 +265,5 @@ def _counted(weights, x, planes_of_w, words, bits, out):  # type: ignore[no-unty
         count_5(weights, x, planes_of_w, words, out)
     elif bits == 6:
         count_6(weights, x, planes_of_w, words, out)
-    elif bits == 7:
-        count_7(weights, x, planes_of_w, words, out)
     else:
-        count_1(weights, x, planes_of_w, words, out)
+        count_7(weights, x, planes_of_w, words, out)

@@ -5,9 +5,10 @@ multiplies numbers of 16 bits, so that codes minus their zero are whole numbers 
 `integers.multiply_rounded`, which unpacks 32 rows at a time to bytes. Nothing is prepared or kept beside the
 value.
 
-`torch._int_mm` is not used. It is right on any shape (a test), and faster where bytes are there already and
-all of a row shares a scale; it takes no packed codes, and needs one call for each group, whose sums are
-written to memory.
+`torch._int_mm` is not used. It is right on any shape (a test), and faster up to hundreds of tokens where
+bytes are there already and all of a row shares a scale (docs/bench.md). Stored codes are no such bytes: they
+are unsigned, or packed, so that signed ones would be kept beside them, 8 bits for each weight more; and with
+groups it needs one call for each, whose sums are written to memory.
 """
 
 from typing import Any

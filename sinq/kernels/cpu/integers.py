@@ -45,11 +45,13 @@ from sinq.kernels.cpu.arguments import (
 from sinq.kernels.cpu.codes import Kernel
 from sinq.kernels.cpu.openmp import thread_count, thread_number
 from sinq.kernels.cpu.scales import decode_apart
+from sinq.kernels.cpu.transposing import SIDE, transposer
 
 EXACT = {"contract", "nsz"}
 STRIP, TILE = dots.ROWS, tiles.TOKENS
 WORD = 8  # codes that are packed together, in `bits` bytes
 tile_dots, tile_product, read_word = dots.tile(dots.HAS_VNNI), tiles.product(), dots.word_reader()
+transpose = transposer()
 
 
 @cache
@@ -172,18 +174,34 @@ def _sum_of_bytes(word):  # type: ignore[no-untyped-def]
 def row_scales(field, first, count, of_rows, unit):  # type: ignore[no-untyped-def]
     """Write the scales of rows, and their zeros from the centre, for each unit (units, 3, STRIP)."""
     groups, centre = field[COLUMNS] // field[GROUP], f32(1 << (field[BITS] - 1))
-    stored, zeros = np.empty(count * groups, np.float32), np.empty(count * groups, np.float32)
-    decode_apart(field, first, count * groups, stored, zeros)
+    stored = np.empty((2, count * groups), np.float32)
+    decode_apart(field, first, count * groups, stored[0], stored[1])
+    for part in range(2):
+        source, target = stored[part].ctypes.data, of_rows.ctypes.data + 4 * STRIP * part
+        _turn(source, count, groups, target, field[GROUP] // unit)
     for u in range(len(of_rows)):
-        at, group = of_rows.ctypes.data + 12 * STRIP * u, 4 * (u * unit // field[GROUP])
-        scales, offsets = (
-            carray(pointer(at), STRIP, np.float32),
-            carray(pointer(at + 4 * STRIP), STRIP, np.float32),
-        )
+        zeros = carray(pointer(of_rows.ctypes.data + 4 * STRIP * (3 * u + 1)), STRIP, np.float32)
         for row in range(count):
-            step = group + 4 * row * groups
-            scales[row] = carray(pointer(stored.ctypes.data + step), 1, np.float32)[0]
-            offsets[row] = carray(pointer(zeros.ctypes.data + step), 1, np.float32)[0] - centre
+            zeros[row] -= centre
+
+
+@njit
+def _turn(source, count, groups, target, repeats):  # type: ignore[no-untyped-def]
+    """Write numbers (count, groups) as rows of STRIP, three rows apart, each group's `repeats` times."""
+    apart, whole_rows, whole_groups = 3 * STRIP, count // SIDE * SIDE, groups // SIDE * SIDE
+    for row in range(0, whole_rows, SIDE):
+        for g in range(0, whole_groups, SIDE):
+            at = target + 4 * (g * repeats * apart + row)
+            transpose(source + 4 * (row * groups + g), groups, at, repeats * apart)
+    for g in range(groups):
+        at = target + 4 * g * repeats * apart
+        out = carray(pointer(at), STRIP, np.float32)
+        for row in range(whole_rows if g < whole_groups else 0, count):
+            out[row] = carray(pointer(source + 4 * (row * groups + g)), 1, np.float32)[0]
+        for copy in range(1, repeats):
+            same = carray(pointer(at + 4 * copy * apart), STRIP, np.float32)
+            for row in range(count):
+                same[row] = out[row]
 
 
 @njit(fastmath=EXACT, forceinline=True)

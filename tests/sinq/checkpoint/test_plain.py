@@ -11,22 +11,24 @@ from baselines.stat import STAT
 from baselines.stat.budget import Allocation
 from sinq import SINQ, Calibration, Grid, NotApplicable
 from sinq.checkpoint.plain import save_plain
+from sinq.model.language_model import auto_class
 from sinq.model.slicing import kept_groups, slice_block
 from sinq.model.units import find_units
 from tests.conftest import tiny_tokens
-from tests.sinq.sliceable import random_model
+from tests.sinq.sliceable import ENCODERS, random_model
 
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 
 
-@pytest.mark.parametrize("name", [*GROUPED, "opt", "opt-post-norm", "gpt2"])
+@pytest.mark.parametrize("name", [*GROUPED, "opt", "opt-post-norm", "gpt2", *ENCODERS])
 def test_transformers_loads_what_was_sliced_uniformly(name: str, tmp_path: Path) -> None:
     model = random_model(name)
     for units in find_units(model):
         groups = [1] if name in GROUPED else range(4)
         slice_block(model, units, kept_groups(units, groups, range(3, 60)))
     save_plain(model, tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = auto_class(model.config).from_pretrained(tmp_path)
+    assert type(again) is type(model)
     tokens = tiny_tokens()
     with torch.no_grad():
         assert torch.allclose(again(tokens).logits, model(tokens).logits, atol=1e-5)

@@ -201,7 +201,6 @@ def test_a_file_without_the_scale_is_refused(tmp_path: Path) -> None:
     ("architecture", "method", "format", "calibration", "message"),
     [
         ("llama", RTN(GRID), STATIC, None, "A8 static needs calibration text"),
-        ("moe", RTN(GRID), ActivationFormat(), None, r"experts.* cannot be rounded: .* layers\.exclude"),
         ("llama", RTN(GRID), ActivationFormat(group_size=48), None, "48 does not divide the 64 inputs"),
         ("llama", GPTQ(RTN(GRID)), ActivationFormat(), None, "GPTQ needs calibration text"),
     ],
@@ -212,6 +211,15 @@ def test_refusals_come_before_the_work(
     model = tiny_model(architecture)
     with pytest.raises(NotApplicable, match=message):
         Activations(method, format).compress(model, calibration)
+    assert not layers(model)
+
+
+def test_experts_that_only_their_own_code_computes_are_refused() -> None:
+    model = tiny_model("moe")
+    for block in model.model.layers:
+        del block.mlp.experts.config
+    with pytest.raises(NotApplicable, match=r"experts.* cannot be rounded: .* layers\.exclude"):
+        Activations(RTN(GRID), ActivationFormat()).compress(model)
     assert not layers(model)
 
 
