@@ -52,7 +52,6 @@ from experiments.evaluation import (
     ZeroShot,
 )
 from experiments.models.architectures import Transformer
-from experiments.models.minilm import MiniLM
 from experiments.models.sdgm.architecture import SpectralDictionary
 from experiments.models.smollm2_tuned import SmolLM2Tuned
 from experiments.models.source import Gemma3, Pretrained, SmolLM2
@@ -80,7 +79,7 @@ from sinq.common.options import SEED
 from sinq.kernels.integer import Products
 
 PARTS: tuple[type, ...] = (
-    SmolLM2, SmolLM2Tuned, Gemma3, MiniLM, Pretrained, Trained, Transformer, SpectralDictionary,
+    SmolLM2, SmolLM2Tuned, Gemma3, Pretrained, Trained, Transformer, SpectralDictionary,
     StateOfTheUnion, WikiText2, C4, C4New, C4Saved, PennTreebank, Pile, TextFile,
     NoCalibration, CalibrationText, RandomTokens, SelfGenerated,
     Perplexity, PseudoPerplexity, Size, Latency, Memory, LayerError, Operations, ZeroShot,

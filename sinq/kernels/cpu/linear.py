@@ -33,6 +33,7 @@ BY_ONEDNN = (
     get_host_cpu_name().startswith("znver")
     and get_host_cpu_features().get("avx512f", False)
     and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not public: torch may drop it
 )
 """True where oneDNN multiplies by pieces, False for MKL."""
 SMALL = 1 << 18
