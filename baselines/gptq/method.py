@@ -15,8 +15,8 @@ with `tiling=2` a factorization too.
 
 What helps, on SmolLM2 at 3 bits in groups of 64 (docs/results.md; perplexity, dense 20.7): column scales
 alone 54.9 (SINQ) and 41.6 (refined), feedback alone 46.4, both 33.9 and 29.3, with scales weighted by mean
-squared inputs too 26.7. With own tokens of the model in place of text: 29.5, weights alone 31.7. What does not
-help is in docs/negative_results.md.
+squared inputs too 26.7. With own tokens of the model in place of text: 29.5, weights alone 31.7. What does
+not help is in docs/negative_results.md.
 
 *Scales and zeros* of a group are chosen when its first column is reached, from the weights as changed until
 then, or before anything is rounded (`static_groups`). Only static ones know of the weights that AWQ cuts.
