@@ -79,7 +79,7 @@ def _metric(key: str, heading: str, path: str, style: str, importance: int) -> M
     return Metric(key, heading, tuple(path.split(".")), style, importance)
 
 
-METRICS = (
+BEFORE_TASKS = (
     _metric("perplexity", "ppl", "perplexity.value", "number", 99),
     _metric("pseudo_perplexity", "pseudo\nppl", "pseudo_perplexity.value", "number", 98),
     _metric("kl", "KL\nnats", "perplexity.kl", "significant", 80),
@@ -88,6 +88,8 @@ METRICS = (
     _metric("same_top", "same\ntop", "perplexity.divergence.same_top", "percent", 49),
     _metric("flips", "flips", "perplexity.flip_rate", "percent", 50),
     _metric("bits_per_weight", "bits/w", "size.bits_per_weight", "number", 70),
+)
+AFTER_TASKS = (
     _metric("model_mb", "model\nMB", "size.model_nbytes", "MB", 40),
     _metric("prefill", "prefill\ntok/s", "latency.prefill", "speed", 20),
     _metric("decode", "decode\ntok/s", "latency.decode", "speed", 25),
@@ -96,6 +98,7 @@ METRICS = (
     _metric("training_s", "train\ns", "compression.training.seconds", "seconds", 29),
     _metric("quantize_s", "quant\ns", "compression.seconds_quantize", "seconds", 30),
 )
+METRICS = (*BEFORE_TASKS, *AFTER_TASKS)
 TASKS = 60
 """Importance of a zero-shot task."""
 
@@ -105,7 +108,7 @@ def metrics(rows: Sequence[Row]) -> tuple[Metric, ...]:
     shown: dict[str, str] = {}
     for row in rows:
         shown = flat.tasks(row) | shown
-    every = (*METRICS[:8], *(_task(*each) for each in shown.items()), *METRICS[8:])
+    every = (*BEFORE_TASKS, *(_task(*each) for each in shown.items()), *AFTER_TASKS)
     return tuple(metric for metric in every if any(metric.of(row) is not None for row in rows))
 
 

@@ -120,13 +120,24 @@ def _foreign(row: Row, protocol: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_mixtures(table: Table, cells: Sequence[Sequence[Cell]]) -> None:
-    """Raise `ValueError` where runs on one model and text were not measured alike."""
+    """Raise `ValueError` where runs on one model and text were not measured alike, or count unlike tokens."""
+    _refuse_words_beside_pieces([cell.row for of_line in cells for cell in of_line if cell.row is not None])
     first: dict[str, Row] = {}
     for line, of_line in zip(table.rows, cells, strict=True):
         for column, cell in zip(table.columns, of_line, strict=True):
             if cell.row is not None:
                 subject = json.dumps(split(table.options(line, column))[0], sort_keys=True)
                 _refuse_difference(first.setdefault(subject, cell.row), cell.row)
+
+
+def _refuse_words_beside_pieces(rows: Sequence[Row]) -> None:
+    """Raise `ValueError` where some models predict whole words (`model.tokens=words`), and others do not."""
+    kinds = {str(row["identity"]["model"].get("tokenizer")).startswith("words"): row for row in rows}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"runs {kinds[True]['run_id']} and {kinds[False]['run_id']} cannot stand in one table: the first"
+            " has perplexities of words, the second of pieces of words"
+        )
 
 
 def _refuse_difference(row: Row, other: Row) -> None:

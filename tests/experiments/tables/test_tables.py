@@ -193,6 +193,17 @@ def test_runs_measured_differently_are_refused_in_one_table(key: str, value: Any
         fill(table(line("sinq"), line("rtn")), rows)
 
 
+def test_perplexities_of_words_and_of_pieces_are_refused_in_one_table() -> None:
+    rows = [row("a", method="sinq"), row("b", method="rtn")]
+    lines = table(line("sinq"), line("rtn"))
+    for each, kind in zip(rows, ("words, 300, of the text", "byte pairs, 300, of the text"), strict=True):
+        each["identity"]["model"]["tokenizer"] = kind
+    with pytest.raises(ValueError, match=r"runs a and b cannot stand in one table: the first .* of words"):
+        fill(lines, rows)
+    rows[1]["identity"]["model"]["tokenizer"] = "words, 300, of the text"
+    assert fill(lines, rows).cells[1][0].row == rows[1]
+
+
 def test_a_run_is_not_set_beside_a_paper_of_another_protocol() -> None:
     wanted = {"protocol.dtype": ["bfloat16", "float16"], "metrics.perplexity.windows": 16}
     cell = only(fill(table(line("sinq", OURS), protocol=wanted), [row("a", method="sinq")]))
